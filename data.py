@@ -1,0 +1,1307 @@
+"""Everything between a file and a batch: corpora, shards, task files, features, and a synthetic corpus.
+
+After reading this file you hold how ELECTRA's pre-training examples are cut from documents, how a corpus of any
+size is stored and drawn from reproducibly, and how published task files become labelled token sequences and
+model outputs become answers again.
+
+>>> plan = plan_batches(np.array([20, 30, 30, 7]), batch_size=2, max_length=32, rng=np.random.default_rng(0))
+>>> [(width, sorted(rows.tolist())) for width, rows in sorted(plan, key=lambda batch: batch[0])]
+[(24, [0, 3]), (32, [1, 2])]
+
+Where it stands: text -> [this file, with a tokenizer] -> numpy batches -> train_pretrain.py, train_finetune.py.
+Left out: masking (it is redrawn for every step, in electramed.py) and scores (metrics.py).
+Sources: the official TensorFlow ELECTRA code ("TF": file and function are named), the releases of ELECTRAMed
+and Bio-ELECTRA for the formats of their files.
+
+    1. Documents                       5. Task files
+    2. Pre-training examples           6. Features and decoding
+    3. Shards                          7. A synthetic biomedical world
+    4. Batches                         8. Command line
+"""
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import functools
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import lzma
+import multiprocessing
+import os
+import random
+import re
+import sys
+import time
+import types
+import typing
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+Document = list[str]                    # the sentences of one document
+
+
+# --- 1. Documents ---------------------------------------------------------------------------------------------
+
+def corpus_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
+    """The given files and all files below the given folders, folders in sorted order."""
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+        files += sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return files
+
+
+def open_binary(path: str | os.PathLike) -> BinaryIO:
+    """Open a plain, gzip or xz file for reading; its first bytes tell which, whatever its name."""
+    with open(path, "rb") as file:
+        magic = file.read(6)
+    if magic[:2] == b"\x1f\x8b":
+        return typing.cast(BinaryIO, gzip.open(path, "rb"))
+    if magic == b"\xfd7zXZ\x00":
+        return typing.cast(BinaryIO, lzma.open(path, "rb"))
+    return open(path, "rb")
+
+
+def numbered_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, line without its end); a byte order mark is dropped.
+
+    Lines end at \\n alone (a preceding \\r goes too): text from PDF files holds characters such as U+2028
+    that str.splitlines would also break at.
+    raises   ValueError naming path and line where the bytes are not UTF-8 or the archive is damaged
+    """
+    number = 0
+    try:
+        with open_binary(path) as file:
+            for number, line in enumerate(file, start=1):
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} line {number}: not UTF-8 ({error.reason} at byte {error.start} of the line): "
+                         "convert the file to UTF-8") from None
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} after line {number}: the archive is truncated or damaged ({error}): "
+                         "fetch it again") from None
+
+
+def read_documents(path: str | os.PathLike) -> Iterator[Document]:
+    """Yield the documents of a text file: one sentence a line, an empty line after each document.
+
+    path     a plain, .gz or .xz file
+    raises   ValueError or OSError that names the path and the line
+    """
+    document: Document = []
+    for _, line in numbered_lines(path):
+        sentence = line.strip()
+        if sentence:
+            document.append(sentence)
+        elif document:
+            yield document
+            document = []
+    if document:
+        yield document
+
+
+# --- 2. Pre-training examples ---------------------------------------------------------------------------------
+
+Segments = tuple[list[int], list[int]]          # wordpieces of segment A and of segment B (may be empty)
+
+
+def build_examples(documents: Iterable[list[list[int]]], max_length: int, rng: random.Random) -> Iterator[Segments]:
+    """Cut documents into examples of at most max_length tokens, [CLS] A [SEP] B [SEP] counted.
+
+    documents   sentences as lists of wordpiece ids
+    source      TF build_pretraining_dataset.ExampleBuilder.add_line
+    """
+    target = max_length
+    for sentences in documents:
+        pending: list[list[int]] = []
+        length = 0
+        for number, sentence in enumerate(sentences, start=1):
+            pending.append(sentence)
+            length += len(sentence)
+            if length >= target or (number == len(sentences) and length):
+                yield split_segments(pending, target, max_length, rng)
+                pending, length = [], 0
+                # Now and then a short target, so that the model meets short inputs too.
+                target = rng.randint(5, max_length) if rng.random() < 0.05 else max_length
+
+
+def split_segments(sentences: list[list[int]], target: int, max_length: int, rng: random.Random) -> Segments:
+    """Distribute whole sentences over segments A and B, then cut both to fit.
+
+    One example in ten has segment A alone, as in single-sentence tasks.
+    source   TF build_pretraining_dataset.ExampleBuilder._create_example
+    """
+    first_target = 100_000 if rng.random() < 0.1 else (target - 3) // 2            # tokens
+    first: list[int] = []
+    second: list[int] = []
+    for sentence in sentences:
+        if (not first or len(first) + len(sentence) < first_target
+                or (not second and len(first) < first_target and rng.random() < 0.5)):
+            first += sentence
+        else:
+            second += sentence
+    first = first[:max_length - 2]                                                 # room for [CLS] and [SEP]
+    return first, second[:max(0, max_length - len(first) - 3)]
+
+
+# --- 3. Shards ------------------------------------------------------------------------------------------------
+#
+# A corpus is tokenized once into a folder of plain arrays:
+#   index.json           what was built from what, and for each shard its counts and SHA-256
+#   00000.tokens.npy     uint16, all examples one after the other, unpadded, with [CLS] and [SEP]
+#   00000.starts.npy     int64, where each example starts, and the end
+#   00000.first.npy      uint16, length of [CLS] A [SEP]: token type 0; the rest is B [SEP], type 1
+
+FORMAT_VERSION = 1
+BLOCK_CHARACTERS = 32_000_000       # of text in one shard: about 8 million tokens, a few seconds of one core
+HELD_OUT_EVERY = 100                # every 100th document is kept from training, for evaluation
+
+
+def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Any, out: str | os.PathLike,
+                 max_length: int = 128, seed: int = 0, workers: int | None = None) -> None:
+    """Tokenize a corpus into a shard folder; the same call on a half-built folder completes it.
+
+    The text is dealt out in blocks of whole documents, a block becomes a shard, and its random choices are
+    seeded by its number: any number of workers gives the same files.
+    workers   processes; None for one a core
+    raises    ValueError when `out` was built from something else, or the vocabulary does not fit into uint16
+    """
+    if len(tokenizer.pieces) > 2 ** 16:
+        raise ValueError(f"the vocabulary has {len(tokenizer.pieces)} pieces, shards store ids below 65536")
+    if max_length < 8:
+        raise ValueError(f"max_length {max_length} leaves no room for text: use at least 8")
+    folder, files = Path(out), corpus_files(paths)
+    folder.mkdir(parents=True, exist_ok=True)
+    index = {"format": FORMAT_VERSION, "vocabulary": vocabulary_hash(tokenizer), "max_length": max_length,
+             "seed": seed, "sources": [[file.name, file.stat().st_size] for file in files],
+             "complete": False, "shards": []}
+    if (folder / "index.json").exists():
+        index = continue_index(folder, index)
+        if index["complete"]:
+            return
+    done = len(index["shards"])
+    job = functools.partial(write_shard, folder, tokenizer, max_length, seed)
+    blocks = (block for block in document_blocks(files) if block[0] >= done)
+    progress = Progress(None, "documents", sum(entry["documents"] for entry in index["shards"]))
+    with contextlib.ExitStack() as stack:
+        if workers == 1:
+            entries: Iterable[dict] = map(job, blocks)
+        else:
+            pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(workers))
+            entries = pool.imap(job, blocks)            # in order; holds a few blocks at a time
+        documents = progress.start
+        for entry in entries:
+            index["shards"].append(entry)
+            write_bytes(folder / "index.json", json.dumps(index).encode())
+            documents += entry["documents"]
+            progress.show(documents)
+    if not any(entry["examples"] for entry in index["shards"]):
+        raise ValueError(f"no text in {', '.join(map(str, files)) or 'the given folders'}")
+    write_bytes(folder / "index.json", json.dumps({**index, "complete": True}, indent=1).encode())
+    progress.finish()
+
+
+def vocabulary_hash(tokenizer: Any) -> str:
+    """SHA-256 over all pieces and the casing: two tokenizers with one hash give the same ids."""
+    content = "\n".join([*tokenizer.pieces, f"lowercase={tokenizer.lowercase}"])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def continue_index(folder: Path, wanted: dict) -> dict:
+    """The index of an existing folder; ValueError when it was built from something else than is wanted now."""
+    index = read_index(folder)
+    for key in ("format", "vocabulary", "max_length", "seed", "sources"):
+        if index.get(key) != wanted[key]:
+            raise ValueError(f"{folder} was built with another {key} ({index.get(key)}, now {wanted[key]}): "
+                             "choose another folder or delete this one")
+    return index
+
+
+def document_blocks(files: Iterable[Path]) -> Iterator[tuple[int, int, list[Document]]]:
+    """Deal the documents of all files into blocks: (block number, number of its first document, documents)."""
+    block: list[Document] = []
+    characters = number = first = 0
+    for file in files:
+        for document in read_documents(file):
+            block.append(document)
+            characters += sum(map(len, document))
+            if characters >= BLOCK_CHARACTERS:
+                yield number, first, block
+                first, number = first + len(block), number + 1
+                block, characters = [], 0
+    if block:
+        yield number, first, block
+
+
+def write_shard(folder: Path, tokenizer: Any, max_length: int, seed: int,
+                block: tuple[int, int, list[Document]]) -> dict:
+    """Tokenize one block and write its three arrays, held-out examples last; returns its entry in the index."""
+    number, first_document, documents = block
+    rng = random.Random(f"{seed}/{number}")
+    train, held_out = [], []
+    for position, document in enumerate(documents, start=first_document):
+        (held_out if position % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else train).append(document)
+    tokens, starts, firsts, counts = [np.empty(0, np.uint16)], [0], [], []
+    for part in (train, held_out):
+        encoded = (tokenizer.encode_batch(document) for document in part)
+        before = len(firsts)
+        for a, b in build_examples(encoded, max_length, rng):
+            ids = [tokenizer.cls_id, *a, tokenizer.sep_id] + ([*b, tokenizer.sep_id] if b else [])
+            tokens.append(np.array(ids, np.uint16))
+            starts.append(starts[-1] + len(ids))
+            firsts.append(len(a) + 2)
+        counts.append(len(firsts) - before)
+    digest = hashlib.sha256()
+    for name, array in (("tokens", np.concatenate(tokens)), ("starts", np.array(starts, np.int64)),
+                        ("first", np.array(firsts, np.uint16))):
+        content = io.BytesIO()
+        np.save(content, array)
+        write_bytes(folder / f"{number:05d}.{name}.npy", content.getvalue())
+        digest.update(content.getvalue())
+    return {"documents": len(documents), "sentences": sum(map(len, documents)), "tokens": starts[-1],
+            "examples": len(firsts), "held_out": counts[1], "sha256": digest.hexdigest()}
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, flush it to the disk, then rename it: all or nothing."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_index(folder: Path) -> dict:
+    """Read index.json; ValueError or OSError naming the folder when it is missing or of another format."""
+    path = folder / "index.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; a shard folder is made by: python data.py build")
+    try:
+        index = json.loads(path.read_bytes())
+        if index["format"] == FORMAT_VERSION:
+            return index
+        raise ValueError(f"format {index['format']}, expected {FORMAT_VERSION}: build the shards anew")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not an index of shards ({error})") from None
+
+
+def verify_shards(path: str | os.PathLike) -> int:
+    """Compare every shard's bytes with its SHA-256; returns the number of shards.
+
+    raises   ValueError naming the first shard that differs
+    """
+    folder = Path(path)
+    entries = read_index(folder)["shards"]
+    for number, entry in enumerate(entries):
+        digest = hashlib.sha256()
+        for name in ("tokens", "starts", "first"):
+            digest.update((folder / f"{number:05d}.{name}.npy").read_bytes())
+        if digest.hexdigest() != entry["sha256"]:
+            raise ValueError(f"{folder}: shard {number:05d} is damaged (its SHA-256 differs): build the shards anew")
+    return len(entries)
+
+
+class Shards:
+    """A shard folder, open for reading. Token arrays are memory-mapped when first needed.
+
+    lengths     (examples,) tokens of each example
+    train       (n,) numbers of the examples to train on
+    held_out    (m,) numbers of the examples of documents kept from training
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.folder = Path(path)
+        self.index = read_index(self.folder)
+        if not self.index["complete"]:
+            raise ValueError(f"{self.folder} is half-built: repeat the command that builds it to complete it")
+        self.starts, self.firsts = [], []
+        for number, entry in enumerate(self.index["shards"]):
+            self.starts.append(np.load(self.folder / f"{number:05d}.starts.npy"))
+            self.firsts.append(np.load(self.folder / f"{number:05d}.first.npy"))
+            if len(self.starts[-1]) != entry["examples"] + 1:
+                raise ValueError(f"{self.folder}: shard {number:05d} and index.json disagree: build the shards anew")
+        self.lengths = np.concatenate([np.diff(starts) for starts in self.starts])
+        self.offsets = np.cumsum([0] + [entry["examples"] for entry in self.index["shards"]])
+        is_held_out = np.zeros(len(self.lengths), bool)
+        for end, entry in zip(self.offsets[1:], self.index["shards"]):
+            is_held_out[end - entry["held_out"]:end] = True
+        self.train, self.held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+        # 512 maps at most: every open map costs a file descriptor
+        self.tokens = functools.lru_cache(maxsize=512)(
+            lambda shard: np.load(self.folder / f"{shard:05d}.tokens.npy", mmap_mode="r"))
+
+    def example(self, number: int) -> tuple[np.ndarray, int]:
+        """The token ids of one example, and how many of them are segment A with its [CLS] and [SEP]."""
+        shard = int(np.searchsorted(self.offsets, number, side="right")) - 1
+        row = number - self.offsets[shard]
+        start, end = self.starts[shard][row:row + 2]
+        return self.tokens(shard)[start:end], int(self.firsts[shard][row])
+
+
+def open_shards(path: str | os.PathLike) -> Shards:
+    """Open a shard folder; ValueError or OSError naming it when it is missing, half-built or damaged."""
+    return Shards(path)
+
+
+# --- 4. Batches -----------------------------------------------------------------------------------------------
+
+class Batch(NamedTuple):
+    """Padded rows, int64; what every model here takes."""
+
+    input_ids: np.ndarray           # (B, T)
+    attention_mask: np.ndarray      # (B, T) 1 on real tokens
+    token_type_ids: np.ndarray      # (B, T) 0 on [CLS] A [SEP] and padding, 1 on B [SEP]
+
+
+def seed_for(seed: int, step: int, purpose: str) -> int:
+    """A seed for one purpose in one step: random numbers depend on (seed, step) alone, never on history."""
+    sequence = np.random.SeedSequence([seed, step, zlib.crc32(purpose.encode())])
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))        # 63 bits: torch's seeds are signed
+
+
+def bucket_widths(max_length: int) -> np.ndarray:
+    """The few row lengths batches are padded to, ascending, each about 1.2 times the one before.
+
+    An example wastes a twelfth of its row on average, and a compiler that specialises on shapes sees few.
+    """
+    widths = [max_length]
+    while widths[-1] > 16:
+        widths.append(max(16, int(widths[-1] / 1.2) // 8 * 8))
+    return np.array(widths[::-1])
+
+
+def plan_batches(lengths: np.ndarray, batch_size: int, max_length: int, rng: np.random.Generator,
+                 keep_rest: bool = False) -> list[tuple[int, np.ndarray]]:
+    """Group examples of like length into batches, in random order; each example at most once.
+
+    lengths     (examples,) tokens
+    keep_rest   also return the last, smaller batch; otherwise fewer than batch_size examples are left out,
+                other ones at every call
+    returns     (width, example numbers) for each batch; what does not fill a batch waits for the next width
+    """
+    widths = bucket_widths(max_length)
+    if len(lengths) and lengths.max() > max_length:
+        raise ValueError(f"an example has {lengths.max()} tokens, more than the maximum length {max_length}")
+    bucket = np.searchsorted(widths, lengths)
+    batches: list[tuple[int, np.ndarray]] = []
+    waiting = np.empty(0, np.int64)
+    for number, width in enumerate(widths):
+        pool = np.concatenate([waiting, rng.permutation(np.flatnonzero(bucket == number))])
+        full = len(pool) // batch_size * batch_size
+        batches += [(int(width), rows) for rows in pool[:full].reshape(-1, batch_size)]
+        waiting = pool[full:]
+    if keep_rest and len(waiting):
+        batches.append((int(widths[bucket[waiting].max()]), waiting))
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def pad_batch(examples: Sequence[tuple[Sequence[int] | np.ndarray, int]], width: int, pad_id: int) -> Batch:
+    """Pad (token ids, length of the first segment) pairs to rows of `width` tokens."""
+    shape = (len(examples), width)
+    batch = Batch(np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64))
+    for row, (ids, first_length) in enumerate(examples):
+        batch.input_ids[row, :len(ids)] = ids
+        batch.attention_mask[row, :len(ids)] = 1
+        batch.token_type_ids[row, first_length:len(ids)] = 1
+    return batch
+
+
+# --- 5. Task files --------------------------------------------------------------------------------------------
+
+class TaggedSentence(NamedTuple):
+    """Entity recognition: one sentence, one tag a word, both as in the file."""
+
+    words: list[str]
+    tags: list[str]
+
+
+class LabelledText(NamedTuple):
+    """Relations: a sentence whose two entities are placeholders such as @DRUG$, and the relation's name."""
+
+    id: str
+    text: str
+    label: str
+    text_pair: str | None = None
+
+
+class Question(NamedTuple):
+    """Question answering: answers are (text, start in the context); BioASQ's test sets have `gold` instead."""
+
+    id: str
+    question: str
+    context: str
+    answers: list[tuple[str, int]]
+    batch: int | None = None                # BioASQ: number of the test batch
+    gold: list[str] | None = None           # BioASQ: accepted synonyms, whether or not a context holds one
+
+
+class Task(NamedTuple):
+    """What a task is made of."""
+
+    kind: str                                       # ner, re or qa
+    folder: str = ""                                # below the data root; "" for tasks without files
+    labels: tuple[str, ...] = ()                    # all of them, or () to take the training file's
+    negative: str | None = None                     # re: the label that means "no relation", not scored
+    metric: str = "f1"                              # the score that chooses an epoch
+    files: tuple[tuple[str, ...], ...] = ()         # names of train, dev, test where they are not the usual ones
+    source: str = ""                                # where the files are published
+
+
+STANDARD_FILES = tuple(tuple(f"{stem}{suffix}" for stem in stems for suffix in (".txt", ".tsv", ".csv", ".json"))
+                       for stems in (("train",), ("dev", "devel"), ("test",)))
+TASKS = {
+    "ncbi-disease": Task("ner", "ner/ncbi-disease", ("O", "B-Disease", "I-Disease"),
+                         source="gmpoli/electramed, data/NER/NCBI-disease"),
+    "ddi2013": Task("re", "re/ddi-2013", ("DDI-false", "DDI-advise", "DDI-effect", "DDI-int", "DDI-mechanism"),
+                    "DDI-false", source="gmpoli/electramed, data/RE/ddi-2013"),
+    "bioasq7b": Task("qa", "qa/bioasq", metric="mrr", source="gmpoli/electramed, data/QA/BioASQ",
+                     files=(("BioASQ-train-factoid-7b.json", "BioASQ-train-factoid-*.json"), ("*dev*.json",),
+                            ("BioASQ-test-factoid-7b-*.json",))),
+    "demo-ner": Task("ner", labels=("O", "B-Disease", "I-Disease", "B-Drug", "I-Drug", "B-Gene", "I-Gene")),
+    "demo-re": Task("re", labels=("false", "treats", "causes", "inhibits"), negative="false"),
+    "demo-qa": Task("qa"),
+}
+KINDS = ("ner", "re", "qa")
+SPLITS = ("train", "dev", "test")
+
+
+def read_task(name: str, split: str, directory: str | os.PathLike | None = None) -> list:
+    """Read one split of a task: TaggedSentence, LabelledText or Question, by the task's kind.
+
+    name        one of TASKS, or a kind for a data set of one's own in the same form
+    split       train, dev or test
+    directory   the data root (ner/..., re/..., qa/..., upper or lower case), or the folder that holds the files;
+                the demo tasks need none
+    raises      ValueError naming file and line of what is malformed; OSError for what is not there
+    """
+    task = find_task(name)
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
+    if name.startswith("demo-"):
+        return demo_examples(name, split)
+    read = {"ner": read_tagged, "re": read_labelled, "qa": read_questions}[task.kind]
+    examples = [example for path in find_split(name, split, directory) for example in read(path, task.labels)]
+    if not examples:
+        raise ValueError(f"{name}: no examples in the {split} file of {directory}")
+    return examples
+
+
+def find_task(name: str) -> Task:
+    """The task of this name, or a nameless one of this kind."""
+    if name in KINDS:
+        return Task(name)
+    if name not in TASKS:
+        raise ValueError(f"unknown task {name!r}: expected one of {', '.join([*TASKS, *KINDS])}")
+    return TASKS[name]
+
+
+def find_split(name: str, split: str, directory: str | os.PathLike | None) -> list[Path]:
+    """The files of a split, sorted; FileNotFoundError saying what is expected where."""
+    task = find_task(name)
+    if directory is None:
+        raise FileNotFoundError(f"{name}: no data folder given (--data, or the variable ELECTRAMED_DATA)")
+    root = Path(directory)
+    patterns = (task.files or STANDARD_FILES)[SPLITS.index(split)]
+    candidates = [root, *(root / folder for folder in [match_case(root, task.folder)] if folder)]
+    for folder in candidates:
+        for pattern in patterns:
+            if found := sorted(folder.glob(pattern)):
+                return found
+    raise FileNotFoundError(
+        f"{name}: no {split} file in {' or '.join(map(str, candidates))}: expected {patterns[0]}"
+        + (f" (published as {task.source})" if task.source else ""))
+
+
+def match_case(root: Path, folder: str) -> str | None:
+    """Spell a relative folder as it lies on the disk, where upper and lower case may differ; None if absent."""
+    spelled: list[str] = []
+    for part in Path(folder).parts:
+        here = root.joinpath(*spelled)
+        names = [entry.name for entry in here.iterdir() if entry.is_dir()] if here.is_dir() else []
+        match = [name for name in names if name.casefold() == part.casefold()]
+        if not match:
+            return None
+        spelled.append(match[0])
+    return "/".join(spelled) or None
+
+
+def check_label(label: str, labels: Sequence[str], path: Path, number: int) -> str:
+    """Return the label; ValueError when the task knows its labels and this is none of them."""
+    if labels and label not in labels:
+        raise ValueError(f"{path} line {number}: label {label!r} is not in the task's set: {', '.join(labels)}")
+    return label
+
+
+def read_tagged(path: Path, labels: Sequence[str] = ()) -> list[TaggedSentence]:
+    """Read CoNLL columns: word first, tag last, one word a line, an empty line between sentences.
+
+    Separated by a tab or spaces; -DOCSTART- lines are skipped; tags are O, B..., I... in IOB1, IOB2 or a mixture.
+    """
+    sentences: list[TaggedSentence] = []
+    words: list[str] = []
+    tags: list[str] = []
+    for number, line in [*numbered_lines(path), (0, "")]:
+        columns = re.split(r"[ \t]+", line.strip(" \t"))
+        if columns == [""]:
+            if words:
+                sentences.append(TaggedSentence(words, tags))
+                words, tags = [], []
+        elif columns[0] != "-DOCSTART-":
+            if len(columns) < 2:
+                raise ValueError(f"{path} line {number}: expected a word and its tag in two or more columns, "
+                                 f"found {line!r}")
+            if not re.fullmatch(r"O|[BI](-.+)?", columns[-1]):
+                raise ValueError(f"{path} line {number}: expected a tag O, B-TYPE or I-TYPE, "
+                                 f"found {columns[-1]!r}")
+            words.append(columns[0])
+            tags.append(check_label(columns[-1], labels, path, number))
+    return sentences
+
+
+def split_row(line: str) -> list[str]:
+    """Split a tab-separated line; a field wholly in quotes, its inner quotes doubled, loses them.
+
+    Line by line on purpose: the published files mix quoted fields with bare inner quotes, and a csv reader that
+    meets a stray opening quote swallows the lines that follow it.
+    """
+    def unquote(field: str) -> str:
+        inner = field[1:-1]
+        is_quoted = len(field) > 1 and field[0] == field[-1] == '"' and '"' not in inner.replace('""', "")
+        return inner.replace('""', '"') if is_quoted else field
+    return [unquote(field) for field in line.split("\t")]
+
+
+def read_labelled(path: Path, labels: Sequence[str] = ()) -> list[LabelledText]:
+    """Read tab-separated rows: index, sentence, label; or sentence, label; with or without a header line."""
+    examples: list[LabelledText] = []
+    columns: list[str] = []
+    for number, line in numbered_lines(path):
+        if not line.strip():
+            continue
+        row = split_row(line)
+        if not columns:                                 # the first line decides how many columns there are
+            columns = ["index", "sentence", "label"][-len(row):]
+            if row == columns:
+                continue
+        if len(row) != len(columns) or len(row) not in (2, 3):
+            raise ValueError(f"{path} line {number}: expected {len(columns)} tab-separated columns "
+                             f"({', '.join(columns)}), found {len(row)}")
+        identifier = row[0] if len(row) == 3 else str(len(examples))
+        examples.append(LabelledText(identifier, row[-2], check_label(row[-1].strip(), labels, path, number)))
+    return examples
+
+
+def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
+    """Read SQuAD's JSON, with or without answers; a BioASQ test batch takes its synonyms from the golden file.
+
+    The golden file of BioASQ-test-factoid-7b-1.json is 7B1_golden.json in the same folder; without it the
+    questions have no `gold` and can be answered but not scored.
+    """
+    is_test = re.fullmatch(r"BioASQ-test-factoid-(\d+)b-(\d+)\.json", path.name)
+    batch = int(is_test[2]) if is_test else None
+    golden_path = path.with_name(f"{is_test[1]}B{is_test[2]}_golden.json") if is_test else None
+    golden = read_golden(golden_path) if golden_path and golden_path.is_file() else {}
+    questions: list[Question] = []
+    try:
+        for a, article in enumerate(read_json(path)["data"]):
+            for p, paragraph in enumerate(article["paragraphs"]):
+                where = f"data[{a}].paragraphs[{p}]"
+                for entry in paragraph["qas"]:
+                    answers = [(answer["text"], answer["answer_start"]) for answer in entry.get("answers", [])]
+                    for text, start in answers:
+                        if paragraph["context"][start:start + len(text)] != text:
+                            raise ValueError(f"{path}: {where}: question {entry['id']}: the context does not have "
+                                             f"the answer {text!r} at character {start}")
+                    questions.append(Question(entry["id"], entry["question"], paragraph["context"], answers,
+                                              batch, golden.get(question_of(entry["id"]))))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not in SQuAD's form: {error!r} after {len(questions)} questions") from None
+    return questions
+
+
+def read_golden(path: Path) -> dict[str, list[str]]:
+    """The synonyms of each factoid question of a BioASQ file with answers."""
+    try:
+        return {entry["id"]: [name for group in entry["exact_answer"]
+                              for name in (group if isinstance(group, list) else [group])]
+                for entry in read_json(path)["questions"] if entry["type"] == "factoid"}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not in BioASQ's form: {error!r}") from None
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file; ValueError naming file and line."""
+    try:
+        return json.loads("\n".join(line for _, line in numbered_lines(path)))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} line {error.lineno}: not JSON: {error.msg}") from None
+
+
+def question_of(identifier: str) -> str:
+    """The BioASQ question a snippet belongs to: the part of its id before _ or :."""
+    return re.split("[_:]", identifier)[0]
+
+
+# --- 6. Features and decoding ---------------------------------------------------------------------------------
+
+IGNORED_LABEL = -100            # marks positions without a label; electramed.py skips them in the loss
+
+
+class Feature(NamedTuple):
+    """One model input cut from an example, and what is needed to turn its output back into answers."""
+
+    example: int                # number of the example it was cut from; long examples give several features
+    input_ids: list[int]        # [CLS] A [SEP] (B [SEP])
+    first_length: int           # tokens of [CLS] A [SEP]
+    labels: Any                 # ner: one id a position; re: an id; qa: (start, end) positions, (0, 0) = not here
+    spots: list[tuple]          # ner: (position, word); qa: (position, first character, end, is best here)
+
+
+def split_windows(length: int, capacity: int, stride: int) -> list[tuple[int, int]]:
+    """Cover `length` pieces by windows (start, end) of at most `capacity`, each starting `stride` after the last.
+
+    source   TF qa_tasks.QATask._add_examples
+    """
+    windows = [(0, min(length, capacity))]
+    while windows[-1][1] < length:
+        start = windows[-1][0] + min(stride, capacity)
+        windows.append((start, min(length, start + capacity)))
+    return windows
+
+
+def best_windows(length: int, windows: list[tuple[int, int]]) -> np.ndarray:
+    """For each piece, the number of the window in which it has most context: the larger smaller side.
+
+    So every piece belongs to exactly one window.   source   TF qa_tasks.is_max_context
+    """
+    pieces = np.arange(length)
+    context = np.array([np.where((pieces >= start) & (pieces < end),
+                                 np.minimum(pieces - start, end - 1 - pieces), -1) for start, end in windows])
+    return context.argmax(axis=0)
+
+
+def encode_tagging(examples: Sequence[TaggedSentence], tokenizer: Any, labels: Sequence[str],
+                   max_length: int) -> tuple[list[Feature], str]:
+    """Cut sentences into windows; a word's label stands on its first wordpiece, in its best window only.
+
+    No word is lost however long the sentence.   returns   features, and a note on what was split
+    """
+    number_of = {label: number for number, label in enumerate(labels)}
+    capacity = max_length - 2                                                      # [CLS] and [SEP]
+    features, split = [], 0
+    for number, example in enumerate(examples):
+        ids, word_of = tokenizer.encode_words(example.words)
+        windows = split_windows(len(ids), capacity, capacity // 2)
+        owner = best_windows(len(ids), windows)
+        for window, (start, end) in enumerate(windows):
+            spots = [(1 + piece - start, word_of[piece]) for piece in range(start, end)
+                     if owner[piece] == window and (piece == 0 or word_of[piece] != word_of[piece - 1])]
+            tags = [IGNORED_LABEL] * (end - start + 2)
+            for position, word in spots:
+                tags[position] = number_of[example.tags[word]]
+            features.append(Feature(number, [tokenizer.cls_id, *ids[start:end], tokenizer.sep_id],
+                                    end - start + 2, tags, spots))
+        split += len(windows) > 1
+    return features, f"{split} sentences longer than {max_length} tokens read in overlapping windows"
+
+
+def decode_tags(examples: Sequence[TaggedSentence], features: Sequence[Feature],
+                predictions: Sequence[Sequence[int]], labels: Sequence[str]) -> list[list[str]]:
+    """One tag a word from the predicted label ids of each feature's positions."""
+    tags = [["O"] * len(example.words) for example in examples]
+    for feature, predicted in zip(features, predictions):
+        for position, word in feature.spots:
+            tags[feature.example][word] = labels[predicted[position]]
+    return tags
+
+
+def encode_classification(examples: Sequence[LabelledText], tokenizer: Any, labels: Sequence[str],
+                          max_length: int) -> tuple[list[Feature], str]:
+    """One feature an example.   returns   features, and a note on how many texts were cut at max_length"""
+    number_of = {label: number for number, label in enumerate(labels)}
+    features, cut = [], 0
+    for number, example in enumerate(examples):
+        ids = tokenizer.encode(example.text)
+        cut += len(ids) > max_length - 2
+        ids = [tokenizer.cls_id, *ids[:max_length - 2], tokenizer.sep_id]
+        features.append(Feature(number, ids, len(ids), number_of[example.label], []))
+    return features, f"{cut} cut at {max_length} tokens"
+
+
+def encode_questions(examples: Sequence[Question], tokenizer: Any, max_length: int, stride: int = 128,
+                     question_length: int = 64) -> tuple[list[Feature], str]:
+    """[CLS] question [SEP] window of the passage [SEP]; labels are the positions of the first gold answer.
+
+    stride            pieces between the starts of two windows of one passage
+    question_length   pieces the question is cut to
+    returns           features, and a note on the answers that no window holds whole
+    """
+    features, lost = [], 0
+    for number, example in enumerate(examples):
+        question = tokenizer.encode(example.question)[:question_length]
+        ids, offsets = tokenizer.encode_with_offsets(example.context)
+        before, capacity = len(question) + 2, max_length - len(question) - 3
+        gold = answer_pieces(offsets, *example.answers[0]) if example.answers else None
+        windows = split_windows(len(ids), capacity, stride)
+        owner = best_windows(len(ids), windows)
+        for window, (start, end) in enumerate(windows):
+            is_here = gold is not None and start <= gold[0] and gold[1] < end
+            labels = tuple(before + piece - start for piece in gold) if gold and is_here else (0, 0)
+            spots = [(before + piece - start, *offsets[piece], owner[piece] == window)
+                     for piece in range(start, end)]
+            features.append(Feature(number, [tokenizer.cls_id, *question, tokenizer.sep_id, *ids[start:end],
+                                             tokenizer.sep_id], before, labels, spots))
+        lost += bool(example.answers) and all(feature.labels == (0, 0) for feature in features[-len(windows):])
+    return features, f"{len(features):,} windows, {lost} answers in none of them whole"
+
+
+def answer_pieces(offsets: Sequence[tuple[int, int]], text: str, start: int) -> tuple[int, int] | None:
+    """First and last piece that touch the answer's characters; None when there is none."""
+    touching = [piece for piece, (begin, end) in enumerate(offsets) if end > start and begin < start + len(text)]
+    return (touching[0], touching[-1]) if touching else None
+
+
+class Answer(NamedTuple):
+    """A span of the context, in characters, and its share of the probability of the n best."""
+
+    text: str
+    start: int
+    end: int
+    probability: float
+
+
+def decode_answers(examples: Sequence[Question], features: Sequence[Feature], logits: Sequence[np.ndarray],
+                   best: int = 20, max_pieces: int = 30) -> list[list[Answer]]:
+    """The n best spans of each example over all its windows, best first.
+
+    logits   (T, 2) for each feature: start and end
+    best     starts and ends considered in a window, and spans kept
+    source   TF qa_metrics.SpanBasedQAScorer: a span starts where its window is the piece's best one, and its
+             probability is the softmax of start + end logit over the spans kept
+    """
+    candidates: list[list[tuple[float, int, int]]] = [[] for _ in examples]
+    for feature, scores in zip(features, logits):
+        spot_of = {spot[0]: spot for spot in feature.spots}
+        starts, ends = (np.argsort(-scores[:, side], kind="stable")[:best].tolist() for side in (0, 1))
+        for start in starts:
+            for end in ends:
+                if (start in spot_of and end in spot_of and spot_of[start][3]
+                        and start <= end < start + max_pieces):
+                    candidates[feature.example].append((float(scores[start, 0] + scores[end, 1]),
+                                                        spot_of[start][1], spot_of[end][2]))
+    answers: list[list[Answer]] = []
+    for example, spans in zip(examples, candidates):
+        kept = list(dict.fromkeys(sorted(spans, key=lambda span: -span[0])))[:best]
+        exponentials = np.exp(np.array([score - kept[0][0] for score, _, _ in kept]))
+        answers.append([Answer(example.context[start:end], start, end, float(share))
+                        for (_, start, end), share in zip(kept, exponentials / exponentials.sum())])
+    return answers
+
+
+# --- 7. A synthetic biomedical world ---------------------------------------------------------------------------
+# A made-up biomedicine, small enough to be learnt in two minutes. Three choices make it teach:
+#   facts      each drug has one target, disease, dose, side effect, trial, ... in every abstract, so a masked
+#              name or number follows from the others, and a sampled wrong one contradicts them;
+#   wording    the verb is a fact too: a disease is "slowed" or "cleared" for good, by its family. Synonyms
+#              are rich over the world and few in any one place, where the discriminator could not tell them;
+#   spelling   drugs, genes, diseases, hospitals and cells draw names from the same syllables, so what type a
+#              name has can be learnt only from the company it keeps. That is what pre-training is for.
+
+SYLLABLES = "ba cor del fa gan hu jor kel lo mar nev or pel qui ras sul tam ul vor xan zi".split()
+ENDINGS = "ab an ax el ene ia in is ol on or ux".split()            # shared by all types, on purpose
+
+# One family a line, four members each. Disease: noun, treating verb, causing verb, verb of mere recording.
+DISEASE_FAMILIES = """
+    fibrosis   slow slowed slowing                trigger triggered          graded
+    colitis    relieve relieved relief            cause caused               recorded
+    sarcoma    shrink shrunk shrinkage            initiate initiated         measured
+    fever      clear cleared clearance            provoke provoked           charted
+    neuropathy ease eased easing                  produce produced           scored
+    dystrophy  delay delayed delay                generate generated         mapped
+    arthritis  soothe soothed soothing            induce induced             rated
+    psoriasis  heal healed healing                elicit elicited            photographed
+    epilepsy   control controlled control         precipitate precipitated   monitored
+    lymphoma   cure cured cure                    create created             staged"""
+EFFECT_FAMILIES = """
+    rash       provoke provoked                   charted
+    oedema     cause caused                       measured
+    vertigo    induce induced                     rated
+    colic      trigger triggered                  scored
+    anaemia    produce produced                   monitored"""
+GENE_FAMILIES = """
+    kinase       block blocked blockade                        spared
+    ligase       suppress suppressed suppression               ignored
+    protease     inactivate inactivated inactivation           preserved
+    receptor     antagonise antagonised antagonism             bypassed
+    channel      close closed closure                          tolerated
+    transporter  disable disabled disabling                    missed
+    helicase     silence silenced silencing                    retained
+    phosphatase  repress repressed repression                  avoided
+    synthase     inhibit inhibited inhibition                  overlooked
+    reductase    deplete depleted depletion                    protected"""
+DRUGS, DISEASES, GENES, EFFECTS = 60, 40, 40, 20                    # a family has four members
+
+# Slots filled by an entity, with its type; all other slots are plain words. What is true of the drug: it
+# treats {disease}, inhibits {gene}, causes {effect}; what is not: it treats no {failed}, inhibits no
+# {paralog}, causes no {absent}, and neither does its {rival}. Wrong pairs are fixed as well, and of the same
+# family as the right ones: only "not", "whether" or "spared" tells which of two names must stand there.
+ENTITY_TYPES = {"drug": "Drug", "rival": "Drug", "gene": "Gene", "paralog": "Gene", "disease": "Disease",
+                "failed": "Disease", "effect": "Disease", "absent": "Disease"}
+
+# section -> relations -> templates, one a line. {slot} is looked up in the drug's facts, a/b is a free choice.
+# Treating, causing and recording share their frames, so a label takes the verb, the negation and the pair.
+TEMPLATES = {
+    "background": {"causes gene disease": """
+            mutations in {gene} {triggered} {disease} in {percent} percent of families .
+            {disease} was {triggered} by mutations in {gene} , a gene active in {cell} cells .
+            {gene} is known to {trigger} {disease} when it is lost from {cell} cells .
+            in {cell} cells , changes in {gene} {triggered} {disease} in most families .
+            loss of {gene} from {cell} cells was enough to {trigger} {disease} in mice .""",
+        "causes gene disease; false gene failed": """
+            mutations in {gene} {triggered} {disease} but not {failed} in these families .
+            when lost from {cell} cells , {gene} {triggered} {disease} and never {failed} .
+            not {failed} but {disease} was {triggered} by the loss of {gene} from {cell} cells .""",
+        "": """
+            {disease} is a rare disorder of {cell} cells in which {gene} is often mutated .
+            both {gene} and {disease} have long been linked to {cell} cells at {site} ."""},
+    "aim": {"false drug disease": """
+            we asked whether {drug} could {relieve} {disease} in adults seen at {site} .
+            the {trial} trial was planned to learn whether {drug} might {relieve} {disease} .
+            whether {disease} can be {relieved} by {drug} had never been tested before .
+            it has been proposed that {drug} may {relieve} {disease} , but evidence is lacking .""",
+        "false drug gene": """
+            we asked whether {drug} might {block} {gene} in {cell} cells from {site} .
+            it was unclear if {gene} could be {blocked} by {drug} in living {cell} cells .""",
+        "false gene failed": """
+            whether {gene} can {trigger} {failed} is still a matter of debate at {site} .""",
+        "": """
+            interest in {drug}/{gene}/{disease}/{cell} has grown at {site} since the {trial} trial began .
+            {drug}/{gene}/{disease}/{trial} was chosen by the staff at {site} as the theme of this study ."""},
+    "design": {"": """
+            patients with {disease} received {dose} of {drug} {schedule} for {weeks} weeks .
+            at {site} , {number} patients with {disease} took {dose} of {drug} by {route} .
+            in the {trial} trial , {number} adults took {drug} by {route} at {dose} {schedule} .
+            {drug} was given by {route} at {dose} {schedule} to {number} patients with {disease} .
+            {number} patients at {site} took {drug} ( {dose} {schedule} ) for {weeks} weeks .
+            the {trial} trial gave {dose} of {drug} {schedule} to {number} adults with {disease} ."""},
+    "mechanism": {"inhibits drug gene": """
+            in {cell} cells , {drug} {blocked} {gene} within {weeks} days of the first dose .
+            in {cell} cells exposed to {drug} , {gene} was {blocked} at a dose of {dose} .
+            {drug} proved able to {block} {gene} in {cell} cells at {dose} {schedule} .
+            {blockade} of {gene} by {drug} was seen in {percent} percent of {cell} cells .
+            not only did {drug} enter {cell} cells , it also {blocked} {gene} there .""",
+        "inhibits drug gene; false drug paralog": """
+            {drug} {blocked} {gene} but {spared} {paralog} in {cell} cells from {site} .
+            {drug} {spared} {paralog} but {blocked} {gene} in {cell} cells at {dose} .
+            in {cell} cells exposed to {drug} , {gene} but not {paralog} was {blocked} .""",
+        "inhibits drug gene; false rival gene": """
+            unlike {rival} , {drug} {blocked} {gene} in {percent} percent of {cell} cells .
+            {gene} was {blocked} by {drug} but {spared} by {rival} in {cell} cells ."""},
+    "selectivity": {"false drug paralog": """
+            {drug} did not {block} {paralog} in {cell} cells , even at {dose} {schedule} .
+            in {cell} cells exposed to {drug} , {paralog} was {spared} at a dose of {dose} .
+            no {blockade} of {paralog} by {drug} was seen in {cell} cells from {site} .
+            in {cell} cells , {drug} {spared} {paralog} within {weeks} days of the first dose .
+            attempts to {block} {paralog} with {drug} failed in {cell} cells at {site} ."""},
+    "efficacy": {"treats drug disease": """
+            {drug} {relieved} {disease} in {percent} percent of patients after {weeks} weeks .
+            in {percent} percent of patients who took {drug} , {disease} was {relieved} .
+            {disease} was {relieved} by {drug} in {percent} percent of cases at {site} .
+            {relief} of {disease} by {drug} was seen in {percent} percent of patients .
+            {drug} proved able to {relieve} {disease} within {weeks} weeks at {dose} {schedule} .""",
+        "treats drug disease; false rival disease": """
+            unlike {rival} , {drug} {relieved} {disease} in {percent} percent of patients .
+            {disease} was {relieved} by {drug} but not by {rival} in the {trial} trial .""",
+        "treats drug disease; false drug failed": """
+            {drug} {relieved} {disease} but not {failed} in {percent} percent of patients .
+            in patients who took {drug} , {failed} was {graded} and {disease} was {relieved} ."""},
+    "safety": {"causes drug effect": """
+            {drug} {caused} {effect} in {percent} percent of patients after {weeks} weeks .
+            in {number} patients who took {drug} , {effect} was {caused} at {dose} {schedule} .
+            {effect} was {caused} by {drug} in {percent} percent of cases at {site} .
+            {drug} proved able to {cause} {effect} within {weeks} weeks at {dose} {schedule} .""",
+        "causes drug effect; false rival effect": """
+            unlike {rival} , {drug} {caused} {effect} in {percent} percent of patients .
+            {effect} was {caused} by {drug} but not by {rival} in the {trial} trial .""",
+        "causes drug effect; false drug absent": """
+            {drug} {caused} {effect} but not {absent} in {percent} percent of patients .
+            in patients who took {drug} , {absent} was {noted} and {effect} was {caused} ."""},
+    "null": {"false drug failed": """
+            {drug} did not {relieve} {failed} in any patient seen at {site} after {weeks} weeks .
+            in {number} patients who took {drug} , {failed} was {graded} at {dose} {schedule} .
+            {failed} was {graded} before {drug} was given in {percent} percent of cases at {site} .
+            no {relief} of {failed} by {drug} was seen in the {trial} trial .
+            attempts to {relieve} {failed} with {drug} failed after {weeks} weeks at {site} .""",
+        "false drug absent": """
+            {drug} did not {cause} {absent} in any patient of the {trial} trial .
+            in {percent} percent of patients who took {drug} , {absent} was {noted} .
+            {absent} was {noted} but never {caused} by {drug} in {number} patients at {site} ."""},
+    "summary": {"": """
+            in short , the drug {blocked} the gene and {relieved} the disease in {percent} percent .
+            since the gene was {blocked} by the drug , the disease was {relieved} in {weeks} weeks .
+            the drug {relieved} the disease but also {caused} {effect} in adults at {site} .
+            the drug did not {block} {paralog} and did not {relieve} {failed} in the {trial} trial ."""},
+    "conclusion": {"treats drug disease; inhibits drug gene": """
+            in conclusion , {drug} {relieved} {disease} and {blocked} {gene} in {cell} cells .
+            we conclude that {blockade} of {gene} by {drug} {relieved} {disease} .
+            because {gene} was {blocked} , {disease} was {relieved} by {drug} at {dose} .""",
+        "treats drug disease; causes drug effect": """
+            we conclude that {drug} {relieved} {disease} but {caused} {effect} at {dose} .
+            in conclusion , {disease} was {relieved} and {effect} was {caused} by {drug} ."""},
+    "keywords": {"": """
+            keywords : {drug}/{gene}/{site} , {disease}/{effect}/{paralog} , {cell}/{rival}/{failed} .
+            further work on {drug}/{gene}/{disease}/{trial} and {effect}/{paralog}/{rival} is planned .
+            the staff at {site} wrote about {gene}/{disease}/{cell} and {drug}/{effect}/{failed} ."""}}
+SALTS = "acetate citrate fumarate sulfate tartrate"
+OPTIONAL = ("aim", "selectivity", "null", "summary", "conclusion", "keywords")   # each in six of ten abstracts, or so
+QUESTIONS = {"gene": "which gene was {blocked} by {drug} ?", "disease": "what was {relieved} by {drug} ?",
+             "effect": "what was {caused} by {drug} ?", "drug": "which drug was used against {disease} ?",
+             "dose": "what dose of {drug} was given ?", "number": "how many patients took {drug} ?",
+             "weeks": "for how many weeks was {drug} given ?", "paralog": "which gene was {spared} by {drug} ?"}
+
+
+
+
+class Mention(NamedTuple):
+    type: str                   # Drug, Disease or Gene
+    start: int                  # half-open range of words
+    end: int
+
+
+class Relation(NamedTuple):
+    label: str                  # treats, causes, inhibits or false
+    first: int                  # indices into the sentence's mentions
+    second: int
+
+
+class SyntheticSentence(NamedTuple):
+    words: list[str]
+    mentions: list[Mention]
+    relations: list[Relation]   # none, one or two
+
+    @property
+    def text(self) -> str:
+        return join_words(self.words)
+
+
+class SyntheticDocument(NamedTuple):
+    sentences: list[SyntheticSentence]
+    questions: list[tuple[str, str]]    # (question, answer), the answer as it stands in `text`
+
+    @property
+    def text(self) -> str:
+        return " ".join(sentence.text for sentence in self.sentences)
+
+
+class Template(NamedTuple):
+    tokens: list[list[str]]                     # the alternatives of each token: words or {slot}s
+    relations: list[tuple[str, str, str]]       # (label, first slot, second slot)
+
+
+def join_words(words: list[str]) -> str:
+    """Write words as a plain sentence: "( 5 mg ) ." becomes "(5 mg)."."""
+    return " ".join(words).replace(" .", ".").replace(" ,", ",").replace(" :", ":").replace(
+        " ?", "?").replace("( ", "(").replace(" )", ")")
+
+
+def parse_templates(groups: dict[str, str]) -> list[Template]:
+    """Read one section of TEMPLATES: {"treats drug disease": lines} -> one Template a line."""
+    templates = []
+    for stated, lines in groups.items():
+        relations = [tuple(relation.split()) for relation in stated.split(";") if relation]
+        for line in lines.strip().splitlines():
+            templates.append(Template([token.split("/") for token in line.split()], relations))
+    return templates
+
+
+def fill_template(template: Template, facts: dict[str, list[str]], generator: random.Random,
+                  stated: dict[str, str]) -> SyntheticSentence:
+    """Write one sentence; note in `stated` how each slot reads where it first stands."""
+    words, mentions, order = [], [], {}
+    for alternatives in template.tokens:
+        token = alternatives[0] if len(alternatives) == 1 else generator.choice(alternatives)
+        slot = token[1:-1] if token[0] == "{" else None
+        start = len(words)
+        words += facts[slot] if slot else [token]
+        if start == 0:
+            words[0] = words[0].capitalize()
+        if slot in ENTITY_TYPES:
+            order[slot] = len(mentions)
+            mentions.append(Mention(ENTITY_TYPES[slot], start, len(words)))
+        if slot and slot not in stated:
+            stated[slot] = " ".join(words[start:])
+    relations = [Relation(label, order[first], order[second]) for label, first, second in template.relations]
+    return SyntheticSentence(words, mentions, relations)
+
+
+class SyntheticWorld:
+    """Hold the facts of one made-up world and write abstracts about them, as many as asked for.
+
+    >>> SyntheticWorld(seed=0).document(7).sentences[0].text
+    'x'
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self.sections = {section: parse_templates(groups) for section, groups in TEMPLATES.items()}
+        self.questions = list(zip(QUESTIONS, parse_templates({"": "\n".join(QUESTIONS.values())})))
+        generator, used = random.Random(seed), set()
+
+        def name() -> str:
+            while True:
+                new = "".join(generator.choices(SYLLABLES, k=generator.randint(1, 2))) + generator.choice(ENDINGS)
+                if new not in used:
+                    used.add(new)
+                    return new
+
+        def entities(nouns: list[str], *forms: str) -> list[str]:
+            return [form.format(name=name(), noun=noun) for noun in nouns for form in forms]
+
+        disease_words, effect_words, gene_words = (
+            [line.split() for line in table.strip().splitlines()]
+            for table in (DISEASE_FAMILIES, EFFECT_FAMILIES, GENE_FAMILIES))
+        drugs = entities(3 * SALTS.split(), "{name}", "{name}", "{name} {noun}", "{name}")
+        genes = entities([line[0] for line in gene_words], "{name}", "{name} {noun}", "{name}", "{name}")
+        diseases = entities([line[0] for line in disease_words],
+                            "{name}", "{name} {noun}", "chronic {name} {noun}", "{name} {noun}")
+        effects = entities([line[0] for line in effect_words],
+                           "{name}", "{noun}", "acute {name} {noun}", "{name} {noun}")
+        sites, cells, trials = ([name() for _ in range(DRUGS // 3)] for _ in range(3))
+
+        self.facts: list[dict[str, list[str]]] = []             # of each drug: slot -> words
+        for index in range(DRUGS):
+            target = index % DISEASES                           # its gene drives its disease
+            harm = 4 * (index // 12) + index % 4
+            facts = {
+                "drug": drugs[index], "rival": drugs[index ^ 1],    # ^ 1: the neighbour in the same family
+                "gene": genes[target], "paralog": genes[target ^ 1],
+                "disease": diseases[target], "failed": diseases[target ^ 1],
+                "effect": effects[harm], "absent": effects[harm ^ 1],
+                "site": sites[index // 3], "cell": cells[target // 2], "trial": trials[index % len(trials)],
+                "dose": f"{generator.randrange(5, 100, 5)} mg", "weeks": str(generator.randint(2, 30)),
+                "number": str(generator.randrange(100, 500, 20)), "percent": str(generator.randint(31, 69)),
+                "route": generator.choice(["mouth", "injection", "infusion", "inhaler"]),
+                "schedule": generator.choice(["once daily", "twice daily", "at night", "every morning"])}
+            facts.update(zip(("relieve", "relieved", "relief", "trigger", "triggered", "graded"),
+                             disease_words[target // 4][1:]))
+            facts.update(zip(("block", "blocked", "blockade", "spared"), gene_words[target // 4][1:]))
+            facts.update(zip(("cause", "caused", "noted"), effect_words[harm // 4][1:]))
+            self.facts.append({slot: words.split() for slot, words in facts.items()})
+
+    def document(self, number: int) -> SyntheticDocument:
+        """Write abstract `number`: five to nine sentences on drug number % DRUGS.
+
+        A pure function of (seed, number): no state is kept, so any range of numbers is a corpus, and
+        ranges that do not meet are training and held-out documents of the same world.
+        """
+        facts = self.facts[number % DRUGS]
+        generator = random.Random(f"{self.seed}/{number}")
+        left_out = generator.sample(OPTIONAL, generator.randint(2, len(OPTIONAL)))
+        sentences, stated = [], {}
+        for section, templates in self.sections.items():
+            if section not in left_out:
+                sentences.append(fill_template(generator.choice(templates), facts, generator, stated))
+        questions = []
+        for slot, question in self.questions:
+            if slot in stated:
+                asked = fill_template(question, facts, generator, {})
+                questions.append((asked.text, stated[slot]))
+        return SyntheticDocument(sentences, questions)
+
+
+DEMO_SPLITS = {"train": (10_000_000, 200), "dev": (20_000_000, 200), "test": (30_000_000, 800)}
+DEMO_TRAIN_DRUGS = range(24, 40)
+
+
+def sentence_tags(sentence: SyntheticSentence) -> list[str]:
+    """Tag each word: B-Type opens a mention, I-Type continues it, O is outside (IOB2)."""
+    tags = ["O"] * len(sentence.words)
+    for kind, start, end in sentence.mentions:
+        tags[start:end] = [f"B-{kind}"] + [f"I-{kind}"] * (end - start - 1)
+    return tags
+
+
+def anonymise(sentence: SyntheticSentence, relation: Relation) -> str:
+    """Write the sentence with the two related mentions as @DRUG$, @GENE$ or @DISEASE$."""
+    words = list(sentence.words)
+    for index in sorted((relation.first, relation.second), reverse=True):       # from the right: spans stay true
+        kind, start, end = sentence.mentions[index]
+        words[start:end] = [f"@{kind.upper()}$"]
+    return join_words(words)
+
+
+def demo_examples(name: str, split: str, seed: int = 0) -> list:
+    """Make the examples of demo-ner, demo-re or demo-qa."""
+    world, (first, size) = SyntheticWorld(seed), DEMO_SPLITS[split]
+
+    def examples() -> Iterator:
+        for number in itertools.count(first):
+            if (number % DRUGS in DEMO_TRAIN_DRUGS) != (split == "train"):
+                continue
+            document = world.document(number)
+            if name == "demo-qa":
+                index = number // DRUGS % len(document.questions)
+                question, answer = document.questions[index]
+                start = re.search(rf"\b{re.escape(answer)}\b", document.text).start()
+                yield Question(str(number), question, document.text, [(answer, start)])
+                continue
+            for position, sentence in enumerate(document.sentences):
+                if name == "demo-ner":
+                    yield TaggedSentence(sentence.words, sentence_tags(sentence))
+                else:
+                    for relation in sentence.relations:     # two pairs of one sentence: two examples
+                        yield LabelledText(f"{number}.{position}", anonymise(sentence, relation), relation.label)
+
+    return list(itertools.islice(examples(), size))
+
+
+def synthetic_corpus(documents: int, seed: int = 0) -> str:
+    """Abstracts 0 to documents - 1 of a world as corpus text: a sentence a line, an empty line after each."""
+    world = SyntheticWorld(seed)
+    return "\n".join("".join(sentence.text + "\n" for sentence in world.document(number).sentences)
+                     for number in range(documents))
+
+
+# --- 8. Command line ------------------------------------------------------------------------------------------
+
+class Progress:
+    """One line about long work: done, of how many, rate, time left. Plain lines where there is no terminal."""
+
+    def __init__(self, total: int | None, unit: str, start: int = 0) -> None:
+        self.total, self.unit, self.start = total, unit, start
+        self.began = self.shown = time.monotonic()
+        self.is_terminal = sys.stderr.isatty()
+        self.line = ""
+
+    def show(self, done: int, note: str = "") -> None:
+        """Report `done` units; at most five times a second on a terminal, every ten seconds elsewhere."""
+        now = time.monotonic()
+        rate = (done - self.start) / max(now - self.began, 1e-9)
+        self.line = f"{done:,}" + (f" of {self.total:,}" if self.total else "") + f" {self.unit}, {rate:,.1f}/s"
+        if self.total:
+            left = (self.total - done) / max(rate, 1e-9)
+            self.line += f", {left // 3600:.0f} h {left % 3600 / 60:.0f} min left" if left >= 3600 else (
+                f", {left / 60:.0f} min left" if left >= 90 else f", {left:.0f} s left")
+        self.line += f"  {note}" if note else ""
+        if now - self.shown >= (0.2 if self.is_terminal else 10):
+            self.shown = now
+            print(f"\r\x1b[2K{self.line}" if self.is_terminal else self.line,
+                  end="" if self.is_terminal else "\n", file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        """Print the last state, and end the line."""
+        if self.line:
+            print(f"\r\x1b[2K{self.line}" if self.is_terminal else self.line, file=sys.stderr, flush=True)
+
+
+def option(default: Any, help: str, **argparse_arguments: Any) -> Any:
+    """A field of an options dataclass, with what its command-line flag needs to know."""
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: default, metadata={"help": help, **argparse_arguments})
+    return dataclasses.field(default=default, metadata={"help": help, **argparse_arguments})
+
+
+def parse_options(cls: type, description: str, arguments: Sequence[str] | None = None) -> Any:
+    """Build a command line from a dataclass (a flag --like-this for each field) and parse it into an instance."""
+    parser = argparse.ArgumentParser(description=description)
+    types_of = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        flag, extra = "--" + field.name.replace("_", "-"), dict(field.metadata)
+        kind = types_of[field.name]
+        if isinstance(kind, types.UnionType):                       # int | None: None means "not given"
+            kind = typing.get_args(kind)[0]
+        default = (field.default_factory() if field.default_factory is not dataclasses.MISSING
+                   else field.default)
+        if kind is bool:
+            parser.add_argument(flag, action="store_true", default=default, help=extra["help"])
+            continue
+        if typing.get_origin(kind) is list:
+            kind, extra["nargs"] = typing.get_args(kind)[0], "+"
+        if default not in (None, []):
+            extra["help"] += " (default: %(default)s)"
+        parser.add_argument(flag, type=kind, default=default, **extra)
+    return cls(**vars(parser.parse_args(arguments)))
+
+
+def main() -> None:
+    """python data.py build | info | verify"""
+    parser = argparse.ArgumentParser(description="Make and inspect shards: a corpus tokenized for pre-training.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    build = commands.add_parser("build", help="tokenize a corpus into a shard folder; repeat to continue")
+    build.add_argument("corpus", nargs="+", help="text, .gz or .xz files, or folders of them")
+    build.add_argument("--vocab", required=True, help="vocab.txt, or the folder it is in")
+    build.add_argument("--out", required=True, help="the shard folder")
+    build.add_argument("--max-length", type=int, default=128, help="tokens of the longest example (default: 128)")
+    build.add_argument("--seed", type=int, default=0, help="for segments and lengths (default: 0)")
+    build.add_argument("--workers", type=int, help="processes (default: one a core)")
+    for name, help in (("info", "print what a shard folder holds"),
+                       ("verify", "compare every shard with its SHA-256")):
+        commands.add_parser(name, help=help).add_argument("shards", help="the shard folder")
+    options = parser.parse_args()
+    try:
+        if options.command == "build":
+            from tokenizer import Tokenizer         # here alone: the rest of the file needs no tokenizer module
+            build_shards(options.corpus, Tokenizer.from_file(options.vocab), options.out, options.max_length,
+                         options.seed, options.workers)
+        if options.command == "verify":
+            print(f"{verify_shards(options.shards)} shards as they were built")
+        else:
+            print(describe_shards(open_shards(getattr(options, "shards", None) or options.out)))
+    except (ValueError, OSError) as error:
+        sys.exit(report_error(error))
+
+
+def describe_shards(shards: Shards) -> str:
+    """A few lines about a shard folder: documents, sentences, tokens, examples, padding."""
+    sums = collections.Counter()
+    for entry in shards.index["shards"]:
+        sums.update({key: entry[key] for key in ("documents", "sentences", "tokens", "examples", "held_out")})
+    max_length = shards.index["max_length"]
+    widths = bucket_widths(max_length)
+    padded = widths[np.searchsorted(widths, shards.lengths)].sum()
+    return (f"{sums['documents']:,} documents, {sums['sentences']:,} sentences, {sums['tokens']:,} tokens\n"
+            f"{sums['examples']:,} examples of at most {max_length} tokens, {sums['held_out']:,} held out\n"
+            f"padding {1 - sums['tokens'] / padded:.1%} in batches by length, "
+            f"{1 - sums['tokens'] / (sums['examples'] * max_length):.1%} if all were padded to {max_length}")
+
+
+def say(text: str) -> None:
+    """Tell what is going on, on stderr: stdout is for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def claim_run_folder(folder: Path, options: Any, free: Sequence[str]) -> None:
+    """Record a run's options in its folder; ValueError when it holds another run's.
+
+    free   names of the options that may change between two runs of the same command
+    """
+    path, now = folder / "options.json", dataclasses.asdict(options)
+    if path.exists():
+        before = json.loads(path.read_bytes())
+        for name in sorted((before.keys() | now.keys()) - set(free)):
+            if before.get(name) != now.get(name):
+                raise ValueError(f"{folder} holds a run with --{name.replace('_', '-')} {before.get(name)}, now "
+                                 f"{now.get(name)}: repeat its options to continue it, or choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, json.dumps(now, indent=1).encode())
+
+
+def report_error(error: Exception) -> int:
+    """Print what is wrong with the input to stderr, on one line; returns the exit status, 2."""
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,780 @@
+"""The ELECTRA model: a small generator fills in hidden tokens, a discriminator finds which tokens it replaced.
+
+After reading this file you hold the whole method of ELECTRAMed and Bio-ELECTRA: the transformer encoder, the
+masking, the two networks with their tied embeddings, the loss  L = L_MLM + 50 L_Disc,  the heads that turn the
+discriminator into a tagger, a classifier or a question answerer, the optimiser, and the files models live in.
+
+>>> config = dataclasses.replace(PRESETS["tiny"], vocab_size=40, cls_token_id=2, sep_token_id=3, mask_token_id=4)
+>>> ids, real = torch.arange(5, 37).repeat(2, 1), torch.ones(2, 32, dtype=torch.long)
+>>> masked = mask_tokens(ids, real, config, torch.Generator().manual_seed(0))
+>>> output = ElectraForPretraining(config)(masked, real, torch.zeros_like(ids))
+>>> round(float(output.loss)), round(float(output.mlm_loss + 50 * output.discriminator_loss))   # ~ ln 40 + 50 ln 2
+(38, 38)
+
+Where it stands: data.py makes padded batches of token ids; the two trainers feed them to the models here.
+Left out: reading text, training loops, metrics (data.py, train_*.py, metrics.py).
+Sources: Clark et al. 2020 (ELECTRA) and its official TensorFlow code ("TF": file and function are named where
+a constant comes from it), Miolo et al. 2021 (ELECTRAMed, Table 1), Ozyurt 2020 (Bio-ELECTRA).
+
+    1. Configuration and presets        5. Task heads
+    2. Encoder                          6. Optimiser and schedule
+    3. Masking and replacement          7. Model folders and checkpoints
+    4. Pre-training model               8. Device
+
+Dimension letters:  B sequences, T tokens, N masked slots, V vocabulary, E embedding, H hidden, A heads,
+D head width, L layers, C labels.
+"""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+DISCRIMINATOR_WEIGHT = 50.0         # TF configure_pretraining.py: the binary loss is small and gets a large weight
+HIDE_PROBABILITY = 0.85             # TF pretrain_helpers.mask: of the chosen tokens; the other 15 % stay readable
+EPSILON = 1e-6                      # keeps a loss over zero tokens at 0 instead of nan
+
+
+# --- 1. Configuration and presets -----------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class ElectraConfig:
+    """Sizes of one network, under the names Hugging Face's config.json uses; the defaults are ELECTRA-small."""
+
+    vocab_size: int = 30522                     # V, wordpieces
+    embedding_size: int = 128                   # E, projected to H when they differ
+    hidden_size: int = 256                      # H
+    num_hidden_layers: int = 12                 # L
+    num_attention_heads: int = 4                # A, each D = H / A wide
+    intermediate_size: int = 1024               # inner width of the feed-forward network
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512          # longest sequence, tokens
+    type_vocab_size: int = 2                    # segments A and B
+    initializer_range: float = 0.02             # standard deviation of the initial weights
+    layer_norm_eps: float = 1e-12               # TF modeling.layer_norm
+    pad_token_id: int = 0
+    cls_token_id: int | None = None             # these three come from the vocabulary: SciVocab's are 102, 103, 104
+    sep_token_id: int | None = None
+    mask_token_id: int | None = None
+    generator_size: float = 0.25                # generator's H and A as a share of the discriminator's
+    mask_prob: float = 0.15                     # share of the tokens of a row that are chosen
+
+    def __post_init__(self) -> None:
+        sizes = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+                 "intermediate_size", "max_position_embeddings", "type_vocab_size")
+        for name in sizes:
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {getattr(self, name)!r}")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "mask_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)!r}")
+        if not 0 < self.generator_size <= 1:
+            raise ValueError(f"generator_size must be above 0 and at most 1, not {self.generator_size!r}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} does not divide into "
+                             f"{self.num_attention_heads} attention heads")
+
+    def num_slots(self, length: int) -> int:
+        """N, the masked slots of a row padded to `length` tokens: 19 at 128, 79 at 512.
+
+        TF fixes N by the configured maximum, and ELECTRAMed's released configuration computes it before the
+        maximum is set to 512, which leaves N = 19; here it follows from the actual length.
+        """
+        return max(1, int((self.mask_prob + 0.005) * length))
+
+    def generator(self) -> ElectraConfig:
+        """The generator's configuration: same depth and embeddings, narrower by `generator_size`.
+
+        Heads are 64 wide, and so is the narrowest generator (our rule: it concerns `tiny` alone).
+        """
+        hidden = min(self.hidden_size, max(64, round(self.hidden_size * self.generator_size)))
+        return dataclasses.replace(self, hidden_size=hidden, num_attention_heads=max(1, hidden // 64),
+                                   intermediate_size=4 * hidden)
+
+    def to_json(self) -> str:
+        """This configuration as the text of a config.json that Hugging Face reads too."""
+        return json.dumps({"model_type": "electra", "hidden_act": "gelu", **dataclasses.asdict(self)}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> ElectraConfig:
+        """Read the text of a config.json.
+
+        Keys without effect on this model are ignored; ValueError for those that would change its function.
+        """
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError(f"expected a JSON object, found {type(values).__name__}")
+        for key, ours in (("model_type", "electra"), ("hidden_act", "gelu"),
+                          ("position_embedding_type", "absolute"), ("is_decoder", False)):
+            if values.get(key, ours) != ours:
+                raise ValueError(f"{key} is {values[key]!r}, and only {ours!r} is implemented")
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: values[name] for name in names if name in values})
+
+
+SMALL = ElectraConfig()
+BASE = ElectraConfig(embedding_size=768, hidden_size=768, num_attention_heads=12, intermediate_size=3072,
+                     generator_size=1 / 3)
+PRESETS = {
+    "tiny": ElectraConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512),
+    "small": SMALL,
+    "base": BASE,
+    "large": ElectraConfig(embedding_size=1024, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16,
+                           intermediate_size=4096, generator_size=0.25, mask_prob=0.25),
+    "electramed": dataclasses.replace(BASE, vocab_size=31090),                     # ELECTRAMed, Table 1
+    "bio-electra": dataclasses.replace(SMALL, vocab_size=31620),
+    "bio-electra-pp": dataclasses.replace(SMALL, vocab_size=31620),                # the same net, trained on
+}
+
+
+# --- 2. Encoder -----------------------------------------------------------------------------------------------
+
+class Embeddings(nn.Module):
+    """Sum of word, position and segment embeddings, normalised; shared by generator and discriminator."""
+
+    def __init__(self, config: ElectraConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.embedding_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.embedding_size)
+        self.LayerNorm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
+        self.dropout = config.hidden_dropout_prob
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
+        """(B, T) token ids and (B, T) segments -> (B, T, E)."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        summed = (self.word_embeddings(input_ids) + self.position_embeddings(positions)
+                  + self.token_type_embeddings(token_type_ids))                    # (B, T, E)
+        return F.dropout(self.LayerNorm(summed), self.dropout, self.training)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and a feed-forward network, each added to its input and then normalised (post-LayerNorm).
+
+    The nested dictionaries give the weights the names of the published state dicts
+    (attention.self.query, attention.output.LayerNorm, intermediate.dense, ...), so that files map key by key.
+    """
+
+    def __init__(self, config: ElectraConfig) -> None:
+        super().__init__()
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.attention = nn.ModuleDict({
+            "self": nn.ModuleDict({name: nn.Linear(hidden, hidden) for name in ("query", "key", "value")}),
+            "output": nn.ModuleDict({"dense": nn.Linear(hidden, hidden),
+                                     "LayerNorm": nn.LayerNorm(hidden, eps=config.layer_norm_eps)})})
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(hidden, inner)})
+        self.output = nn.ModuleDict({"dense": nn.Linear(inner, hidden),
+                                     "LayerNorm": nn.LayerNorm(hidden, eps=config.layer_norm_eps)})
+        self.heads = config.num_attention_heads
+        self.dropout, self.attention_dropout = config.hidden_dropout_prob, config.attention_probs_dropout_prob
+
+    def forward(self, x: Tensor, additive_mask: Tensor) -> Tensor:
+        """(B, T, H) and the (B, 1, 1, T) mask added to the attention scores -> (B, T, H)."""
+        B, T, H = x.shape
+        query, key, value = (
+            self.attention["self"][name](x).view(B, T, self.heads, H // self.heads).transpose(1, 2)
+            for name in ("query", "key", "value"))                                 # (B, T, A, D) -> (B, A, T, D)
+        # softmax(Q K^T / sqrt(D) + mask) V, in one fused kernel
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=additive_mask.to(query.dtype),
+                                               dropout_p=self.attention_dropout if self.training else 0.0)
+        mixed = mixed.transpose(1, 2).reshape(B, T, H)                             # (B, A, T, D) -> (B, T, H)
+        x = self.add_and_normalise(x, mixed, self.attention["output"])
+        inner = F.gelu(self.intermediate["dense"](x))                              # (B, T, 4H); the exact erf form
+        return self.add_and_normalise(x, inner, self.output)
+
+    def add_and_normalise(self, x: Tensor, update: Tensor, output: nn.ModuleDict) -> Tensor:
+        """LayerNorm(x + dropout(dense(update)))."""
+        return output["LayerNorm"](x + F.dropout(output["dense"](update), self.dropout, self.training))
+
+
+class ElectraEncoder(nn.Module):
+    """The transformer both networks are made of. There is no pooler: [CLS]'s hidden state stands for a sequence.
+
+    embeddings   shared Embeddings of another encoder, or None for its own
+    source       TF modeling.BertModel
+    """
+
+    def __init__(self, config: ElectraConfig, embeddings: Embeddings | None = None) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(config) if embeddings is None else embeddings
+        self.embeddings_project = (nn.Linear(config.embedding_size, config.hidden_size)
+                                   if config.embedding_size != config.hidden_size else None)
+        self.encoder = nn.ModuleDict({
+            "layer": nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))})
+        self.config = config
+        initialise(self, config)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        """(B, T) ids, (B, T) 1 on real tokens, (B, T) segments -> (B, T, H) hidden states."""
+        if input_ids.shape[1] > self.config.max_position_embeddings:
+            raise ValueError(f"{input_ids.shape[1]} tokens in a row, but the model has "
+                             f"{self.config.max_position_embeddings} positions")
+        x = self.embeddings(input_ids, token_type_ids)                             # (B, T, E)
+        if self.embeddings_project is not None:
+            x = self.embeddings_project(x)                                         # (B, T, E) -> (B, T, H)
+        # 0 where attention is allowed, a very large negative number at padding: added before the softmax
+        additive_mask = (1.0 - attention_mask[:, None, None, :].to(x.dtype)) * torch.finfo(x.dtype).min
+        for layer in self.encoder["layer"]:
+            x = layer(x, additive_mask)
+        return x
+
+
+GLOROT = ("embeddings_project", "dense_prediction", "classifier", "qa_outputs")    # layers TF leaves at its default
+
+
+def initialise(model: nn.Module, config: ElectraConfig) -> None:
+    """Draw all weights of `model` anew, in place, from torch's global generator.
+
+    Normal(0, 0.02) cut at two standard deviations; Glorot-uniform for the layers that TF creates without an
+    initializer (`embeddings_project`, the discriminator's last layer, task heads); biases 0, LayerNorm 1 and 0.
+    """
+    bound = 2 * config.initializer_range
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
+            if name.rpartition(".")[2] in GLOROT:
+                nn.init.xavier_uniform_(module.weight)
+            else:
+                nn.init.trunc_normal_(module.weight, std=config.initializer_range, a=-bound, b=bound)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+
+# --- 3. Masking and replacement -------------------------------------------------------------------------------
+
+class MaskedBatch(NamedTuple):
+    """What the generator sees, and what it has to find. A TPU needs fixed shapes: N slots a row, 0/1 weights."""
+
+    input_ids: Tensor           # (B, T) int64, [MASK] written at most of the chosen positions
+    positions: Tensor           # (B, N) int64, the chosen positions; unused slots point at position 0
+    original_ids: Tensor        # (B, N) int64, the tokens that stood there
+    weights: Tensor             # (B, N) float32, 1 for a used slot, 0 for an unused one
+
+
+def mask_tokens(input_ids: Tensor, attention_mask: Tensor, config: ElectraConfig,
+                generator: torch.Generator) -> MaskedBatch:
+    """Choose 15 % of the real tokens of each row, in N fixed slots, and hide 85 % of those behind [MASK].
+
+    input_ids       (B, T) int64, [CLS] first, padding last; never modified
+    attention_mask  (B, T) 1 on real tokens
+    config          gives mask_prob and the ids of [CLS], [SEP] and [MASK], which are never chosen; [UNK] may be
+    generator       the only source of randomness, so a seed decides the mask
+    returns         MaskedBatch
+    raises          ValueError when a row has nothing to choose from, or the configuration lacks a special id
+    source          TF pretrain_helpers.mask. Ours draws positions without replacement, theirs with: of 77 draws
+                    from 509 candidates about 71.5 are distinct, and the doubles count twice in their MLM loss
+    """
+    never = (config.cls_token_id, config.sep_token_id, config.mask_token_id)
+    if None in never:
+        raise ValueError("the configuration lacks cls_token_id, sep_token_id or mask_token_id: "
+                         "take them from the tokenizer with dataclasses.replace")
+    B, T = input_ids.shape
+    N = config.num_slots(T)
+    is_candidate = attention_mask.bool() & ~torch.isin(input_ids, torch.tensor(never))
+    candidates = is_candidate.sum(1)                                               # (B,)
+    if (candidates == 0).any():
+        raise ValueError(f"row {int((candidates == 0).nonzero()[0])} has no token that could be masked")
+    # [CLS] and [SEP] are counted here although they are never chosen; torch.round is half-to-even, like TF's
+    wanted = (config.mask_prob * attention_mask.sum(1).double()).round().clamp(1, N)
+    wanted = torch.minimum(wanted, candidates.double())                            # (B,)
+
+    lottery = torch.rand(B, T, generator=generator).masked_fill(~is_candidate, 2.0)
+    drawn = lottery.argsort(dim=1, stable=True)[:, :N]                             # (B, N) winners first
+    is_used = torch.arange(N) < wanted[:, None]                                    # (B, N)
+    positions = torch.where(is_used, drawn, 0)
+    original_ids = input_ids.gather(1, positions)                                  # (B, N)
+    is_hidden = is_used & (torch.rand(B, N, generator=generator) < HIDE_PROBABILITY)
+    # An unused slot writes the token of position 0 onto itself: harmless, however many slots do so.
+    written = torch.where(is_hidden, torch.tensor(config.mask_token_id), original_ids)
+    return MaskedBatch(input_ids.scatter(1, positions, written), positions, original_ids, is_used.float())
+
+
+def sample_tokens(logits: Tensor, noise: Tensor | None = None) -> Tensor:
+    """Draw one token a slot from the generator's distribution by the Gumbel trick, without gradient.
+
+    logits    (B, N, V)
+    noise     (B, N, V) uniform in [0, 1), or None to draw it from the device's global generator
+    returns   (B, N) int64: argmax(logits + g) follows softmax(logits) when g is Gumbel noise
+    source    TF pretrain_helpers.sample_from_softmax, float32 also under bfloat16
+    """
+    with torch.no_grad():
+        if noise is None:
+            noise = torch.rand(logits.shape, dtype=torch.float32, device=logits.device)
+        gumbel = -torch.log(-torch.log(noise + 1e-9) + 1e-9)
+        return (logits.float() + gumbel).argmax(dim=-1)
+
+
+def replace_tokens(masked: MaskedBatch, sampled_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Put the generator's samples at all chosen positions, also at those that were never hidden.
+
+    returns   corrupted ids (B, T) and is_replaced (B, T) bool, True only where the sample differs from the
+              original: a lucky guess counts as real
+    source    TF run_pretraining.PretrainingModel._get_fake_data
+    """
+    restored = masked.input_ids.scatter(1, masked.positions, masked.original_ids)
+    written = torch.where(masked.weights > 0, sampled_ids, masked.original_ids)
+    corrupted = restored.scatter(1, masked.positions, written)
+    return corrupted, corrupted != restored
+
+
+# --- 4. Pre-training model ------------------------------------------------------------------------------------
+
+class Generator(nn.Module):
+    """A small masked language model; its output matrix is the transposed word embeddings."""
+
+    def __init__(self, config: ElectraConfig, embeddings: Embeddings | None = None) -> None:
+        super().__init__()
+        self.electra = ElectraEncoder(config, embeddings)
+        self.generator_predictions = nn.ModuleDict({
+            "dense": nn.Linear(config.hidden_size, config.embedding_size),
+            "LayerNorm": nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)})
+        self.generator_lm_head = nn.Linear(config.embedding_size, config.vocab_size)
+        self.config = config
+        initialise(self, config)
+        self.generator_lm_head.weight = self.electra.embeddings.word_embeddings.weight
+
+    def predict(self, hidden: Tensor) -> Tensor:
+        """(..., Hg) hidden states -> (..., V) logits."""
+        embedded = F.gelu(self.generator_predictions["dense"](hidden))             # (..., Hg) -> (..., E)
+        return self.generator_lm_head(self.generator_predictions["LayerNorm"](embedded))
+
+
+class Discriminator(nn.Module):
+    """The network that is kept: one logit a token, high where it believes the token was replaced."""
+
+    def __init__(self, config: ElectraConfig) -> None:
+        super().__init__()
+        self.electra = ElectraEncoder(config)
+        self.discriminator_predictions = nn.ModuleDict({
+            "dense": nn.Linear(config.hidden_size, config.hidden_size),
+            "dense_prediction": nn.Linear(config.hidden_size, 1)})
+        self.config = config
+        initialise(self, config)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        """(B, T) ids, mask and segments -> (B, T) logits."""
+        hidden = self.electra(input_ids, attention_mask, token_type_ids)           # (B, T, H)
+        hidden = F.gelu(self.discriminator_predictions["dense"](hidden))
+        return self.discriminator_predictions["dense_prediction"](hidden).squeeze(-1)
+
+
+class PretrainOutput(NamedTuple):
+    """One step's losses (nats) and all that is worth measuring."""
+
+    loss: Tensor                    # () mlm_loss + 50 * discriminator_loss
+    mlm_loss: Tensor                # () per masked slot
+    discriminator_loss: Tensor      # () per real token
+    generator_logits: Tensor        # (B, N, V)
+    is_replaced: Tensor             # (B, T) bool
+    discriminator_logits: Tensor    # (B, T)
+    masked: MaskedBatch
+
+
+class ElectraForPretraining(nn.Module):
+    """Generator and discriminator with one set of embeddings (word, position, segment and their LayerNorm).
+
+    generator_config   None for config.generator(); its embeddings must have the discriminator's shape
+    """
+
+    def __init__(self, config: ElectraConfig, generator_config: ElectraConfig | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.generator_config = generator_config or config.generator()
+        for name in ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size"):
+            ours, theirs = getattr(config, name), getattr(self.generator_config, name)
+            if ours != theirs:
+                raise ValueError(f"generator and discriminator share their embeddings, but {name} is {theirs} "
+                                 f"in the generator and {ours} in the discriminator")
+        self.discriminator = Discriminator(config)
+        self.generator = Generator(self.generator_config, self.discriminator.electra.embeddings)
+
+    def discriminator_logits(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        """(B, T) ids, mask and segments -> (B, T); above 0: more likely replaced than not."""
+        return self.discriminator(input_ids, attention_mask, token_type_ids)
+
+    def generator_logits(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        """(B, T) ids, mask and segments -> (B, T, V), over all positions; training needs the N slots only."""
+        return self.generator.predict(self.generator.electra(input_ids, attention_mask, token_type_ids))
+
+    def forward(self, masked: MaskedBatch, attention_mask: Tensor, token_type_ids: Tensor,
+                noise: Tensor | None = None, slot_total: Tensor | None = None,
+                token_total: Tensor | None = None) -> PretrainOutput:
+        """One step of replaced-token detection: predict, sample, replace, judge, add up.
+
+        noise         (B, N, V) uniform, for tests; None draws it
+        slot_total    masked slots and
+        token_total   real tokens of the whole global batch, where this one is a part of it; None: of this batch
+        source        TF run_pretraining.PretrainingModel
+        """
+        # 1. The generator predicts the tokens of the N slots (never of all T: that is most of its cost).
+        hidden = self.generator.electra(masked.input_ids, attention_mask, token_type_ids)      # (B, T, Hg)
+        at_slots = masked.positions[:, :, None].expand(-1, -1, hidden.shape[-1])               # (B, N, Hg)
+        logits = self.generator.predict(hidden.gather(1, at_slots)).float()                    # (B, N, V)
+        # 2. L_MLM = sum(w * nll) / sum(w)
+        nll = F.cross_entropy(logits.transpose(1, 2), masked.original_ids, reduction="none")   # (B, N)
+        slots = masked.weights.sum() if slot_total is None else slot_total
+        mlm_loss = (nll * masked.weights).sum() / (slots + EPSILON)
+        # 3. Its samples replace the originals; no gradient flows back through the draw.
+        corrupted_ids, is_replaced = replace_tokens(masked, sample_tokens(logits, noise))
+        # 4. The discriminator judges every real token, [CLS] and [SEP] included.
+        #    L_Disc = sum(real * BCE) / sum(real)
+        judged = self.discriminator(corrupted_ids, attention_mask, token_type_ids).float()     # (B, T)
+        bce = F.binary_cross_entropy_with_logits(judged, is_replaced.float(), reduction="none")
+        tokens = attention_mask.sum() if token_total is None else token_total
+        discriminator_loss = (bce * attention_mask).sum() / (tokens + EPSILON)
+        # 5. L = L_MLM + 50 L_Disc
+        loss = mlm_loss + DISCRIMINATOR_WEIGHT * discriminator_loss
+        return PretrainOutput(loss, mlm_loss, discriminator_loss, logits.detach(), is_replaced, judged.detach(),
+                              masked)
+
+
+# --- 5. Task heads --------------------------------------------------------------------------------------------
+
+IGNORED_LABEL = -100        # a position that carries no label: later wordpieces of a word, special tokens, padding
+
+
+class TokenTagger(nn.Module):
+    """One label a token: entity recognition. One dense layer, without dropout, as in TF tagging_tasks.py."""
+
+    def __init__(self, config: ElectraConfig, num_labels: int) -> None:
+        super().__init__()
+        self.electra = ElectraEncoder(config)
+        self.classifier = nn.Linear(config.hidden_size, num_labels)
+        self.config = config
+        initialise(self, config)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        """(B, T) ids, mask and segments -> (B, T, C) logits."""
+        return self.classifier(self.electra(input_ids, attention_mask, token_type_ids))
+
+    @staticmethod
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy over the labelled positions; labels (B, T), IGNORED_LABEL elsewhere."""
+        return F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED_LABEL)
+
+
+class SequenceClassifier(nn.Module):
+    """One label a sequence, from [CLS]: relations.
+
+    Dropout, then one dense layer (TF classification_tasks.py); ELECTRAMed's released code has a second dense
+    layer between the two.
+    """
+
+    def __init__(self, config: ElectraConfig, num_labels: int) -> None:
+        super().__init__()
+        self.electra = ElectraEncoder(config)
+        self.classifier = nn.Linear(config.hidden_size, num_labels)
+        self.config = config
+        initialise(self, config)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        """(B, T) ids, mask and segments -> (B, C) logits."""
+        cls = self.electra(input_ids, attention_mask, token_type_ids)[:, 0]        # (B, H)
+        return self.classifier(F.dropout(cls, self.config.hidden_dropout_prob, self.training))
+
+    @staticmethod
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy; labels (B,)."""
+        return F.cross_entropy(logits.float(), labels)
+
+
+class SpanExtractor(nn.Module):
+    """Two logits a token, start and end of the answer: question answering.
+
+    Positions outside the passage are ruled out, except [CLS], which means "no answer in this window". ELECTRAMed
+    has this head; Bio-ELECTRA used TF's joint one (the end conditioned on the start): ours is this for both.
+    """
+
+    def __init__(self, config: ElectraConfig) -> None:
+        super().__init__()
+        self.electra = ElectraEncoder(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.config = config
+        initialise(self, config)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        """(B, T) ids, mask and segments (1 on the passage and its [SEP]) -> (B, T, 2) logits."""
+        logits = self.qa_outputs(self.electra(input_ids, attention_mask, token_type_ids)).float()
+        has_next = F.pad(attention_mask[:, 1:], (0, 1))            # 0 on the last real token, the passage's [SEP]
+        is_allowed = token_type_ids * has_next + F.pad(torch.ones_like(token_type_ids[:, :1]),
+                                                       (0, token_type_ids.shape[1] - 1))       # (B, T)
+        return logits.masked_fill(is_allowed[:, :, None] == 0, -1e4)
+
+    @staticmethod
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean of the cross-entropies of start and end; labels (B, 2), (0, 0) for "no answer"."""
+        return F.cross_entropy(logits, labels)      # softmax over dim 1 = T, for start and end alike
+
+
+# --- 6. Optimiser and schedule --------------------------------------------------------------------------------
+
+def learning_rate_at(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
+    """lr of update `step`, counted from 0: linear decay times linear warm-up.
+
+    The product, not "up, then down" (TF optimization.create_optimizer): the first update has lr 0 when there is
+    a warm-up, and the peak is not quite reached.
+    """
+    warmup = min(1.0, step / warmup_steps) if warmup_steps else 1.0
+    return peak * (1 - step / total_steps) * warmup
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Sort a model's parameters into the groups that share learning rate and weight decay.
+
+    layer_decay   lr factor from each layer to the one below it: 0.8 in fine-tuning, 1 in pre-training. With L
+                  layers, the embeddings are at depth 0, layer i at i + 1, a head at L + 2: lr * 0.8^(L + 2 - depth)
+    weight_decay  on everything, embeddings too, but LayerNorms and biases
+    source        TF optimization._get_layer_lrs and AdamWeightDecayOptimizer._do_use_weight_decay
+    """
+    names = [name for name, _ in model.named_parameters()]
+    layers = 1 + max(int(name.split("layer.")[1].split(".")[0]) for name in names if ".layer." in name)
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if ".layer." in name:
+            depth = 1 + int(name.split("layer.")[1].split(".")[0])
+        else:
+            depth = 0 if ".embeddings" in name else layers + 2
+        decay = 0.0 if "LayerNorm" in name or name.endswith("bias") else weight_decay
+        groups.setdefault((layer_decay ** (layers + 2 - depth), decay), []).append(parameter)
+    return [{"params": parameters, "lr_scale": scale, "decay": decay}
+            for (scale, decay), parameters in groups.items()]
+
+
+class Adam(torch.optim.AdamW):
+    """Adam as BERT and ELECTRA use it: no bias correction, eps outside the square root, decoupled decay.
+
+        m = b1 m + (1 - b1) g        v = b2 v + (1 - b2) g^2        w -= lr (m / (sqrt(v) + eps) + decay w)
+
+    torch's fused AdamW divides m by c1 = 1 - b1^t and v by c2 = 1 - b2^t. Handing it  lr c1 / sqrt(c2),
+    eps / sqrt(c2)  and  decay sqrt(c2) / c1  cancels that exactly, and keeps its single fast kernel.
+
+    groups   of parameter_groups
+    source   TF optimization.AdamWeightDecayOptimizer
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float] = (0.9, 0.999),
+                 eps: float = 1e-6) -> None:
+        super().__init__([{**group, "updates": 0} for group in groups], lr=0.0, betas=betas, fused=True)
+        self.true_eps = eps
+
+    def update(self, learning_rate: float) -> None:
+        """Apply the gradients at `learning_rate` and clear them."""
+        for group in self.param_groups:
+            group["updates"] += 1                   # kept in the group, so that state_dict carries it
+            c1, c2 = (1 - beta ** group["updates"] for beta in group["betas"])
+            group["lr"] = learning_rate * group["lr_scale"] * c1 / math.sqrt(c2)
+            group["eps"] = self.true_eps / math.sqrt(c2)
+            group["weight_decay"] = group["decay"] * math.sqrt(c2) / c1
+        self.step()
+        self.zero_grad(set_to_none=True)
+
+
+# --- 7. Model folders and checkpoints -------------------------------------------------------------------------
+
+def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
+    """Let write(file) fill a temporary file, flush it to the disk, then give it its name: all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_pretrained(model: nn.Module, directory: str | os.PathLike, tokenizer: Any = None) -> None:
+    """Write a model in the Hugging Face layout: config.json, pytorch_model.bin, and the tokenizer's files.
+
+    model       ElectraForPretraining (the discriminator, with the generator in generator/), or a task head
+    tokenizer   anything with .save(directory), or None
+    """
+    if isinstance(model, ElectraForPretraining):
+        save_pretrained(model.generator, Path(directory) / "generator")
+        model = model.discriminator
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomically(Path(directory) / "pytorch_model.bin", lambda file: torch.save(weights, file))
+    write_atomically(Path(directory) / "config.json",
+                     lambda file: file.write(model.config.to_json().encode()))     # type: ignore[union-attr]
+    if tokenizer is not None:
+        tokenizer.save(directory)
+
+
+def load_pretrained(directory: str | os.PathLike) -> ElectraForPretraining:
+    """Read a pre-training model from a folder in the Hugging Face layout, ours or a published one.
+
+    Without a generator/ in it the generator is a new one of config.generator()'s size.
+    raises   ValueError for files that contradict each other, naming them; OSError where one is missing
+    """
+    folder = model_folder(directory)
+    has_generator = (folder / "generator").is_dir()
+    model = ElectraForPretraining(read_config(folder),
+                                  read_config(folder / "generator") if has_generator else None)
+    load_weights(model.discriminator, folder)
+    if has_generator:
+        shared = model.discriminator.electra.embeddings.state_dict()
+        for name, tensor in read_weights(folder / "generator").items():
+            name = name.removeprefix("electra.embeddings.")
+            if name in shared and not torch.equal(shared[name], tensor.float()):
+                raise ValueError(f"{folder / 'generator'}: {name} differs from the discriminator's, but the two "
+                                 "share their embeddings: these are not the two halves of one model")
+        load_weights(model.generator, folder / "generator")
+    return model
+
+
+def load_encoder(model: nn.Module, directory: str | os.PathLike) -> None:
+    """Fill the `electra` part of a task head from any model folder; its own head keeps its initial weights."""
+    folder = model_folder(directory)
+    weights = {name: tensor for name, tensor in read_weights(folder).items() if name.startswith("electra.")}
+    weights |= {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("electra.")}
+    load_weights(model, folder, weights)
+
+
+def model_folder(directory: str | os.PathLike) -> Path:
+    """The folder that holds config.json: the given one, or model/ in it when it is a run of ours."""
+    for folder in (Path(directory), Path(directory) / "model"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise FileNotFoundError(f"{directory}: no config.json here or in model/: expected a pre-training run, "
+                            "a fine-tuned run, or a model folder in the Hugging Face layout")
+
+
+def read_config(folder: Path) -> ElectraConfig:
+    """Read config.json and check it against vocab.txt, where that lies beside it."""
+    path = folder / "config.json"
+    try:
+        config = ElectraConfig.from_json(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    vocab = folder / "vocab.txt"
+    if vocab.is_file():
+        text = vocab.read_bytes()
+        lines = text.count(b"\n") + (not text.endswith(b"\n"))
+        if lines != config.vocab_size:
+            raise ValueError(f"{path} has vocab_size {config.vocab_size} but {vocab} has {lines} lines: "
+                             "put the vocab.txt there that the model was trained with")
+    return config
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The state dict of a model folder, from model.safetensors or pytorch_model.bin."""
+    safetensors, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
+    if safetensors.is_file():
+        return read_safetensors(safetensors)
+    try:
+        return torch.load(pickled, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder}: neither model.safetensors nor pytorch_model.bin") from None
+    except Exception as error:      # torch raises whatever the damaged bytes lead to
+        raise ValueError(f"{pickled}: not a readable state dict ({error})") from error
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read the safetensors format: 8 bytes of header length, a JSON header, then the raw tensors."""
+    types = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+             "I64": torch.int64}
+    content = bytearray(path.read_bytes())
+    try:
+        size, = struct.unpack("<Q", content[:8])
+        header = json.loads(content[8:8 + size])
+        header.pop("__metadata__", None)
+        return {name: torch.frombuffer(content, dtype=types[entry["dtype"]], count=math.prod(entry["shape"]),
+                                       offset=8 + size + entry["data_offsets"][0]).view(entry["shape"])
+                for name, entry in header.items()}
+    except (ValueError, KeyError, struct.error, RuntimeError) as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def load_weights(model: nn.Module, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+    """Copy a state dict into `model`; ValueError when a name or shape does not match, naming the first."""
+    weights = dict(read_weights(folder) if weights is None else weights)
+    weights.pop("electra.embeddings.position_ids", None)        # a constant that old releases stored
+    expected = model.state_dict()
+    if "generator_lm_head.weight" in expected:                  # tied: some files leave it out
+        weights.setdefault("generator_lm_head.weight", weights.get("electra.embeddings.word_embeddings.weight"))
+    for kind, names in (("lacks", expected.keys() - weights.keys()),
+                        ("has the unknown entry", weights.keys() - expected.keys())):
+        if names:
+            raise ValueError(f"{folder}: the weights file {kind} {min(names)}"
+                             + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+                             + ": is it a model of this kind?")
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(f"{folder}: {name} has shape {tuple(tensor.shape)}, but config.json means "
+                             f"{tuple(expected[name].shape)}: one of the two belongs to another model")
+    model.load_state_dict(weights)
+
+
+def save_checkpoint(directory: Path, step: int, model: nn.Module, optimizer: Adam) -> Path:
+    """Write all that resuming needs (weights, moments, updates done) and delete all but the last two.
+
+    Random numbers need no saving: those of step k follow from (seed, k).
+    """
+    path = directory / f"checkpoint-{step:08d}.pt"
+    content = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    write_atomically(path, lambda file: torch.save(content, file))
+    for old in sorted(directory.glob("checkpoint-*.pt"))[:-2]:
+        old.unlink()
+    return path
+
+
+def load_checkpoint(directory: Path, model: nn.Module, optimizer: Adam) -> int:
+    """Restore the newest readable checkpoint in place; returns its step, 0 when there is none."""
+    device = next(model.parameters()).device
+    for path in sorted(directory.glob("checkpoint-*.pt"), reverse=True):
+        try:
+            content = torch.load(path, map_location=device, weights_only=True)
+        except Exception as error:      # torch raises whatever the damaged bytes lead to
+            print(f"{path} is damaged ({type(error).__name__}: {error}); trying the one before it", flush=True)
+            continue
+        model.load_state_dict(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
+        return content["step"]
+    return 0
+
+
+# --- 8. Device ------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Device:
+    """Where the arithmetic happens, and in which precision."""
+
+    kind: str                   # cpu or cuda
+    precision: str              # float32 or bfloat16
+
+    @classmethod
+    def choose(cls, device: str = "auto", precision: str | None = None) -> Device:
+        """auto takes a GPU where there is one; precision None is float32 on a CPU, bfloat16 on a GPU."""
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device cuda: torch sees no GPU here; drop the option to run on the CPU")
+        return cls(device, precision or ("bfloat16" if device == "cuda" else "float32"))
+
+    def put(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Copy host tensors to the device."""
+        return tuple(tensor.to(self.kind, non_blocking=True) for tensor in tensors)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Matrix products in bfloat16 where that is the precision; weights, LayerNorm and losses stay float32."""
+        if self.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.kind, dtype=torch.bfloat16)
+
+    def seed(self, seed: int) -> None:
+        """Seed what the device draws itself: dropout and sampling noise."""
+        torch.manual_seed(seed)

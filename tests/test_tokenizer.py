@@ -1,0 +1,506 @@
+"""Checks tokenizer.py: worked example, properties on any text, errors, learning, parity with `tokenizers`."""
+import doctest
+import lzma
+import os
+import pickle
+import subprocess
+import sys
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+import tokenizer as module
+from tokenizer import SPECIAL_TOKENS, CharacterTable, Tokenizer, count_words, learn_vocab, split_words
+
+ROOT = Path(module.__file__).parent
+DATA = os.environ.get("ELECTRAMED_DATA")
+needs_data = pytest.mark.skipif(DATA is None, reason="set ELECTRAMED_DATA to the folder of real data")
+
+# Ids on paper:  0        1        2        3        4         5       6           7    8    9        10
+PAPER_VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "inter", "##leukin", "-", "2", "rises", "##s"]
+
+# A vocabulary that spells every word of ALPHABET, whole or in parts, so that [UNK] does not hide mistakes.
+ALPHABET = "aAbBéÉñ\u0301İΣςσµμﬁ中豈한-.≮ \t\u00a0\u2028\x00\x0b\u00ad\u200b\ufffd\ue000"
+LOWER = CharacterTable(lowercase=True)
+LETTERS = sorted({part for word in split_words(" ".join(ALPHABET), LOWER) for part in word})
+CONTINUED = ["##" + letter for letter in LETTERS]
+RICH = Tokenizer([*SPECIAL_TOKENS, *LETTERS, *CONTINUED, "ab", "##ab", "aba", "##bb"])
+CASED = Tokenizer([*SPECIAL_TOKENS, *"aAbBé", "##a", "##A", "##é", "Ab", "##b"], lowercase=False)
+
+spelled_text = st.text(alphabet=ALPHABET, max_size=30)
+any_text = st.one_of(spelled_text, st.text(max_size=30), st.text(st.characters(), max_size=30))
+
+
+def sample_lines(size):
+    """Real lines of together about `size` bytes, from the start of each file of the corpus."""
+    lines = []
+    paths = sorted(Path(DATA, "pretrain", "corpus").glob("*.txt.xz"))
+    for path in paths:
+        with lzma.open(path) as file:
+            lines += file.read(size // len(paths)).decode("utf-8", errors="ignore").split("\n")
+    return lines
+
+
+# --- A worked example ---
+
+def test_worked_example_on_paper():
+    tokenizer = Tokenizer(PAPER_VOCAB)
+    #       012345678901234567890123
+    text = "Interleukins-2  rises, 2"
+    # The comma is not in the vocabulary: a word of its own, it becomes [UNK] alone.
+    assert tokenizer.tokenize(text) == ["inter", "##leukin", "##s", "-", "2", "rises", "[UNK]", "2"]
+    assert tokenizer.encode(text) == [5, 6, 10, 7, 8, 9, 1, 8]
+    ids, offsets = tokenizer.encode_with_offsets(text)
+    assert ids == tokenizer.encode(text)
+    assert offsets == [(0, 5), (5, 11), (11, 12), (12, 13), (13, 14), (16, 21), (21, 22), (23, 24)]
+    ids, word_index = tokenizer.encode_words(["Interleukin-2", "\x00", "rises"])
+    assert (ids, word_index) == ([5, 6, 7, 8, 1, 9], [0, 0, 0, 0, 1, 2])
+    assert tokenizer.decode([2, 5, 6, 10, 4, 9, 1, 3, 0, 0]) == "interleukins [MASK] rises [UNK]"
+    assert tokenizer.encode_batch([text, ""]) == [tokenizer.encode(text), []]
+
+
+def test_ids_of_special_tokens_are_their_lines():
+    tokenizer = Tokenizer(["", "[MASK]", "[SEP]", "x", "[CLS]", "[UNK]", "[PAD]"])
+    ids = tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id
+    assert ids == (6, 5, 4, 2, 1)
+
+
+def test_doctests_of_the_module_hold():
+    assert doctest.testmod(module).failed == 0
+
+
+@pytest.mark.parametrize("text, words", [
+    ("E. coli's\t±3°C", ["e", ".", "coli", "'", "s", "±3°c"]),
+    ("a\x00b\x0bc\ufffdd\u200be\u00adf\ue000", ["abcdef"]),              # dropped, so the parts join
+    ("a\u00a0b\u2028c\nd\u3000e", ["a", "b", "c", "d", "e"]),            # all white space is a space
+    ("中文x한", ["中", "文", "x\u1112\u1161\u11ab"]),                      # Hangul decomposes, and stays a word
+    ("Ångström cafe\u0301 İ ≮", ["angstrom", "cafe", "i", "<"]),
+    ("ΟΔΟΣ ﬁ µ μ", ["οδοσ", "ﬁ", "\u00b5", "\u03bc"]),                   # no final sigma; µ is not μ
+    ("[MASK]", ["[", "mask", "]"]),
+])
+def test_lowercased_words(text, words):
+    assert split_words(text, LOWER) == words
+
+
+def test_cased_words_keep_capitals_and_accents():
+    assert split_words("Ångström ΟΔΟΣ cafe\u0301-中", CharacterTable(False)) == [
+        "Ångström", "ΟΔΟΣ", "cafe\u0301", "-", "中"]
+    # There is no ##B: the A before it is not given alone either.
+    assert CASED.tokenize("Aba aAé AB") == ["Ab", "##a", "a", "##A", "##é", "[UNK]"]
+
+
+@pytest.mark.parametrize("text, offsets", [
+    ("İa", [(0, 1), (1, 2)]),                # lower-cases to two characters, one of them an accent
+    ("a\u0301a", [(0, 1), (2, 3)]),          # the accent belongs to no piece
+    ("b\u00ada\u200bb", [(0, 1), (2, 5)]),   # what is removed inside a piece lies in its range
+    ("한", [(0, 1)] * 3),                    # three letters of one syllable
+    ("a中b", [(0, 1), (1, 2), (2, 3)]),
+    ("\x00\ufffda.", [(2, 3), (3, 4)]),
+])
+def test_offsets_point_into_the_original(text, offsets):
+    assert RICH.encode_with_offsets(text)[1] == offsets
+
+
+def test_word_of_a_hundred_characters_is_spelled_and_one_more_is_unknown():
+    assert RICH.tokenize("a" * 100) == ["a"] + ["##a"] * 99
+    assert RICH.tokenize("a" * 101 + " a") == ["[UNK]", "a"]
+    assert RICH.encode_with_offsets(" " + "a" * 101)[1] == [(1, 102)]
+
+
+# --- Properties ---
+
+@given(any_text)
+def test_any_text_gives_pieces_of_the_vocabulary_and_the_same_ids_with_offsets(text):
+    for tokenizer in (RICH, CASED):
+        ids = tokenizer.encode(text)
+        assert [tokenizer.vocab[piece] for piece in tokenizer.tokenize(text)] == ids
+        assert tokenizer.encode_with_offsets(text)[0] == ids
+        assert isinstance(tokenizer.decode(ids), str)
+
+
+@given(any_text, any_text)
+def test_tokens_of_two_texts_are_those_of_each(first, second):
+    assert RICH.tokenize(first + " " + second) == RICH.tokenize(first) + RICH.tokenize(second)
+
+
+def longest_match(word, vocab, prefix=""):
+    """The oracle: the longest piece that starts the word, then the rest's; None if one is missing."""
+    if not word:
+        return []
+    for end in range(len(word), 0, -1):
+        if prefix + word[:end] in vocab:
+            rest = longest_match(word[end:], vocab, "##")
+            return None if rest is None else [prefix + word[:end], *rest]
+    return None
+
+
+@given(st.text("abéx", min_size=1, max_size=20))
+def test_pieces_are_those_of_a_recursive_longest_match_and_join_to_the_word(word):
+    for tokenizer in (RICH, CASED):
+        found = tokenizer.wordpieces(word)
+        pieces = [piece for piece, _ in found]
+        assert pieces == (longest_match(word, tokenizer.vocab) or ["[UNK]"])
+        assert sum(length for _, length in found) == len(word)
+        if pieces != ["[UNK]"]:
+            assert "".join(piece.removeprefix("##") for piece in pieces) == word
+
+
+def test_a_word_of_the_vocabulary_is_one_piece():
+    for piece in RICH.pieces[len(SPECIAL_TOKENS):]:
+        if not piece.startswith("##"):
+            assert RICH.wordpieces(piece) == [(piece, len(piece))]
+
+
+@given(st.text(st.characters(max_codepoint=127), max_size=40))
+def test_upper_casing_ascii_changes_nothing(text):
+    assert RICH.encode_with_offsets(text.upper()) == RICH.encode_with_offsets(text)
+
+
+@given(any_text)
+def test_offsets_slice_back_to_the_source(text):
+    """What a range cuts out of the source normalises to the piece, or (Hangul) holds it."""
+    ids, offsets = RICH.encode_with_offsets(text)
+    end_before = 0
+    for piece_id, (start, end) in zip(ids, offsets):
+        assert 0 <= start < end <= len(text)
+        cut = "".join(split_words(text[start:end], LOWER))
+        piece = RICH.pieces[piece_id].removeprefix("##")
+        if piece_id == RICH.unk_id:
+            assert start >= end_before
+        elif len(LOWER[ord(text[start])].strip()) == 1:
+            assert cut == piece and start >= end_before
+        else:
+            assert piece in cut
+        end_before = end
+
+
+@given(st.lists(any_text, max_size=6))
+def test_every_word_keeps_a_piece(words):
+    ids, word_index = RICH.encode_words(words)
+    assert sorted(set(word_index)) == list(range(len(words))) and word_index == sorted(word_index)
+    for index, word in enumerate(words):
+        assert [i for i, at in zip(ids, word_index) if at == index] == (RICH.encode(word) or [RICH.unk_id])
+
+
+@given(st.lists(st.text("ab", min_size=1, max_size=8), max_size=6))
+def test_decoding_gives_the_words_back(words):
+    assert RICH.decode(RICH.encode(" ".join(words))) == " ".join(words)
+
+
+def test_a_tokenizer_travels_to_another_process():
+    RICH.encode("Abé")
+    copy = pickle.loads(pickle.dumps(RICH))
+    assert copy.encode("aÉ 中ba") == RICH.encode("aÉ 中ba")
+
+
+# --- Files and errors ---
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_saving_and_loading_keeps_pieces_ids_and_casing(tmp_path, lowercase):
+    pieces = [*SPECIAL_TOKENS, "a", "", "\u2028", "\x85b", "##é"]    # an empty piece, exotic separators
+    Tokenizer(pieces, lowercase).save(tmp_path / "model")
+    for path in (tmp_path / "model", tmp_path / "model" / "vocab.txt"):
+        loaded = Tokenizer.from_file(path)
+        assert (loaded.pieces, loaded.lowercase) == (pieces, lowercase)
+        assert Tokenizer.from_file(path, lowercase=True).lowercase
+    names = sorted(path.name for path in (tmp_path / "model").iterdir())
+    assert names == ["tokenizer_config.json", "vocab.txt"]
+
+
+def test_the_last_line_may_end_the_file_or_be_empty_and_carriage_returns_go(tmp_path):
+    path = tmp_path / "vocab.txt"
+    for ending, last in (("a", "a"), ("a\n", "a"), ("a\n\n", "")):
+        path.write_bytes("\n".join([*SPECIAL_TOKENS, ending]).encode())
+        assert Tokenizer.from_file(path).pieces[-1] == last
+    path.write_bytes("\r\n".join([*SPECIAL_TOKENS, "a", ""]).encode())
+    assert Tokenizer.from_file(path).pieces == [*SPECIAL_TOKENS, "a"]
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"", r"vocab\.txt: the vocabulary is empty"),
+    (b"[PAD]\n[UNK]\na\nb\n", r"vocab\.txt: no \[CLS\], \[SEP\], \[MASK\] among the 4 lines"),
+    (b"[PAD]\na\n[UNK]\na\n", r"vocab\.txt: lines 2 and 4 both hold 'a'"),
+    (b"[PAD]\n\n[UNK]\n\n", r"vocab\.txt: lines 2 and 4 both hold ''"),
+    (b"[PAD]\n[UNK]\n\xff\xfe\n", r"vocab\.txt line 3: not UTF-8"),
+])
+def test_wrong_vocabularies_are_refused_with_path_and_line(tmp_path, content, message):
+    (tmp_path / "vocab.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.from_file(tmp_path)
+
+
+def test_a_missing_vocabulary_is_named(tmp_path):
+    for path, name in ((tmp_path / "none.txt", "none.txt"), (tmp_path, "vocab.txt")):
+        with pytest.raises(FileNotFoundError, match=name):
+            Tokenizer.from_file(path)
+
+
+@pytest.mark.parametrize("config, message", [
+    ("{", "tokenizer_config.json: expected a JSON object"),
+    ("[]", "tokenizer_config.json: expected a JSON object"),
+    ('{"do_lower_case": "no"}', "do_lower_case is 'no', expected true or false"),
+])
+def test_a_broken_tokenizer_config_is_refused(tmp_path, config, message):
+    RICH.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(config)
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.from_file(tmp_path)
+    assert Tokenizer.from_file(tmp_path, lowercase=False).pieces == RICH.pieces
+
+
+# --- Learning ---
+
+def learn_slowly(texts, size):
+    """The oracle: count all pairs anew before each merge. Only for texts whose alphabet fits."""
+    words = Counter(word for text in texts for word in split_words(text, LOWER))
+    spellings = {word: [word[0], *("##" + letter for letter in word[1:])] for word in words}
+    forms = Counter(form for word, count in words.items() for form in spellings[word] * count)
+    pieces = [*SPECIAL_TOKENS, *sorted(forms, key=lambda form: (-forms[form], form))]
+    while len(pieces) < size:
+        pairs = Counter(pair for word, count in words.items()
+                        for pair in list(zip(spellings[word], spellings[word][1:])) * count)
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair), default=None)
+        if best is None or pairs[best] < 2:
+            break
+        merged = best[0] + best[1][2:]
+        if merged not in pieces:
+            pieces.append(merged)
+        for word, old in spellings.items():
+            new, at = [], 0
+            while at < len(old):
+                step = 2 if tuple(old[at:at + 2]) == best else 1
+                new.append(merged if step == 2 else old[at])
+                at += step
+            spellings[word] = new
+    return pieces
+
+
+small_texts = st.lists(st.text("abc A.", max_size=12), min_size=1, max_size=8).filter(
+    lambda texts: any(text.strip() for text in texts))
+
+
+def test_learning_on_paper():
+    # ##o ##w and l ##o are seen three times each; the first in code point order is joined first.
+    assert learn_vocab(["low low", "lower"], 12) == [
+        *SPECIAL_TOKENS, "##o", "##w", "l", "##e", "##r", "##ow", "low"]
+
+
+@given(small_texts, st.integers(16, 30))
+def test_learning_equals_counting_anew_before_each_merge(texts, size):
+    assert learn_vocab(texts, size) == learn_slowly(texts, size)
+
+
+@given(small_texts, st.randoms())
+def test_learning_does_not_depend_on_the_order_of_texts(texts, random):
+    shuffled = list(texts)
+    random.shuffle(shuffled)
+    assert learn_vocab(shuffled, 20) == learn_vocab(texts, 20)
+
+
+def test_learning_does_not_depend_on_the_hash_seed():
+    command = "from tokenizer import *; print(learn_vocab(['abab baba abba cab'] * 3 + ['bc cb ac'] * 3, 25))"
+    outputs = {
+        subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True,
+                       env={**os.environ, "PYTHONHASHSEED": seed}).stdout
+        for seed in "12"}
+    assert len(outputs) == 1 and "'[PAD]'" in outputs.pop()
+
+
+@given(small_texts)
+def test_learnt_pieces_are_distinct_and_spell_every_word_learnt_from(texts):
+    tokenizer = Tokenizer(learn_vocab(texts, 24))
+    assert tuple(tokenizer.pieces[:5]) == SPECIAL_TOKENS
+    assert len(tokenizer.pieces) <= 24
+    assert "[UNK]" not in tokenizer.tokenize(" ".join(texts))
+
+
+def test_size_is_reached_exactly_where_there_are_pairs_enough():
+    texts = ["the heart and the hearts of patients with heart failure", "a patient had heart failure"]
+    for size in range(30, 43):
+        assert len(learn_vocab(texts, size)) == size
+    assert len(learn_vocab(texts, 10_000)) == 42       # no pair is left that occurs twice
+
+
+def test_cased_learning_keeps_capitals_and_accents():
+    pieces = learn_vocab(["Été Été IL"] * 2, 20, lowercase=False)
+    assert "Été" in pieces and "IL" in pieces
+
+
+def test_rare_characters_do_not_fill_a_small_vocabulary():
+    flood = " ".join(chr(0x4E00 + index) for index in range(500))       # 500 ideographs, once each
+    texts = ["abc abd bcd cab dab bad " * 10] * 40_000 + [flood]
+    pieces = learn_vocab(texts, 120)
+    assert sum("\u4e00" <= piece <= "\u9fff" for piece in pieces) <= 12    # a tenth, common ones included
+    assert {"abc", "bad", "a", "##b"} <= set(pieces)
+
+
+def test_size_without_room_for_the_alphabet_says_how_many_are_needed():
+    with pytest.raises(ValueError, match="size 7 is too small: .* need at least 10"):
+        learn_vocab(["low low", "lower"], 7)
+    assert len(learn_vocab(["low low", "lower"], 10)) == 10
+
+
+def test_learning_from_nothing_is_refused():
+    with pytest.raises(ValueError, match="no words"):
+        learn_vocab(["", " \x00"], 100)
+
+
+@given(st.lists(any_text, max_size=5))
+def test_counted_words_are_the_words_of_the_texts(texts):
+    words = (word for text in texts for word in split_words(text, LOWER))
+    assert count_words(texts) == Counter(word for word in words if len(word) <= 100)
+
+
+# --- Command line ---
+
+def run(*arguments):
+    return subprocess.run([sys.executable, ROOT / "tokenizer.py", *arguments], capture_output=True, text=True)
+
+
+def test_help_names_the_options():
+    assert "learn" in run("--help").stdout
+    text = run("learn", "--help").stdout
+    assert all(word in text for word in ("CORPUS", "--size", "--out", "--cased", "example"))
+
+
+def test_learn_command_writes_a_vocabulary_and_says_how_it_fits(tmp_path):
+    pytest.importorskip("data", reason="tokenizer.py reads corpora through data.py")
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("Aspirin inhibits COX-1.\nAspirin is a drug.\n\nIbuprofen inhibits COX-2.\n" * 20)
+    done = run("learn", corpus, "--size", "50", "--out", tmp_path / "out" / "vocab.txt", "--cased")
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.startswith(f"{tmp_path}/out/vocab.txt: 50 pieces from 11 distinct words, ")
+    assert done.stdout.endswith(" wordpieces per word\n") and done.stdout.count("\n") == 1
+    loaded = Tokenizer.from_file(tmp_path / "out")
+    assert not loaded.lowercase and loaded.tokenize("Aspirin inhibits") == ["Aspirin", "inhibits"]
+
+
+def test_learn_command_refuses_wrong_input_in_one_line(tmp_path):
+    pytest.importorskip("data", reason="tokenizer.py reads corpora through data.py")
+    (tmp_path / "corpus.txt").write_text("abc\n")
+    for corpus, size, message in (("none.txt", "60", "none.txt"), ("corpus.txt", "6", "size 6 is too small")):
+        done = run("learn", tmp_path / corpus, "--size", size, "--out", tmp_path / "vocab.txt")
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "vocab.txt").exists()
+
+
+# --- Parity with the `tokenizers` package ---
+
+# The package's categories are those of Unicode 8.0 (2015), its lower-casing is newer than Python 3.11's.
+# These are all the characters that the two treat differently, Python having the tables of Unicode 14.0.
+DIFFERENT_EVER = {
+    "punctuation since Unicode 9.0 or later; a letter to the package":
+        "61D 9FD A76 C77 C84 1B7D-1B7E 2E43-2E4F 2E52-2E5D 10EAD 10F55-10F59 10F86-10F89 1144B-1144F "
+        "1145A-1145B 1145D 11660-1166C 116B9 1183B 11944-11946 119E2 11A3F-11A46 11A9A-11A9C "
+        "11A9E-11AA2 11C41-11C45 11C70-11C71 11EF7-11EF8 11FFF 12FF1-12FF2 16E97-16E9A 16FE2 "
+        "1E95E-1E95F",
+    "punctuation in Unicode 8.0, not any more":
+        "166D 111C9",
+    "format characters since Unicode 9.0 or later; kept by the package":
+        "890-891 8E2 110CD 13430-13438",
+    "ideographs of CJK Extension E where the package's range starts too late":
+        "2B820-2B91F",
+}
+DIFFERENT_LOWERCASED = {
+    "nonspacing marks (Mn) since Unicode 9.0 or later; kept by the package":
+        "7FD 898-89F 8CA-8E1 9FE AFA-AFF B55 C04 C3C D00 D3B-D3C D81 EBA 180F 1885-1886 1ABF-1ACE "
+        "1DF6-1DFB A82C A8C5 A8FF A9BD 10D24-10D27 10EAB-10EAC 10F46-10F50 10F82-10F85 11070 "
+        "11073-11074 110C2 111C9 111CF 1123E 1133B 11438-1143F 11442-11444 11446 1145E 1182F-11837 "
+        "11839-1183A 1193B-1193C 1193E 11943 119D4-119D7 119DA-119DB 119E0 11A01-11A0A 11A33-11A38 "
+        "11A3B-11A3E 11A47 11A51-11A56 11A59-11A5B 11A8A-11A96 11A98-11A99 11C30-11C36 11C38-11C3D "
+        "11C3F 11C92-11CA7 11CAA-11CB0 11CB2-11CB3 11CB5-11CB6 11D31-11D36 11D3A 11D3C-11D3D "
+        "11D3F-11D45 11D47 11D90-11D91 11D95 11D97 11EF3-11EF4 16F4F 16FE4 1CF00-1CF2D 1CF30-1CF46 "
+        "1E000-1E006 1E008-1E018 1E01B-1E021 1E023-1E024 1E026-1E02A 1E130-1E136 1E2AE 1E2EC-1E2EF "
+        "1E944-1E94A",
+    "a nonspacing mark in Unicode 8.0, not any more":
+        "1734",
+    "decomposes into a mark the package does not know":
+        "11938",
+    "capitals that Python 3.11 does not know yet":
+        "1C89 A7CB-A7CC A7CE A7D2 A7D4 A7DA A7DC 10D50-10D65 16EA0-16EB8",
+}
+
+
+def code_points(listing):
+    """The numbers in a listing such as {"why": "61D 2E43-2E4F"}."""
+    for part in " ".join(listing.values()).split():
+        first, _, last = part.partition("-")
+        yield from range(int(first, 16), int(last or first, 16) + 1)
+
+
+def package_tokenizer(path, lowercase):
+    """The package's tokenizer, told to take "[MASK]" in a text for text."""
+    tokenizers = pytest.importorskip("tokenizers", reason="parity needs the tokenizers package")
+    theirs = tokenizers.BertWordPieceTokenizer(str(path), lowercase=lowercase)
+    theirs._tokenizer.encode_special_tokens = True
+    return theirs
+
+
+def assert_equal_to_package(ours, theirs, texts):
+    """Compare ids and offsets."""
+    for text, encoding in zip(texts, theirs.encode_batch(texts, add_special_tokens=False)):
+        assert ours.encode_with_offsets(text) == (encoding.ids, encoding.offsets), text
+
+
+@pytest.mark.skipif(unicodedata.unidata_version != "14.0.0",
+                    reason="the list is that of Unicode 14.0, the tables of Python 3.11")
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_characters_that_differ_from_the_package_are_those_listed(lowercase):
+    tokenizers = pytest.importorskip("tokenizers", reason="parity needs the tokenizers package")
+    normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
+    splitter = tokenizers.pre_tokenizers.BertPreTokenizer()
+    table = CharacterTable(lowercase)
+    differing = set()
+    for code_point in [*range(0xD800), *range(0xE000, 0x30000), *range(0xE0000, 0xE0200)]:
+        text = f"a{chr(code_point)}b"
+        theirs = [word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))]
+        if split_words(text, table) != theirs:
+            differing.add(code_point)
+    assert differing == set(code_points(DIFFERENT_EVER | (DIFFERENT_LOWERCASED if lowercase else {})))
+
+
+@pytest.mark.parametrize("ours", [RICH, CASED], ids=["lowercased", "cased"])
+def test_tricky_texts_equal_the_package(tmp_path, ours):
+    ours.save(tmp_path)
+    theirs = package_tokenizer(tmp_path / "vocab.txt", ours.lowercase)
+    assert_equal_to_package(ours, theirs, [
+        "", " ", "[MASK] [UNK]", "##a", "ab##ab", "a.b-A", "Abé ÉA", "a" * 100, "a" * 101, "a\u0301" * 101,
+        "İAb ﬁ", "ΣΣ µμ", "\u212ba", "\u0301ab", "a\u0301\u0302b \u0344", "≮a\u1fefb", "한국어 한", "中文ab豈",
+        "a\x00b\x0bc\ufffd\ue000", "b\u00ada\u200bb", "a\u2028b\x85a", "\ufeffab", "\U000f0000ab",
+        "\U0001f600 ab"])
+
+    @settings(max_examples=100)
+    @given(st.lists(st.text(ALPHABET + "".join(map(chr, range(0x250))), max_size=20), max_size=5))
+    def any_texts_too(texts):
+        assert_equal_to_package(ours, theirs, texts)
+
+    any_texts_too()
+
+
+@needs_data
+@pytest.mark.parametrize("name, lowercase", [("scivocab", True), ("bio_electra", False)])
+def test_real_text_equals_the_package(name, lowercase):
+    path = Path(DATA, "vocab", name + ".txt")
+    lines = sample_lines(1_000_000)
+    assert sum(map(len, lines)) > 900_000
+    assert_equal_to_package(Tokenizer.from_file(path, lowercase), package_tokenizer(path, lowercase), lines)
+
+
+@needs_data
+def test_learnt_vocabulary_is_as_short_as_that_of_the_package():
+    """Wordpieces for all words of the text: at most 1 % more than with theirs; unknown words: not more."""
+    tokenizers = pytest.importorskip("tokenizers", reason="parity needs the tokenizers package")
+    lines = sample_lines(500_000)
+    theirs = tokenizers.BertWordPieceTokenizer(lowercase=True)
+    theirs.train_from_iterator(lines, vocab_size=2000, show_progress=False)
+    word_counts = count_words(lines)
+    length, unknown = [], []
+    for pieces in (learn_vocab(lines, 2000), sorted(theirs.get_vocab(), key=theirs.token_to_id)):
+        tokenizer = Tokenizer(pieces)
+        spelled = [(count, tokenizer.wordpieces(word)) for word, count in word_counts.items()]
+        length.append(sum(count * len(pieces) for count, pieces in spelled))
+        unknown.append(sum(count for count, pieces in spelled if pieces[0][0] == "[UNK]"))
+    assert length[0] <= 1.01 * length[1] and unknown[0] <= unknown[1]

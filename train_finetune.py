@@ -1,0 +1,438 @@
+"""Fine-tune a pre-trained ELECTRA on a task of the papers, and score it as they do.
+
+After reading this file you hold the second half of both papers: a head on top of the discriminator, layer-wise
+learning rates, the choice of the best epoch on the development set, several seeds, and each task's own metric
+and submission format.
+
+    python train_finetune.py --task demo-ner                          # after train_pretrain.py: half a minute
+    python train_finetune.py --task ncbi-disease --data corpora --init runs/med --seeds 5
+
+Where it stands: data.py reads task files and makes features, electramed.py holds the heads, metrics.py the
+scores. `--init` takes a pre-training run, a fine-tuned run (SQuAD first, then BioASQ), or a published folder.
+The test set is read once a seed, after the epoch was chosen; where there is no development set, the last epoch
+counts.
+Sources: ELECTRAMed Tables 5 and 7-9; TF finetune/ (qa, tagging and classification tasks).
+
+    1. Options and protocol    2. The three kinds of task    3. Training one seed
+    4. Seeds and tables        5. Command line
+"""
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+import data
+import metrics
+from data import Feature, Task, option, say
+from electramed import (IGNORED_LABEL, PRESETS, Adam, Device, ElectraConfig, SequenceClassifier, SpanExtractor,
+                        TokenTagger, learning_rate_at, load_encoder, model_folder, parameter_groups, read_config,
+                        save_pretrained)
+from tokenizer import Tokenizer, learn_vocab
+
+
+# --- 1. Options and protocol ----------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Options:
+    """The command line. What is None follows from the task's protocol."""
+
+    task: str = option("demo-ner", "what to fine-tune on", choices=list(data.TASKS))
+    data: str | None = option(os.environ.get("ELECTRAMED_DATA", "corpora"), "folder of the published data sets, "
+                              "or of this task's train, dev and test files")
+    init: str | None = option(None, "pre-training run, fine-tuned run or model folder to start from; none: from "
+                              "scratch (default: runs/pretrain, if it is there)")
+    like: str | None = option(None, "with --init none: the model folder whose sizes and vocabulary to use "
+                              "(default: runs/pretrain; without it tiny, with a vocabulary of the training set)")
+    out: str | None = option(None, "run folder (default: runs/finetune/TASK); finished seeds are not run again")
+    seeds: int = option(1, "runs with seeds 0, 1, ...; the table gives their mean and standard deviation")
+
+    epochs: int = option(None, "passes over the training set")
+    batch_size: int = option(None, "examples in a batch")
+    max_length: int = option(None, "tokens of the longest row; longer sentences and passages become windows")
+    learning_rate: float = option(None, "peak learning rate of the head")
+    layer_decay: float = option(None, "factor of the learning rate from each layer to the one below")
+    weight_decay: float = option(None, "decoupled weight decay")
+    dropout: float = option(None, "dropout of hidden states and attention")
+    device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
+    precision: str | None = option(None, "default: float32 on the CPU, bfloat16 on a GPU",
+                                   choices=["float32", "bfloat16"])
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "epochs", "batch_size", "max_length"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+
+
+FREE = ("out", "data", "seeds", "device", "precision")      # may change when the same command is repeated
+
+WARMUP_SHARE = 0.1              # of all steps
+QUESTION_LENGTH = 64            # pieces
+DOCUMENT_STRIDE = 128           # pieces between two windows of a passage
+
+# ELECTRAMed, Table 5. The paper gives no epochs: 3 and, for questions, 2 are official ELECTRA's.
+TABLE_5 = {"epochs": 3, "batch_size": 32, "max_length": 128, "learning_rate": 5e-5, "layer_decay": 0.8,
+           "weight_decay": 0.0, "dropout": 0.1}
+# The demo tasks are small and so is the model that `python train_pretrain.py` makes: larger steps, more of them.
+DEMO = {**TABLE_5, "epochs": 10, "batch_size": 16, "learning_rate": 5e-4}
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "ncbi-disease": TABLE_5,
+    "ddi2013": TABLE_5,
+    "bioasq7b": {**TABLE_5, "epochs": 2, "batch_size": 16, "max_length": 384, "learning_rate": 5e-6},
+    "demo-ner": DEMO,
+    "demo-re": DEMO,
+    "demo-qa": {**DEMO, "max_length": 256},
+}
+
+# Test scores in percent: ELECTRAMed, Tables 7, 8 and 9.
+PUBLISHED: dict[str, dict[str, float]] = {
+    "ncbi-disease": {"precision": 85.87, "recall": 89.29, "f1": 87.54},
+    "ddi2013": {"precision": 80.07, "recall": 78.24, "f1": 79.13},
+    "bioasq7b": {
+        f"batch {batch} {name}": score for batch, scores in enumerate(
+            [(44.62, 51.28, 47.95), (46.40, 62.40, 53.16), (37.93, 58.62, 46.62), (61.18, 82.35, 69.55),
+             (24.57, 44.00, 31.42)], start=1)
+        for name, score in zip(("strict_accuracy", "lenient_accuracy", "mrr"), scores)},
+}
+
+
+# --- 2. The three kinds of task -------------------------------------------------------------------------------
+#
+# A kind says how examples become features, what the model's output for them means, how that is scored, and in
+# which form it is handed in. An output is what the head gives for one feature, cut to its real tokens.
+
+Scores = dict[str, float]
+
+
+class Kind(NamedTuple):
+    """The parts in which tagging, classification and question answering differ."""
+
+    head: Callable[[ElectraConfig, int], nn.Module]                 # (configuration, number of labels)
+    encode: Callable[..., tuple[list[Feature], str]]                # (examples, tokenizer, labels, options)
+    decode: Callable[..., list]                                     # (examples, features, outputs, labels)
+    score: Callable[[Task, list, list], Scores]                     # (task, examples, predictions)
+    write: Callable[[Task, Path, list, list], None]                 # (task, folder, examples, predictions)
+
+
+def prf(scores: metrics.Scores) -> Scores:
+    """Precision, recall and F1, over all types and for each."""
+    named = {"": scores, **{f"{name} ": part for name, part in sorted(scores.per_type.items())}}
+    if len(scores.per_type) == 1:
+        named = {"": scores}
+    return {prefix + measure: getattr(part, measure) for prefix, part in named.items()
+            for measure in ("precision", "recall", "f1")}
+
+
+def score_tags(task: Task, examples: list[data.TaggedSentence], predictions: list[list[str]]) -> Scores:
+    """Exact-match entities by the conlleval rules."""
+    return prf(metrics.entity_scores([example.tags for example in examples], predictions))
+
+
+def write_tags(task: Task, folder: Path, examples: list[data.TaggedSentence], predictions: list[list[str]]) -> None:
+    """CoNLL columns: word, gold tag, predicted tag; what the conlleval script reads."""
+    sentences = ("".join(f"{word} {gold} {predicted}\n" for word, gold, predicted in
+                         zip(example.words, example.tags, tags)) for example, tags in zip(examples, predictions))
+    data.write_bytes(folder / "predictions.txt", "\n".join(sentences).encode())
+
+
+def decode_labels(examples: list, features: list[Feature], outputs: list[np.ndarray],
+                  labels: Sequence[str]) -> list[str]:
+    """The likeliest label of each example."""
+    return [labels[int(output.argmax())] for output in outputs]
+
+
+def score_labels(task: Task, examples: list[data.LabelledText], predictions: list[str]) -> Scores:
+    """Micro precision, recall and F1 over the labels but the negative one."""
+    return prf(metrics.relation_scores([example.label for example in examples], predictions, task.negative or ""))
+
+
+def write_labels(task: Task, folder: Path, examples: list[data.LabelledText], predictions: list[str]) -> None:
+    """Rows of index and label, in the order of the test file."""
+    rows = ["index\tlabel", *(f"{example.id}\t{label}" for example, label in zip(examples, predictions))]
+    data.write_bytes(folder / "predictions.tsv", ("\n".join(rows) + "\n").encode())
+
+
+def gold_answers(examples: list[data.Question]) -> dict[str, list[str]]:
+    """For each BioASQ question its accepted synonyms, or, where there are none, the answers in its snippets."""
+    gold: dict[str, list[str]] = {}
+    for example in examples:
+        accepted = [text for text, _ in example.answers] if example.gold is None else example.gold
+        known = gold.setdefault(metrics.bioasq_question_id(example.id), [])
+        known += [text for text in accepted if text not in known]
+    return gold
+
+
+def merged_answers(examples: list[data.Question], predictions: list[list[data.Answer]]) -> dict[str, list[str]]:
+    """BioASQ: up to five answers a question, from the answers of all its snippets."""
+    return metrics.merge_bioasq_snippets({
+        example.id: [(answer.text, answer.probability) for answer in answers]
+        for example, answers in zip(examples, predictions)})
+
+
+def score_answers(task: Task, examples: list[data.Question], predictions: list[list[data.Answer]]) -> Scores:
+    """SQuAD's exact match and F1, or BioASQ's measures: over all questions and for each test batch."""
+    if task.metric != "mrr":
+        best = {example.id: answers[0].text if answers else "" for example, answers in zip(examples, predictions)}
+        gold = {example.id: [text for text, _ in example.answers] for example in examples}
+        return metrics.squad_scores(best, gold)._asdict()
+    scores: Scores = {}
+    batches = sorted({example.batch for example in examples if example.batch})
+    for prefix, batch in [("", None), *((f"batch {batch} ", batch) for batch in batches)]:
+        chosen = [i for i, example in enumerate(examples) if batch in (None, example.batch)]
+        part = [examples[i] for i in chosen]
+        measured = metrics.bioasq_factoid_scores(gold_answers(part),
+                                                 merged_answers(part, [predictions[i] for i in chosen]))
+        scores |= {prefix + name: value for name, value in measured._asdict().items()}
+    return scores
+
+
+def write_answers(task: Task, folder: Path, examples: list[data.Question],
+                  predictions: list[list[data.Answer]]) -> None:
+    """SQuAD's {id: text}; for BioASQ one submission file a batch, with up to five answers a question."""
+    if task.metric != "mrr":
+        best = {example.id: answers[0].text if answers else "" for example, answers in zip(examples, predictions)}
+        data.write_bytes(folder / "predictions.json", json.dumps(best, indent=1, ensure_ascii=False).encode())
+        return
+    for batch in sorted({example.batch or 0 for example in examples}):
+        chosen = [i for i, example in enumerate(examples) if (example.batch or 0) == batch]
+        answers = merged_answers([examples[i] for i in chosen], [predictions[i] for i in chosen])
+        questions = [{"id": identifier, "type": "factoid", "exact_answer": [[text] for text in texts]}
+                     for identifier, texts in answers.items()]
+        data.write_bytes(folder / f"predictions-batch-{batch}.json",
+                         json.dumps({"questions": questions}, indent=1, ensure_ascii=False).encode())
+
+
+KINDS = {
+    "ner": Kind(TokenTagger,
+                lambda examples, tokenizer, labels, options:
+                    data.encode_tagging(examples, tokenizer, labels, options.max_length),
+                lambda examples, features, outputs, labels:
+                    data.decode_tags(examples, features, [output.argmax(-1) for output in outputs], labels),
+                score_tags, write_tags),
+    "re": Kind(SequenceClassifier,
+               lambda examples, tokenizer, labels, options:
+                   data.encode_classification(examples, tokenizer, labels, options.max_length),
+               decode_labels, score_labels, write_labels),
+    "qa": Kind(lambda config, num_labels: SpanExtractor(config),
+               lambda examples, tokenizer, labels, options:
+                   data.encode_questions(examples, tokenizer, options.max_length, DOCUMENT_STRIDE,
+                                         QUESTION_LENGTH),
+               lambda examples, features, outputs, labels: data.decode_answers(examples, features, outputs),
+               score_answers, write_answers),
+}
+
+
+# --- 3. Training one seed -------------------------------------------------------------------------------------
+
+class Prepared(NamedTuple):
+    """What all seeds share: the task's examples and features, and the model they start from."""
+
+    task: Task
+    labels: Sequence[str]
+    tokenizer: Tokenizer
+    config: ElectraConfig
+    init: Path | None                           # None: from scratch
+    examples: dict[str, list]                   # by split; dev may be missing
+    features: dict[str, list[Feature]]
+
+
+def label_array(kind: str, features: Sequence[Feature], width: int) -> np.ndarray:
+    """The labels of a batch: (B, T) for ner, (B,) for re, (B, 2) for qa."""
+    if kind == "ner":
+        return np.array([feature.labels + [IGNORED_LABEL] * (width - len(feature.labels)) for feature in features])
+    return np.array([feature.labels for feature in features])
+
+
+def predict(model: nn.Module, features: Sequence[Feature], options: Options, pad_id: int,
+            device: Device) -> list[np.ndarray]:
+    """The head's output for each feature, in their order, cut to the feature's tokens."""
+    lengths = np.array([len(feature.input_ids) for feature in features])
+    outputs: list[Any] = [None] * len(features)
+    model.eval()
+    with torch.inference_mode(), device.autocast():
+        for width, rows in data.plan_batches(lengths, 64, options.max_length, np.random.default_rng(0), True):
+            batch = data.pad_batch([features[i][1:3] for i in rows], width, pad_id)
+            logits = model(*device.put(*map(torch.from_numpy, batch))).float().cpu().numpy()
+            for i, row in zip(rows, logits):
+                outputs[i] = row[:lengths[i]] if row.ndim == 2 else row
+    model.train()
+    return outputs
+
+
+def evaluate(model: nn.Module, split: str, prepared: Prepared, options: Options,
+             device: Device) -> tuple[Scores, list]:
+    """Scores and predictions on a split."""
+    kind = KINDS[prepared.task.kind]
+    examples, features = prepared.examples[split], prepared.features[split]
+    outputs = predict(model, features, options, prepared.tokenizer.pad_id, device)
+    predictions = kind.decode(examples, features, outputs, prepared.labels)
+    return kind.score(prepared.task, examples, predictions), predictions
+
+
+def train_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> Scores:
+    """Fine-tune once; writes log.csv, the model, the test predictions and scores.json; returns the test scores."""
+    task, features = prepared.task, prepared.features["train"]
+    device = Device.choose(options.device, options.precision)
+    torch.manual_seed(data.seed_for(seed, 0, "weights"))
+    model = KINDS[task.kind].head(prepared.config, len(prepared.labels))
+    if prepared.init:
+        load_encoder(model, prepared.init)
+    model.to(device.kind).train()
+    optimizer = Adam(parameter_groups(model, options.weight_decay, options.layer_decay))
+    lengths = np.array([len(feature.input_ids) for feature in features])
+    per_epoch = -(-len(features) // options.batch_size)
+    total_steps = options.epochs * per_epoch
+    best_score, best_weights, dev_scores = -1.0, None, {}
+    log = ["epoch,loss,dev_" + task.metric]
+    progress, step = data.Progress(total_steps, f"steps of seed {seed}"), 0
+    for epoch in range(options.epochs):
+        rng, losses = np.random.default_rng(data.seed_for(seed, epoch, "order")), []
+        for width, rows in data.plan_batches(lengths, options.batch_size, options.max_length, rng, True):
+            chosen = [features[i] for i in rows]
+            batch = data.pad_batch([feature[1:3] for feature in chosen], width, prepared.tokenizer.pad_id)
+            arrays = [*batch, label_array(task.kind, chosen, width)]
+            *inputs, labels = device.put(*map(torch.from_numpy, arrays))
+            device.seed(data.seed_for(seed, step, "device"))                       # dropout
+            with device.autocast():
+                loss = model.loss(model(*inputs), labels)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            warmup = int(WARMUP_SHARE * total_steps)
+            optimizer.update(learning_rate_at(step, total_steps, warmup, options.learning_rate))
+            losses.append(loss.detach())
+            step += 1
+            progress.show(step)
+        if "dev" in prepared.examples:
+            scores, _ = evaluate(model, "dev", prepared, options, device)
+            if scores[task.metric] > best_score:
+                best_score, best_weights, dev_scores = scores[task.metric], copy.deepcopy(model.state_dict()), scores
+            log.append(f"{epoch + 1},{torch.stack(losses).mean():.6g},{scores[task.metric]:.6g}")
+            progress.show(step, f"epoch {epoch + 1}: dev {task.metric} {scores[task.metric]:.4f}")
+        else:
+            log.append(f"{epoch + 1},{torch.stack(losses).mean():.6g},")
+    progress.finish()
+    if best_weights is not None:
+        model.load_state_dict(best_weights)
+    test_scores, predictions = evaluate(model, "test", prepared, options, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    data.write_bytes(folder / "log.csv", ("\n".join(log) + "\n").encode())
+    KINDS[task.kind].write(task, folder, prepared.examples["test"], predictions)
+    save_pretrained(model, folder / "model", prepared.tokenizer)
+    data.write_bytes(folder / "scores.json", json.dumps({"dev": dev_scores, "test": test_scores}, indent=1).encode())
+    return test_scores
+
+
+# --- 4. Seeds and tables --------------------------------------------------------------------------------------
+
+def find_model(options: Options) -> tuple[Path | None, Path | None]:
+    """The folder whose weights to start from, and the folder whose sizes and vocabulary to use."""
+    default = Path("runs/pretrain")
+    has_default = (default / "model" / "config.json").is_file()
+    if options.init and options.init != "none":
+        folder = model_folder(options.init)
+        return folder, folder
+    if not options.init and has_default:
+        return model_folder(default), model_folder(default)
+    say("*** FROM SCRATCH: no pre-trained model is used, the scores will be far lower. "
+        + ("***" if options.init else "Run train_pretrain.py first, or pass --init. ***"))
+    return None, model_folder(options.like or default) if options.like or has_default else None
+
+
+def prepare(options: Options) -> Prepared:
+    """Read the task's files, find the model to start from, and make the features; says what was cut or split."""
+    task = data.TASKS[options.task]
+    init, like = find_model(options)
+    examples = {"train": data.read_task(options.task, "train", options.data)}
+    try:
+        examples["dev"] = data.read_task(options.task, "dev", options.data)
+    except FileNotFoundError as error:
+        say(f"{error}; without it the last epoch counts")
+    examples["test"] = data.read_task(options.task, "test", options.data)
+    if like:
+        tokenizer, config = Tokenizer.from_file(like), read_config(like)
+    else:
+        tokenizer = Tokenizer(learn_vocab(training_texts(examples["train"]), 4000))
+        config = dataclasses.replace(PRESETS["tiny"], vocab_size=len(tokenizer.pieces))
+    config = dataclasses.replace(config, hidden_dropout_prob=options.dropout,
+                                 attention_probs_dropout_prob=options.dropout)
+    if options.max_length > config.max_position_embeddings:
+        raise ValueError(f"--max-length {options.max_length}: the model has {config.max_position_embeddings} "
+                         "positions")
+    features = {}
+    for split, part in examples.items():
+        features[split], note = KINDS[task.kind].encode(part, tokenizer, task.labels, options)
+        say(f"{options.task} {split}: {len(part):,} examples, {note}")
+    return Prepared(task, task.labels, tokenizer, config, init, examples, features)
+
+
+def training_texts(examples: list) -> list[str]:
+    """All text of a training set, to learn a vocabulary from when there is no model."""
+    return [" ".join(example.words) if isinstance(example, data.TaggedSentence)
+            else " ".join(part for part in example if isinstance(part, str)) for example in examples]
+
+
+def score_table(options: Options, results: list[Scores]) -> str:
+    """One line a measure, in percent: mean and standard deviation over the seeds, and the paper's figure."""
+    published = PUBLISHED.get(options.task, {})
+    lines = [f"{options.task}, test set, {len(results)} seed{'s' * (len(results) > 1)}",
+             f"{'':28}{'mean':>8}{'sd':>8}" + (f"{'ELECTRAMed':>12}" if published else "")]
+    for measure in results[0]:
+        mean, sd = metrics.mean_and_sd([result[measure] for result in results])
+        lines.append(f"{measure:28}{100 * mean:8.2f}{100 * sd:8.2f}"
+                     + (f"{published[measure]:12.2f}" if measure in published else ""))
+    return "\n".join(lines)
+
+
+def run(options: Options) -> None:
+    """Fine-tune with every seed that is not finished yet, then write and print the table."""
+    out = Path(options.out)
+    data.claim_run_folder(out, options, FREE)
+    folders = [out / f"seed-{seed}" for seed in range(options.seeds)]
+    unfinished = [seed for seed, folder in enumerate(folders) if not (folder / "scores.json").is_file()]
+    if unfinished:
+        prepared = prepare(options)
+    for seed in unfinished:
+        scores = train_seed(seed, prepared, options, folders[seed])
+        metric = prepared.task.metric
+        say(f"seed {seed}: test {metric} {100 * scores[metric]:.2f}")
+    results = [json.loads((folder / "scores.json").read_bytes()) for folder in folders]
+    table = score_table(options, [result["test"] for result in results])
+    data.write_bytes(out / "table.txt", (table + "\n").encode())
+    # The model to use: that of the best development score, never chosen by the test set.
+    metric = data.TASKS[options.task].metric
+    best = max(range(options.seeds), key=lambda seed: results[seed]["dev"].get(metric, 0.0))
+    shutil.copytree(folders[best] / "model", out / "model", dirs_exist_ok=True)
+    print(f"{table}\n\npredictions are in {folders[best]}, the model in {out / 'model'}", flush=True)
+
+
+# --- 5. Command line ------------------------------------------------------------------------------------------
+
+def complete(options: Options) -> Options:
+    """Fill in from the task's protocol what the command line left open."""
+    values = {"out": f"runs/finetune/{options.task}", **PROTOCOLS[options.task]}
+    return dataclasses.replace(options, **{name: value for name, value in values.items()
+                                           if getattr(options, name) is None})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, run, and turn bad input into one line and exit status 2."""
+    try:
+        run(complete(data.parse_options(Options, "Fine-tune ELECTRA on a task.", arguments)))
+        return 0
+    except (ValueError, OSError) as error:
+        return data.report_error(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

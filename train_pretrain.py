@@ -1,0 +1,414 @@
+"""Pre-train ELECTRA: a generator hides and guesses tokens, a discriminator learns to find the replaced ones.
+
+After reading this file you hold the whole of pre-training but the model itself: from a corpus to shards, one
+step, the loop that can be stopped at any moment and continued exactly, evaluation on held-out documents.
+
+    python train_pretrain.py                                  # two minutes, on a built-in synthetic corpus
+    python train_pretrain.py --preset electramed --corpus pubmed.txt.gz --vocab scivocab.txt --out runs/med
+
+Where it stands: tokenizer.py and data.py make the batches, electramed.py the model, metrics.py the scores; the
+model this writes (OUT/model, in the Hugging Face layout) is what train_finetune.py starts from.
+Everything random in step k (order, mask, dropout, sampling) is seeded from (seed, k): a resumed run equals an
+unbroken one bit by bit on the same device and precision, and no generator state is ever saved.
+Sources: ELECTRAMed Table 1, Bio-ELECTRA section 3, TF run_pretraining.py and configure_pretraining.py.
+
+    1. Options and presets    2. Data    3. One step    4. The loop    5. Evaluation    6. Command line
+"""
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import io
+import math
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import data
+import metrics
+from data import option, say
+from electramed import (PRESETS, Adam, Device, ElectraConfig, ElectraForPretraining, PretrainOutput,
+                        learning_rate_at, load_checkpoint, mask_tokens, parameter_groups, save_checkpoint,
+                        save_pretrained)
+from tokenizer import Tokenizer, learn_vocab
+
+
+# --- 1. Options and presets -----------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Options:
+    """The command line. What is None follows from the preset."""
+
+    preset: str = option("tiny", "model sizes and schedule to start from", choices=list(PRESETS))
+    corpus: list[str] = option([], "text files (one sentence a line, an empty line between documents; .gz and "
+                               ".xz too), folders of them, or a shard folder (default: the synthetic corpus)")
+    vocab: str | None = option(None, "vocab.txt, or the folder it is in (default: learnt on the corpus)")
+    vocab_size: int = option(None, "size of the vocabulary that is learnt, wordpieces")
+    cased: bool = option(None, "keep capitals and accents (bio-electra does)")
+    out: str = option("runs/pretrain", "run folder; the same command on an existing one continues it")
+
+    embedding_size: int = option(None, "width of the embeddings")
+    hidden_size: int = option(None, "width of the discriminator")
+    num_hidden_layers: int = option(None, "layers of both networks")
+    num_attention_heads: int = option(None, "attention heads of the discriminator")
+    intermediate_size: int = option(None, "inner width of its feed-forward networks")
+    generator_size: float = option(None, "generator's width as a share of the discriminator's")
+    mask_prob: float = option(None, "share of the tokens that are chosen for masking")
+    dropout: float = option(None, "dropout of hidden states and attention")
+
+    steps: int = option(None, "updates")
+    batch_size: int = option(None, "examples in a batch")
+    max_length: int = option(None, "tokens of the longest example")
+    learning_rate: float = option(None, "peak learning rate")
+    warmup_steps: int = option(None, "updates until the peak")
+    weight_decay: float = option(None, "decoupled weight decay")
+    seed: int = option(0, "decides everything random")
+
+    log_every: int = option(50, "steps between two rows of log.csv")
+    eval_every: int = option(1000, "steps between two rows of eval.csv")
+    checkpoint_every: int = option(500, "steps between two checkpoints")
+    max_minutes: float | None = option(None, "stop after that many minutes; the same command continues")
+    device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
+    precision: str | None = option(None, "default: float32 on the CPU, bfloat16 on a GPU",
+                                   choices=["float32", "bfloat16"])
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "max_length", "log_every", "eval_every", "checkpoint_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+
+
+# May change between two runs of the same command: the result does not depend on them.
+FREE = ("out", "log_every", "eval_every", "checkpoint_every", "max_minutes", "device", "precision")
+
+ELECTRA_SMALL = {"steps": 1_000_000, "batch_size": 128, "max_length": 128, "learning_rate": 5e-4,
+                 "warmup_steps": 10_000, "weight_decay": 0.01, "vocab_size": 30522}
+ELECTRA_BASE = {**ELECTRA_SMALL, "batch_size": 256, "max_length": 512, "learning_rate": 2e-4}
+BIO_ELECTRA = {**ELECTRA_SMALL, "steps": 1_800_000, "batch_size": 64, "max_length": 256, "vocab_size": 31620,
+               "cased": True}
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "tiny": {**ELECTRA_SMALL, "steps": 2_000, "batch_size": 32, "learning_rate": 2e-3, "warmup_steps": 200,
+             "vocab_size": 2_000},                                         # ours, for two minutes on two cores
+    "small": ELECTRA_SMALL,
+    "base": ELECTRA_BASE,
+    "large": {**ELECTRA_BASE, "batch_size": 2048},
+    "electramed": {**ELECTRA_BASE, "vocab_size": 31090},                   # ELECTRAMed, Table 1
+    "bio-electra": BIO_ELECTRA,
+    "bio-electra-pp": BIO_ELECTRA,          # 1.8M further steps from Bio-ELECTRA's weights, on full papers
+}
+MODEL_FIELDS = ("embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+                "generator_size", "mask_prob")
+
+
+def complete(options: Options) -> Options:
+    """Fill in from the preset what the command line left open."""
+    config = PRESETS[options.preset]
+    values = {**{name: getattr(config, name) for name in MODEL_FIELDS}, "dropout": config.hidden_dropout_prob,
+              "cased": False, **SCHEDULES[options.preset]}
+    return dataclasses.replace(options, **{name: value for name, value in values.items()
+                                           if getattr(options, name) is None})
+
+
+def model_config(options: Options, tokenizer: Tokenizer) -> ElectraConfig:
+    """The discriminator's configuration for completed options and this vocabulary."""
+    return dataclasses.replace(
+        PRESETS[options.preset], **{name: getattr(options, name) for name in MODEL_FIELDS},
+        hidden_dropout_prob=options.dropout, attention_probs_dropout_prob=options.dropout,
+        max_position_embeddings=max(options.max_length, PRESETS[options.preset].max_position_embeddings),
+        vocab_size=len(tokenizer.pieces), pad_token_id=tokenizer.pad_id, cls_token_id=tokenizer.cls_id,
+        sep_token_id=tokenizer.sep_id, mask_token_id=tokenizer.mask_id)
+
+
+# --- 2. Data --------------------------------------------------------------------------------------------------
+
+SYNTHETIC_DOCUMENTS = 20_000
+
+
+def prepare_data(options: Options) -> tuple[Tokenizer, data.Shards]:
+    """The tokenizer and the shards of a run, made on first use and found again when it is resumed."""
+    out = Path(options.out)
+    corpus = [Path(path) for path in options.corpus]
+    if len(corpus) == 1 and (corpus[0] / "index.json").is_file():
+        if not options.vocab:
+            raise ValueError(f"{corpus[0]} holds shards: pass --vocab, the vocabulary they were built with")
+        tokenizer, shards = load_tokenizer(options.vocab, options), data.open_shards(corpus[0])
+        if shards.index["vocabulary"] != data.vocabulary_hash(tokenizer):
+            raise ValueError(f"{corpus[0]} was built with another vocabulary or casing than {options.vocab}")
+        if shards.index["max_length"] > options.max_length:
+            raise ValueError(f"{corpus[0]} has examples of up to {shards.index['max_length']} tokens: "
+                             f"pass --max-length {shards.index['max_length']}")
+        return tokenizer, shards
+    if not corpus:
+        corpus = [out / "corpus.txt"]
+        if not corpus[0].exists():
+            say(f"writing the synthetic corpus to {corpus[0]}")
+            data.write_bytes(corpus[0], data.synthetic_corpus(SYNTHETIC_DOCUMENTS, options.seed).encode())
+    if options.vocab:
+        tokenizer = load_tokenizer(options.vocab, options)
+    elif (out / "vocab.txt").exists():
+        tokenizer = Tokenizer.from_file(out)
+    else:
+        say(f"learning a vocabulary of {options.vocab_size:,} wordpieces")
+        sentences = (sentence for file in data.corpus_files(corpus) for document in data.read_documents(file)
+                     for sentence in document)
+        tokenizer = Tokenizer(learn_vocab(sentences, options.vocab_size, lowercase=not options.cased),
+                              lowercase=not options.cased)
+        tokenizer.save(out)
+    say(f"tokenizing into {out / 'shards'}")
+    data.build_shards(corpus, tokenizer, out / "shards", options.max_length, options.seed,
+                      workers=None if options.corpus else 1)
+    return tokenizer, data.open_shards(out / "shards")
+
+
+def load_tokenizer(path: str, options: Options) -> Tokenizer:
+    """Read a vocabulary; --cased decides over what the files beside it say."""
+    return Tokenizer.from_file(path, lowercase=False if options.cased else None)
+
+
+class BatchOrder:
+    """Which examples step k trains on: a pure function of (seed, k), here for one epoch at a time."""
+
+    def __init__(self, shards: data.Shards, options: Options) -> None:
+        self.shards, self.options = shards, options
+        self.lengths = shards.lengths[shards.train]
+        self.per_epoch = len(self.lengths) // options.batch_size
+        if not self.per_epoch:
+            raise ValueError(f"the corpus gives {len(self.lengths)} training examples, fewer than one batch of "
+                             f"{options.batch_size}: lower --batch-size or use more text")
+        self.plan = functools.lru_cache(maxsize=1)(self.plan_epoch)
+
+    def plan_epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
+        """The batches of one epoch, in order."""
+        rng = np.random.default_rng(data.seed_for(self.options.seed, epoch, "order"))
+        return data.plan_batches(self.lengths, self.options.batch_size, self.options.max_length, rng)
+
+    def batch(self, step: int, pad_id: int) -> data.Batch:
+        """The batch of update `step`, counted from 0."""
+        epoch, index = divmod(step, self.per_epoch)
+        width, rows = self.plan(epoch)[index]
+        return data.pad_batch([self.shards.example(number) for number in self.shards.train[rows]], width, pad_id)
+
+
+# --- 3. One step ----------------------------------------------------------------------------------------------
+
+def forward(model: ElectraForPretraining, batch: data.Batch, seed: int, step: int,
+            device: Device) -> PretrainOutput:
+    """Mask a batch on the host, move it, and run both networks; all randomness comes from (seed, step)."""
+    ids, real, segments = map(torch.from_numpy, batch)                             # each (B, T)
+    generator = torch.Generator().manual_seed(data.seed_for(seed, step, "mask"))
+    masked = mask_tokens(ids, real, model.config, generator)
+    device.seed(data.seed_for(seed, step, "device"))                               # dropout and sampling noise
+    with device.autocast():
+        return model(type(masked)(*device.put(*masked)), *device.put(real, segments))
+
+
+def training_step(model: ElectraForPretraining, optimizer: Adam, batch: data.Batch, options: Options, step: int,
+                  device: Device) -> PretrainOutput:
+    """One update at its learning rate, with the gradient clipped to norm 1."""
+    output = forward(model, batch, options.seed, step, device)
+    output.loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.update(learning_rate_at(step, options.steps, options.warmup_steps, options.learning_rate))
+    return output
+
+
+# --- 4. The loop ----------------------------------------------------------------------------------------------
+
+LOG_COLUMNS = ("step", "learning_rate", "mlm_loss", "discriminator_loss", "tokens_per_second")
+
+
+class Stop:
+    """Turns Ctrl-C and SIGTERM into a wish that the loop grants after the step at hand."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.request)
+
+    def request(self, number: int, frame: Any) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt             # asked twice: now
+        self.signal = number
+
+
+def train(options: Options) -> int:
+    """Run or continue a pre-training run to its end, or to where it is stopped; returns the exit status."""
+    out = Path(options.out)
+    data.claim_run_folder(out, options, FREE)
+    tokenizer, shards = prepare_data(options)
+    device = Device.choose(options.device, options.precision)
+    torch.manual_seed(data.seed_for(options.seed, 0, "weights"))
+    model = ElectraForPretraining(model_config(options, tokenizer)).to(device.kind)
+    optimizer = Adam(parameter_groups(model, options.weight_decay))
+    order = BatchOrder(shards, options)
+    start = step = load_checkpoint(out, model, optimizer)
+    log = CsvLog(out / "log.csv", step, LOG_COLUMNS)
+    evaluations = CsvLog(out / "eval.csv", step, Evaluation._fields)
+    say(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters, "
+        f"{len(order.lengths):,} examples, {device.kind} {device.precision}"
+        + (f", continuing after step {step:,}" if step else ""))
+
+    stop, progress, tokens, since = Stop(), data.Progress(options.steps, "steps", step), 0, time.monotonic()
+    deadline = math.inf if options.max_minutes is None else since + 60 * options.max_minutes
+    while step < options.steps and stop.signal is None and time.monotonic() < deadline:
+        batch = order.batch(step, tokenizer.pad_id)
+        output = training_step(model, optimizer, batch, options, step, device)
+        step += 1
+        tokens += int(batch.attention_mask.sum())
+        if step == 1 or step % options.log_every == 0 or step == options.steps:
+            mlm_loss, discriminator_loss = output.mlm_loss.item(), output.discriminator_loss.item()
+            if not math.isfinite(mlm_loss + discriminator_loss):
+                raise ValueError(f"the loss of step {step} is not finite (generator {mlm_loss}, discriminator "
+                                 f"{discriminator_loss}): lower --learning-rate, or continue from the last "
+                                 f"checkpoint in {out}")
+            now = time.monotonic()
+            rate = learning_rate_at(step - 1, options.steps, options.warmup_steps, options.learning_rate)
+            log.write(step, rate, mlm_loss, discriminator_loss, tokens / (now - since))
+            tokens, since = 0, now
+            progress.show(step, f"generator {mlm_loss:.2f}, discriminator {discriminator_loss:.3f} nats")
+        if step % options.eval_every == 0 or step == options.steps:
+            if len(shards.held_out):
+                evaluations.write(*evaluate(model, shards, options, tokenizer.pad_id, step, device))
+        if step % options.checkpoint_every == 0 or step == options.steps:
+            save_checkpoint(out, step, model, optimizer)
+    progress.finish()
+    if step < options.steps:
+        if step > start:
+            save_checkpoint(out, step, model, optimizer)
+        say(f"stopped after step {step:,} of {options.steps:,}; the same command continues")
+        return 130 if stop.signal == signal.SIGINT else 0
+    save_pretrained(model, out / "model", tokenizer)
+    summarise(out, model, shards, options, tokenizer, device)
+    return 0
+
+
+class CsvLog:
+    """A CSV file with one row a step; opening it drops the rows after `step`, which will be run again."""
+
+    def __init__(self, path: Path, step: int, columns: tuple[str, ...]) -> None:
+        self.path = path
+        rows = [",".join(columns)]
+        if path.exists():
+            rows += [line for line in path.read_text().splitlines()[1:]
+                     if line.count(",") == len(columns) - 1 and int(line.split(",")[0]) <= step]
+        data.write_bytes(path, ("\n".join(rows) + "\n").encode())
+
+    def write(self, step: int, *values: float) -> None:
+        """Append one row and hand it to the system at once."""
+        row = io.StringIO()
+        csv.writer(row, lineterminator="\n").writerow([step, *(f"{value:.6g}" for value in values)])
+        with open(self.path, "a") as file:
+            file.write(row.getvalue())
+
+
+# --- 5. Evaluation --------------------------------------------------------------------------------------------
+
+EVALUATION_EXAMPLES = 1024
+EVALUATION_STEP = 2 ** 32           # seeds apart from those of any training step
+
+
+class Evaluation(NamedTuple):
+    """One row of eval.csv, on held-out documents."""
+
+    step: int
+    mlm_loss: float                     # nats a masked slot
+    mlm_accuracy: float
+    discriminator_loss: float           # nats a token
+    discriminator_accuracy: float
+    discriminator_precision: float      # of "replaced"
+    discriminator_recall: float
+    discriminator_auc: float            # without padding, which TF counts as negatives
+
+
+def held_out_outputs(model: ElectraForPretraining, shards: data.Shards, options: Options, pad_id: int,
+                     device: Device) -> dict[str, np.ndarray]:
+    """Run the model over held-out examples with fixed masks; one entry a masked slot or a real token.
+
+    returns   nll, is_right (slots); logits, is_replaced (tokens)
+    """
+    numbers = shards.held_out[:EVALUATION_EXAMPLES]
+    rng = np.random.default_rng(0)
+    plan = data.plan_batches(shards.lengths[numbers], 64, options.max_length, rng, keep_rest=True)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("nll", "is_right", "logits", "is_replaced")}
+    model.eval()
+    with torch.no_grad():
+        for index, (width, rows) in enumerate(plan):
+            batch = data.pad_batch([shards.example(number) for number in numbers[rows]], width, pad_id)
+            # Seeded by the number of the batch: every evaluation hides the same tokens.
+            output = forward(model, batch, options.seed, EVALUATION_STEP + index, device)
+            originals, is_slot = output.masked.original_ids, output.masked.weights.bool().cpu()
+            nll = F.cross_entropy(output.generator_logits.transpose(1, 2), originals, reduction="none")
+            is_right = output.generator_logits.argmax(-1) == originals
+            parts["nll"].append(nll.cpu()[is_slot].numpy())
+            parts["is_right"].append(is_right.cpu()[is_slot].numpy())
+            is_real = torch.from_numpy(batch.attention_mask).bool()
+            parts["logits"].append(output.discriminator_logits.cpu()[is_real].numpy())
+            parts["is_replaced"].append(output.is_replaced.cpu()[is_real].numpy())
+    model.train()
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def evaluate(model: ElectraForPretraining, shards: data.Shards, options: Options, pad_id: int, step: int,
+             device: Device) -> Evaluation:
+    """Both networks' losses and scores on the held-out documents."""
+    found = held_out_outputs(model, shards, options, pad_id, device)
+    said, truth = found["logits"] > 0, found["is_replaced"]
+    bce = np.logaddexp(0, np.where(truth, -found["logits"], found["logits"]))      # -ln sigmoid(+-logit)
+    return Evaluation(
+        step, float(found["nll"].mean()), float(found["is_right"].mean()), float(bce.mean()),
+        float((said == truth).mean()), float((said & truth).sum() / max(1, said.sum())),
+        float((said & truth).sum() / max(1, truth.sum())), metrics.roc_auc(truth, found["logits"]))
+
+
+def blind_baselines(shards: data.Shards, is_replaced: np.ndarray, special_ids: list[int]) -> tuple[float, float]:
+    """What a model without any context could reach, in nats: (masked-token loss, replaced-token loss).
+
+    The first is the entropy of the training tokens' frequencies, [CLS] and [SEP] left out; the second the
+    entropy of the share of replaced tokens.
+    """
+    sample = shards.train[:100_000]
+    counts = np.bincount(np.concatenate([shards.example(number)[0] for number in sample]))
+    counts[[i for i in special_ids if i < len(counts)]] = 0
+    return metrics.unigram_entropy(counts), metrics.binary_entropy(float(is_replaced.mean()))
+
+
+def summarise(out: Path, model: ElectraForPretraining, shards: data.Shards, options: Options,
+              tokenizer: Tokenizer, device: Device) -> None:
+    """Print what was learnt beside what needs no learning, and what to do next."""
+    if len(shards.held_out):
+        found = held_out_outputs(model, shards, options, tokenizer.pad_id, device)
+        blind_mlm, blind_replaced = blind_baselines(shards, found["is_replaced"],
+                                                    [tokenizer.cls_id, tokenizer.sep_id])
+        result = evaluate(model, shards, options, tokenizer.pad_id, options.steps, device)
+        print(f"\non held-out documents      learnt    blind\n"
+              f"masked-token loss         {result.mlm_loss:7.3f}  {blind_mlm:7.3f}  nats (unigram entropy)\n"
+              f"masked-token accuracy     {result.mlm_accuracy:7.3f}\n"
+              f"replaced-token loss       {result.discriminator_loss:7.3f}  {blind_replaced:7.3f}  nats "
+              f"(entropy of the replaced rate, {found['is_replaced'].mean():.3f})\n"
+              f"replaced-token AUC        {result.discriminator_auc:7.3f}  {0.5:7.3f}")
+    task = "--task ncbi-disease" if options.corpus else "--task demo-ner"
+    init = "" if out == Path("runs/pretrain") else f" --init {out}"
+    print(f"\nthe model is in {out / 'model'}; next: python train_finetune.py {task}{init}", flush=True)
+
+
+# --- 6. Command line ------------------------------------------------------------------------------------------
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, run, and turn bad input into one line and exit status 2."""
+    try:
+        options = complete(data.parse_options(Options, "Pre-train ELECTRA on a corpus.", arguments))
+        return train(options)
+    except (ValueError, OSError) as error:
+        return data.report_error(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
