@@ -40,7 +40,7 @@ import time
 import types
 import typing
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -49,7 +49,7 @@ import numpy as np
 Document = list[str]                    # the sentences of one document
 
 
-# --- 1. Documents ---------------------------------------------------------------------------------------------
+# --- 1. Documents -------------------------------------------------------------------------------------------
 
 def corpus_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
     """The given files and all files below the given folders, folders in sorted order."""
@@ -110,12 +110,13 @@ def read_documents(path: str | os.PathLike) -> Iterator[Document]:
         yield document
 
 
-# --- 2. Pre-training examples ---------------------------------------------------------------------------------
+# --- 2. Pre-training examples -------------------------------------------------------------------------------
 
 Segments = tuple[list[int], list[int]]          # wordpieces of segment A and of segment B (may be empty)
 
 
-def build_examples(documents: Iterable[list[list[int]]], max_length: int, rng: random.Random) -> Iterator[Segments]:
+def build_examples(documents: Iterable[list[list[int]]], max_length: int,
+                   rng: random.Random) -> Iterator[Segments]:
     """Cut documents into examples of at most max_length tokens, [CLS] A [SEP] B [SEP] counted.
 
     documents   sentences as lists of wordpiece ids
@@ -154,7 +155,7 @@ def split_segments(sentences: list[list[int]], target: int, max_length: int, rng
     return first, second[:max(0, max_length - len(first) - 3)]
 
 
-# --- 3. Shards ------------------------------------------------------------------------------------------------
+# --- 3. Shards ----------------------------------------------------------------------------------------------
 #
 # A corpus is tokenized once into a folder of plain arrays:
 #   index.json           what was built from what, and for each shard its counts and SHA-256
@@ -182,9 +183,9 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Any, out: str | 
         raise ValueError(f"max_length {max_length} leaves no room for text: use at least 8")
     folder, files = Path(out), corpus_files(paths)
     folder.mkdir(parents=True, exist_ok=True)
-    index = {"format": FORMAT_VERSION, "vocabulary": vocabulary_hash(tokenizer), "max_length": max_length,
-             "seed": seed, "sources": [[file.name, file.stat().st_size] for file in files],
-             "complete": False, "shards": []}
+    index: dict[str, Any] = {
+        "format": FORMAT_VERSION, "vocabulary": vocabulary_hash(tokenizer), "max_length": max_length, "seed": seed,
+        "sources": [[file.name, file.stat().st_size] for file in files], "complete": False, "shards": []}
     if (folder / "index.json").exists():
         index = continue_index(folder, index)
         if index["complete"]:
@@ -248,10 +249,13 @@ def write_shard(folder: Path, tokenizer: Any, max_length: int, seed: int,
     """Tokenize one block and write its three arrays, held-out examples last; returns its entry in the index."""
     number, first_document, documents = block
     rng = random.Random(f"{seed}/{number}")
-    train, held_out = [], []
+    train: list[Document] = []
+    held_out: list[Document] = []
     for position, document in enumerate(documents, start=first_document):
         (held_out if position % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else train).append(document)
-    tokens, starts, firsts, counts = [np.empty(0, np.uint16)], [0], [], []
+    tokens, starts = [np.empty(0, np.uint16)], [0]
+    firsts: list[int] = []
+    counts = []                                                                    # examples of the two parts
     for part in (train, held_out):
         encoded = (tokenizer.encode_batch(document) for document in part)
         before = len(firsts)
@@ -308,7 +312,8 @@ def verify_shards(path: str | os.PathLike) -> int:
         for name in ("tokens", "starts", "first"):
             digest.update((folder / f"{number:05d}.{name}.npy").read_bytes())
         if digest.hexdigest() != entry["sha256"]:
-            raise ValueError(f"{folder}: shard {number:05d} is damaged (its SHA-256 differs): build the shards anew")
+            raise ValueError(f"{folder}: shard {number:05d} is damaged (its SHA-256 differs): "
+                             "build the shards anew")
     return len(entries)
 
 
@@ -330,7 +335,8 @@ class Shards:
             self.starts.append(np.load(self.folder / f"{number:05d}.starts.npy"))
             self.firsts.append(np.load(self.folder / f"{number:05d}.first.npy"))
             if len(self.starts[-1]) != entry["examples"] + 1:
-                raise ValueError(f"{self.folder}: shard {number:05d} and index.json disagree: build the shards anew")
+                raise ValueError(f"{self.folder}: shard {number:05d} and index.json disagree: "
+                                 "build the shards anew")
         self.lengths = np.concatenate([np.diff(starts) for starts in self.starts])
         self.offsets = np.cumsum([0] + [entry["examples"] for entry in self.index["shards"]])
         is_held_out = np.zeros(len(self.lengths), bool)
@@ -354,7 +360,7 @@ def open_shards(path: str | os.PathLike) -> Shards:
     return Shards(path)
 
 
-# --- 4. Batches -----------------------------------------------------------------------------------------------
+# --- 4. Batches ---------------------------------------------------------------------------------------------
 
 class Batch(NamedTuple):
     """Padded rows, int64; what every model here takes."""
@@ -417,7 +423,7 @@ def pad_batch(examples: Sequence[tuple[Sequence[int] | np.ndarray, int]], width:
     return batch
 
 
-# --- 5. Task files --------------------------------------------------------------------------------------------
+# --- 5. Task files ------------------------------------------------------------------------------------------
 
 class TaggedSentence(NamedTuple):
     """Entity recognition: one sentence, one tag a word, both as in the file."""
@@ -490,8 +496,9 @@ def read_task(name: str, split: str, directory: str | os.PathLike | None = None)
         raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
     if name.startswith("demo-"):
         return demo_examples(name, split)
-    read = {"ner": read_tagged, "re": read_labelled, "qa": read_questions}[task.kind]
-    examples = [example for path in find_split(name, split, directory) for example in read(path, task.labels)]
+    readers: dict[str, Callable[..., list]] = {"ner": read_tagged, "re": read_labelled, "qa": read_questions}
+    examples = [example for path in find_split(name, split, directory)
+                for example in readers[task.kind](path, task.labels)]
     if not examples:
         raise ValueError(f"{name}: no examples in the {split} file of {directory}")
     return examples
@@ -653,7 +660,7 @@ def question_of(identifier: str) -> str:
     return re.split("[_:]", identifier)[0]
 
 
-# --- 6. Features and decoding ---------------------------------------------------------------------------------
+# --- 6. Features and decoding -------------------------------------------------------------------------------
 
 IGNORED_LABEL = -100            # marks positions without a label; electramed.py skips them in the loss
 
@@ -809,7 +816,7 @@ def decode_answers(examples: Sequence[Question], features: Sequence[Feature], lo
     return answers
 
 
-# --- 7. A synthetic biomedical world ---------------------------------------------------------------------------
+# --- 7. A synthetic biomedical world ------------------------------------------------------------------------
 # A made-up biomedicine, small enough to be learnt in two minutes. Three choices make it teach:
 #   facts      each drug has one target, disease, dose, side effect, trial, ... in every abstract, so a masked
 #              name or number follows from the others, and a sampled wrong one contradicts them;
@@ -969,8 +976,6 @@ QUESTIONS = {"gene": "which gene was {blocked} by {drug} ?", "disease": "what wa
              "effect": "what was {caused} by {drug} ?", "drug": "which drug was used against {disease} ?",
              "dose": "what dose of {drug} was given ?", "number": "how many patients took {drug} ?",
              "weeks": "for how many weeks was {drug} given ?", "paralog": "which gene was {spared} by {drug} ?"}
-
-
 
 
 class Mention(NamedTuple):
@@ -1173,7 +1178,7 @@ def synthetic_corpus(documents: int, seed: int = 0) -> str:
                      for number in range(documents))
 
 
-# --- 8. Command line ------------------------------------------------------------------------------------------
+# --- 8. Command line ----------------------------------------------------------------------------------------
 
 class Progress:
     """One line about long work: done, of how many, rate, time left. Plain lines where there is no terminal."""
@@ -1264,7 +1269,7 @@ def main() -> None:
 
 def describe_shards(shards: Shards) -> str:
     """A few lines about a shard folder: documents, sentences, tokens, examples, padding."""
-    sums = collections.Counter()
+    sums: collections.Counter[str] = collections.Counter()
     for entry in shards.index["shards"]:
         sums.update({key: entry[key] for key in ("documents", "sentences", "tokens", "examples", "held_out")})
     max_length = shards.index["max_length"]

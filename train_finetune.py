@@ -42,7 +42,7 @@ from electramed import (IGNORED_LABEL, PRESETS, Adam, Device, ElectraConfig, Seq
 from tokenizer import Tokenizer, learn_vocab
 
 
-# --- 1. Options and protocol ----------------------------------------------------------------------------------
+# --- 1. Options and protocol --------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Options:
@@ -55,7 +55,7 @@ class Options:
                               "scratch (default: runs/pretrain, if it is there)")
     like: str | None = option(None, "with --init none: the model folder whose sizes and vocabulary to use "
                               "(default: runs/pretrain; without it tiny, with a vocabulary of the training set)")
-    out: str | None = option(None, "run folder (default: runs/finetune/TASK); finished seeds are not run again")
+    out: str = option(None, "run folder (default: runs/finetune/TASK); finished seeds are not run again")
     seeds: int = option(1, "runs with seeds 0, 1, ...; the table gives their mean and standard deviation")
 
     epochs: int = option(None, "passes over the training set")
@@ -107,7 +107,7 @@ PUBLISHED: dict[str, dict[str, float]] = {
 }
 
 
-# --- 2. The three kinds of task -------------------------------------------------------------------------------
+# --- 2. The three kinds of task -----------------------------------------------------------------------------
 #
 # A kind says how examples become features, what the model's output for them means, how that is scored, and in
 # which form it is handed in. An output is what the head gives for one feature, cut to its real tokens.
@@ -139,7 +139,8 @@ def score_tags(task: Task, examples: list[data.TaggedSentence], predictions: lis
     return prf(metrics.entity_scores([example.tags for example in examples], predictions))
 
 
-def write_tags(task: Task, folder: Path, examples: list[data.TaggedSentence], predictions: list[list[str]]) -> None:
+def write_tags(task: Task, folder: Path, examples: list[data.TaggedSentence],
+               predictions: list[list[str]]) -> None:
     """CoNLL columns: word, gold tag, predicted tag; what the conlleval script reads."""
     sentences = ("".join(f"{word} {gold} {predicted}\n" for word, gold, predicted in
                          zip(example.words, example.tags, tags)) for example, tags in zip(examples, predictions))
@@ -233,7 +234,7 @@ KINDS = {
 }
 
 
-# --- 3. Training one seed -------------------------------------------------------------------------------------
+# --- 3. Training one seed -----------------------------------------------------------------------------------
 
 class Prepared(NamedTuple):
     """What all seeds share: the task's examples and features, and the model they start from."""
@@ -305,7 +306,7 @@ def train_seed(seed: int, prepared: Prepared, options: Options, folder: Path) ->
             *inputs, labels = device.put(*map(torch.from_numpy, arrays))
             device.seed(data.seed_for(seed, step, "device"))                       # dropout
             with device.autocast():
-                loss = model.loss(model(*inputs), labels)
+                loss = model.loss(model(*inputs), labels)                          # type: ignore[operator]
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             warmup = int(WARMUP_SHARE * total_steps)
@@ -316,7 +317,8 @@ def train_seed(seed: int, prepared: Prepared, options: Options, folder: Path) ->
         if "dev" in prepared.examples:
             scores, _ = evaluate(model, "dev", prepared, options, device)
             if scores[task.metric] > best_score:
-                best_score, best_weights, dev_scores = scores[task.metric], copy.deepcopy(model.state_dict()), scores
+                best_score, dev_scores = scores[task.metric], scores
+                best_weights = copy.deepcopy(model.state_dict())
             log.append(f"{epoch + 1},{torch.stack(losses).mean():.6g},{scores[task.metric]:.6g}")
             progress.show(step, f"epoch {epoch + 1}: dev {task.metric} {scores[task.metric]:.4f}")
         else:
@@ -329,11 +331,12 @@ def train_seed(seed: int, prepared: Prepared, options: Options, folder: Path) ->
     data.write_bytes(folder / "log.csv", ("\n".join(log) + "\n").encode())
     KINDS[task.kind].write(task, folder, prepared.examples["test"], predictions)
     save_pretrained(model, folder / "model", prepared.tokenizer)
-    data.write_bytes(folder / "scores.json", json.dumps({"dev": dev_scores, "test": test_scores}, indent=1).encode())
+    scores_json = json.dumps({"dev": dev_scores, "test": test_scores}, indent=1)
+    data.write_bytes(folder / "scores.json", scores_json.encode())         # last: this seed is finished
     return test_scores
 
 
-# --- 4. Seeds and tables --------------------------------------------------------------------------------------
+# --- 4. Seeds and tables ------------------------------------------------------------------------------------
 
 def find_model(options: Options) -> tuple[Path | None, Path | None]:
     """The folder whose weights to start from, and the folder whose sizes and vocabulary to use."""
@@ -416,7 +419,7 @@ def run(options: Options) -> None:
     print(f"{table}\n\npredictions are in {folders[best]}, the model in {out / 'model'}", flush=True)
 
 
-# --- 5. Command line ------------------------------------------------------------------------------------------
+# --- 5. Command line ----------------------------------------------------------------------------------------
 
 def complete(options: Options) -> Options:
     """Fill in from the task's protocol what the command line left open."""

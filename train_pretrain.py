@@ -41,7 +41,7 @@ from electramed import (PRESETS, Adam, Device, ElectraConfig, ElectraForPretrain
 from tokenizer import Tokenizer, learn_vocab
 
 
-# --- 1. Options and presets -----------------------------------------------------------------------------------
+# --- 1. Options and presets ---------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Options:
@@ -127,7 +127,7 @@ def model_config(options: Options, tokenizer: Tokenizer) -> ElectraConfig:
         sep_token_id=tokenizer.sep_id, mask_token_id=tokenizer.mask_id)
 
 
-# --- 2. Data --------------------------------------------------------------------------------------------------
+# --- 2. Data ------------------------------------------------------------------------------------------------
 
 SYNTHETIC_DOCUMENTS = 20_000
 
@@ -197,7 +197,7 @@ class BatchOrder:
         return data.pad_batch([self.shards.example(number) for number in self.shards.train[rows]], width, pad_id)
 
 
-# --- 3. One step ----------------------------------------------------------------------------------------------
+# --- 3. One step --------------------------------------------------------------------------------------------
 
 def forward(model: ElectraForPretraining, batch: data.Batch, seed: int, step: int,
             device: Device) -> PretrainOutput:
@@ -220,7 +220,7 @@ def training_step(model: ElectraForPretraining, optimizer: Adam, batch: data.Bat
     return output
 
 
-# --- 4. The loop ----------------------------------------------------------------------------------------------
+# --- 4. The loop --------------------------------------------------------------------------------------------
 
 LOG_COLUMNS = ("step", "learning_rate", "mlm_loss", "discriminator_loss", "tokens_per_second")
 
@@ -309,7 +309,7 @@ class CsvLog:
             file.write(row.getvalue())
 
 
-# --- 5. Evaluation --------------------------------------------------------------------------------------------
+# --- 5. Evaluation ------------------------------------------------------------------------------------------
 
 EVALUATION_EXAMPLES = 1024
 EVALUATION_STEP = 2 ** 32           # seeds apart from those of any training step
@@ -399,7 +399,7 @@ def summarise(out: Path, model: ElectraForPretraining, shards: data.Shards, opti
     print(f"\nthe model is in {out / 'model'}; next: python train_finetune.py {task}{init}", flush=True)
 
 
-# --- 6. Command line ------------------------------------------------------------------------------------------
+# --- 6. Command line ----------------------------------------------------------------------------------------
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, and turn bad input into one line and exit status 2."""
