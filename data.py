@@ -49,7 +49,7 @@ import numpy as np
 Document = list[str]                    # the sentences of one document
 
 
-# --- 1. Documents -------------------------------------------------------------------------------------------
+# --- 1. Documents ---
 
 def corpus_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
     """The given files and all files below the given folders, folders in sorted order."""
@@ -110,7 +110,7 @@ def read_documents(path: str | os.PathLike) -> Iterator[Document]:
         yield document
 
 
-# --- 2. Pre-training examples -------------------------------------------------------------------------------
+# --- 2. Pre-training examples ---
 
 Segments = tuple[list[int], list[int]]          # wordpieces of segment A and of segment B (may be empty)
 
@@ -155,7 +155,7 @@ def split_segments(sentences: list[list[int]], target: int, max_length: int, rng
     return first, second[:max(0, max_length - len(first) - 3)]
 
 
-# --- 3. Shards ----------------------------------------------------------------------------------------------
+# --- 3. Shards ---
 #
 # A corpus is tokenized once into a folder of plain arrays:
 #   index.json           what was built from what, and for each shard its counts and SHA-256
@@ -360,7 +360,7 @@ def open_shards(path: str | os.PathLike) -> Shards:
     return Shards(path)
 
 
-# --- 4. Batches ---------------------------------------------------------------------------------------------
+# --- 4. Batches ---
 
 class Batch(NamedTuple):
     """Padded rows, int64; what every model here takes."""
@@ -423,7 +423,7 @@ def pad_batch(examples: Sequence[tuple[Sequence[int] | np.ndarray, int]], width:
     return batch
 
 
-# --- 5. Task files ------------------------------------------------------------------------------------------
+# --- 5. Task files ---
 
 class TaggedSentence(NamedTuple):
     """Entity recognition: one sentence, one tag a word, both as in the file."""
@@ -660,7 +660,7 @@ def question_of(identifier: str) -> str:
     return re.split("[_:]", identifier)[0]
 
 
-# --- 6. Features and decoding -------------------------------------------------------------------------------
+# --- 6. Features and decoding ---
 
 IGNORED_LABEL = -100            # marks positions without a label; electramed.py skips them in the loss
 
@@ -750,18 +750,23 @@ def encode_questions(examples: Sequence[Question], tokenizer: Any, max_length: i
                      question_length: int = 64) -> tuple[list[Feature], str]:
     """[CLS] question [SEP] window of the passage [SEP]; labels are the positions of the first gold answer.
 
-    stride            pieces between the starts of two windows of one passage
+    stride            pieces between the starts of two windows of one passage, at most half a window
     question_length   pieces the question is cut to
-    returns           features, and a note on the answers that no window holds whole
+    returns           features, and a note on the answers that cannot be found
     """
     features, lost = [], 0
     for number, example in enumerate(examples):
         question = tokenizer.encode(example.question)[:question_length]
         ids, offsets = tokenizer.encode_with_offsets(example.context)
         before, capacity = len(question) + 2, max_length - len(question) - 3
+        if capacity < 2:
+            raise ValueError(f"question {example.id} of {len(question)} pieces leaves no room for a passage in "
+                             f"{max_length} tokens: raise the maximum length")
         gold = answer_pieces(offsets, *example.answers[0]) if example.answers else None
-        windows = split_windows(len(ids), capacity, stride)
+        windows = split_windows(len(ids), capacity, min(stride, capacity // 2))
         owner = best_windows(len(ids), windows)
+        # Decoding starts a span in its best window only, so that one has to hold it whole.
+        lost += bool(example.answers) and not (gold and gold[1] < windows[owner[gold[0]]][1])
         for window, (start, end) in enumerate(windows):
             is_here = gold is not None and start <= gold[0] and gold[1] < end
             labels = tuple(before + piece - start for piece in gold) if gold and is_here else (0, 0)
@@ -769,8 +774,7 @@ def encode_questions(examples: Sequence[Question], tokenizer: Any, max_length: i
                      for piece in range(start, end)]
             features.append(Feature(number, [tokenizer.cls_id, *question, tokenizer.sep_id, *ids[start:end],
                                              tokenizer.sep_id], before, labels, spots))
-        lost += bool(example.answers) and all(feature.labels == (0, 0) for feature in features[-len(windows):])
-    return features, f"{len(features):,} windows, {lost} answers in none of them whole"
+    return features, f"{len(features):,} windows, {lost} answers out of reach in them"
 
 
 def answer_pieces(offsets: Sequence[tuple[int, int]], text: str, start: int) -> tuple[int, int] | None:
@@ -816,7 +820,7 @@ def decode_answers(examples: Sequence[Question], features: Sequence[Feature], lo
     return answers
 
 
-# --- 7. A synthetic biomedical world ------------------------------------------------------------------------
+# --- 7. A synthetic biomedical world ---
 # A made-up biomedicine, small enough to be learnt in two minutes. Three choices make it teach:
 #   facts      each drug has one target, disease, dose, side effect, trial, ... in every abstract, so a masked
 #              name or number follows from the others, and a sampled wrong one contradicts them;
@@ -1178,7 +1182,7 @@ def synthetic_corpus(documents: int, seed: int = 0) -> str:
                      for number in range(documents))
 
 
-# --- 8. Command line ----------------------------------------------------------------------------------------
+# --- 8. Command line ---
 
 class Progress:
     """One line about long work: done, of how many, rate, time left. Plain lines where there is no terminal."""
@@ -1286,18 +1290,19 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def claim_run_folder(folder: Path, options: Any, free: Sequence[str]) -> None:
-    """Record a run's options in its folder; ValueError when it holds another run's.
+def claim_run_folder(folder: Path, options: Any, fixed: Iterable[str]) -> None:
+    """Record a run's options in its folder.
 
-    free   names of the options that may change between two runs of the same command
+    fixed    names of the options that what is there already depends on
+    raises   ValueError when one of them is another now, naming it
     """
     path, now = folder / "options.json", dataclasses.asdict(options)
     if path.exists():
         before = json.loads(path.read_bytes())
-        for name in sorted((before.keys() | now.keys()) - set(free)):
-            if before.get(name) != now.get(name):
+        for name in fixed:
+            if before.get(name) != now[name]:
                 raise ValueError(f"{folder} holds a run with --{name.replace('_', '-')} {before.get(name)}, now "
-                                 f"{now.get(name)}: repeat its options to continue it, or choose another --out")
+                                 f"{now[name]}: repeat its options to continue it, or choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(path, json.dumps(now, indent=1).encode())
 

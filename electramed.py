@@ -45,7 +45,7 @@ HIDE_PROBABILITY = 0.85             # TF pretrain_helpers.mask: of the chosen to
 EPSILON = 1e-6                      # keeps a loss over zero tokens at 0 instead of nan
 
 
-# --- 1. Configuration and presets ---------------------------------------------------------------------------
+# --- 1. Configuration and presets ---
 
 @dataclass(frozen=True)
 class ElectraConfig:
@@ -141,7 +141,7 @@ PRESETS = {
 }
 
 
-# --- 2. Encoder ---------------------------------------------------------------------------------------------
+# --- 2. Encoder ---
 
 class Embeddings(nn.Module):
     """Sum of word, position and segment embeddings, normalised; shared by generator and discriminator."""
@@ -255,7 +255,7 @@ def initialise(model: nn.Module, config: ElectraConfig) -> None:
                 nn.init.zeros_(module.bias)
 
 
-# --- 3. Masking and replacement -----------------------------------------------------------------------------
+# --- 3. Masking and replacement ---
 
 class MaskedBatch(NamedTuple):
     """What the generator sees, and what it has to find. A TPU needs fixed shapes: N slots a row, 0/1 weights."""
@@ -332,7 +332,7 @@ def replace_tokens(masked: MaskedBatch, sampled_ids: Tensor) -> tuple[Tensor, Te
     return corrupted, corrupted != restored
 
 
-# --- 4. Pre-training model ----------------------------------------------------------------------------------
+# --- 4. Pre-training model ---
 
 class Generator(nn.Module):
     """A small masked language model; its output matrix is the transposed word embeddings."""
@@ -443,7 +443,7 @@ class ElectraForPretraining(nn.Module):
                               masked)
 
 
-# --- 5. Task heads ------------------------------------------------------------------------------------------
+# --- 5. Task heads ---
 
 IGNORED_LABEL = -100        # a position that carries no label: later wordpieces of a word, special tokens, padding
 
@@ -521,7 +521,7 @@ class SpanExtractor(nn.Module):
         return F.cross_entropy(logits, labels)      # softmax over dim 1 = T, for start and end alike
 
 
-# --- 6. Optimiser and schedule ------------------------------------------------------------------------------
+# --- 6. Optimiser and schedule ---
 
 def learning_rate_at(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
     """lr of update `step`, counted from 0: linear decay times linear warm-up.
@@ -584,7 +584,7 @@ class Adam(torch.optim.AdamW):
         self.zero_grad(set_to_none=True)
 
 
-# --- 7. Model folders and checkpoints -----------------------------------------------------------------------
+# --- 7. Model folders and checkpoints ---
 
 def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
     """Let write(file) fill a temporary file, flush it to the disk, then give it its name: all or nothing."""
@@ -750,7 +750,7 @@ def load_checkpoint(directory: Path, model: nn.Module, optimizer: Adam) -> int:
     return 0
 
 
-# --- 8. Device ----------------------------------------------------------------------------------------------
+# --- 8. Device ---
 
 @dataclass(frozen=True)
 class Device:

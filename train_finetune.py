@@ -42,7 +42,7 @@ from electramed import (IGNORED_LABEL, PRESETS, Adam, Device, ElectraConfig, Seq
 from tokenizer import Tokenizer, learn_vocab
 
 
-# --- 1. Options and protocol --------------------------------------------------------------------------------
+# --- 1. Options and protocol ---
 
 @dataclass(frozen=True)
 class Options:
@@ -75,7 +75,8 @@ class Options:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
 
 
-FREE = ("out", "data", "seeds", "device", "precision")      # may change when the same command is repeated
+FREE = ("out", "data", "seeds", "device", "precision")      # may change when finished seeds are kept
+FIXED = tuple(field.name for field in dataclasses.fields(Options) if field.name not in FREE)
 
 WARMUP_SHARE = 0.1              # of all steps
 QUESTION_LENGTH = 64            # pieces
@@ -107,7 +108,7 @@ PUBLISHED: dict[str, dict[str, float]] = {
 }
 
 
-# --- 2. The three kinds of task -----------------------------------------------------------------------------
+# --- 2. The three kinds of task ---
 #
 # A kind says how examples become features, what the model's output for them means, how that is scored, and in
 # which form it is handed in. An output is what the head gives for one feature, cut to its real tokens.
@@ -234,7 +235,7 @@ KINDS = {
 }
 
 
-# --- 3. Training one seed -----------------------------------------------------------------------------------
+# --- 3. Training one seed ---
 
 class Prepared(NamedTuple):
     """What all seeds share: the task's examples and features, and the model they start from."""
@@ -336,7 +337,7 @@ def train_seed(seed: int, prepared: Prepared, options: Options, folder: Path) ->
     return test_scores
 
 
-# --- 4. Seeds and tables ------------------------------------------------------------------------------------
+# --- 4. Seeds and tables ---
 
 def find_model(options: Options) -> tuple[Path | None, Path | None]:
     """The folder whose weights to start from, and the folder whose sizes and vocabulary to use."""
@@ -400,7 +401,7 @@ def score_table(options: Options, results: list[Scores]) -> str:
 def run(options: Options) -> None:
     """Fine-tune with every seed that is not finished yet, then write and print the table."""
     out = Path(options.out)
-    data.claim_run_folder(out, options, FREE)
+    data.claim_run_folder(out, options, FIXED if any(out.glob("seed-*/scores.json")) else ())
     folders = [out / f"seed-{seed}" for seed in range(options.seeds)]
     unfinished = [seed for seed, folder in enumerate(folders) if not (folder / "scores.json").is_file()]
     if unfinished:
@@ -419,7 +420,7 @@ def run(options: Options) -> None:
     print(f"{table}\n\npredictions are in {folders[best]}, the model in {out / 'model'}", flush=True)
 
 
-# --- 5. Command line ----------------------------------------------------------------------------------------
+# --- 5. Command line ---
 
 def complete(options: Options) -> Options:
     """Fill in from the task's protocol what the command line left open."""

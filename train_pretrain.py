@@ -41,7 +41,7 @@ from electramed import (PRESETS, Adam, Device, ElectraConfig, ElectraForPretrain
 from tokenizer import Tokenizer, learn_vocab
 
 
-# --- 1. Options and presets ---------------------------------------------------------------------------------
+# --- 1. Options and presets ---
 
 @dataclass(frozen=True)
 class Options:
@@ -86,8 +86,10 @@ class Options:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
 
 
-# May change between two runs of the same command: the result does not depend on them.
+DATA_FIELDS = ("corpus", "vocab", "vocab_size", "cased", "max_length", "seed")     # shards depend on these
 FREE = ("out", "log_every", "eval_every", "checkpoint_every", "max_minutes", "device", "precision")
+# The result depends on all but FREE, so a run that has begun refuses to continue with others.
+FIXED = tuple(field.name for field in dataclasses.fields(Options) if field.name not in FREE)
 
 ELECTRA_SMALL = {"steps": 1_000_000, "batch_size": 128, "max_length": 128, "learning_rate": 5e-4,
                  "warmup_steps": 10_000, "weight_decay": 0.01, "vocab_size": 30522}
@@ -127,7 +129,7 @@ def model_config(options: Options, tokenizer: Tokenizer) -> ElectraConfig:
         sep_token_id=tokenizer.sep_id, mask_token_id=tokenizer.mask_id)
 
 
-# --- 2. Data ------------------------------------------------------------------------------------------------
+# --- 2. Data ---
 
 SYNTHETIC_DOCUMENTS = 20_000
 
@@ -151,14 +153,14 @@ def prepare_data(options: Options) -> tuple[Tokenizer, data.Shards]:
         if not corpus[0].exists():
             say(f"writing the synthetic corpus to {corpus[0]}")
             data.write_bytes(corpus[0], data.synthetic_corpus(SYNTHETIC_DOCUMENTS, options.seed).encode())
+    files = data.corpus_files(corpus)
     if options.vocab:
         tokenizer = load_tokenizer(options.vocab, options)
     elif (out / "vocab.txt").exists():
         tokenizer = Tokenizer.from_file(out)
     else:
+        sentences = (sentence for file in files for document in data.read_documents(file) for sentence in document)
         say(f"learning a vocabulary of {options.vocab_size:,} wordpieces")
-        sentences = (sentence for file in data.corpus_files(corpus) for document in data.read_documents(file)
-                     for sentence in document)
         tokenizer = Tokenizer(learn_vocab(sentences, options.vocab_size, lowercase=not options.cased),
                               lowercase=not options.cased)
         tokenizer.save(out)
@@ -197,7 +199,7 @@ class BatchOrder:
         return data.pad_batch([self.shards.example(number) for number in self.shards.train[rows]], width, pad_id)
 
 
-# --- 3. One step --------------------------------------------------------------------------------------------
+# --- 3. One step ---
 
 def forward(model: ElectraForPretraining, batch: data.Batch, seed: int, step: int,
             device: Device) -> PretrainOutput:
@@ -220,7 +222,7 @@ def training_step(model: ElectraForPretraining, optimizer: Adam, batch: data.Bat
     return output
 
 
-# --- 4. The loop --------------------------------------------------------------------------------------------
+# --- 4. The loop ---
 
 LOG_COLUMNS = ("step", "learning_rate", "mlm_loss", "discriminator_loss", "tokens_per_second")
 
@@ -242,7 +244,9 @@ class Stop:
 def train(options: Options) -> int:
     """Run or continue a pre-training run to its end, or to where it is stopped; returns the exit status."""
     out = Path(options.out)
-    data.claim_run_folder(out, options, FREE)
+    has_begun = any(out.glob("checkpoint-*.pt"))
+    has_data = (out / "vocab.txt").exists() or (out / "shards").exists()
+    data.claim_run_folder(out, options, FIXED if has_begun else DATA_FIELDS if has_data else ())
     tokenizer, shards = prepare_data(options)
     device = Device.choose(options.device, options.precision)
     torch.manual_seed(data.seed_for(options.seed, 0, "weights"))
@@ -309,7 +313,7 @@ class CsvLog:
             file.write(row.getvalue())
 
 
-# --- 5. Evaluation ------------------------------------------------------------------------------------------
+# --- 5. Evaluation ---
 
 EVALUATION_EXAMPLES = 1024
 EVALUATION_STEP = 2 ** 32           # seeds apart from those of any training step
@@ -399,7 +403,7 @@ def summarise(out: Path, model: ElectraForPretraining, shards: data.Shards, opti
     print(f"\nthe model is in {out / 'model'}; next: python train_finetune.py {task}{init}", flush=True)
 
 
-# --- 6. Command line ----------------------------------------------------------------------------------------
+# --- 6. Command line ---
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, and turn bad input into one line and exit status 2."""

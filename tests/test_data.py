@@ -1,0 +1,1324 @@
+"""Checks data.py: documents, examples, shards, batches, task files, features, synthetic world, command line."""
+import contextlib
+import csv
+import dataclasses
+import doctest
+import gzip
+import itertools
+import json
+import lzma
+import math
+import random
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+import data
+from data import (
+    IGNORED_LABEL, TASKS, LabelledText, Question, SyntheticWorld, TaggedSentence, best_windows, bucket_widths,
+    build_examples, build_shards, claim_run_folder, corpus_files, decode_answers, decode_tags,
+    encode_classification, encode_questions, encode_tagging, find_task, open_shards, pad_batch, parse_options,
+    plan_batches, question_of, read_documents, read_task, seed_for, split_segments, split_windows,
+    synthetic_corpus, verify_shards)
+from tokenizer import SPECIAL_TOKENS, Tokenizer
+
+ROOT = Path(data.__file__).parent
+LETTERS = "abcdef"
+# Spells every word of LETTERS one piece a letter, but for "abc", which is one.
+SPELLER = Tokenizer([*SPECIAL_TOKENS, *",.-?", *LETTERS, *(f"##{letter}" for letter in LETTERS), "abc"])
+# One piece a document: the tokens of an example tell which document it was cut from.
+NUMBERED = Tokenizer([*SPECIAL_TOKENS, *(f"w{number}" for number in range(300))])
+TAGS = ("O", "B-Drug", "I-Drug")
+
+seeds = st.integers(0, 2 ** 32)
+plain_characters = st.characters(codec="utf-8", exclude_characters="\t\r\n\ufeff ")
+words_of_letters = st.text(LETTERS, min_size=1, max_size=3)
+
+
+def write(path, content):
+    """Write text (its line ends as they are) or bytes, and the folders above."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def numbered_corpus(folder, documents=250):
+    """Write documents of four sentences, up to 50 tokens, document n made of the word w<n> alone."""
+    lengths = [[3 + number * sentence % 10 for sentence in range(1, 5)] for number in range(documents)]
+    write(folder / "corpus.txt", "\n".join(
+        "".join(" ".join([f"w{number}"] * length) + "\n" for length in row) for number, row in enumerate(lengths)))
+    return folder / "corpus.txt", {f"w{number}": sum(row) for number, row in enumerate(lengths)}
+
+
+def contents(folder):
+    """Everything in a shard folder, by name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def squad(*entries):
+    """A SQuAD file: one paragraph for each (context, question entry)."""
+    return json.dumps({"data": [{"title": "t", "paragraphs": [
+        {"context": context, "qas": [entry]} for context, entry in entries]}]})
+
+
+def within_four_standard_errors(count, trials, probability):
+    return abs(count - trials * probability) < 4 * math.sqrt(trials * probability * (1 - probability))
+
+
+@contextlib.contextmanager
+def time_limit(seconds):
+    """Fail, rather than hang, where a loop has no end."""
+    def stop(*_):
+        raise TimeoutError(f"still running after {seconds} s")
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_doctests_of_the_module_hold():
+    assert doctest.testmod(data).failed == 0
+
+
+# --- 1. Documents ---
+
+@pytest.mark.parametrize("text, documents", [
+    ("Fever fell.\nNobody died.\n\nA title\n", [["Fever fell.", "Nobody died."], ["A title"]]),
+    ("\ufeffa b\nc\n\nd\n", [["a b", "c"], ["d"]]),                                  # byte order mark
+    ("a b\r\nc\r\n\r\nd\r\n", [["a b", "c"], ["d"]]),
+    ("\n\n a b\t\nc\n\n \n\t\n\nd\n\n\n", [["a b", "c"], ["d"]]),                    # blank, or white space alone
+    ("a b\nc\n\nd", [["a b", "c"], ["d"]]),
+    ("a\u2028b\x0bc\x85d\re\nf", [["a\u2028b\x0bc\x85d\re", "f"]]),                  # none of these ends a line
+    ("", []), ("\n\n", []), ("\ufeff\n", []),
+])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, lzma.compress], ids=["plain", "gz", "xz"])
+def test_documents_are_read_by_content_whatever_the_name(tmp_path, pack, text, documents):
+    assert list(read_documents(write(tmp_path / "corpus.txt", pack(text.encode())))) == documents
+
+
+sentences = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\ufeff")).filter(str.strip)
+
+
+@given(st.lists(st.lists(sentences, min_size=1, max_size=4), max_size=4), st.sampled_from(["\n", "\r\n"]),
+       st.integers(1, 3))
+def test_any_documents_come_back(tmp_path_factory, documents, end, blank_lines):
+    text = (end * blank_lines).join("".join(line + end for line in document) for document in documents)
+    path = write(tmp_path_factory.getbasetemp() / "any.txt", text)
+    assert list(read_documents(path)) == [[line.strip() for line in document] for document in documents]
+
+
+@pytest.mark.parametrize("content, line", [
+    (b"\xff", 1), (b"ok\r\n\n caf\xe9 \n", 3), (b"\xef\xbb\xbfa\n\xed\xa0\x80\n", 2),
+    ("a\nb".encode("utf-16"), 1)])
+def test_bytes_that_are_not_utf8_are_named_by_line(tmp_path, content, line):
+    path = write(tmp_path / "latin.txt", content)
+    with pytest.raises(ValueError, match=rf"latin\.txt line {line}: not UTF-8"):
+        list(read_documents(path))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress], ids=["gz", "xz"])
+def test_an_archive_cut_anywhere_is_named_with_the_lines_it_gave(tmp_path, pack):
+    whole = pack("".join(f"{number * 7919}\n" for number in range(40)).encode())
+    for size in range(6, len(whole)):
+        path = write(tmp_path / "cut.gz", whole[:size])
+        with pytest.raises(ValueError, match=r"cut\.gz after line \d+: the archive is truncated or damaged"):
+            list(read_documents(path))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress], ids=["gz", "xz"])
+def test_a_damaged_archive_is_named(tmp_path, pack):
+    whole = bytearray(pack(b"one line\n" * 500))
+    whole[len(whole) // 2] ^= 0xff
+    path = write(tmp_path / "damaged", bytes(whole))
+    with pytest.raises(ValueError, match=r"damaged after line \d+: the archive is truncated or damaged"):
+        list(read_documents(path))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.txt"):
+        list(read_documents(tmp_path / "nowhere.txt"))
+
+
+def test_a_folder_stands_for_all_files_below_it_sorted(tmp_path):
+    b, a, deep = (write(tmp_path / name, "x") for name in ("corpus/b.txt", "corpus/a.txt", "corpus/c/d.txt"))
+    other = write(tmp_path / "other.txt", "x")
+    assert corpus_files([other, tmp_path / "corpus"]) == [other, a, b, deep]
+    with pytest.raises(FileNotFoundError, match="nowhere: no such file or folder"):
+        corpus_files([other, tmp_path / "nowhere"])
+
+
+def test_the_real_corpus_has_the_documents_its_readme_counts(real_data):
+    corpus = real_data / "pretrain" / "corpus"
+    counts = [(len(documents), sum(map(len, documents)))
+              for documents in (list(read_documents(corpus / name))
+                                for name in ("pubmedqa-00.txt.xz", "sample_raw.txt", "sample_bluebert.txt"))]
+    assert counts[0] == (999, 11_345)
+    assert [documents for documents, _ in counts[1:]] == [409, 409]
+
+
+# --- 2. Pre-training examples ---
+
+@pytest.mark.parametrize("draws, first, second", [
+    # Sentences of 3, 2, 4 and 7 tokens make 16. Segment A wants (16 - 3) // 2 = 6 tokens: 3, then 2 more still
+    # fit (5 < 6), 4 more would not, so a coin falls; the rest is B. Room for text: 16 - 3 = 13 tokens.
+    ([0.1, 0.4], [0, 1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 11, 12]),                   # coin: A takes the third
+    ([0.1, 0.5], [0, 1, 2, 3, 4], [5, 6, 7, 8, 9, 10, 11, 12]),                   # coin: it opens B
+    ([0.0999], list(range(14)), []),                                              # one segment, no coin
+])
+def test_sentences_fall_into_segments_as_on_paper(draws, first, second):
+    sentences = [[0, 1, 2], [3, 4], [5, 6, 7, 8], [9, 10, 11, 12, 13, 14, 15]]
+    draws = iter(draws)
+    assert split_segments(sentences, 16, 16, SimpleNamespace(random=draws.__next__)) == (first, second)
+    assert not list(draws)
+
+
+def test_targets_and_document_ends_cut_examples_as_on_paper():
+    # Two draws an example: one segment? a short target next? No coins, since the first sentences fill segment A,
+    # which wants (8 - 3) // 2 = 2 tokens, then (5 - 3) // 2 = 1. The third example is what the document has left.
+    draws = iter([0.5, 0.04, 0.5, 0.9, 0.5, 0.9, 0.5, 0.9])
+    rng = SimpleNamespace(random=draws.__next__, randint=lambda low, high: low)
+    documents = [[[1, 2], [3, 4, 5], [6, 7, 8], [9, 10], [11, 12, 13], [14]], [], [[]], [[15, 16]]]
+    assert list(build_examples(documents, 8, rng)) == [
+        ([1, 2], [3, 4, 5]), ([9, 10], [11, 12, 13]), ([14], []), ([15, 16], [])]
+    assert not list(draws)
+
+
+class ExampleMachine:
+    """REFERENCE section 1, items 1 to 3, taken literally: fed one line at a time, None for the blank one."""
+
+    def __init__(self, max_length, rng):
+        self.max_length, self.rng = max_length, rng
+        self.heap, self.wanted = [], max_length
+
+    def feed(self, line):
+        waiting = sum(map(len, self.heap))
+        if line is None:
+            return self.flush() if waiting else None
+        self.heap.append(line)
+        return self.flush() if waiting + len(line) >= self.wanted else None
+
+    def flush(self):
+        a_wants = 100_000 if self.rng.random() < 0.1 else (self.wanted - 3) // 2
+        a, b = [], []
+        for line in self.heap:
+            if not a or len(a) + len(line) < a_wants:
+                a = a + line
+            elif b or len(a) >= a_wants:
+                b = b + line
+            elif self.rng.random() < 0.5:
+                a = a + line
+            else:
+                b = b + line
+        a = a[:self.max_length - 2]
+        b = b[:max(0, self.max_length - len(a) - 3)]
+        self.heap, self.wanted = [], self.max_length
+        if self.rng.random() < 0.05:
+            self.wanted = self.rng.randint(5, self.max_length)
+        return a, b
+
+
+def unique_tokens(shape):
+    """Documents of sentences of the given lengths, every token another number."""
+    count = itertools.count()
+    return [[list(itertools.islice(count, length)) for length in document] for document in shape]
+
+
+shapes = st.lists(st.lists(st.one_of(st.integers(0, 6), st.integers(0, 60)), max_size=12), max_size=8)
+
+
+@settings(max_examples=300)
+@given(shapes, st.integers(8, 40), seeds)
+def test_examples_equal_a_literal_reading_of_the_rules(shape, max_length, seed):
+    documents, rng = unique_tokens(shape), random.Random(seed)
+    machine = ExampleMachine(max_length, random.Random(seed))
+    lines = [line for document in documents for line in [*document, None]]
+    expected = [example for example in map(machine.feed, lines) if example]
+    assert list(build_examples(documents, max_length, rng)) == expected
+    assert rng.getstate() == machine.rng.getstate()
+
+
+@given(shapes, st.integers(8, 40), seeds)
+def test_each_token_appears_once_and_in_order_unless_its_example_is_full(shape, max_length, seed):
+    documents = unique_tokens(shape)
+    before = [list(map(list, document)) for document in documents]
+    examples = list(build_examples(documents, max_length, random.Random(seed)))
+    seen, is_full = [], False
+    for a, b in examples:
+        assert a and a == sorted(a) and b == sorted(b)      # a late short sentence may join A after B has begun
+        assert len(a) + len(b) + (3 if b else 2) <= max_length
+        assert not seen or min(a + b) > max(seen)
+        seen += sorted(a + b)
+        is_full |= len(a) + len(b) >= max_length - 3
+    everything = [token for document in documents for sentence in document for token in sentence]
+    assert seen == everything or is_full and set(seen) < set(everything)
+    assert documents == before                              # the caller's lists are left alone
+
+
+def test_one_example_in_ten_has_one_segment_and_one_in_twenty_a_short_target():
+    # One long document of one-token sentences: every example has exactly its target, so lengths show targets.
+    max_length = 48
+    examples = list(build_examples([[[0]] * 200_000], max_length, random.Random(1)))[1:-1]
+    assert len(examples) > 4000
+    assert within_four_standard_errors(sum(not b for _, b in examples), len(examples), 0.1)
+    short = [len(a) + len(b) for a, b in examples if len(a) + len(b) < max_length - 3]
+    visible = (max_length - 3 - 5) / (max_length - 5 + 1)   # of the targets 5..48, those that are not cut
+    assert within_four_standard_errors(len(short), len(examples), 0.05 * visible)
+    assert min(short) == 5 and max(short) == max_length - 4
+
+
+# --- 3. Shards ---
+
+def test_examples_come_back_from_a_shard_as_they_were_cut(tmp_path, monkeypatch):
+    segments = [([7, 8, 9], [10]), ([6], []), ([5] * 14, []), ([], [11, 12])]
+    monkeypatch.setattr(data, "build_examples", lambda documents, *_: segments if list(documents) else [])
+    build_shards([write(tmp_path / "c.txt", "w1\n")], NUMBERED, tmp_path / "shards", max_length=16, workers=1)
+    shards = open_shards(tmp_path / "shards")
+    #                                   [CLS] A [SEP] B [SEP]: type 0 up to the first [SEP]
+    assert [(ids.tolist(), first) for ids, first in map(shards.example, range(4))] == [
+        ([2, 7, 8, 9, 3, 10, 3], 5), ([2, 6, 3], 3), ([2, *[5] * 14, 3], 16), ([2, 3, 11, 12, 3], 2)]
+    assert shards.lengths.tolist() == [7, 3, 16, 5]
+    assert np.load(tmp_path / "shards" / "00000.tokens.npy").dtype == np.uint16
+
+
+def test_shards_hold_every_token_and_keep_every_hundredth_document_from_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "BLOCK_CHARACTERS", 3000)     # so that blocks end between the hundreds
+    corpus, expected = numbered_corpus(tmp_path)
+    build_shards([corpus], NUMBERED, tmp_path / "shards", max_length=64, workers=1)
+    shards = open_shards(tmp_path / "shards")
+    assert len(shards.index["shards"]) > 5
+    assert sorted([*shards.train, *shards.held_out]) == list(range(len(shards.lengths)))
+    counts = {"train": Counter(), "held_out": Counter()}
+    for part, counter in counts.items():
+        for number in getattr(shards, part):
+            ids, first = shards.example(number)
+            pieces = [NUMBERED.pieces[token] for token in ids]
+            assert pieces[0] == "[CLS]" and pieces[first - 1] == pieces[-1] == "[SEP]" and len(ids) <= 64
+            assert len(ids) == shards.lengths[number] and pieces.count("[SEP]") == (1 if first == len(ids) else 2)
+            text = [piece for piece in pieces if piece[0] == "w"]
+            assert len(set(text)) == 1                      # no example crosses a document's end
+            counter.update(text)
+    assert set(counts["held_out"]) == {"w99", "w199"}
+    assert not counts["train"].keys() & counts["held_out"].keys()
+    assert counts["train"] + counts["held_out"] == expected
+    totals = Counter()
+    for entry in shards.index["shards"]:
+        totals.update({key: entry[key] for key in ("documents", "sentences", "tokens", "examples", "held_out")})
+    assert totals == {"documents": 250, "sentences": 1000, "tokens": shards.lengths.sum(),
+                      "examples": len(shards.lengths), "held_out": len(shards.held_out)}
+
+
+def test_any_number_of_workers_gives_the_same_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "BLOCK_CHARACTERS", 3000)     # only this process deals the blocks
+    corpus, _ = numbered_corpus(tmp_path)
+    for workers in (1, 2):
+        build_shards([corpus], NUMBERED, tmp_path / str(workers), max_length=32, seed=5, workers=workers)
+    assert len(contents(tmp_path / "1")) > 15
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+    bad = write(tmp_path / "bad.txt", b"w1\n\n\xff\n")
+    with pytest.raises(ValueError, match=r"bad\.txt line 3: not UTF-8"):
+        build_shards([corpus, bad], NUMBERED, tmp_path / "3", max_length=32, workers=2)
+
+
+def test_another_seed_cuts_other_examples(tmp_path):
+    corpus, _ = numbered_corpus(tmp_path)
+    for seed in (0, 1):
+        build_shards([corpus], NUMBERED, tmp_path / str(seed), max_length=32, seed=seed, workers=1)
+    assert contents(tmp_path / "0")["00000.first.npy"] != contents(tmp_path / "1")["00000.first.npy"]
+
+
+def test_an_interrupted_build_continues_to_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "BLOCK_CHARACTERS", 3000)
+    corpus, _ = numbered_corpus(tmp_path)
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    build_shards([corpus], NUMBERED, whole, workers=1)
+    write_shard, calls = data.write_shard, []
+
+    def write_two_shards(*arguments):
+        if len(calls) == 2:
+            write(halved / "00002.tokens.npy.tmp", b"half")
+            raise KeyboardInterrupt
+        calls.append(arguments)
+        return write_shard(*arguments)
+
+    monkeypatch.setattr(data, "write_shard", write_two_shards)
+    with pytest.raises(KeyboardInterrupt):
+        build_shards([corpus], NUMBERED, halved, workers=1)
+    with pytest.raises(ValueError, match="halved is half-built: repeat the command"):
+        open_shards(halved)
+
+    def write_the_others(folder, tokenizer, max_length, seed, block):
+        assert block[0] >= 2, "a finished shard is made again"
+        return write_shard(folder, tokenizer, max_length, seed, block)
+
+    monkeypatch.setattr(data, "write_shard", write_the_others)
+    build_shards([corpus], NUMBERED, halved, workers=1)
+    assert contents(halved) == contents(whole)
+    monkeypatch.delattr(data, "document_blocks")            # complete: not even the corpus is read
+    build_shards([corpus], NUMBERED, halved, workers=1)
+
+
+def test_shards_removed_from_the_index_are_built_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "BLOCK_CHARACTERS", 3000)
+    corpus, _ = numbered_corpus(tmp_path)
+    folder = tmp_path / "shards"
+    build_shards([corpus], NUMBERED, folder, workers=1)
+    before, index = contents(folder), json.loads((folder / "index.json").read_bytes())
+    last = len(index["shards"]) - 1
+    for path in folder.glob(f"{last:05d}.*"):
+        path.unlink()
+    write(folder / "index.json", json.dumps({**index, "complete": False, "shards": index["shards"][:-1]}))
+    build_shards([corpus], NUMBERED, folder, workers=1)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+@pytest.mark.parametrize("key, change", [
+    ("vocabulary", {"tokenizer": Tokenizer([*NUMBERED.pieces, "more"])}),
+    ("vocabulary", {"tokenizer": Tokenizer(NUMBERED.pieces, lowercase=False)}),
+    ("max_length", {"max_length": 16}), ("seed", {"seed": 1}), ("sources", {"paths": ["other.txt"]})])
+def test_a_folder_built_from_something_else_is_refused_by_name(tmp_path, monkeypatch, key, change, is_complete):
+    monkeypatch.chdir(tmp_path)
+    write(Path("corpus.txt"), "w1 w2\n")
+    write(Path("other.txt"), "w1 w2 w3\n")
+    wanted = {"paths": ["corpus.txt"], "tokenizer": NUMBERED, "out": "shards", "max_length": 32, "workers": 1}
+    build_shards(**wanted)
+    index = json.loads(Path("shards/index.json").read_bytes())
+    write(Path("shards/index.json"), json.dumps({**index, "complete": is_complete}))
+    before = contents(Path("shards"))
+    with pytest.raises(ValueError, match=f"shards was built with another {key} "):
+        build_shards(**{**wanted, **change})
+    assert contents(Path("shards")) == before
+
+
+@pytest.fixture
+def shard_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "BLOCK_CHARACTERS", 3000)
+    build_shards([numbered_corpus(tmp_path)[0]], NUMBERED, tmp_path / "shards", max_length=32, workers=1)
+    return tmp_path / "shards"
+
+
+@pytest.mark.parametrize("name", ["tokens", "starts", "first"])
+def test_a_changed_byte_is_found(shard_folder, name):
+    assert verify_shards(shard_folder) == len(json.loads((shard_folder / "index.json").read_bytes())["shards"])
+    path = shard_folder / f"00001.{name}.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    write(path, bytes(content))
+    with pytest.raises(ValueError, match="shards: shard 00001 is damaged"):
+        verify_shards(shard_folder)
+
+
+@pytest.mark.parametrize("size", [None, 0, 10, -3], ids=["missing", "empty", "header cut", "end cut"])
+@pytest.mark.parametrize("name", ["tokens", "starts", "first"])
+def test_a_missing_or_truncated_array_is_named_when_it_is_read(shard_folder, name, size):
+    path = shard_folder / f"00001.{name}.npy"
+    content = path.read_bytes()
+    path.unlink()
+    if size is not None:
+        write(path, content[:size])
+    with pytest.raises((ValueError, OSError), match=re.escape(str(shard_folder))):
+        shards = open_shards(shard_folder)
+        for number in range(len(shards.lengths)):
+            shards.example(number)
+
+
+@pytest.mark.parametrize("content, message", [
+    (None, r"index\.json: no such file.*python data\.py build"),
+    (b"{", r"index\.json: not an index of shards"), (b"[1]", r"index\.json: not an index of shards"),
+    (b"{}", r"index\.json: not an index of shards"),
+    (b'{"format": 0}', r"index\.json: .*format 0, expected 1: build the shards anew")])
+def test_what_is_no_shard_folder_is_refused_by_name(tmp_path, content, message):
+    if content is not None:
+        write(tmp_path / "index.json", content)
+    for read in (open_shards, verify_shards):
+        with pytest.raises((ValueError, OSError), match=message):
+            read(tmp_path)
+
+
+def test_an_index_that_counts_other_examples_is_refused(shard_folder):
+    index = json.loads((shard_folder / "index.json").read_bytes())
+    index["shards"][1]["examples"] += 1
+    write(shard_folder / "index.json", json.dumps(index))
+    with pytest.raises(ValueError, match="shards: shard 00001 and index.json disagree"):
+        open_shards(shard_folder)
+
+
+def test_ids_up_to_65535_fit_and_a_larger_vocabulary_is_refused(tmp_path):
+    corpus = write(tmp_path / "c.txt", "w65535 w5\n")
+    pieces = [*SPECIAL_TOKENS, *(f"w{number}" for number in range(5, 2 ** 16 + 1))]
+    build_shards([corpus], Tokenizer(pieces[:-1]), tmp_path / "shards", workers=1)
+    assert open_shards(tmp_path / "shards").example(0)[0].tolist() == [2, 65535, 5, 3]
+    with pytest.raises(ValueError, match="the vocabulary has 65537 pieces"):
+        build_shards([corpus], Tokenizer(pieces), tmp_path / "more", workers=1)
+    assert not (tmp_path / "more").exists()
+
+
+@pytest.mark.parametrize("content", [None, "", "\n \n\n", "\x07\n\n\x00\n"],
+                         ids=["empty folder", "empty file", "blank lines", "nothing after cleaning"])
+def test_a_corpus_without_text_is_refused(tmp_path, content):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    if content is not None:
+        write(corpus / "c.txt", content)
+    with pytest.raises(ValueError, match="no text in"):
+        build_shards([corpus], NUMBERED, tmp_path / "shards", workers=1)
+    with pytest.raises((ValueError, OSError)):
+        open_shards(tmp_path / "shards")
+
+
+def test_a_missing_corpus_and_rows_without_room_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such file or folder"):
+        build_shards([tmp_path / "nowhere"], NUMBERED, tmp_path / "shards", workers=1)
+    with pytest.raises(ValueError, match="max_length 7 leaves no room"):
+        build_shards([numbered_corpus(tmp_path)[0]], NUMBERED, tmp_path / "shards", max_length=7, workers=1)
+    assert not (tmp_path / "shards").exists()
+
+
+# --- 4. Batches ---
+
+def test_seeds_depend_on_seed_step_and_purpose():
+    arguments = list(itertools.product((0, 1, 2 ** 31), (0, 1, 10 ** 6), ("order", "mask", "noise")))
+    found = [seed_for(*triple) for triple in arguments]
+    assert len(set(found)) == len(arguments)
+    assert found == [seed_for(*triple) for triple in arguments]
+    assert all(0 <= seed < 2 ** 63 for seed in found)
+
+
+def test_widths_on_paper():
+    assert bucket_widths(128).tolist() == [16, 24, 32, 40, 48, 64, 80, 104, 128]
+    assert bucket_widths(16).tolist() == [16] and bucket_widths(8).tolist() == [8]
+
+
+@given(st.integers(8, 1024))
+def test_widths_are_few_and_close(max_length):
+    widths = bucket_widths(max_length).tolist()
+    assert widths == sorted(set(widths)) and widths[-1] == max_length and len(widths) <= 24
+    assert all(width % 8 == 0 for width in widths[:-1])
+    assert all(long <= 1.2 * short + 10 for short, long in zip(widths, widths[1:]))     # 1.2, and whole eights
+
+
+@st.composite
+def batch_problems(draw):
+    max_length = draw(st.integers(8, 130))
+    lengths = draw(st.lists(st.integers(1, max_length), max_size=60))
+    return np.array(lengths, np.int64), draw(st.integers(1, 9)), max_length, draw(seeds)
+
+
+@given(batch_problems(), st.booleans())
+def test_batches_hold_each_example_at_most_once_in_the_narrowest_width(problem, keep_rest):
+    lengths, batch_size, max_length, seed = problem
+    before = lengths.copy()
+    plan = plan_batches(lengths, batch_size, max_length, np.random.default_rng(seed), keep_rest)
+    again = plan_batches(lengths, batch_size, max_length, np.random.default_rng(seed), keep_rest)
+    assert [(width, rows.tolist()) for width, rows in plan] == [(width, rows.tolist()) for width, rows in again]
+    used = [row for _, rows in plan for row in rows.tolist()]
+    assert len(used) == len(set(used)) and set(used) <= set(range(len(lengths)))
+    left_out = len(lengths) - len(used)
+    assert left_out == (0 if keep_rest else len(lengths) % batch_size)
+    sizes = sorted(len(rows) for _, rows in plan)
+    assert sizes[1:] == [batch_size] * len(sizes[1:]) and (keep_rest or sizes[:1] in ([], [batch_size]))
+    for width, rows in plan:
+        assert width == min(width for width in bucket_widths(max_length) if width >= lengths[rows].max())
+    assert (lengths == before).all()
+
+
+def test_another_seed_gives_another_order_and_leaves_out_others():
+    lengths = np.full(10, 20)
+    plans = [plan_batches(lengths, 4, 32, np.random.default_rng(seed)) for seed in range(50)]
+    assert len({tuple(row for _, rows in plan for row in rows) for plan in plans}) > 40
+    left_out = [set(range(10)) - {row for _, rows in plan for row in rows.tolist()} for plan in plans]
+    assert set.union(*left_out) == set(range(10))
+
+
+def test_short_and_long_batches_are_mixed():
+    lengths = np.repeat([10, 30, 60, 120], 100)
+    widths = [width for width, _ in plan_batches(lengths, 4, 128, np.random.default_rng(0))]
+    assert sum(a != b for a, b in zip(widths, widths[1:])) > 50     # sorted, the width would change 3 times
+
+
+def padded_share(lengths, batch_size):
+    plan = plan_batches(lengths, batch_size, 512, np.random.default_rng(0))
+    positions = sum(width * len(rows) for width, rows in plan)
+    return 1 - sum(lengths[rows].sum() for _, rows in plan) / positions
+
+
+def test_padding_is_at_most_a_tenth_of_the_positions():
+    lengths = np.random.default_rng(0).lognormal(np.log(250), 0.5, size=20_000).astype(int).clip(10, 512)
+    assert padded_share(lengths, batch_size=32) <= 0.1
+    assert 1 - lengths.mean() / 512 > 0.4                           # what it would be with one width
+
+
+def test_padding_is_at_most_a_tenth_on_pubmed_abstracts(real_data):
+    documents = itertools.islice(read_documents(real_data / "pretrain/corpus/pubmed_abstracts-00.txt.xz"), 4000)
+    pieces = ([[0] * round(1.25 * len(sentence.split())) for sentence in document] for document in documents)
+    lengths = np.array([len(a) + len(b) + 2 + bool(b) for a, b in build_examples(pieces, 512, random.Random(0))])
+    assert padded_share(lengths, batch_size=32) <= 0.1
+
+
+def test_an_example_longer_than_the_maximum_is_refused():
+    with pytest.raises(ValueError, match="an example has 33 tokens, more than the maximum length 32"):
+        plan_batches(np.array([8, 33]), 2, 32, np.random.default_rng(0))
+
+
+def test_rows_are_padded_as_on_paper():
+    batch = pad_batch([([2, 7, 3, 8, 3], 3), (np.array([2, 9, 3], np.uint16), 3)], 6, pad_id=4)
+    assert batch.input_ids.tolist() == [[2, 7, 3, 8, 3, 4], [2, 9, 3, 4, 4, 4]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]]
+    assert batch.token_type_ids.tolist() == [[0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 0, 0]]
+    assert {array.dtype for array in batch} == {np.dtype(np.int64)}
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(0, 65535), min_size=2, max_size=20), st.integers(2, 20)),
+                min_size=1, max_size=5), st.integers(0, 4))
+def test_padding_is_undone_by_the_mask(examples, more):
+    width = max(len(ids) for ids, _ in examples) + more
+    batch = pad_batch(examples, width, pad_id=0)
+    for row, (ids, first) in enumerate(examples):
+        assert batch.input_ids[row][batch.attention_mask[row] == 1].tolist() == ids
+        assert batch.token_type_ids[row].tolist() == [int(first <= i < len(ids)) for i in range(width)]
+
+
+# --- 5. Task files: entities ---
+
+IL2 = [(["IL-2", "gene"], ["B-DNA", "I-DNA"]), (["."], ["O"])]
+
+
+@pytest.mark.parametrize("text", [
+    "IL-2 B-DNA\ngene I-DNA\n\n. O\n\n",
+    "IL-2\tB-DNA\ngene\tI-DNA\n\n.\tO\n",                                          # bc2gm
+    "\nIL-2 B-DNA\ngene I-DNA\n\n. O\n\n",                                         # jnlpba: a leading empty line
+    "\nIL-2 B-DNA\ngene I-DNA\n\n\n. O\n\n\n",                                     # bc5cdr: double empty lines
+    "-DOCSTART-\n\nIL-2 B-DNA\ngene I-DNA\n\n-DOCSTART-\tO\n\n. O\n",
+    "-DOCSTART- -X- -X- O\n\nIL-2 NN I-NP B-DNA\ngene NN I-NP I-DNA\n\n. . O O\n",  # CoNLL's four columns
+    "IL-2 B-DNA\r\ngene I-DNA\r\n\r\n. O\r\n",
+    "\ufeffIL-2 B-DNA\ngene I-DNA\n\n. O\n",
+    "IL-2  B-DNA \ngene\t I-DNA\n \t\n. O",                                        # stray spaces, no final newline
+])
+def test_a_tagged_file_is_read_in_every_published_form(tmp_path, text):
+    assert read_task("ner", "train", write(tmp_path / "train.txt", text).parent) == IL2
+
+
+def test_tags_are_kept_as_they_stand(tmp_path):
+    write(tmp_path / "train.tsv", "a I-Entity\nb I-Entity\nc B\nd I\ne O\nf I-cell-line\n")      # IOB1, no types
+    assert read_task("ner", "train", tmp_path)[0].tags == ["I-Entity", "I-Entity", "B", "I", "O", "I-cell-line"]
+
+
+tagged_words = st.tuples(st.text(plain_characters, min_size=1, max_size=6), st.sampled_from(["O", "B", "I-x-y"]))
+
+
+@given(st.lists(st.lists(tagged_words, min_size=1, max_size=5), min_size=1, max_size=4),
+       st.sampled_from([" ", "\t", " NN "]), st.sampled_from(["\n", "\r\n"]))
+def test_any_tagged_sentences_come_back(tmp_path_factory, sentences, separator, end):
+    folder = tmp_path_factory.getbasetemp() / "tagged"
+    text = end.join("".join(f"{word}{separator}{tag}{end}" for word, tag in sentence) for sentence in sentences)
+    write(folder / "test.txt", text)
+    assert read_task("ner", "test", folder) == [tuple(map(list, zip(*sentence))) for sentence in sentences]
+
+
+@pytest.mark.parametrize("name, text, message", [
+    ("ner", "a O\r\n\r\nb\r\n", r"train\.txt line 3: expected a word and its tag in two .*, found 'b'"),
+    ("ner", "\ufeff\na O\n\tO\n", r"train\.txt line 3: expected a word and its tag"),
+    ("ner", "a O\n\n\nb S-DNA\n", r"train\.txt line 4: expected a tag O, B-TYPE or I-TYPE, found 'S-DNA'"),
+    ("ner", "a o\n", r"train\.txt line 1: expected a tag"),
+    ("ner", "a B-\n", r"train\.txt line 1: expected a tag"),
+    ("ner", "a O\nwhole sentence here\n", r"train\.txt line 2: expected a tag"),
+    ("ncbi-disease", "a O\nb B-Gene\n",
+     r"train\.txt line 2: label 'B-Gene' is not in the task's set: O, B-Disease, I-Disease"),
+    ("ner", "\n\n", r"ner: no examples in the train file of"),
+])
+def test_a_malformed_tagged_file_is_named_by_line(tmp_path, name, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_task(name, "train", write(tmp_path / "train.txt", text).parent)
+
+
+# --- 5. Task files: relations ---
+
+LABELLED = {
+    "chemprot.csv: BOM, quoting in force": (
+        '\ufeffindex\tsentence\tlabel\n1.T1.T2\t"""@GENE$"" binds @CHEMICAL$."\tCPR:3\n1.T3.T2\tSo.\tfalse\n',
+        [("1.T1.T2", '"@GENE$" binds @CHEMICAL$.', "CPR:3"), ("1.T3.T2", "So.", "false")]),
+    "ddi-2013.csv: CRLF, bare inner quotes": (
+        'index\tsentence\tlabel\r\nd0.p0\t@DRUG$ "sensitizers".\tint\r\nd0.p1\t"a" or "b"\tx\r\n',
+        [("d0.p0", '@DRUG$ "sensitizers".', "int"), ("d0.p1", '"a" or "b"', "x")]),
+    "a stray quote swallows nothing": (
+        'index\tsentence\tlabel\n1\t"@GENE$ rose\tA\n2\tfell"\tB\n3\t"\tC\n',
+        [("1", '"@GENE$ rose', "A"), ("2", 'fell"', "B"), ("3", '"', "C")]),
+    "chemprot-tsv: two columns": (
+        'sentence\tlabel\r\n"a ""b"""\tFalse\r\nc\tCPR:3\r\n', [("0", 'a "b"', "False"), ("1", "c", "CPR:3")]),
+    "gad: no header": (
+        "@GENE$ and @DISEASE$.\t1\nsame\t0\nsame\t0",
+        [("0", "@GENE$ and @DISEASE$.", "1"), ("1", "same", "0"), ("2", "same", "0")]),
+    "three columns without a header, blank lines, padded label": (
+        "\n7\t x \t1 \n\n \n8\ty\t0\n", [("7", " x ", "1"), ("8", "y", "0")]),
+    "one pair, two labels": (
+        "index\tsentence\tlabel\n1\tsame\tCPR:3\n1\tsame\tCPR:4\n",
+        [("1", "same", "CPR:3"), ("1", "same", "CPR:4")])}
+
+
+@pytest.mark.parametrize("form", LABELLED)
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_labelled_file_is_read_in_every_published_form(tmp_path, suffix, form):
+    text, rows = LABELLED[form]
+    write(tmp_path / f"train{suffix}", text)
+    assert read_task("re", "train", tmp_path) == [LabelledText(*row) for row in rows]
+
+
+cells = st.text(st.one_of(st.sampled_from('"" \'x'),
+                          st.characters(codec="utf-8", exclude_characters="\t\r\n\ufeff")))
+
+
+@given(st.lists(st.tuples(cells, st.sampled_from("AB")), min_size=1))
+def test_whatever_a_csv_writer_quotes_is_read_back(tmp_path_factory, rows):
+    path = tmp_path_factory.getbasetemp() / "quoted" / "dev.tsv"
+    path.parent.mkdir(exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, "excel-tab")
+        writer.writerows([("index", "sentence", "label"), *((i, *row) for i, row in enumerate(rows))])
+    assert [(row.text, row.label) for row in read_task("re", "dev", path.parent)] == rows
+
+
+@pytest.mark.parametrize("name, text, message", [
+    ("re", "index\tsentence\tlabel\n1\ta\tx\n2\tb\n",
+     r"train\.csv line 3: expected 3 tab-separated columns \(index, sentence, label\), found 2"),
+    ("re", "sentence\tlabel\r\n\r\na\tb\tc\r\n",
+     r"train\.csv line 3: expected 2 tab-separated columns \(sentence, label\), found 3"),
+    ("re", "1\ta\tx\ty\n", r"train\.csv line 1: expected 3 tab-separated columns.*, found 4"),
+    ("re", "index,sentence,label\n", r"train\.csv line 1: expected (?!1 )[^\n]* tab-separated columns.*, found 1"),
+    ("ddi2013", "index\tsentence\tlabel\n1\ta\tDDI-int\n2\tb\tDDI-maybe\n",
+     r"train\.csv line 3: label 'DDI-maybe' is not in the task's set: DDI-false, DDI-advise"),
+    ("re", "index\tsentence\tlabel\n", "re: no examples in the train file of"),
+])
+def test_a_malformed_labelled_file_is_named_by_line(tmp_path, name, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_task(name, "train", write(tmp_path / "train.csv", text).parent)
+
+
+# --- 5. Task files: questions ---
+
+def test_squad_is_read_with_and_without_answers(tmp_path):
+    answered = {"id": "x_001", "question": "What fell?", "answers": [{"text": "Fever", "answer_start": 4}]}
+    write(tmp_path / "train.json", "\ufeff" + squad(("The Fever fell.", answered),
+                                                    ("No.", {"id": "x_002", "question": "Who?"})))
+    assert read_task("qa", "train", tmp_path) == [
+        Question("x_001", "What fell?", "The Fever fell.", [("Fever", 4)]),
+        Question("x_002", "Who?", "No.", [])]
+    assert [question_of(id) for id in ("5c5f_000", "58ed:5", "7")] == ["5c5f", "58ed", "7"]
+
+
+def write_bioasq(folder):
+    """Two test batches of BioASQ 7b, a golden file for the first alone, two training files and a filtered dev."""
+    for batch, ids in ((1, ["f1_000", "f1_001", "f2_000", "f3_000", "unknown_000"]), (2, ["g1_000"])):
+        write(folder / f"BioASQ-test-factoid-7b-{batch}.json",
+              squad(*((f"context of {id}", {"id": id, "question": "Which?"}) for id in ids)))
+    write(folder / "7B1_golden.json", json.dumps({"questions": [
+        {"id": "f1", "type": "factoid", "exact_answer": [["PD-L1", "CD274"]]},
+        {"id": "y1", "type": "yesno", "exact_answer": "yes"},
+        {"id": "s1", "type": "summary", "ideal_answer": "..."},
+        {"id": "f2", "type": "factoid", "exact_answer": ["flat", "list"]},
+        {"id": "f3", "type": "factoid", "exact_answer": [["one"], ["two"]]}]}))
+    for part in ("6b", "8b"):
+        write(folder / f"BioASQ-train-factoid-{part}-rebuilt.json",
+              squad(("so it is", {"id": part, "question": "?", "answers": [{"text": "it", "answer_start": 3}]})))
+    write(folder / "bio_electra-dev-filtered.json", squad(("so", {"id": "dev:5", "question": "?"})))
+    return folder
+
+
+def test_bioasq_batches_take_their_synonyms_from_the_golden_file_beside_them(tmp_path):
+    write_bioasq(tmp_path)
+    found = [(q.id, q.batch, q.gold, q.answers) for q in read_task("bioasq7b", "test", tmp_path)]
+    assert found == [("f1_000", 1, ["PD-L1", "CD274"], []), ("f1_001", 1, ["PD-L1", "CD274"], []),
+                     ("f2_000", 1, ["flat", "list"], []), ("f3_000", 1, ["one", "two"], []),
+                     ("unknown_000", 1, None, []), ("g1_000", 2, None, [])]
+    assert [q.id for q in read_task("bioasq7b", "train", tmp_path)] == ["6b", "8b"]     # all training files
+    assert read_task("bioasq7b", "dev", tmp_path) == [Question("dev:5", "?", "so", [])]
+    write(tmp_path / "7B1_golden.json", '{"questions": [{"id": "f1", "type": "factoid"}]}')
+    with pytest.raises(ValueError, match=r"7B1_golden\.json: not in BioASQ's form.*exact_answer"):
+        read_task("bioasq7b", "test", tmp_path)
+
+
+def one_answer(text, start):
+    return squad(("abc", {"id": "q7", "question": "?", "answers": [{"text": text, "answer_start": start}]}))
+
+
+@pytest.mark.parametrize("content, message", [
+    (one_answer("b", 2), r"train\.json: .*question q7.*'b' at character 2"),
+    (one_answer("bcd", 1), r"train\.json: .*question q7.*'bcd' at character 1"),
+    (one_answer("b", -2), r"train\.json: .*question q7.*'b' at character -2"),    # Python counts from the end
+    (one_answer("b", "1"), r"train\.json: not in SQuAD's form"),
+    ('{"data": [\n {"paragraphs": []},\n]}', r"train\.json line 3: not JSON"),
+    ('{"data": [', r"train\.json line 1: not JSON"), ("", r"train\.json line 1: not JSON"),
+    ("[]", r"train\.json: not in SQuAD's form"), ("{}", r"train\.json: not in SQuAD's form.*'data'"),
+    ('{"data": [{"title": "x"}]}', r"train\.json: not in SQuAD's form.*'paragraphs'"),
+    (squad(("abc", {"id": "1"})), r"train\.json: not in SQuAD's form.*'question'"),
+    (squad(("abc", {"question": "?"})), r"train\.json: not in SQuAD's form.*'id'"),
+    (squad(("abc", "no entry")), r"train\.json: not in SQuAD's form"),
+    (squad(), r"qa: no examples in the train file of"),
+])
+def test_a_malformed_question_file_is_named(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        read_task("qa", "train", write(tmp_path / "train.json", content).parent)
+
+
+# --- 5. Task files: where they are ---
+
+@pytest.mark.parametrize("layout", ["lower", "upper", "itself"])
+def test_a_task_is_found_in_the_data_root_the_release_and_its_own_folder(tmp_path, layout):
+    folders = {"lower": ("ner/ncbi-disease", "re/ddi-2013", "qa/bioasq"),
+               "upper": ("NER/NCBI-disease", "RE/ddi-2013", "QA/BioASQ"), "itself": ("ner", "re", "qa")}[layout]
+    write(tmp_path / folders[0] / "dev.txt", "a O\n")
+    write(tmp_path / folders[1] / "dev.csv", "1\ta\tDDI-int\n")
+    write_bioasq(tmp_path / folders[2])
+    for name, folder in zip(("ncbi-disease", "ddi2013", "bioasq7b"), folders):
+        assert len(read_task(name, "dev", tmp_path / folder if layout == "itself" else tmp_path)) == 1
+
+
+@pytest.mark.parametrize("kind, suffixes, text", [
+    ("ner", (".txt", ".tsv", ".csv"), "a\tO\n"), ("re", (".txt", ".tsv", ".csv"), "a\t1\n"),
+    ("qa", (".json",), squad(("abc", {"id": "1", "question": "?"})))])
+@pytest.mark.parametrize("split, stem", [("train", "train"), ("dev", "dev"), ("dev", "devel"), ("test", "test")])
+def test_a_kind_reads_one_split_of_a_folder_of_ones_own(tmp_path, kind, suffixes, text, split, stem):
+    for suffix in suffixes:
+        folder = write(tmp_path / suffix[1:] / f"{stem}{suffix}", text).parent
+        assert len(read_task(kind, split, folder)) == len(read_task(kind, split, str(folder))) == 1
+    others = {"train", "dev", "test"} - {split}
+    for other in others:
+        with pytest.raises(FileNotFoundError, match=f"{kind}: no {other} file in .*: expected {other}.txt"):
+            read_task(kind, other, folder)
+
+
+@pytest.mark.parametrize("arguments, error, message", [
+    (("ncbi-disease", "dev"), FileNotFoundError,
+     r"ncbi-disease: no dev file in .*: expected dev\.txt \(published as gmpoli/electramed, data/NER/NCBI"),
+    (("bioasq7b", "test"), FileNotFoundError, r"bioasq7b: no test file in .*: expected BioASQ-test-factoid-7b"),
+    (("ner", "tests"), ValueError, "split 'tests': expected one of train, dev, test"),
+    (("demo-ner", "tests"), ValueError, "split 'tests': expected one of train, dev, test"),
+    (("ncbi", "dev"), ValueError, "unknown task 'ncbi': expected one of ncbi-disease, ddi2013, .*, ner, re, qa"),
+])
+def test_what_is_not_there_is_told_with_what_is_expected(tmp_path, arguments, error, message):
+    for directory in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(error, match=message):
+            read_task(*arguments, directory)
+
+
+def test_a_task_with_files_needs_a_folder():
+    with pytest.raises(FileNotFoundError, match="ddi2013: no data folder given"):
+        read_task("ddi2013", "train")
+
+
+def test_a_name_is_a_task_or_a_kind():
+    assert find_task("ddi2013") is TASKS["ddi2013"]
+    assert all(find_task(kind).kind == kind and not find_task(kind).labels for kind in ("ner", "re", "qa"))
+    with pytest.raises(ValueError, match="unknown task 'squat'"):
+        find_task("squat")
+
+
+# --- 5. Task files: the published data sets ---
+
+@pytest.mark.parametrize("name, folder, counts", [
+    ("ncbi-disease", "", ((5429, 135_701), (923, 23_969), (941, 24_497))),
+    ("ner", "ner/ncbi-disease", ((5429, 135_701), (923, 23_969), (941, 24_497))),
+    ("ner", "ner/bc5cdr", ((3951, 95_370), (3957, 94_437), (4145, 98_691))),
+    ("ner", "ner/jnlpba", ((16_845, 445_090), (1743, 47_461), (3869, 101_039))),
+    ("ner", "ner/bc2gm", ((12_574, 355_405), (2519, 71_042), (5038, 143_465))),
+])
+def test_sentences_and_tokens_are_as_many_as_published(real_data, name, folder, counts):
+    for split, expected in zip(("train", "dev", "test"), counts):
+        examples = read_task(name, split, real_data / folder)
+        assert (len(examples), sum(len(example.words) for example in examples)) == expected
+        assert all(len(example.words) == len(example.tags) > 0 for example in examples)
+
+
+DDI = ("DDI-false", "DDI-advise", "DDI-effect", "DDI-int", "DDI-mechanism")
+CPR = ("false", "CPR:3", "CPR:4", "CPR:5", "CPR:6", "CPR:9")
+
+
+@pytest.mark.parametrize("name, folder, labels, counts", [
+    ("ddi2013", "", DDI, ((15_843, 633, 1212, 146, 946), (6240, 193, 396, 42, 373), (4782, 221, 360, 96, 302))),
+    ("re", "re/chemprot", CPR, ((14_701, 766, 2254, 173, 235, 727), (9404, 550, 1094, 116, 199, 457),
+                                (12_805, 665, 1661, 195, 293, 644))),
+    ("re", "re/gad", ("1", "0"), ((2520, 2276),)),
+])
+def test_labels_are_as_many_as_published(real_data, name, folder, labels, counts):
+    for split, expected in zip(("train", "dev", "test"), counts):
+        found = Counter(example.label for example in read_task(name, split, real_data / folder))
+        assert found == dict(zip(labels, expected))
+
+
+@pytest.mark.parametrize("folder, split, rows, negatives", [
+    ("re/chemprot-tsv", "train", 16_521, 12_389), ("re/chemprot-tsv", "dev", 10_361, 7949),
+    ("re/chemprot-tsv", "test", 14_396, 10_955), ("re/chemprot", "dev", 11_820, 9404),
+    ("re/ddi-2013", "dev", 7244, 6240), ("re/gad", "train", 4796, 0)])
+def test_rows_equal_what_a_csv_reader_finds(real_data, folder, split, rows, negatives):
+    examples = read_task("re", split, real_data / folder)
+    assert (len(examples), sum(e.label.lower().endswith("false") for e in examples)) == (rows, negatives)
+    [path] = (real_data / folder).glob(f"{split}.*")
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        expected = [row[-2:] for row in csv.reader(file, delimiter="\t")]
+    assert [[e.text, e.label] for e in examples] == [row for row in expected if row != ["sentence", "label"]]
+
+
+def test_bioasq_questions_are_as_many_as_published(real_data):
+    train, dev, test = (read_task("bioasq7b", split, real_data) for split in ("train", "dev", "test"))
+    assert len(train) == 2643 + 2149 and len({question_of(q.id) for q in train}) == 344 + 386
+    assert (len(dev), len({q.question for q in dev}), len({question_of(q.id) for q in dev})) == (1621, 177, 178)
+    assert Counter(q.batch for q in test) == {1: 98, 2: 56, 3: 84, 4: 90}
+    assert Counter(batch for batch, _ in {(q.batch, question_of(q.id)) for q in test}) == {
+        1: 39, 2: 25, 3: 29, 4: 34}
+    assert all(q.gold and all(isinstance(name, str) for name in q.gold) and not q.answers for q in test)
+    assert all(q.context[start:start + len(text)] == text for q in train + dev for text, start in q.answers)
+    assert all(q.answers and q.gold is None and q.batch is None for q in train + dev)
+
+
+def test_squad_questions_are_as_many_as_published(real_data, tmp_path):
+    (tmp_path / "dev.json").symlink_to(real_data / "qa" / "squad" / "xquad.en.json")
+    questions = read_task("qa", "dev", tmp_path)
+    assert (len(questions), len({q.context for q in questions})) == (1190, 240)
+
+
+# --- 6. Features: windows ---
+
+def test_windows_on_paper():
+    assert split_windows(10, 4, 2) == [(0, 4), (2, 6), (4, 8), (6, 10)]
+    # Piece 3 is the last of the first window (0 to its right) and has 1 to each side in the second.
+    assert best_windows(10, [(0, 4), (2, 6), (4, 8), (6, 10)]).tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3, 3]
+    assert split_windows(0, 4, 2) == [(0, 0)] and best_windows(0, [(0, 0)]).tolist() == []
+    assert split_windows(9, 4, 100) == [(0, 4), (4, 8), (8, 9)]          # a stride beyond the window skips nothing
+
+
+@given(st.integers(0, 150), st.integers(1, 40), st.integers(1, 50))
+def test_windows_cover_everything_and_each_piece_has_its_best(length, capacity, stride):
+    windows = split_windows(length, capacity, stride)
+    assert set().union(*(range(*window) for window in windows)) == set(range(length))
+    assert all(end - start <= capacity for start, end in windows)
+    assert [start for start, _ in windows] == [number * min(stride, capacity) for number in range(len(windows))]
+    assert all(end < length for _, end in windows[:-1])                  # the first to reach the end is the last
+
+    def context(piece, window):
+        start, end = windows[window]
+        return min(piece - start, end - 1 - piece) if start <= piece < end else -1
+
+    expected = [max(range(len(windows)), key=lambda window: context(piece, window)) for piece in range(length)]
+    assert best_windows(length, windows).tolist() == expected
+
+
+@pytest.mark.parametrize("capacity, stride", [(0, 1), (-3, 128), (3, 0)])
+def test_windows_without_room_or_step_are_refused(capacity, stride):
+    with time_limit(0.2), pytest.raises(ValueError):
+        split_windows(8, capacity, stride)
+
+
+# --- 6. Features: tags ---
+
+def test_labels_stand_on_first_wordpieces_as_on_paper():
+    example = TaggedSentence(["ab", "\x00", "abcd"], ["B-Drug", "I-Drug", "O"])
+    [feature], note = encode_tagging([example], SPELLER, TAGS, 16)
+    #                               [CLS]  a  ##b  [UNK]  abc  ##d  [SEP]
+    assert [SPELLER.pieces[i] for i in feature.input_ids] == "[CLS] a ##b [UNK] abc ##d [SEP]".split()
+    assert feature.labels == [IGNORED_LABEL, 1, IGNORED_LABEL, 2, 0, IGNORED_LABEL, IGNORED_LABEL]
+    assert (feature.example, feature.first_length, feature.spots) == (0, 7, [(1, 0), (3, 1), (4, 2)])
+    assert note.startswith("0 sentences longer than 16")
+
+
+def test_a_long_sentence_is_read_in_windows_that_share_no_label():
+    example = TaggedSentence([*"abcdefabcd"], ["O", "B-Drug"] * 5)
+    features, note = encode_tagging([example], SPELLER, TAGS, 6)         # four pieces a window, two new in each
+    assert [SPELLER.decode(feature.input_ids) for feature in features] == [
+        "a b c d", "c d e f", "e f a b", "a b c d"]
+    assert [[word for _, word in feature.spots] for feature in features] == [[0, 1, 2], [3, 4], [5, 6], [7, 8, 9]]
+    assert note.startswith("1 sentences longer than 6")
+
+
+odd_words = st.one_of(st.text(LETTERS, min_size=1, max_size=30),
+                      st.sampled_from(["\x00", "é\u00ad", ".", "x", "a-b"]))
+tagged = st.lists(st.tuples(odd_words, st.sampled_from(TAGS)), max_size=40)
+
+
+@given(st.lists(tagged, max_size=4), st.integers(4, 24))
+def test_gold_labels_decode_to_the_gold_tags(sentences, max_length):
+    examples = [TaggedSentence([word for word, _ in pairs], [tag for _, tag in pairs]) for pairs in sentences]
+    features, _ = encode_tagging(examples, SPELLER, TAGS, max_length)
+    for feature in features:
+        ids = feature.input_ids
+        assert len(ids) == len(feature.labels) == feature.first_length <= max_length
+        assert (ids[0], ids[-1]) == (SPELLER.cls_id, SPELLER.sep_id)
+        labelled = [position for position, label in enumerate(feature.labels) if label != IGNORED_LABEL]
+        assert labelled == [position for position, _ in feature.spots]
+        for position, word in feature.spots:
+            first = (SPELLER.encode(examples[feature.example].words[word]) or [SPELLER.unk_id])[0]
+            assert ids[position] == first
+    seen = Counter((feature.example, word) for feature in features for _, word in feature.spots)
+    assert seen == {(n, word): 1 for n, example in enumerate(examples) for word in range(len(example.words))}
+    gold = [[max(label, 0) for label in feature.labels] for feature in features]
+    assert decode_tags(examples, features, gold, TAGS) == [example.tags for example in examples]
+
+
+def test_what_the_model_says_elsewhere_changes_no_tag():
+    example = TaggedSentence(["abcdef"] * 9, ["O"] * 9)
+    features, _ = encode_tagging([example], SPELLER, TAGS, 9)
+    noisy = [[1 if label == IGNORED_LABEL else 2 for label in feature.labels] for feature in features]
+    assert decode_tags([example], features, noisy, TAGS) == [["I-Drug"] * 9]
+
+
+# --- 6. Features: classification ---
+
+def test_a_text_is_one_row_and_cuts_are_counted(tiny_tokenizer):
+    texts = [LabelledText("1", "the drug", "yes"), LabelledText("2", "the gene " * 9, "no"),
+             LabelledText("3", "", "no"), LabelledText("4", "the " * 6, "yes")]
+    features, note = encode_classification(texts, tiny_tokenizer, ("no", "yes"), 8)
+    the, drug, gene = map(tiny_tokenizer.vocab.get, ("the", "drug", "gene"))
+    assert [feature.input_ids for feature in features] == [
+        [2, the, drug, 3], [2, *[the, gene] * 3, 3], [2, 3], [2, *[the] * 6, 3]]
+    assert [(f.example, f.labels, f.first_length) for f in features] == [
+        (0, 1, 4), (1, 0, 8), (2, 0, 2), (3, 1, 8)]
+    assert note == "1 cut at 8 tokens"
+
+
+# --- 6. Features: questions ---
+
+def test_a_question_is_encoded_as_on_paper():
+    #                                            0123456789
+    example = Question("1", "ab?", context="The Abcd, é", answers=[("Abcd", 4)])
+    [feature], _ = encode_questions([example], SPELLER, 16, stride=4)
+    assert [SPELLER.pieces[i] for i in feature.input_ids] == (
+        "[CLS] a ##b ? [SEP] [UNK] abc ##d , e [SEP]".split())
+    assert feature.first_length == 5 and feature.labels == (6, 7)
+    assert feature.spots == [(5, 0, 3, True), (6, 4, 7, True), (7, 7, 8, True), (8, 8, 9, True), (9, 10, 11, True)]
+    logits = np.zeros((11, 2))
+    logits[6, 0] = logits[7, 1] = 9
+    [answers] = decode_answers([example], [feature], [logits])
+    assert (answers[0].text, answers[0].start, answers[0].end) == ("Abcd", 4, 8)
+    assert answers[0].probability > 0.99 and math.isclose(sum(a.probability for a in answers), 1)
+
+
+def test_windows_follow_the_stride_and_a_split_answer_is_told():
+    # Question of 2 pieces, rows of 10: windows of 5 pieces that start every 2.
+    context = " ".join("abcdefabcdef"[:9])
+    whole = Question("1", "a b", context, [("d e", 6)])
+    split = Question("2", "a b", context, [("b c d e f a", 2)])
+    none = Question("3", "a b", context, [])
+    features, note = encode_questions([whole, split, none], SPELLER, 10, stride=2)
+    assert [SPELLER.decode(f.input_ids[4:]) for f in features[:3]] == ["a b c d e", "c d e f a", "e f a b c"]
+    assert [f.labels for f in features] == [(7, 8), (5, 6), (0, 0), *[(0, 0)] * 6]
+    assert [f.example for f in features] == [0] * 3 + [1] * 3 + [2] * 3
+    assert "1 answers in none of them whole" in note
+
+
+def test_a_question_is_cut_to_64_pieces():
+    features, _ = encode_questions([Question("1", "ab " * 40, "c", [])], SPELLER, 128)
+    assert features[0].first_length == 66 and len(features[0].input_ids) == 68
+    features, _ = encode_questions([Question("1", "ab " * 40, "c", [])], SPELLER, 128, question_length=3)
+    assert features[0].first_length == 5
+
+
+def test_a_question_that_leaves_no_room_for_the_passage_is_refused():
+    with time_limit(0.2), pytest.raises(ValueError):
+        encode_questions([Question("1", "ab " * 40, "c d e f", [])], SPELLER, 64)
+
+
+def test_an_answer_inside_a_word_is_widened_to_its_pieces_and_one_of_white_space_is_none():
+    inside, blank = Question("1", "a", "a bcd e", [("c", 3)]), Question("2", "a", "a  b", [(" ", 2)])
+    (first, second), _ = encode_questions([inside, blank], SPELLER, 16)
+    assert (first.labels, second.labels) == ((5, 5), (0, 0))        # [CLS] a [SEP] a b ##c
+
+
+@st.composite
+def questions_with_gold(draw):
+    """A context of short words, and a gold answer of one or two of them: at most 6 pieces and a separator."""
+    words = draw(st.lists(words_of_letters, min_size=1, max_size=30))
+    gaps = [draw(st.sampled_from([" ", " ", ", ", "  ", "-", "\n"])) for _ in words]
+    starts, context = [], draw(st.sampled_from(["", " ", "\ufeff"]))
+    for word, gap in zip(words, gaps):
+        starts.append(len(context))
+        context += draw(st.sampled_from([word, word.upper()])) + gap
+    first = draw(st.integers(0, len(words) - 1))
+    last = min(len(words) - 1, first + draw(st.integers(0, 1)))
+    text = context[starts[first]:starts[last] + len(words[last])]
+    return Question("1", "a b", context, [(text, starts[first])])
+
+
+@settings(max_examples=200)
+@given(questions_with_gold())
+def test_gold_logits_decode_to_the_gold_answer(example):
+    # 19 pieces a window, 6 new in each: the start of any answer of up to 7 pieces has its best window where the
+    # answer is whole, for that window has (19 - 1 - 6) / 2 = 6 pieces to its right or ends with the passage.
+    features, note = encode_questions([example], SPELLER, 24, stride=6)
+    assert "0 answers" in note and all(len(feature.input_ids) <= 24 for feature in features)
+    logits = [np.zeros((len(feature.input_ids), 2)) for feature in features]
+    for scores, feature in zip(logits, features):
+        if feature.labels != (0, 0):
+            scores[feature.labels[0], 0] = scores[feature.labels[1], 1] = 9
+    [answers] = decode_answers([example], features, logits)
+    text, start = example.answers[0]
+    assert answers[0][:3] == (text, start, start + len(text))
+
+
+@given(questions_with_gold(), st.integers(1, 5), st.integers(1, 4), seeds)
+def test_answers_equal_a_search_over_all_allowed_spans(example, max_pieces, stride, seed):
+    # Rows of 12 to 20 tokens: the 20 best starts and ends are all there are.
+    rng = np.random.default_rng(seed)
+    features, _ = encode_questions([example], SPELLER, 12 + seed % 9, stride)
+    logits = [rng.normal(size=(len(feature.input_ids), 2)) for feature in features]
+    for scores in logits:
+        scores[:4] += 100                                           # the question is never an answer
+    _, offsets = SPELLER.encode_with_offsets(example.context)
+    windows = [(n * stride, n * stride + len(f.input_ids) - 5) for n, f in enumerate(features)]
+    owner = best_windows(len(offsets), windows)
+    spans = sorted(((scores[4 + i - begin, 0] + scores[4 + j - begin, 1], offsets[i][0], offsets[j][1])
+                    for number, (scores, (begin, end)) in enumerate(zip(logits, windows))
+                    for i in range(begin, end) for j in range(i, min(end, i + max_pieces)) if owner[i] == number),
+                   reverse=True)[:20]
+    [answers] = decode_answers([example], features, logits, max_pieces=max_pieces)
+    assert [answer[1:3] for answer in answers] == [span[1:] for span in spans]
+    assert all(answer.text == example.context[answer.start:answer.end] for answer in answers)
+    shares = np.exp([score - spans[0][0] for score, _, _ in spans])
+    assert np.allclose([answer.probability for answer in answers], shares / shares.sum())
+
+
+def test_only_the_best_starts_and_ends_are_considered():
+    example = Question("1", "a", "b c d", [])
+    [feature], _ = encode_questions([example], SPELLER, 16)
+    logits = np.array([[0, 0], [0, 0], [0, 0], [3, 9], [2, 1], [1, 8], [0, 0]], float)     # b c d stand at 3, 4, 5
+    [answers] = decode_answers([example], [feature], [logits], best=2)
+    assert [answer.text for answer in answers] == ["b", "b c d"]
+    [answers] = decode_answers([example], [feature], [logits], best=1)
+    assert [(answer.text, answer.probability) for answer in answers] == [("b", 1.0)]
+
+
+def test_a_passage_without_text_has_no_answer():
+    examples = [Question("1", "a", " \x00", []), Question("2", "a", "b", [])]
+    features, _ = encode_questions(examples, SPELLER, 16)
+    answers = decode_answers(examples, features, [np.zeros((len(f.input_ids), 2)) for f in features])
+    assert [[answer.text for answer in part] for part in answers] == [[], ["b"]]
+
+
+# --- 7. A synthetic biomedical world ---
+
+@given(st.integers(0, 50), st.lists(st.integers(0, 10 ** 8), min_size=1, max_size=3))
+@settings(max_examples=20)
+def test_a_document_depends_on_seed_and_number_alone(seed, numbers):
+    one, other = SyntheticWorld(seed), SyntheticWorld(seed)
+    expected = [one.document(number) for number in numbers]
+    assert [other.document(number) for number in reversed(numbers)] == expected[::-1]
+
+
+def test_worlds_and_documents_differ():
+    world = SyntheticWorld(0)
+    assert len({world.document(number).text for number in range(500)}) == 500
+    assert len({SyntheticWorld(seed).document(7).text for seed in range(20)}) == 20
+
+
+def test_the_corpus_reads_back_sentence_by_sentence(tmp_path):
+    world = SyntheticWorld(3)
+    documents = [[sentence.text for sentence in world.document(number).sentences] for number in range(60)]
+    assert list(read_documents(write(tmp_path / "c.txt", synthetic_corpus(60, seed=3)))) == documents
+    assert all(len(document) > 1 for document in documents)
+
+
+def test_mentions_relations_and_answers_are_where_they_are_said_to_be():
+    world = SyntheticWorld(0)
+    types = {label[2:] for label in TASKS["demo-ner"].labels if label != "O"}
+    for number in range(300):
+        document = world.document(number)
+        assert document.text == " ".join(sentence.text for sentence in document.sentences)
+        for sentence in document.sentences:
+            taken = [word for _, start, end in sentence.mentions for word in range(start, end)]
+            assert len(taken) == len(set(taken)) and set(taken) <= set(range(len(sentence.words)))
+            assert all(mention.start < mention.end and mention.type in types for mention in sentence.mentions)
+            for label, first, second in sentence.relations:
+                assert label in TASKS["demo-re"].labels
+                assert first != second and {first, second} <= set(range(len(sentence.mentions)))
+        assert document.questions and all(answer in document.text for _, answer in document.questions)
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_demo_tags_are_iob2_over_the_tasks_labels(split):
+    examples = read_task("demo-ner", split)
+    assert {tag for example in examples for tag in example.tags} == set(TASKS["demo-ner"].labels)
+    for words, tags in examples:
+        assert len(words) == len(tags) > 0
+        assert all(tag[0] != "I" or before[1:] == tag[1:] for before, tag in zip(["O", *tags], tags))
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_demo_relations_name_two_entities_and_a_label_of_the_task(split):
+    examples = read_task("demo-re", split)
+    assert {example.label for example in examples} == set(TASKS["demo-re"].labels)
+    assert all(len(re.findall(r"@(?:DRUG|GENE|DISEASE)\$", example.text)) == 2 for example in examples)
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_demo_answers_stand_at_their_start(split):
+    for example in read_task("demo-qa", split):
+        [(text, start)] = example.answers
+        assert text and example.context[start:start + len(text)] == text and example.question.endswith("?")
+
+
+@pytest.mark.parametrize("name", ["demo-ner", "demo-re", "demo-qa"])
+def test_demo_splits_share_no_document_with_each_other_or_the_corpus(monkeypatch, name):
+    document, asked = SyntheticWorld.document, []
+    monkeypatch.setattr(SyntheticWorld, "document", lambda world, n: asked.append(n) or document(world, n))
+    seen = {}
+    for split in ("train", "dev", "test"):
+        asked.clear()
+        examples = read_task(name, split)
+        assert examples == read_task(name, split)
+        seen[split] = set(asked)
+        assert len(examples) >= 100 and len(seen[split]) >= 10
+    asked.clear()
+    synthetic_corpus(200)
+    seen["corpus"] = set(asked)
+    assert all(seen[one].isdisjoint(seen[other]) for one, other in itertools.combinations(seen, 2))
+
+
+# --- 8. Command line ---
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    corpus: list[str] = data.option([], "files to read", metavar="PATH")
+    batch_size: int = data.option(8, "examples of a step")
+    learning_rate: float = data.option(1e-3, "of the peak")
+    max_minutes: float | None = data.option(None, "stop after these minutes")
+    device: str = data.option("auto", "where to compute", choices=("auto", "cpu"))
+    widths: list[int] = data.option([16, 32], "row lengths")
+    compile: bool = data.option(False, "compile the model")
+
+
+def test_a_command_line_is_parsed_by_the_types_of_its_dataclass():
+    assert parse_options(Options, "x", []) == Options()
+    arguments = ("--corpus a.txt b --batch-size 4 --learning-rate 2e-4 --max-minutes 1.5 --device cpu "
+                 "--widths 8 9 --compile").split()
+    assert parse_options(Options, "x", arguments) == Options(["a.txt", "b"], 4, 2e-4, 1.5, "cpu", [8, 9], True)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ("--device tpu", "argument --device: invalid choice: 'tpu'"),
+    ("--batch-size many", "argument --batch-size: invalid int value: 'many'"),
+    ("--max-minutes soon", "argument --max-minutes: invalid float value: 'soon'"),
+    ("--bach-size 4", "unrecognized arguments: --bach-size 4"), ("--corpus", "expected at least one argument")])
+def test_a_wrong_option_is_told_with_exit_status_2(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        parse_options(Options, "x", arguments.split())
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_help_tells_every_flag_and_default(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_options(Options, "What it does.", ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0
+    for part in ("What it does.", "--batch-size", "examples of a step (default: 8)", "--corpus PATH",
+                 "stop after these minutes --", "(default: [16, 32])", "{auto,cpu}", "compile the model"):
+        assert part in text
+
+
+def test_a_run_folder_belongs_to_the_options_its_content_depends_on(tmp_path):
+    folder, fixed = tmp_path / "runs" / "one", ("batch_size", "corpus", "compile")
+    claim_run_folder(folder, Options(), fixed)
+    assert json.loads((folder / "options.json").read_bytes()) == dataclasses.asdict(Options())
+    claim_run_folder(folder, Options(device="cpu", max_minutes=2.0), fixed)
+    assert json.loads((folder / "options.json").read_bytes())["max_minutes"] == 2.0
+    before = contents(folder)
+    for change, message in (({"batch_size": 9}, "--batch-size 8, now 9"),
+                            ({"compile": True}, "--compile False, now True"),
+                            ({"corpus": ["a"]}, r"--corpus \[\], now \['a'\]")):
+        with pytest.raises(ValueError, match=rf"one holds a run with {message}"):
+            claim_run_folder(folder, dataclasses.replace(Options(), **change), fixed)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_damaged_options_are_named(tmp_path, content):
+    write(tmp_path / "options.json", content)
+    with pytest.raises(ValueError, match=r"options\.json"):
+        claim_run_folder(tmp_path, Options(), ("batch_size",))
+
+
+@pytest.mark.parametrize("is_terminal, shown", [
+    (False, "16 of 40 steps, 1.0/s, 24 s left  loss 2\n25 of 40 steps, 1.0/s, 15 s left\n"),
+    (True, "".join(f"\r\x1b[2K{n} of 40 steps, 1.0/s, {40 - n} s left{note}"
+                   for n, note in ((8, ""), (16, "  loss 2"), (25, ""), (25, "\n"))))])
+def test_progress_prints_plain_lines_off_a_terminal(monkeypatch, capsys, is_terminal, shown):
+    clock = iter([0.0, 8.0, 16.0, 25.0])
+    monkeypatch.setattr(data.time, "monotonic", clock.__next__)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    progress = data.Progress(40, "steps")
+    progress.show(8)
+    progress.show(16, "loss 2")
+    progress.show(25)                       # nine seconds later: too soon for another line, but the last state
+    progress.finish()
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", shown)
+
+
+def test_progress_counts_its_rate_from_where_it_resumed(monkeypatch, capsys):
+    clock = iter([0.0, 10.0, 20.0])
+    monkeypatch.setattr(data.time, "monotonic", clock.__next__)
+    progress = data.Progress(None, "documents", start=1000)
+    progress.show(1050)
+    data.Progress(5, "nothing").finish()
+    assert capsys.readouterr().err == "1,050 documents, 5.0/s\n"
+
+
+def test_an_error_is_one_line_on_stderr_and_status_2(capsys):
+    assert data.report_error(ValueError("train.csv line 3: expected 3 columns, found 2")) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "error: train.csv line 3: expected 3 columns, found 2\n")
+
+
+def command(*arguments):
+    """Run data.py as a user would."""
+    done = subprocess.run([sys.executable, str(ROOT / "data.py"), *map(str, arguments)],
+                          capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_shards_are_built_described_and_verified_from_the_command_line(tmp_path):
+    corpus, _ = numbered_corpus(tmp_path, documents=120)
+    NUMBERED.save(tmp_path)
+    build = ("build", corpus, "--vocab", tmp_path / "vocab.txt", "--out", tmp_path / "shards", "--max-length", 32,
+             "--workers", 1)
+    status, built, _ = command(*build)
+    assert status == 0
+    assert built.startswith("120 documents, 480 sentences, ") and "examples of at most 32 tokens, " in built
+    assert command("info", tmp_path / "shards") == (0, built, "")
+    assert command(*build)[:2] == (0, built)                        # complete: nothing to do, and said again
+    assert command("verify", tmp_path / "shards") == (0, "1 shards as they were built\n", "")
+    build_shards([corpus], NUMBERED, tmp_path / "again", max_length=32, workers=1)
+    assert contents(tmp_path / "again") == contents(tmp_path / "shards")
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ("build nowhere.txt --vocab vocab.txt --out shards", "nowhere.txt: no such file or folder"),
+    ("build empty.txt --vocab vocab.txt --out shards --workers 1", "no text in"),
+    ("build latin.txt --vocab vocab.txt --out shards --workers 1", "latin.txt line 1: not UTF-8"),
+    ("build empty.txt --vocab empty.txt --out shards", "empty.txt: "),
+    ("build empty.txt --vocab nowhere.txt --out shards", "nowhere.txt"),
+    ("info .", "index.json: no such file"), ("verify nowhere", "nowhere/index.json: no such file"),
+    ("info damaged", "damaged"), ("verify damaged", "shard 00000 is damaged")])
+def test_wrong_input_gives_one_line_and_status_2(tmp_path, arguments, message):
+    NUMBERED.save(tmp_path)
+    write(tmp_path / "empty.txt", "\n")
+    write(tmp_path / "latin.txt", b"caf\xe9\n")
+    build_shards([write(tmp_path / "c.txt", "w1\n")], NUMBERED, tmp_path / "damaged", workers=1)
+    write(tmp_path / "damaged" / "00000.starts.npy", b"")
+    done = subprocess.run([sys.executable, str(ROOT / "data.py"), *arguments.split()], cwd=tmp_path,
+                          capture_output=True, text=True, timeout=60)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
+
+
+def test_an_unknown_command_gives_status_2():
+    status, out, err = command("shard")
+    assert status == 2 and not out and "invalid choice: 'shard'" in err

@@ -1,0 +1,1156 @@
+"""The model against paper and pencil, against second implementations, and against transformers where it is."""
+import dataclasses
+import json
+import math
+import os
+import struct
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, strategies as st
+from torch import nn
+
+from electramed import (
+    IGNORED_LABEL, PRESETS, Adam, Device, Discriminator, ElectraConfig, ElectraEncoder, ElectraForPretraining,
+    Generator, MaskedBatch, SequenceClassifier, SpanExtractor, TokenTagger, learning_rate_at, load_checkpoint,
+    load_encoder, load_pretrained, mask_tokens, model_folder, parameter_groups, read_safetensors, replace_tokens,
+    sample_tokens, save_checkpoint, save_pretrained, write_atomically)
+
+PAD, UNK, CLS, SEP, MASK, FIRST = 0, 1, 2, 3, 4, 5      # the ids of conftest's vocabulary; ordinary pieces from 5
+IDS = {"cls_token_id": CLS, "sep_token_id": SEP, "mask_token_id": MASK}
+MASKING = ElectraConfig(vocab_size=60, **IDS)           # for masking alone: the network's sizes are idle
+
+
+def random_batch(lengths, width, vocab_size=60, seed=0):
+    """Rows [CLS] A [SEP] B [SEP] of random pieces -> input_ids, attention_mask, token_type_ids: (B, width)."""
+    random = torch.Generator().manual_seed(seed)
+    ids = torch.randint(FIRST, vocab_size, (len(lengths), width), generator=random)
+    column, length = torch.arange(width), torch.tensor(lengths)[:, None]
+    real = (column < length).long()
+    ids[:, 0] = CLS
+    ids[(column == length // 2) | (column == length - 1)] = SEP
+    return ids * real, real, (column > length // 2).long() * real
+
+
+def random_model(model, seed=0, scale=0.3):
+    """`model` with every parameter random, biases and LayerNorms too, so that none can be swapped or left out."""
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            centre = 1.0 if name.endswith("LayerNorm.weight") else 0.0
+            parameter.copy_(centre + scale * torch.randn(parameter.shape, generator=random))
+    return model.eval()
+
+
+def pretraining_step(config, lengths=(20, 13, 9, 16), width=20, seed=0):
+    """A random model, and all that one call of it takes: masked batch, mask, segments, uniform noise."""
+    ids, real, types = random_batch(lengths, width, config.vocab_size, seed)
+    masked = mask_tokens(ids, real, config, torch.Generator().manual_seed(seed))
+    noise = torch.rand(*masked.positions.shape, config.vocab_size, generator=torch.Generator().manual_seed(seed))
+    return random_model(ElectraForPretraining(config), seed), masked, real, types, noise
+
+
+def same_weights(first, second):
+    first, second = first.state_dict(), second.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def within(observed, expected, standard_error, errors=4):
+    """Does a frequency lie within so many standard errors of its probability? (tensors or numbers)"""
+    return bool((torch.as_tensor(observed - expected).abs() <= errors * torch.as_tensor(standard_error)).all())
+
+
+# --- 1. Configuration and presets ---
+
+@pytest.mark.parametrize("name, layers, hidden, heads, inner, embedding, generator", [  # generator: H, A, inner
+    ("tiny", 2, 128, 2, 512, 128, (64, 1, 256)),            # a quarter would be 32: raised to 64
+    ("small", 12, 256, 4, 1024, 128, (64, 1, 256)),
+    ("base", 12, 768, 12, 3072, 768, (256, 4, 1024)),
+    ("large", 24, 1024, 16, 4096, 1024, (256, 4, 1024)),
+    ("electramed", 12, 768, 12, 3072, 768, (256, 4, 1024)),
+    ("bio-electra", 12, 256, 4, 1024, 128, (64, 1, 256)),
+    ("bio-electra-pp", 12, 256, 4, 1024, 128, (64, 1, 256)),
+])
+def test_presets_have_the_published_sizes(name, layers, hidden, heads, inner, embedding, generator):
+    with torch.device("meta"):      # shapes only: nothing is allocated, nothing drawn
+        model = ElectraForPretraining(PRESETS[name])
+    for network, (width, attention_heads, feed_forward) in (
+            (model.discriminator, (hidden, heads, inner)), (model.generator, generator)):
+        encoder = network.electra
+        assert len(encoder.encoder["layer"]) == layers
+        for layer in encoder.encoder["layer"]:
+            assert layer.heads == attention_heads
+            assert layer.attention["self"]["query"].weight.shape == (width, width)
+            assert layer.intermediate["dense"].weight.shape == (feed_forward, width)
+        assert encoder.embeddings.word_embeddings.weight.shape == (PRESETS[name].vocab_size, embedding)
+        assert encoder.embeddings.position_embeddings.weight.shape == (512, embedding)
+        assert encoder.embeddings.token_type_embeddings.weight.shape == (2, embedding)
+        if embedding == width:
+            assert encoder.embeddings_project is None
+        else:                       # base: the generator alone projects, 768 -> 256
+            assert encoder.embeddings_project.weight.shape == (width, embedding)
+    assert model.generator.generator_predictions["dense"].weight.shape == (embedding, generator[0])
+
+
+def test_presets_keep_what_the_papers_tell_of_them():
+    assert [PRESETS[name].vocab_size for name in ("electramed", "bio-electra", "bio-electra-pp")] == [
+        31090, 31620, 31620]
+    for name, preset in PRESETS.items():
+        for config in (preset, preset.generator()):
+            dropout = 0.0 if name == "tiny" else 0.1        # tiny is ours
+            assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (dropout, dropout)
+            assert config.mask_prob == (0.25 if name == "large" else 0.15)
+
+
+@pytest.mark.parametrize("name, millions", [("small", 14), ("base", 110), ("large", 335)])
+def test_parameters_number_what_the_electra_paper_counts(name, millions):
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in Discriminator(PRESETS[name]).parameters())
+    assert count == pytest.approx(millions * 1e6, rel=0.04)
+
+
+@pytest.mark.parametrize("length, slots", [(128, 19), (512, 79), (256, 39), (64, 9), (7, 1), (1, 1)])
+def test_slots_follow_from_the_actual_length(length, slots):
+    assert MASKING.num_slots(length) == slots
+
+
+def test_config_survives_json():
+    for config in [*PRESETS.values(), MASKING]:
+        assert ElectraConfig.from_json(config.to_json()) == config
+    assert json.loads(MASKING.to_json())["model_type"] == "electra"
+
+
+def test_config_keys_without_effect_are_ignored():
+    assert ElectraConfig.from_json('{"hidden_size": 64, "summary_type": "first", "hidden_act": "gelu", '
+                                   '"position_embedding_type": "absolute"}') == ElectraConfig(hidden_size=64)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"vocab_size": 0}, "vocab_size must be a whole number of at least 1, not 0"),
+    ({"num_hidden_layers": 2.5}, "num_hidden_layers must be a whole number of at least 1, not 2.5"),
+    ({"hidden_size": "256"}, "hidden_size must be a whole number of at least 1, not '256'"),
+    ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob must be at least 0 and below 1, not 1.0"),
+    ({"attention_probs_dropout_prob": -0.1}, "attention_probs_dropout_prob must be at least 0 and below 1"),
+    ({"mask_prob": 1.5}, "mask_prob must be at least 0 and below 1"),
+    ({"generator_size": 0}, "generator_size must be above 0 and at most 1, not 0"),
+    ({"hidden_size": 250}, "hidden_size 250 does not divide into 4 attention heads"),
+])
+def test_bad_config_values_are_refused_by_name(change, message):
+    with pytest.raises(ValueError) as error:
+        dataclasses.replace(ElectraConfig(), **change)
+    assert message in str(error.value)
+
+
+# --- 2. Encoder ---
+
+def literal_encoder(encoder, ids, real, types):
+    """The encoder from its formulas, one row and one head at a time."""
+    weights, config = encoder.state_dict(), encoder.config
+
+    def dense(x, name):
+        return x @ weights[name + ".weight"].T + weights[name + ".bias"]
+
+    def norm(x, name):
+        centred = x - x.mean(-1, keepdim=True)
+        return (centred / (centred.square().mean(-1, keepdim=True) + 1e-12).sqrt()
+                * weights[name + ".weight"] + weights[name + ".bias"])
+
+    rows = []
+    for row in range(len(ids)):
+        x = norm(torch.stack([weights["embeddings.word_embeddings.weight"][ids[row, t]]
+                              + weights["embeddings.position_embeddings.weight"][t]
+                              + weights["embeddings.token_type_embeddings.weight"][types[row, t]]
+                              for t in range(ids.shape[1])]), "embeddings.LayerNorm")
+        if config.embedding_size != config.hidden_size:
+            x = dense(x, "embeddings_project")
+        added = (1.0 - real[row]) * -1e30
+        for i in range(config.num_hidden_layers):
+            layer, D = f"encoder.layer.{i}.", config.hidden_size // config.num_attention_heads
+            query, key, value = (dense(x, f"{layer}attention.self.{name}").split(D, dim=-1)
+                                 for name in ("query", "key", "value"))
+            heads = []
+            for q, k, v in zip(query, key, value):
+                scores = (q @ k.T / math.sqrt(D) + added).exp()
+                heads.append(scores / scores.sum(-1, keepdim=True) @ v)
+            update = dense(torch.cat(heads, dim=-1), layer + "attention.output.dense")
+            x = norm(x + update, layer + "attention.output.LayerNorm")
+            inner = dense(x, layer + "intermediate.dense")
+            inner = inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2)))
+            x = norm(x + dense(inner, layer + "output.dense"), layer + "output.LayerNorm")
+        rows.append(x)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("embedding", [8, 16])
+def test_encoder_equals_its_formulas(tiny_config, embedding):
+    """softmax(Q K^T / sqrt(D) + mask) V, post-LayerNorm with eps 1e-12, exact GELU; a projection where E != H."""
+    encoder = random_model(ElectraEncoder(dataclasses.replace(tiny_config, embedding_size=embedding))).double()
+    batch = random_batch([7, 4, 6], 7)
+    expected = literal_encoder(encoder, *batch)
+    assert (encoder(*batch) - expected).abs().max() < 1e-10
+    assert (encoder.float()(*batch) - expected).abs().max() < 1e-5
+
+
+def test_every_layer_norm_has_eps_1e_12(tiny_config):
+    norms = [module for module in ElectraForPretraining(tiny_config).modules() if isinstance(module, nn.LayerNorm)]
+    assert len(norms) == 1 + 4 + 4 + 1      # shared embeddings, two layers in each network, the generator's head
+    assert {norm.eps for norm in norms} == {1e-12}
+
+
+def test_padding_does_not_change_the_hidden_states_of_real_tokens(tiny_config):
+    encoder = random_model(ElectraEncoder(tiny_config))
+    ids, real, types = random_batch([9, 5], 9)
+    hidden = encoder(ids, real, types)
+    wider = encoder(*(F.pad(tensor, (0, 11)) for tensor in (ids, real, types)))
+    other = encoder(torch.where(real == 1, ids, MASK), real, types)         # whatever the padding holds
+    for padded in (wider[:, :9], other):
+        assert torch.allclose(padded[real == 1], hidden[real == 1], atol=1e-6)
+
+
+def test_segments_and_positions_matter(tiny_config):
+    encoder = random_model(ElectraEncoder(tiny_config))
+    ids, real, types = random_batch([9], 9)
+    assert not torch.allclose(encoder(ids, real, types), encoder(ids, real, 1 - types), atol=1e-2)
+    repeated = encoder(torch.full_like(ids, 7), real, torch.zeros_like(ids))[0]
+    assert not torch.allclose(repeated[0], repeated[1], atol=1e-2)
+
+
+def test_there_is_no_pooler(tiny_config):
+    assert not [name for name in ElectraForPretraining(tiny_config).state_dict() if "pooler" in name]
+
+
+def test_a_row_longer_than_the_positions_is_refused(tiny_config):
+    with pytest.raises(ValueError, match="65 tokens in a row, but the model has 64 positions"):
+        ElectraEncoder(tiny_config)(*random_batch([65], 65))
+
+
+@pytest.mark.parametrize("model, more", [
+    (ElectraEncoder, 0), (Discriminator, 0), (lambda config: TokenTagger(config, 3), 0), (SpanExtractor, 0),
+    (lambda config: SequenceClassifier(config, 3), 1),      # of the heads it alone has a dropout of its own
+])
+def test_dropout_acts_on_embeddings_sublayers_attention_and_nothing_else(tiny_config, monkeypatch, model, more):
+    """Once after the embeddings' LayerNorm (E wide: before the projection), twice a layer, and on attention."""
+    config = dataclasses.replace(tiny_config, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.2)
+    model, batch, calls, attention = model(config), random_batch([9, 5], 9), [], []
+    dropout, fused = F.dropout, F.scaled_dot_product_attention
+
+    def counted_dropout(x, p, training):
+        calls.append((x.shape[-1], p if training else 0.0))
+        return dropout(x, p, training)
+
+    def counted_attention(query, key, value, attn_mask, dropout_p):
+        attention.append(dropout_p)
+        return fused(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p)
+
+    monkeypatch.setattr(F, "dropout", counted_dropout)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted_attention)
+    model.train()(*batch)
+    assert calls == [(8, 0.1)] + [(16, 0.1)] * (2 * config.num_hidden_layers + more)
+    assert attention == [0.2] * config.num_hidden_layers
+    calls.clear(), attention.clear()
+    assert torch.equal(model.eval()(*batch), model(*batch))
+    assert {p for _, p in calls} == {0.0} == set(attention)
+
+
+def test_weights_start_as_a_normal_truncated_at_two_sigma_and_biases_at_zero():
+    """Its standard deviation is 0.8796 sigma; four standard errors of that are under 1 % from 100,000 weights."""
+    config = ElectraConfig(vocab_size=1000, num_hidden_layers=1, embedding_size=256)
+    torch.manual_seed(0)
+    model = ElectraForPretraining(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any(), name
+        elif "LayerNorm" in name:
+            assert (parameter == 1).all(), name
+        elif "embeddings_project" not in name and "dense_prediction" not in name:
+            assert parameter.abs().max() <= 0.04, name
+            if parameter.numel() >= 100_000:
+                assert parameter.std().item() == pytest.approx(0.8796 * 0.02, rel=0.01), name
+    assert model.discriminator.electra.embeddings.word_embeddings.weight[PAD].any()     # [PAD] is no exception
+
+
+@pytest.mark.parametrize("make, name, fan", [
+    (ElectraEncoder, "embeddings_project", 128 + 256),
+    (Discriminator, "discriminator_predictions.dense_prediction", 256 + 1),
+    (lambda config: TokenTagger(config, 3), "classifier", 256 + 3),
+    (lambda config: SequenceClassifier(config, 3), "classifier", 256 + 3),
+    (SpanExtractor, "qa_outputs", 256 + 2),
+])
+def test_projection_and_last_layers_start_glorot_uniform(make, name, fan):
+    torch.manual_seed(0)
+    layer = make(ElectraConfig(vocab_size=20, num_hidden_layers=1)).get_submodule(name)
+    bound = math.sqrt(6 / fan)      # well above 0.04, so that the largest weight tells the two apart
+    assert 0.9 * bound < layer.weight.abs().max() <= bound
+    assert not layer.bias.any()
+
+
+# --- 3. Masking and replacement ---
+
+@pytest.mark.parametrize("real, width, chosen", [       # the row counts with its [CLS] and two [SEP]
+    (10, 128, 2),       # 0.15 * 10 = 1.5, half to even; the seven candidates alone would make it 1
+    (30, 128, 4),       # 4.5, half to even
+    (50, 128, 8),       # 7.5, half to even
+    (128, 128, 19),     # 19.2
+    (512, 512, 77),     # 76.8: ELECTRAMed's released N = 19 would stop here
+    (10, 10, 1),        # 1.5 makes 2, but ten tokens have N = int(0.155 * 10) = 1 slot
+    (4, 128, 1),        # 0.6 makes 1; one candidate
+])
+def test_the_count_is_15_percent_of_the_real_tokens(real, width, chosen):
+    ids, mask, _ = random_batch([real], width)
+    masked = mask_tokens(ids, mask, MASKING, torch.Generator().manual_seed(0))
+    assert masked.weights.sum() == chosen
+    assert masked.positions.shape == (1, MASKING.num_slots(width))
+
+
+@st.composite
+def padded_rows(draw):
+    """(input_ids, attention_mask): rows with stray special tokens and at least one piece that can be masked."""
+    width = draw(st.integers(3, 80))
+    body = st.lists(st.integers(UNK, 59), max_size=width - 3)
+    rows = [[CLS, *draw(body), draw(st.integers(FIRST, 59)), SEP] for _ in range(draw(st.integers(1, 4)))]
+    ids = torch.tensor([row + [PAD] * (width - len(row)) for row in rows])
+    return ids, (ids != PAD).long()
+
+
+@given(padded_rows(), st.integers(0, 2**31))
+def test_masking_keeps_its_promises(batch, seed):
+    ids, real = batch
+    before = ids.clone(), real.clone()
+    masked = mask_tokens(ids, real, MASKING, torch.Generator().manual_seed(seed))
+    assert torch.equal(ids, before[0]) and torch.equal(real, before[1])                 # the input is untouched
+    again = mask_tokens(ids, real, MASKING, torch.Generator().manual_seed(seed))
+    assert all(torch.equal(one, other) for one, other in zip(masked, again))            # same seed, same mask
+    for row in range(len(ids)):
+        used = masked.weights[row] == 1
+        chosen = masked.positions[row][used].tolist()
+        candidates = [t for t in range(ids.shape[1]) if real[row, t] and ids[row, t] not in (CLS, SEP, MASK)]
+        count = max(1, min(MASKING.num_slots(ids.shape[1]), round(0.15 * int(real[row].sum()))))
+        assert len(chosen) == min(count, len(candidates))
+        assert len(set(chosen)) == len(chosen) and set(chosen) <= set(candidates)       # distinct candidates
+        assert not masked.positions[row][~used].any() and not masked.weights[row][~used].any()
+        written = (masked.input_ids[row] != ids[row]).nonzero().flatten().tolist()
+        assert set(written) <= set(chosen) and (masked.input_ids[row][written] == MASK).all()
+    assert torch.equal(masked.original_ids, ids.gather(1, masked.positions))
+    assert torch.equal(masked.input_ids.scatter(1, masked.positions, masked.original_ids), ids)
+
+
+def test_85_percent_of_the_chosen_are_hidden_and_the_rest_stay_as_they_are():
+    ids, real, _ = random_batch([512] * 200, 512)
+    masked = mask_tokens(ids, real, MASKING, torch.Generator().manual_seed(0))
+    at_slots = masked.input_ids.gather(1, masked.positions)[masked.weights == 1]
+    originals = masked.original_ids[masked.weights == 1]
+    is_hidden = at_slots == MASK
+    assert len(at_slots) == 200 * 77
+    assert within(is_hidden.double().mean(), 0.85, math.sqrt(0.85 * 0.15 / len(at_slots)))
+    assert torch.equal(at_slots[~is_hidden], originals[~is_hidden])     # none becomes a random token
+
+
+def test_every_candidate_is_chosen_equally_often():
+    """20,000 rows of 10 ordinary tokens in 13: two are chosen; five standard errors for ten comparisons."""
+    ids, real, _ = random_batch([13] * 20_000, 13)
+    masked = mask_tokens(ids, real, MASKING, torch.Generator().manual_seed(0))
+    assert (masked.weights == 1).all()
+    frequency = torch.bincount(masked.positions.flatten(), minlength=13) / len(ids)
+    assert frequency[[0, 6, 12]].tolist() == [0, 0, 0]                  # [CLS] and both [SEP]
+    assert within(frequency[[1, 2, 3, 4, 5, 7, 8, 9, 10, 11]], 0.2, math.sqrt(0.2 * 0.8 / len(ids)), errors=5)
+
+
+def test_another_seed_gives_another_mask():
+    ids, real, _ = random_batch([100], 100)
+    one, other = (mask_tokens(ids, real, MASKING, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    assert not torch.equal(one.positions, other.positions)
+
+
+def test_masking_draws_from_its_generator_alone():
+    ids, real, _ = random_batch([100], 100)
+    state = torch.get_rng_state()
+    mask_tokens(ids, real, MASKING, torch.Generator().manual_seed(0))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_unknown_words_may_be_chosen():
+    masked = mask_tokens(torch.tensor([[CLS, UNK, SEP]]), torch.ones(1, 3), MASKING, torch.Generator())
+    assert masked.original_ids.tolist() == [[UNK]] and masked.weights.tolist() == [[1]]
+
+
+@pytest.mark.parametrize("row", [[CLS, SEP, PAD, PAD], [CLS, MASK, SEP, SEP], [PAD, PAD, PAD, PAD]])
+def test_a_row_without_anything_to_mask_is_refused(row):
+    ids = torch.tensor([[CLS, 7, 8, SEP], row])
+    with pytest.raises(ValueError, match="row 1 has no token that could be masked"):
+        mask_tokens(ids, (ids != PAD).long(), MASKING, torch.Generator())
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_masking_asks_for_the_special_ids(name):
+    with pytest.raises(ValueError, match=name):
+        mask_tokens(torch.tensor([[7]]), torch.ones(1, 1), dataclasses.replace(MASKING, **{name: None}),
+                    torch.Generator())
+
+
+def test_sampling_is_the_gumbel_argmax_on_paper():
+    """U = exp(-exp(-g)) gives the Gumbel value g: logits 0 and 1, noise 2 and 1/2, so 2 beats 1.5."""
+    noise = torch.exp(-torch.exp(-torch.tensor([[[2.0, 0.5], [0.5, 0.5]]])))
+    assert sample_tokens(torch.tensor([[[0.0, 1.0], [0.0, 1.0]]]), noise).tolist() == [[0, 1]]
+
+
+def test_samples_follow_the_softmax():
+    """20,000 draws; each of five frequencies within four standard errors."""
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -3.0])
+    torch.manual_seed(0)
+    samples = sample_tokens(logits.expand(1, 20_000, 5))
+    expected = logits.softmax(0)
+    assert within(torch.bincount(samples.flatten(), minlength=5) / 20_000, expected,
+                  (expected * (1 - expected) / 20_000).sqrt())
+
+
+def test_samples_survive_the_ends_of_the_noise():
+    """Uniform noise may be 0, and its largest float32 value rounds to almost 1: both stay finite."""
+    noise = torch.tensor([[[0.0, 1 - 2**-24, 0.5]]])
+    assert sample_tokens(torch.zeros(1, 1, 3), noise).tolist() == [[1]]
+    assert sample_tokens(torch.tensor([[[99.0, 0.0, 0.0]]]), noise).tolist() == [[0]]
+
+
+def test_sampling_is_float32_under_bfloat16():
+    logits = torch.randn(4, 50, 60, generator=torch.Generator().manual_seed(0)).bfloat16()
+    noise = torch.rand(4, 50, 60, generator=torch.Generator().manual_seed(1))
+    gumbel = -torch.log(-torch.log(noise + 1e-9) + 1e-9)
+    assert torch.equal(sample_tokens(logits, noise), (logits.float() + gumbel).argmax(-1))
+    assert not torch.equal(sample_tokens(logits, noise), (logits + gumbel.bfloat16()).argmax(-1))   # it would show
+
+
+# The ids of "[CLS] 10 11 12 13 [SEP] [PAD]" with 11 hidden, 13 chosen but left readable, one slot unused.
+EXAMPLE = MaskedBatch(input_ids=torch.tensor([[CLS, 10, MASK, 12, 13, SEP, PAD]]),
+                      positions=torch.tensor([[2, 4, 0]]), original_ids=torch.tensor([[11, 13, CLS]]),
+                      weights=torch.tensor([[1.0, 1.0, 0.0]]))
+
+
+@pytest.mark.parametrize("samples, corrupted, labels", [
+    ([20, 21, 22], [CLS, 10, 20, 12, 21, SEP, PAD], [0, 0, 1, 0, 1, 0, 0]),
+    ([11, 21, 22], [CLS, 10, 11, 12, 21, SEP, PAD], [0, 0, 0, 0, 1, 0, 0]),      # a lucky guess at the hidden one
+    ([11, 13, 22], [CLS, 10, 11, 12, 13, SEP, PAD], [0, 0, 0, 0, 0, 0, 0]),
+])
+def test_samples_are_scattered_over_all_chosen_positions(samples, corrupted, labels):
+    """Also where the token was not hidden, and never through the unused slot, which points at [CLS]."""
+    ids, is_replaced = replace_tokens(EXAMPLE, torch.tensor([samples]))
+    assert ids.tolist() == [corrupted]
+    assert is_replaced.long().tolist() == [labels]
+
+
+@given(padded_rows(), st.integers(0, 2**31))
+def test_label_is_zero_when_generator_guesses_right(batch, seed):
+    ids, real = batch
+    masked = mask_tokens(ids, real, MASKING, torch.Generator().manual_seed(seed))
+    corrupted, is_replaced = replace_tokens(masked, masked.original_ids)
+    assert torch.equal(corrupted, ids) and not is_replaced.any()
+    corrupted, is_replaced = replace_tokens(masked, masked.original_ids + 1)        # now it is always wrong
+    assert torch.equal(is_replaced.sum(1).float(), masked.weights.sum(1))
+    assert torch.equal(corrupted != ids, is_replaced)
+
+
+# --- 4. Pre-training model ---
+
+def test_generator_and_discriminator_share_embeddings_and_their_layer_norm_only(tiny_config):
+    model = ElectraForPretraining(tiny_config)
+    generator, discriminator = model.generator.electra, model.discriminator.electra
+    for name in ("word_embeddings.weight", "position_embeddings.weight", "token_type_embeddings.weight",
+                 "LayerNorm.weight", "LayerNorm.bias"):
+        assert generator.embeddings.get_parameter(name) is discriminator.embeddings.get_parameter(name)
+    assert model.generator.generator_lm_head.weight is discriminator.embeddings.word_embeddings.weight
+    assert generator.embeddings_project.weight is not discriminator.embeddings_project.weight
+    every, once = dict(model.named_parameters(remove_duplicate=False)), dict(model.named_parameters())
+    assert every.keys() - once.keys() == {"generator.generator_lm_head.weight", *(
+        name for name in every if name.startswith("generator.electra.embeddings."))}
+
+
+def test_generator_head_is_dense_gelu_layer_norm_and_tied_embeddings(tiny_config):
+    generator = random_model(Generator(tiny_config)).double()
+    hidden, weights = torch.randn(3, 16, dtype=torch.double), generator.state_dict()
+    head = "generator_predictions."
+    x = F.gelu(hidden @ weights[head + "dense.weight"].T + weights[head + "dense.bias"])        # (3, Hg) -> (3, E)
+    x = F.layer_norm(x, (8,), weights[head + "LayerNorm.weight"], weights[head + "LayerNorm.bias"], eps=1e-12)
+    expected = x @ weights["electra.embeddings.word_embeddings.weight"].T + weights["generator_lm_head.bias"]
+    assert torch.allclose(generator.predict(hidden), expected, atol=1e-12)
+
+
+def test_discriminator_head_is_dense_gelu_dense(tiny_config):
+    discriminator, batch = random_model(Discriminator(tiny_config)).double(), random_batch([9, 5], 9)
+    hidden, weights = discriminator.electra(*batch), discriminator.state_dict()
+    head = "discriminator_predictions."
+    x = F.gelu(hidden @ weights[head + "dense.weight"].T + weights[head + "dense.bias"])        # (B, T, H)
+    expected = x @ weights[head + "dense_prediction.weight"][0] + weights[head + "dense_prediction.bias"]
+    assert torch.allclose(discriminator(*batch), expected, atol=1e-12)
+
+
+def test_loss_is_the_mlm_loss_and_fifty_times_the_discriminators(tiny_config):
+    model, *step = pretraining_step(tiny_config)
+    output = model(*step)
+    assert output.loss.item() == pytest.approx(output.mlm_loss.item() + 50 * output.discriminator_loss.item())
+
+
+def test_slot_losses_equal_boolean_indexing(tiny_config):
+    """The fixed slots with weights against logits over all positions, indexed by masks."""
+    model, masked, real, types, noise = pretraining_step(tiny_config)
+    output = model(masked, real, types, noise)
+    original = masked.input_ids.scatter(1, masked.positions, masked.original_ids)
+    is_chosen = torch.zeros_like(real).bool()
+    for row, (positions, weights) in enumerate(zip(masked.positions, masked.weights)):
+        is_chosen[row, positions[weights == 1]] = True
+    logits = model.generator_logits(masked.input_ids, real, types)                              # (B, T, V)
+    assert output.mlm_loss.item() == pytest.approx(
+        F.cross_entropy(logits[is_chosen], original[is_chosen]).item(), rel=1e-5)
+    corrupted, is_replaced = replace_tokens(masked, sample_tokens(output.generator_logits, noise))
+    judged = model.discriminator_logits(corrupted, real, types)
+    is_real = real == 1         # [CLS] and [SEP] included, padding not
+    assert output.discriminator_loss.item() == pytest.approx(F.binary_cross_entropy_with_logits(
+        judged[is_real], is_replaced[is_real].float()).item(), rel=1e-5)
+    assert torch.equal(output.is_replaced, is_replaced) and is_replaced.any()
+    assert torch.allclose(output.discriminator_logits, judged, atol=1e-6)
+
+
+def test_discriminator_loss_counts_cls_and_sep(tiny_config):
+    """A discriminator that answers 0 everywhere pays ln 2 a token, over all 20 + 13 + 9 + 16 real ones."""
+    model, *step = pretraining_step(tiny_config)
+    nn.init.zeros_(model.discriminator.discriminator_predictions["dense_prediction"].weight)
+    nn.init.zeros_(model.discriminator.discriminator_predictions["dense_prediction"].bias)
+    one = model(*step, token_total=torch.tensor(1.0))
+    assert one.discriminator_loss.item() == pytest.approx(58 * math.log(2), rel=1e-5)
+
+
+def test_generator_predicts_at_the_slots_only(tiny_config):
+    model, masked, real, types, noise = pretraining_step(tiny_config)
+    rows, slots = masked.positions.shape
+    shapes = []
+    hook = model.generator.generator_lm_head.register_forward_hook(
+        lambda module, inputs, output: shapes.append(inputs[0].shape))
+    output = model(masked, real, types, noise)
+    hook.remove()
+    assert shapes == [(rows, slots, tiny_config.embedding_size)]
+    everywhere = model.generator_logits(masked.input_ids, real, types)                          # (B, T, V)
+    gathered = everywhere[torch.arange(rows)[:, None], masked.positions]                        # (B, N, V)
+    assert torch.allclose(output.generator_logits, gathered, atol=1e-5)
+
+
+def test_further_padding_leaves_the_losses_unchanged(tiny_config):
+    model, masked, real, types, noise = pretraining_step(tiny_config)
+    wider = masked._replace(input_ids=F.pad(masked.input_ids, (0, 9)))
+    output = model(masked, real, types, noise)
+    padded = model(wider, F.pad(real, (0, 9)), F.pad(types, (0, 9)), noise)
+    for name in ("loss", "mlm_loss", "discriminator_loss"):
+        assert getattr(padded, name).item() == pytest.approx(getattr(output, name).item(), rel=1e-5)
+
+
+def test_the_discriminator_loss_reaches_the_generator_through_the_tied_embeddings_only(tiny_config):
+    model, *step = pretraining_step(tiny_config)
+    parameters = dict(model.named_parameters())
+
+    def reached(loss):
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        return {name for name, gradient in zip(parameters, gradients) if gradient is not None and gradient.any()}
+
+    # named_parameters lists the tied ones under the discriminator; softmax ignores a constant in all keys
+    names = {name for name in parameters if "key.bias" not in name}
+    assert reached(model(*step).discriminator_loss) & names == {
+        name for name in names if name.startswith("discriminator.")}
+    assert reached(model(*step).mlm_loss) & names == {
+        name for name in names if name.startswith(("generator.", "discriminator.electra.embeddings."))}
+
+
+def test_no_gradient_flows_through_the_sample(tiny_config):
+    assert not sample_tokens(torch.zeros(1, 2, 3, requires_grad=True)).requires_grad
+    model, *step = pretraining_step(tiny_config)
+    output = model(*step)
+    assert not output.generator_logits.requires_grad and not output.discriminator_logits.requires_grad
+
+
+def test_the_first_loss_is_about_ln_v_plus_50_ln_2():
+    """45.0 nats for SciVocab. The untrained discriminator leans to one side, each seed to its own: mean of 20."""
+    config = ElectraConfig(vocab_size=31090, embedding_size=8, hidden_size=16, num_hidden_layers=1,
+                           num_attention_heads=1, intermediate_size=32, max_position_embeddings=20, **IDS)
+    ids, real, types = random_batch([20] * 8, 20, config.vocab_size)
+    masked = mask_tokens(ids, real, config, torch.Generator().manual_seed(0))
+    losses = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        output = ElectraForPretraining(config).eval()(masked, real, types)
+        losses.append(output.loss.item())
+        assert output.mlm_loss.item() == pytest.approx(math.log(31090), abs=0.02)
+        assert output.discriminator_loss.item() == pytest.approx(math.log(2), abs=0.1)
+    losses = torch.tensor(losses)
+    assert round(math.log(31090) + 50 * math.log(2), 1) == 45.0
+    assert within(losses.mean(), 45.0, losses.std() / math.sqrt(20)) and losses.std() < 2
+
+
+def test_parts_of_a_batch_sum_to_the_whole_given_global_denominators(tiny_config):
+    """Loss and gradient: what accumulation over steps and several devices rest on."""
+    model, masked, real, types, noise = pretraining_step(tiny_config)
+    whole = model(masked, real, types, noise).loss
+    whole.backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    total = 0.0
+    for part in (slice(0, 1), slice(1, 4)):     # of unlike size: a mean of means would differ
+        loss = model(MaskedBatch(*(tensor[part] for tensor in masked)), real[part], types[part], noise[part],
+                     slot_total=masked.weights.sum(), token_total=real.sum()).loss
+        loss.backward()
+        total += loss.item()
+    assert total == pytest.approx(whole.item(), rel=1e-5)
+    for parameter, gradient in zip(model.parameters(), gradients):
+        assert torch.allclose(parameter.grad, gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_a_generator_with_other_embeddings_is_refused(tiny_config):
+    for name in ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size"):
+        other = dataclasses.replace(tiny_config, **{name: 77})
+        with pytest.raises(ValueError, match=f"{name} is 77 in the generator"):
+            ElectraForPretraining(tiny_config, other)
+
+
+# --- 5. Task heads ---
+
+def test_tagger_loss_on_paper():
+    """Two labelled positions, of probability 1/4 and 3/4; the two without a label count nothing."""
+    logits = torch.tensor([[[0.0, math.log(3)], [0.0, math.log(3)], [5.0, -5.0], [-5.0, 5.0]]])
+    labels = torch.tensor([[0, 1, IGNORED_LABEL, IGNORED_LABEL]])
+    assert TokenTagger.loss(logits, labels).item() == pytest.approx((math.log(4) + math.log(4 / 3)) / 2)
+
+
+def test_classifier_loss_on_paper():
+    logits = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])
+    assert SequenceClassifier.loss(logits, torch.tensor([0, 1])).item() == pytest.approx(
+        (math.log(4) + math.log(2)) / 2)
+
+
+def test_span_loss_on_paper():
+    """The mean of start and end: one of four positions blindly, and one with three quarters of the weight."""
+    logits = torch.zeros(1, 4, 2)
+    logits[0, 2, 1] = math.log(9)
+    assert SpanExtractor.loss(logits, torch.tensor([[1, 2]])).item() == pytest.approx(
+        (math.log(4) + math.log(12 / 9)) / 2)
+
+
+def test_heads_have_the_shapes_they_promise_and_one_dense_layer(tiny_config):
+    batch = random_batch([9, 5], 9)
+    tagger, classifier, extractor = (random_model(model) for model in (
+        TokenTagger(tiny_config, 3), SequenceClassifier(tiny_config, 5), SpanExtractor(tiny_config)))
+    assert tagger(*batch).shape == (2, 9, 3) and extractor(*batch).shape == (2, 9, 2)
+    assert torch.equal(tagger(*batch), tagger.classifier(tagger.electra(*batch)))
+    # the classifier sees the hidden state at [CLS] and nothing else
+    assert torch.equal(classifier(*batch), classifier.classifier(classifier.electra(*batch)[:, 0]))
+    assert classifier(*batch).shape == (2, 5)
+    for model, head in ((tagger, "classifier"), (classifier, "classifier"), (extractor, "qa_outputs")):
+        assert {name for name, _ in model.named_parameters() if not name.startswith("electra.")} == {
+            f"{head}.weight", f"{head}.bias"}
+
+
+def test_answers_lie_in_the_passage_or_at_cls(tiny_config):
+    """[CLS] q q [SEP] p p p [SEP] and padding, and the same without it."""
+    ids = torch.tensor([[CLS, 7, 8, SEP, 9, 10, 11, SEP, PAD, PAD], [CLS, 7, 8, 9, SEP, 10, 11, 12, 13, SEP]])
+    types = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]])
+    model = random_model(SpanExtractor(tiny_config))
+    logits = model(ids, (ids != PAD).long(), types)
+    for row, allowed in enumerate(([0, 4, 5, 6], [0, 5, 6, 7, 8])):
+        probability = logits[row].softmax(0)                                                    # (T, 2)
+        assert (probability > 1e-6).all(1).nonzero().flatten().tolist() == allowed
+        assert probability[allowed].sum(0).tolist() == pytest.approx([1, 1])
+    nn.init.zeros_(model.qa_outputs.weight), nn.init.zeros_(model.qa_outputs.bias)
+    blind = model(ids, (ids != PAD).long(), types)
+    assert model.loss(blind[:1], torch.tensor([[5, 6]])).item() == pytest.approx(math.log(4))
+    assert model.loss(blind[1:], torch.tensor([[0, 0]])).item() == pytest.approx(math.log(5))  # "no answer"
+
+
+# --- 6. Optimiser and schedule ---
+
+@pytest.mark.parametrize("step, warmup, rate", [
+    (0, 10, 0.0),           # the first update has rate 0
+    (5, 10, 0.95 * 0.5),    # the product of decay and warm-up, not one after the other
+    (10, 10, 0.9),          # so the peak is not reached
+    (50, 10, 0.5), (99, 10, 0.01), (100, 10, 0.0),
+    (0, 0, 1.0), (25, 0, 0.75),
+])
+def test_learning_rate_on_paper(step, warmup, rate):
+    assert learning_rate_at(step, 100, warmup, peak=2e-4) == pytest.approx(2e-4 * rate)
+
+
+@pytest.mark.parametrize("make, head", [
+    (lambda config: TokenTagger(config, 3), "classifier"),
+    (lambda config: SequenceClassifier(config, 3), "classifier"),
+    (SpanExtractor, "qa_outputs"), (Discriminator, "discriminator_predictions"),
+])
+def test_layer_rates_fall_from_the_head_to_the_embeddings(tiny_config, make, head):
+    """Two layers: head 1, top layer 0.8^2, layer 0 0.8^3, embeddings and their projection 0.8^4."""
+    model = make(tiny_config)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {names[id(parameter)]: (group["lr_scale"], group["decay"])
+             for group in parameter_groups(model, 0.01, 0.8) for parameter in group["params"]}
+    assert found.keys() == {*names.values()}
+    scales = {"electra.embeddings.": 0.8**4, "electra.embeddings_project.": 0.8**4,
+              "electra.encoder.layer.0.": 0.8**3, "electra.encoder.layer.1.": 0.8**2, head: 1.0}
+    for name, (scale, decay) in found.items():
+        expected, = (value for prefix, value in scales.items() if name.startswith(prefix))
+        assert scale == pytest.approx(expected), name
+        assert decay == (0.0 if "LayerNorm" in name or name.endswith("bias") else 0.01), name
+    assert found["electra.embeddings.position_embeddings.weight"][1] == 0.01       # embeddings are decayed
+
+
+def test_every_parameter_is_in_exactly_one_group(tiny_config):
+    model = ElectraForPretraining(tiny_config)
+    groups = parameter_groups(model, 0.01)
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert len(grouped) == len(set(grouped)) and {*grouped} == {id(parameter) for parameter in model.parameters()}
+    assert sorted((group["lr_scale"], group["decay"]) for group in groups) == [(1.0, 0.0), (1.0, 0.01)]
+
+
+def adam_groups():
+    random = torch.Generator().manual_seed(0)
+    return [{"params": [nn.Parameter(torch.randn(5, generator=random, dtype=torch.double)),
+                        nn.Parameter(torch.randn(3, 2, generator=random, dtype=torch.double))],
+             "lr_scale": scale, "decay": decay} for scale, decay in ((1.0, 0.01), (0.64, 0.0), (0.5, 0.1))]
+
+
+def test_adam_without_bias_correction_on_paper():
+    """First step from w = 1 with g = 2: m = 0.2, v = 0.004, so w - lr * (m / (sqrt(v) + 1e-6) + 0.01 w)."""
+    weight = nn.Parameter(torch.ones((), dtype=torch.double))
+    optimizer = Adam([{"params": [weight], "lr_scale": 1.0, "decay": 0.01}])
+    weight.grad = torch.tensor(2.0, dtype=torch.double)
+    optimizer.update(0.1)
+    assert weight.item() == pytest.approx(1 - 0.1 * (0.2 / (math.sqrt(0.004) + 1e-6) + 0.01), abs=1e-15)
+    assert weight.grad is None      # cleared for the next step
+
+
+def test_adam_equals_a_hand_written_loop():
+    """No bias correction, eps outside the root, decoupled decay, rates by group: to 1e-14 in 30 float64 steps."""
+    groups = adam_groups()
+    optimizer = Adam(groups)
+    tracked = [[parameter, group, parameter.detach().clone(), 0.0, 0.0]
+               for group in groups for parameter in group["params"]]
+    random = torch.Generator().manual_seed(1)
+    for step in range(30):
+        rate = learning_rate_at(step, 40, 5, 0.1)
+        for entry in tracked:
+            parameter, group, w, m, v = entry
+            # the first gradients are of the size of eps, where its place under or beside the root shows
+            g = torch.randn(parameter.shape, generator=random, dtype=torch.double) * 10.0 ** (step % 8 - 6)
+            parameter.grad = g.clone()
+            m = 0.9 * m + 0.1 * g
+            v = 0.999 * v + 0.001 * g * g
+            w = w - rate * group["lr_scale"] * (m / (v.sqrt() + 1e-6) + group["decay"] * w)
+            entry[2:] = w, m, v
+        optimizer.update(rate)
+        assert max((parameter.detach() - w).abs().max().item() for parameter, _, w, _, _ in tracked) < 1e-14, step
+
+
+def test_adam_continues_bitwise_from_its_state_dict():
+    def run(groups, optimizer, first, last):
+        for step in range(first, last):
+            for i, parameter in enumerate(parameter for group in groups for parameter in group["params"]):
+                parameter.grad = torch.sin(parameter.detach() * (step + i + 1))
+            optimizer.update(learning_rate_at(step, 20, 3, 0.1))
+        return optimizer
+
+    unbroken, broken, resumed = adam_groups(), adam_groups(), adam_groups()
+    run(unbroken, Adam(unbroken), 0, 12)
+    state = run(broken, Adam(broken), 0, 6).state_dict()
+    for old, new in zip(broken, resumed):
+        new["params"] = [nn.Parameter(parameter.detach().clone()) for parameter in old["params"]]
+    optimizer = Adam(resumed)
+    optimizer.load_state_dict(state)
+    run(resumed, optimizer, 6, 12)
+    for one, other in zip(unbroken, resumed):
+        assert all(torch.equal(a, b) for a, b in zip(one["params"], other["params"]))
+
+
+# --- 7. Model folders and checkpoints ---
+
+@pytest.fixture
+def saved(tmp_path, tiny_config):
+    """A random model and the folder it was saved to."""
+    model = random_model(ElectraForPretraining(tiny_config))
+    save_pretrained(model, tmp_path / "saved")
+    return model, tmp_path / "saved"
+
+
+def read_bin(folder):
+    return torch.load(folder / "pytorch_model.bin", weights_only=True)
+
+
+def change_weights(folder, changes=None, without=()):
+    weights = {name: tensor for name, tensor in read_bin(folder).items() if not name.startswith(tuple(without))}
+    torch.save({**weights, **(changes or {})}, folder / "pytorch_model.bin")
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def write_safetensors(path, weights):
+    """The format by hand: length of the header, header, tensors."""
+    types = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
+    header, content = {"__metadata__": {"format": "pt"}}, b""
+    for name, tensor in weights.items():
+        raw = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        header[name] = {"dtype": types[tensor.dtype], "shape": list(tensor.shape),
+                        "data_offsets": [len(content), len(content) + len(raw)]}
+        content += raw
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content)
+
+
+def test_saved_models_come_back_bitwise(saved):
+    model, folder = saved
+    loaded, batch = load_pretrained(folder).eval(), random_batch([9, 5], 9)
+    assert same_weights(model, loaded)
+    assert (loaded.config, loaded.generator_config) == (model.config, model.generator_config)
+    assert torch.equal(loaded.discriminator_logits(*batch), model.discriminator_logits(*batch))
+    assert torch.equal(loaded.generator_logits(*batch), model.generator_logits(*batch))
+    word_embeddings = loaded.discriminator.electra.embeddings.word_embeddings
+    assert loaded.generator.generator_lm_head.weight is word_embeddings.weight      # still tied
+
+
+def test_saved_weights_have_the_published_names(saved):
+    _, folder = saved
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()) == [
+        "config.json", "generator/config.json", "generator/pytorch_model.bin", "pytorch_model.bin"]
+    weights, layer = read_bin(folder), "electra.encoder.layer.1."
+    parts = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
+             "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm"]
+    assert {name for name in weights if name.startswith(layer)} == {
+        f"{layer}{part}.{kind}" for part in parts for kind in ("weight", "bias")}
+    assert {name for name in weights if ".layer." not in name} == {
+        "electra.embeddings.word_embeddings.weight", "electra.embeddings.position_embeddings.weight",
+        "electra.embeddings.token_type_embeddings.weight", "electra.embeddings.LayerNorm.weight",
+        "electra.embeddings.LayerNorm.bias",
+        "electra.embeddings_project.weight", "electra.embeddings_project.bias",
+        "discriminator_predictions.dense.weight", "discriminator_predictions.dense.bias",
+        "discriminator_predictions.dense_prediction.weight", "discriminator_predictions.dense_prediction.bias"}
+    assert {name for name in read_bin(folder / "generator") if not name.startswith("electra.")} == {
+        "generator_predictions.dense.weight", "generator_predictions.dense.bias",
+        "generator_predictions.LayerNorm.weight", "generator_predictions.LayerNorm.bias",
+        "generator_lm_head.weight", "generator_lm_head.bias"}
+
+
+def test_the_tokenizer_is_saved_beside_the_model_and_its_size_is_checked(saved, tiny_tokenizer):
+    model, folder = saved
+    save_pretrained(model, folder, tiny_tokenizer)
+    assert (folder / "vocab.txt").is_file()
+    assert same_weights(load_pretrained(folder), model)
+
+
+def test_the_generator_is_optional(saved, tmp_path):
+    model, folder = saved
+    (folder / "generator").rename(tmp_path / "elsewhere")
+    loaded = load_pretrained(folder)
+    assert same_weights(loaded.discriminator, model.discriminator)
+    assert loaded.generator_config == model.config.generator()
+
+
+def test_the_generators_config_is_taken_as_it_is(tmp_path, tiny_config):
+    """Shallower and wider than config.generator() would be."""
+    generator = dataclasses.replace(tiny_config, num_hidden_layers=1, hidden_size=24, num_attention_heads=3)
+    model = random_model(ElectraForPretraining(tiny_config, generator))
+    save_pretrained(model, tmp_path)
+    assert load_pretrained(tmp_path).generator_config == generator
+    assert same_weights(load_pretrained(tmp_path), model)
+
+
+def test_the_constant_of_old_releases_and_a_tied_head_that_is_left_out_do_no_harm(saved):
+    model, folder = saved
+    position_ids = {"electra.embeddings.position_ids": torch.arange(64).expand(1, -1)}
+    change_weights(folder, position_ids)
+    change_weights(folder / "generator", position_ids, without=["generator_lm_head.weight"])
+    assert same_weights(load_pretrained(folder), model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_safetensors_are_read_where_they_are(saved, dtype):
+    model, folder = saved
+    for part in (folder, folder / "generator"):
+        write_safetensors(part / "model.safetensors", {
+            name: tensor.to(dtype) for name, tensor in read_bin(part).items()})
+        (part / "pytorch_model.bin").write_bytes(b"not looked at")
+    loaded = load_pretrained(folder)
+    for (name, tensor), expected in zip(loaded.state_dict().items(), model.state_dict().values()):
+        assert torch.equal(tensor, expected.to(dtype).float()), name
+
+
+def test_safetensors_of_the_package_are_read(saved):
+    package = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
+    model, folder = saved
+    for part in (folder, folder / "generator"):     # the package refuses tensors that share memory: clones
+        package.save_file({name: tensor.clone() for name, tensor in read_bin(part).items()},
+                          part / "model.safetensors")
+        (part / "pytorch_model.bin").unlink()
+    assert same_weights(load_pretrained(folder), model)
+
+
+@given(cut=st.floats(0, 1, exclude_max=True))
+def test_truncated_safetensors_are_refused_by_name(tmp_path_factory, cut):
+    path = tmp_path_factory.mktemp("cut") / "model.safetensors"
+    write_safetensors(path, {"a": torch.ones(3, 2), "b": torch.arange(4)})
+    assert torch.equal(read_safetensors(path)["b"], torch.arange(4))
+    content = path.read_bytes()
+    path.write_bytes(content[:int(cut * len(content))])
+    with pytest.raises(ValueError, match="model.safetensors: not a readable safetensors file"):
+        read_safetensors(path)
+
+
+def overwrite(folder, name):
+    """Put ones of the same shape in the place of one weight."""
+    change_weights(folder, {name: torch.ones_like(read_bin(folder)[name])})
+
+
+EMBEDDING, OUTPUT = "electra.embeddings.word_embeddings.weight", "generator_lm_head.weight"
+
+
+@pytest.mark.parametrize("damage, file, message", [
+    (lambda folder: (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n\n"), "config.json",
+     "has vocab_size {V} but {folder}/vocab.txt has 3 lines"),
+    (lambda folder: change_config(folder, hidden_act="relu"), "config.json", "hidden_act is 'relu'"),
+    (lambda folder: change_config(folder, position_embedding_type="relative_key"), "config.json",
+     "position_embedding_type is 'relative_key'"),
+    (lambda folder: change_config(folder, model_type="bert"), "config.json", "model_type is 'bert'"),
+    (lambda folder: change_config(folder, num_hidden_layers=0), "config.json", "num_hidden_layers must be"),
+    (lambda folder: (folder / "config.json").write_text("[]"), "config.json",
+     "expected a JSON object, found list"),
+    (lambda folder: (folder / "config.json").write_text("{"), "config.json", "line 1 column 2"),
+    (lambda folder: change_config(folder, intermediate_size=64), "",
+     "electra.encoder.layer.0.intermediate.dense.weight has shape (32, 16), but config.json means (64, 16)"),
+    (lambda folder: change_config(folder, num_hidden_layers=3), "",
+     "lacks electra.encoder.layer.2.attention.output.LayerNorm.bias and 15 more"),
+    (lambda folder: change_weights(folder, {"bert.pooler.weight": torch.ones(1)}), "",
+     "has the unknown entry bert.pooler.weight"),
+    (lambda folder: change_weights(folder, without=["discriminator_predictions.dense.bias"]), "",
+     "lacks discriminator_predictions.dense.bias"),
+    (lambda folder: (folder / "pytorch_model.bin").write_bytes(b"damaged"), "pytorch_model.bin",
+     "not a readable state dict"),
+    (lambda folder: change_config(folder / "generator", hidden_act="relu"), "generator/config.json", "hidden_act"),
+    (lambda folder: overwrite(folder / "generator", EMBEDDING), "generator",
+     "word_embeddings.weight differs from the discriminator's"),
+    (lambda folder: change_weights(folder / "generator", without=["generator_predictions.dense.bias"]),
+     "generator", "lacks generator_predictions.dense.bias"),
+    # The last three were found wrong: an untied output matrix was taken in, and so overwrote the embeddings of
+    # both networks; a generator without embeddings raised KeyError; unlike configurations were told of no file.
+    (lambda folder: overwrite(folder / "generator", OUTPUT), "generator", OUTPUT),
+    (lambda folder: change_weights(folder / "generator", without=[EMBEDDING, OUTPUT]), "generator", "lacks"),
+    (lambda folder: change_config(folder / "generator", vocab_size=30522), "",
+     "vocab_size is 30522 in the generator and {V} in the discriminator"),
+])
+def test_files_that_do_not_fit_are_refused_by_name(saved, damage, file, message):
+    model, folder = saved
+    damage(folder)
+    with pytest.raises(ValueError) as error:
+        load_pretrained(folder)
+    assert str(error.value).startswith(str(folder / file))
+    assert message.format(folder=folder, V=model.config.vocab_size) in str(error.value)
+
+
+def test_missing_files_are_named(saved, tmp_path):
+    _, folder = saved
+    with pytest.raises(FileNotFoundError, match="nowhere: no config.json here or in model/"):
+        load_pretrained(tmp_path / "nowhere")
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(FileNotFoundError, match=f"{folder}: neither model.safetensors nor pytorch_model.bin"):
+        load_pretrained(folder)
+
+
+class Bomb:
+    """Unpickling it makes a folder: the mark of code that ran."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_loading_runs_no_pickled_code(saved, tmp_path):
+    model, folder = saved
+    torch.save({"electra": Bomb(tmp_path / "exploded")}, folder / "pytorch_model.bin")
+    torch.save({"step": Bomb(tmp_path / "exploded")}, tmp_path / "checkpoint-00000001.pt")
+    with pytest.raises(ValueError, match="not a readable state dict"):
+        load_pretrained(folder)
+    assert load_checkpoint(tmp_path, model, Adam(parameter_groups(model, 0.01))) == 0
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_task_head_starts_from_the_encoder_and_keeps_its_own_layer(saved):
+    model, folder = saved
+    tagger = random_model(TokenTagger(model.config, 3), seed=1)
+    head = tagger.classifier.weight.detach().clone()
+    load_encoder(tagger, folder)
+    assert same_weights(tagger.electra, model.discriminator.electra)
+    assert torch.equal(tagger.classifier.weight, head)
+    save_pretrained(tagger, folder / "tagger")          # and a head of another size from a fine-tuned model
+    classifier = SequenceClassifier(model.config, 5)
+    load_encoder(classifier, folder / "tagger")
+    assert same_weights(classifier.electra, tagger.electra)
+
+
+def test_an_encoder_of_another_size_is_refused(saved):
+    model, folder = saved
+    for change in ({"hidden_size": 32}, {"num_hidden_layers": 1}, {"num_hidden_layers": 3}):
+        with pytest.raises(ValueError, match=str(folder)):
+            load_encoder(TokenTagger(dataclasses.replace(model.config, **change), 3), folder)
+
+
+def test_model_folder_finds_the_model_of_a_run(saved, tmp_path):
+    _, folder = saved
+    assert model_folder(folder) == folder
+    folder.rename(tmp_path / "model")
+    assert model_folder(tmp_path) == tmp_path / "model"
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    def fail(file):
+        file.write(b"half")
+        raise RuntimeError("disk full")
+
+    path = tmp_path / "deep" / "file"
+    write_atomically(path, lambda file: file.write(b"whole"))
+    with pytest.raises(RuntimeError):
+        write_atomically(path, fail)
+    assert path.read_bytes() == b"whole" and list(path.parent.iterdir()) == [path]
+
+
+def new_training(config):
+    torch.manual_seed(0)
+    model = ElectraForPretraining(dataclasses.replace(config, hidden_dropout_prob=0.1,
+                                                      attention_probs_dropout_prob=0.1))
+    return model, Adam(parameter_groups(model, 0.01))
+
+
+def train(model, optimizer, first, last):
+    """Updates first to last - 1; all that is random in update k follows from k. Returns the last loss."""
+    for step in range(first, last):
+        torch.manual_seed(step)
+        ids, real, types = random_batch([20, 13, 9, 16], 20, model.config.vocab_size, seed=step)
+        masked = mask_tokens(ids, real, model.config, torch.Generator().manual_seed(step))
+        loss = model.train()(masked, real, types).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.update(learning_rate_at(step, 40, 4, 5e-3))
+    return loss.item()
+
+
+def test_training_resumes_bitwise(tmp_path, tiny_config):
+    unbroken, optimizer = new_training(tiny_config)
+    last = train(unbroken, optimizer, 0, 12)
+    first, optimizer = new_training(tiny_config)
+    train(first, optimizer, 0, 6)
+    save_checkpoint(tmp_path, 6, first, optimizer)
+    second, optimizer = new_training(tiny_config)
+    random_model(second, seed=9)
+    assert load_checkpoint(tmp_path, second, optimizer) == 6
+    assert train(second, optimizer, 6, 12) == last
+    assert same_weights(second, unbroken)
+
+
+def test_training_learns_its_batches(tiny_config):
+    model, optimizer = new_training(tiny_config)
+    first = train(model, optimizer, 0, 1)
+    for _ in range(4):
+        last = train(model, optimizer, 0, 30)
+    assert last < 0.8 * first
+
+
+def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_falls_back(tmp_path, tiny_config, capsys):
+    model, optimizer = new_training(tiny_config)
+    assert load_checkpoint(tmp_path, model, optimizer) == 0                 # none there
+    kept = {}
+    for step in (1, 2, 10):
+        train(model, optimizer, step, step + 1)
+        path = save_checkpoint(tmp_path, step, model, optimizer)
+        kept[step] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["checkpoint-00000002.pt", "checkpoint-00000010.pt"]
+    assert load_checkpoint(tmp_path, model, optimizer) == 10
+    path.write_bytes(path.read_bytes()[:5000])
+    assert load_checkpoint(tmp_path, model, optimizer) == 2
+    assert f"{path} is damaged" in capsys.readouterr().out
+    assert all(torch.equal(tensor, kept[2][name]) for name, tensor in model.state_dict().items())
+    assert optimizer.param_groups[0]["updates"] == 2
+
+
+# --- 8. Device ---
+
+def test_device_chooses_its_precision():
+    assert Device.choose("cpu") == Device("cpu", "float32")
+    assert Device.choose("cpu", "bfloat16") == Device("cpu", "bfloat16")
+    assert Device.choose().kind == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_an_error_that_says_what_to_do():
+    with pytest.raises(ValueError, match="--device cuda: .* drop the option to run on the CPU"):
+        Device.choose("cuda")
+
+
+def test_a_seed_decides_what_the_device_draws():
+    device, draws = Device.choose("cpu"), []
+    for seed in (3, 3, 4):
+        device.seed(seed)
+        draws.append(sample_tokens(torch.zeros(1, 20, 60)).tolist())
+    assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.parametrize("embedding", [8, 16])
+def test_bfloat16_changes_products_but_neither_losses_nor_sampling(tiny_config, embedding):
+    """Losses and logits stay float32 and within bfloat16's three digits; padding does not spoil the attention."""
+    model, *step = pretraining_step(dataclasses.replace(tiny_config, embedding_size=embedding))
+    exact = model(*step)
+    with Device("cpu", "bfloat16").autocast():
+        output = model(*step)
+    assert {output.loss.dtype, output.generator_logits.dtype, output.discriminator_logits.dtype} == {torch.float32}
+    assert not torch.equal(output.generator_logits, exact.generator_logits)
+    assert torch.equal(sample_tokens(output.generator_logits, step[-1]), (     # float32 logits and float32 noise
+        output.generator_logits - torch.log(-torch.log(step[-1] + 1e-9) + 1e-9)).argmax(-1))
+    assert output.mlm_loss.item() == pytest.approx(exact.mlm_loss.item(), rel=0.02)
+
+
+# --- 9. Parity with transformers ---
+
+@pytest.fixture
+def transformers():
+    return pytest.importorskip("transformers", reason="transformers is not installed: pip install -e '.[parity]'")
+
+
+def their_models(transformers, embedding, hidden):
+    """A random ElectraForPreTraining and a narrower ElectraForMaskedLM that shares its embeddings."""
+    sizes = {"vocab_size": 60, "embedding_size": embedding, "num_hidden_layers": 2, "max_position_embeddings": 32,
+             "attn_implementation": "eager"}
+    discriminator = transformers.ElectraForPreTraining(transformers.ElectraConfig(
+        hidden_size=hidden, num_attention_heads=4, intermediate_size=48, **sizes))
+    generator = transformers.ElectraForMaskedLM(transformers.ElectraConfig(
+        hidden_size=8, num_attention_heads=2, intermediate_size=24, **sizes))
+    random_model(discriminator, seed=1), random_model(generator, seed=2)
+    generator.electra.embeddings.load_state_dict(discriminator.electra.embeddings.state_dict())
+    return discriminator, generator
+
+
+@pytest.mark.parametrize("embedding, hidden", [(16, 24), (24, 24)])
+def test_models_of_transformers_load_and_compute_the_same(transformers, tmp_path, embedding, hidden):
+    discriminator, generator = their_models(transformers, embedding, hidden)
+    discriminator.save_pretrained(tmp_path)
+    generator.save_pretrained(tmp_path / "generator")
+    model = load_pretrained(tmp_path).eval()
+    ids, real, types = random_batch([20, 13, 5], 20)
+    theirs = {"input_ids": ids, "attention_mask": real, "token_type_ids": types}
+    is_real = real == 1
+    for ours, logits in ((model.discriminator_logits(ids, real, types), discriminator(**theirs).logits),
+                         (model.generator_logits(ids, real, types), generator(**theirs).logits)):
+        assert logits[is_real].std() > 0.1                          # a comparison of something
+        assert (ours - logits)[is_real].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("embedding", [8, 16])
+def test_our_models_load_in_transformers_with_no_key_missing_or_left_over(
+        transformers, tmp_path, tiny_config, embedding):
+    model = random_model(ElectraForPretraining(dataclasses.replace(tiny_config, embedding_size=embedding)))
+    save_pretrained(model, tmp_path)
+    ids, real, types = random_batch([20, 13, 5], 20)
+    for make, folder, ours in ((transformers.ElectraForPreTraining, tmp_path, model.discriminator_logits),
+                               (transformers.ElectraForMaskedLM, tmp_path / "generator", model.generator_logits)):
+        loaded, report = make.from_pretrained(folder, output_loading_info=True, attn_implementation="eager")
+        assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+        logits = loaded.eval()(input_ids=ids, attention_mask=real, token_type_ids=types).logits
+        assert (ours(ids, real, types) - logits)[real == 1].abs().max() < 1e-5

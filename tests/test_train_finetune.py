@@ -1,0 +1,231 @@
+"""Fine-tuning end to end on a net of a few thousand weights: every kind of task, seeds, tables, wrong input."""
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import electramed
+import train_finetune
+from tokenizer import Tokenizer, learn_vocab
+
+QUICK = ["--epochs", "1", "--learning-rate", "1e-3"]
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> Path:
+    """A pre-training model with weights as they were drawn."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    texts = [sentence.text for number in range(50) for sentence in data.SyntheticWorld(0).document(number).sentences]
+    tokenizer = Tokenizer(learn_vocab(texts, 400))
+    config = electramed.ElectraConfig(
+        vocab_size=len(tokenizer.pieces), embedding_size=16, hidden_size=16, num_hidden_layers=2,
+        num_attention_heads=2, intermediate_size=32, max_position_embeddings=384, cls_token_id=tokenizer.cls_id,
+        sep_token_id=tokenizer.sep_id, mask_token_id=tokenizer.mask_id)
+    torch.manual_seed(0)
+    electramed.save_pretrained(electramed.ElectraForPretraining(config), folder, tokenizer)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_demo(monkeypatch):
+    """Fewer demo examples, and no run folder of the user's own in sight."""
+    small = {split: (first, min(size, 60)) for split, (first, size) in data.DEMO_SPLITS.items()}
+    monkeypatch.setattr(data, "DEMO_SPLITS", small)
+
+
+def run(task: str, init, out: Path, *more: str) -> int:
+    return train_finetune.main(["--task", task, "--init", str(init), "--out", str(out), *QUICK, *more])
+
+
+def scores(out: Path, seed: int = 0) -> dict[str, dict[str, float]]:
+    return json.loads((out / f"seed-{seed}" / "scores.json").read_text())
+
+
+def options_for(task: str) -> train_finetune.Options:
+    return train_finetune.complete(train_finetune.Options(task=task))
+
+
+# --- protocol ---
+
+def test_the_protocol_is_table_5_of_the_paper():
+    expected = {"ncbi-disease": (5e-5, 32, 128), "ddi2013": (5e-5, 32, 128), "bioasq7b": (5e-6, 16, 384)}
+    for task, values in expected.items():
+        options = options_for(task)
+        assert values == (options.learning_rate, options.batch_size, options.max_length)
+        assert (options.layer_decay, options.weight_decay, options.dropout) == (0.8, 0.0, 0.1)
+
+
+# --- whole runs ---
+
+@pytest.mark.parametrize("task, written, measure", [
+    ("demo-ner", "predictions.txt", "f1"), ("demo-re", "predictions.tsv", "f1"),
+    ("demo-qa", "predictions.json", "exact_match")])
+def test_a_run_leaves_scores_predictions_a_table_and_a_model(task, written, measure, pretrained, tmp_path, capsys):
+    assert run(task, pretrained, tmp_path, "--seeds", "2") == 0
+    assert {"dev", "test"} == scores(tmp_path).keys() and 0 <= scores(tmp_path)["test"][measure] <= 1
+    assert (tmp_path / "seed-1" / written).is_file()
+    with open(tmp_path / "seed-0" / "log.csv") as file:
+        row, = csv.DictReader(file)
+    assert float(row["loss"]) > 0 and 0 <= float(row["dev_f1"]) <= 1
+    table = (tmp_path / "table.txt").read_text()
+    assert "2 seeds" in table and measure in table and table in capsys.readouterr().out
+    assert electramed.read_config(tmp_path / "model").hidden_size == 16
+
+
+def test_finished_seeds_are_kept_and_more_can_be_asked_for(pretrained, tmp_path):
+    assert run("demo-re", pretrained, tmp_path) == 0
+    first = tmp_path / "seed-0" / "scores.json"
+    before = first.stat().st_mtime_ns
+    assert run("demo-re", pretrained, tmp_path, "--seeds", "2") == 0
+    assert first.stat().st_mtime_ns == before and (tmp_path / "seed-1" / "scores.json").exists()
+
+
+def test_a_seed_decides_everything(pretrained, tmp_path):
+    for name in ("a", "b"):
+        assert run("demo-ner", pretrained, tmp_path / name) == 0
+    assert scores(tmp_path / "a") == scores(tmp_path / "b")
+    a, b = (torch.load(tmp_path / name / "model" / "pytorch_model.bin", weights_only=True) for name in ("a", "b"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_fine_tuned_run_can_be_the_start_of_the_next(pretrained, tmp_path):
+    assert run("demo-qa", pretrained, tmp_path / "squad") == 0
+    assert run("demo-qa", tmp_path / "squad", tmp_path / "bioasq") == 0
+
+
+def test_from_scratch_says_so_loudly_and_can_take_the_sizes_of_a_model(pretrained, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("demo-ner", "none", "like", "--like", str(pretrained)) == 0
+    assert "FROM SCRATCH" in capsys.readouterr().err
+    assert electramed.read_config(tmp_path / "like" / "model").hidden_size == 16
+    assert train_finetune.main(["--task", "demo-ner", "--out", "alone", *QUICK]) == 0
+    assert "FROM SCRATCH" in capsys.readouterr().err
+    assert electramed.read_config(tmp_path / "alone" / "model").hidden_size == 128
+
+
+def test_learning_happens(pretrained, tmp_path):
+    assert run("demo-re", pretrained, tmp_path, "--epochs", "30", "--learning-rate", "3e-3", "--layer-decay", "1") == 0
+    with open(tmp_path / "seed-0" / "log.csv") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+# --- gold fed back as predictions ---
+
+def gold_outputs(task: data.Task, features: list[data.Feature]) -> list[np.ndarray]:
+    """What a model that knows the answers would put out."""
+    outputs = []
+    for feature in features:
+        if task.kind == "qa":
+            logits = np.zeros((len(feature.input_ids), 2), np.float32)
+            logits[feature.labels[0], 0] = logits[feature.labels[1], 1] = 10
+            outputs.append(logits)
+        else:
+            labels = np.atleast_1d(feature.labels)
+            outputs.append(np.eye(len(task.labels))[np.maximum(labels, 0)].squeeze(0 if task.kind == "re" else ()))
+    return outputs
+
+
+@pytest.mark.parametrize("name", ["demo-ner", "demo-re", "demo-qa"])
+@pytest.mark.parametrize("max_length", [24, 128])
+def test_gold_fed_back_scores_one_through_the_whole_pipeline(name, max_length, pretrained, tmp_path):
+    if (name, max_length) == ("demo-qa", 24):
+        pytest.skip("a question leaves no room for a passage in 24 tokens")
+    task, tokenizer = data.TASKS[name], Tokenizer.from_file(pretrained)
+    kind, examples = train_finetune.KINDS[task.kind], data.read_task(name, "test")
+    options = train_finetune.complete(train_finetune.Options(task=name, max_length=max_length))
+    features, _ = kind.encode(examples, tokenizer, task.labels, options)
+    predictions = kind.decode(examples, features, gold_outputs(task, features), task.labels)
+    assert kind.score(task, examples, predictions)["f1"] == 1
+    kind.write(task, tmp_path, examples, predictions)
+    if name == "demo-ner":
+        lines = [line.split(" ") for line in (tmp_path / "predictions.txt").read_text().splitlines() if line]
+        assert [line[0] for line in lines] == [word for example in examples for word in example.words]
+        assert all(gold == predicted for _, gold, predicted in lines)
+    elif name == "demo-re":
+        lines = (tmp_path / "predictions.tsv").read_text().splitlines()
+        assert lines == ["index\tlabel", *(f"{example.id}\t{example.label}" for example in examples)]
+    else:
+        answers = json.loads((tmp_path / "predictions.json").read_text())
+        assert answers == {example.id: example.answers[0][0] for example in examples}
+
+
+def test_bioasq_merges_snippets_and_writes_a_submission_a_batch(tmp_path):
+    def question(identifier, batch, gold):
+        return data.Question(identifier, "Which?", "alpha beta", [], batch, gold)
+
+    def answer(text, probability):
+        return data.Answer(text, 0, len(text), probability)
+
+    examples = [question("q1_0", 1, ["Beta"]), question("q1_1", 1, ["Beta"]), question("q2_0", 2, ["gamma", "delta"])]
+    predictions = [[answer("alpha", 0.6), answer("beta", 0.4)], [answer("beta", 0.9)], [answer("alpha", 1.0)]]
+    task = data.TASKS["bioasq7b"]
+    measured = train_finetune.score_answers(task, examples, predictions)
+    assert (measured["mrr"], measured["batch 1 mrr"], measured["batch 2 mrr"]) == (0.5, 1.0, 0.0)
+    train_finetune.write_answers(task, tmp_path, examples, predictions)
+    first, = json.loads((tmp_path / "predictions-batch-1.json").read_text())["questions"]
+    assert first == {"id": "q1", "type": "factoid", "exact_answer": [["beta"], ["alpha"]]}
+
+
+def test_the_table_stands_beside_the_papers():
+    lines = train_finetune.score_table(options_for("ncbi-disease"), [
+        {"precision": 0.5, "recall": 0.25, "f1": 1 / 3}, {"precision": 0.7, "recall": 0.25, "f1": 1 / 3}])
+    precision = next(line for line in lines.splitlines() if line.startswith("precision")).split()
+    assert precision == ["precision", "60.00", "14.14", "85.87"]
+
+
+# --- files of one's own, and wrong input ---
+
+def disease_folder(folder: Path) -> Path:
+    """A data set in ncbi-disease's form, with a sentence far over the maximum length."""
+    short, long = "no O\nfever B-Disease\n. O\n", "".join(f"word{i} O\n" for i in range(60)) + "gout B-Disease\n"
+    for split in ("train", "dev", "test"):
+        (folder / f"{split}.txt").write_text("\n" + f"{short}\n\n" * 4 + long)
+    return folder
+
+
+def test_long_sentences_lose_no_entity(pretrained, tmp_path, capsys):
+    folder = disease_folder(tmp_path)
+    assert run("ncbi-disease", pretrained, tmp_path / "out", "--data", str(folder), "--max-length", "40") == 0
+    assert "1 sentences longer than 40 tokens" in capsys.readouterr().err
+    written = (tmp_path / "out" / "seed-0" / "predictions.txt").read_text()
+    assert written.count("B-Disease") >= 5 and "gout B-Disease" in written
+
+
+def test_without_a_development_set_the_last_epoch_counts(pretrained, tmp_path, capsys):
+    folder = disease_folder(tmp_path)
+    (folder / "dev.txt").unlink()
+    assert run("ncbi-disease", pretrained, tmp_path / "out", "--data", str(folder)) == 0
+    assert "the last epoch counts" in capsys.readouterr().err and scores(tmp_path / "out")["dev"] == {}
+
+
+def test_wrong_input_is_named_on_one_line(pretrained, tmp_path, capsys):
+    def fails(*arguments: str) -> str:
+        assert run(*arguments) == 2
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    folder, out = disease_folder(tmp_path), tmp_path / "out"
+    (folder / "train.txt").write_text("fever B-Disease\nx B-Gene\n")
+    assert "train.txt line 2: label 'B-Gene' is not in the task's set" in fails(
+        "ncbi-disease", pretrained, out, "--data", str(folder))
+    (folder / "train.txt").write_text("fever\n")
+    assert "train.txt line 1: expected a word and its tag" in fails(
+        "ncbi-disease", pretrained, out, "--data", str(folder))
+    assert "no train file" in fails("ddi2013", pretrained, out, "--data", str(tmp_path / "empty"))
+    assert "no config.json" in fails("demo-ner", tmp_path / "nowhere", out)
+    assert "positions" in fails("demo-ner", pretrained, out, "--max-length", "1000")
+    lines = (pretrained / "vocab.txt").read_text().splitlines(keepends=True)
+    broken = tmp_path / "broken"
+    electramed.save_pretrained(electramed.load_pretrained(pretrained), broken, Tokenizer.from_file(pretrained))
+    (broken / "vocab.txt").write_text("".join(lines[:-1]))
+    assert "vocab_size" in fails("demo-ner", broken, out) and "vocab.txt" in fails("demo-ner", broken, out)
+
+
+def test_other_options_on_a_finished_run_are_refused_by_name(pretrained, tmp_path, capsys):
+    assert run("demo-re", pretrained, tmp_path) == 0
+    assert run("demo-re", pretrained, tmp_path, "--batch-size", "4") == 2
+    assert "--batch-size" in capsys.readouterr().err
