@@ -60,6 +60,7 @@ class Options:
     num_hidden_layers: int = option(None, "layers of both networks")
     num_attention_heads: int = option(None, "attention heads of the discriminator")
     intermediate_size: int = option(None, "inner width of its feed-forward networks")
+    initializer_range: float = option(None, "standard deviation of the initial weights")
     generator_size: float = option(None, "generator's width as a share of the discriminator's")
     mask_prob: float = option(None, "share of the tokens that are chosen for masking")
     dropout: float = option(None, "dropout of hidden states and attention")
@@ -107,7 +108,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "bio-electra-pp": BIO_ELECTRA,          # 1.8M further steps from Bio-ELECTRA's weights, on full papers
 }
 MODEL_FIELDS = ("embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-                "generator_size", "mask_prob")
+                "initializer_range", "generator_size", "mask_prob")
 
 
 def complete(options: Options) -> Options:

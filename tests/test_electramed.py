@@ -303,6 +303,13 @@ def test_the_count_is_15_percent_of_the_real_tokens(real, width, chosen):
     assert masked.positions.shape == (1, MASKING.num_slots(width))
 
 
+def test_no_more_are_chosen_than_there_are_candidates():
+    """Of twelve tokens 1.8 make 2, but a single one may be masked."""
+    ids = torch.tensor([[CLS, *[SEP] * 10, 7, PAD]])
+    masked = mask_tokens(ids, (ids != PAD).long(), MASKING, torch.Generator())
+    assert masked.positions.tolist() == [[11, 0]] and masked.weights.tolist() == [[1, 0]]
+
+
 @st.composite
 def padded_rows(draw):
     """(input_ids, attention_mask): rows with stray special tokens and at least one piece that can be masked."""
@@ -929,8 +936,7 @@ EMBEDDING, OUTPUT = "electra.embeddings.word_embeddings.weight", "generator_lm_h
      "word_embeddings.weight differs from the discriminator's"),
     (lambda folder: change_weights(folder / "generator", without=["generator_predictions.dense.bias"]),
      "generator", "lacks generator_predictions.dense.bias"),
-    # The last three were found wrong: an untied output matrix was taken in, and so overwrote the embeddings of
-    # both networks; a generator without embeddings raised KeyError; unlike configurations were told of no file.
+    # both networks; a generator without embeddings raises KeyError; unlike configurations are told without a file.
     (lambda folder: overwrite(folder / "generator", OUTPUT), "generator", OUTPUT),
     (lambda folder: change_weights(folder / "generator", without=[EMBEDDING, OUTPUT]), "generator", "lacks"),
     (lambda folder: change_config(folder / "generator", vocab_size=30522), "",
