@@ -52,12 +52,15 @@ Document = list[str]                    # the sentences of one document
 # --- 1. Documents ---
 
 def corpus_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
-    """The given files and all files below the given folders, folders in sorted order."""
+    """The given files, and all files below the given folders (sorted) that are not hidden."""
     files: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
-        files += sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        if path.is_dir():
+            files += sorted(file for file in path.rglob("[!.]*") if file.is_file())
+        else:
+            files.append(path)
     return files
 
 
@@ -223,8 +226,8 @@ def continue_index(folder: Path, wanted: dict) -> dict:
     index = read_index(folder)
     for key in ("format", "vocabulary", "max_length", "seed", "sources"):
         if index.get(key) != wanted[key]:
-            raise ValueError(f"{folder} was built with another {key} ({index.get(key)}, now {wanted[key]}): "
-                             "choose another folder or delete this one")
+            raise ValueError(f"{folder} was built with another {key} ({str(index.get(key)):.60}, now "
+                             f"{str(wanted[key]):.60}): choose another folder or delete this one")
     return index
 
 
@@ -332,9 +335,10 @@ class Shards:
             raise ValueError(f"{self.folder} is half-built: repeat the command that builds it to complete it")
         self.starts, self.firsts = [], []
         for number, entry in enumerate(self.index["shards"]):
-            self.starts.append(np.load(self.folder / f"{number:05d}.starts.npy"))
-            self.firsts.append(np.load(self.folder / f"{number:05d}.first.npy"))
-            if len(self.starts[-1]) != entry["examples"] + 1:
+            self.starts.append(self.load(number, "starts"))
+            self.firsts.append(self.load(number, "first"))
+            sizes = len(self.starts[-1]) - 1, len(self.firsts[-1]), len(self.load(number, "tokens"))
+            if sizes != (entry["examples"], entry["examples"], entry["tokens"]):
                 raise ValueError(f"{self.folder}: shard {number:05d} and index.json disagree: "
                                  "build the shards anew")
         self.lengths = np.concatenate([np.diff(starts) for starts in self.starts])
@@ -344,8 +348,15 @@ class Shards:
             is_held_out[end - entry["held_out"]:end] = True
         self.train, self.held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
         # 512 maps at most: every open map costs a file descriptor
-        self.tokens = functools.lru_cache(maxsize=512)(
-            lambda shard: np.load(self.folder / f"{shard:05d}.tokens.npy", mmap_mode="r"))
+        self.tokens = functools.lru_cache(maxsize=512)(lambda number: self.load(number, "tokens"))
+
+    def load(self, number: int, name: str) -> np.ndarray:
+        """One array of one shard; the tokens as a memory map."""
+        path = self.folder / f"{number:05d}.{name}.npy"
+        try:
+            return np.load(path, mmap_mode="r" if name == "tokens" else None)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path}: truncated or damaged ({error}): build the shards anew") from None
 
     def example(self, number: int) -> tuple[np.ndarray, int]:
         """The token ids of one example, and how many of them are segment A with its [CLS] and [SEP]."""
@@ -553,18 +564,19 @@ def check_label(label: str, labels: Sequence[str], path: Path, number: int) -> s
 def read_tagged(path: Path, labels: Sequence[str] = ()) -> list[TaggedSentence]:
     """Read CoNLL columns: word first, tag last, one word a line, an empty line between sentences.
 
-    Separated by a tab or spaces; -DOCSTART- lines are skipped; tags are O, B..., I... in IOB1, IOB2 or a mixture.
+    Separated by a tab or spaces; a -DOCSTART- line stands for an empty one; tags are O, B..., I... in IOB1,
+    IOB2 or a mixture.
     """
     sentences: list[TaggedSentence] = []
     words: list[str] = []
     tags: list[str] = []
     for number, line in [*numbered_lines(path), (0, "")]:
         columns = re.split(r"[ \t]+", line.strip(" \t"))
-        if columns == [""]:
+        if columns == [""] or columns[0] == "-DOCSTART-":
             if words:
                 sentences.append(TaggedSentence(words, tags))
                 words, tags = [], []
-        elif columns[0] != "-DOCSTART-":
+        else:
             if len(columns) < 2:
                 raise ValueError(f"{path} line {number}: expected a word and its tag in two or more columns, "
                                  f"found {line!r}")
@@ -598,10 +610,10 @@ def read_labelled(path: Path, labels: Sequence[str] = ()) -> list[LabelledText]:
             continue
         row = split_row(line)
         if not columns:                                 # the first line decides how many columns there are
-            columns = ["index", "sentence", "label"][-len(row):]
+            columns = ["sentence", "label"] if len(row) == 2 else ["index", "sentence", "label"]
             if row == columns:
                 continue
-        if len(row) != len(columns) or len(row) not in (2, 3):
+        if len(row) != len(columns):
             raise ValueError(f"{path} line {number}: expected {len(columns)} tab-separated columns "
                              f"({', '.join(columns)}), found {len(row)}")
         identifier = row[0] if len(row) == 3 else str(len(examples))
@@ -627,12 +639,12 @@ def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
                 for entry in paragraph["qas"]:
                     answers = [(answer["text"], answer["answer_start"]) for answer in entry.get("answers", [])]
                     for text, start in answers:
-                        if paragraph["context"][start:start + len(text)] != text:
+                        if start < 0 or paragraph["context"][start:start + len(text)] != text:
                             raise ValueError(f"{path}: {where}: question {entry['id']}: the context does not have "
                                              f"the answer {text!r} at character {start}")
                     questions.append(Question(entry["id"], entry["question"], paragraph["context"], answers,
                                               batch, golden.get(question_of(entry["id"]))))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not in SQuAD's form: {error!r} after {len(questions)} questions") from None
     return questions
 
@@ -640,9 +652,13 @@ def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
 def read_golden(path: Path) -> dict[str, list[str]]:
     """The synonyms of each factoid question of a BioASQ file with answers."""
     try:
-        return {entry["id"]: [name for group in entry["exact_answer"]
-                              for name in (group if isinstance(group, list) else [group])]
-                for entry in read_json(path)["questions"] if entry["type"] == "factoid"}
+        golden = {}
+        for entry in read_json(path)["questions"]:
+            if entry["type"] == "factoid":              # a name, a list of names, or a list of such lists
+                groups = entry["exact_answer"] if isinstance(entry["exact_answer"], list) else [entry["exact_answer"]]
+                golden[entry["id"]] = [name for group in groups
+                                       for name in (group if isinstance(group, list) else [group])]
+        return golden
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: not in BioASQ's form: {error!r}") from None
 
@@ -680,6 +696,8 @@ def split_windows(length: int, capacity: int, stride: int) -> list[tuple[int, in
 
     source   TF qa_tasks.QATask._add_examples
     """
+    if min(capacity, stride) < 1:
+        raise ValueError(f"windows of {capacity} pieces every {stride} cover nothing: raise the maximum length")
     windows = [(0, min(length, capacity))]
     while windows[-1][1] < length:
         start = windows[-1][0] + min(stride, capacity)
@@ -824,44 +842,38 @@ def decode_answers(examples: Sequence[Question], features: Sequence[Feature], lo
 # A made-up biomedicine, small enough to be learnt in two minutes. Three choices make it teach:
 #   facts      each drug has one target, disease, dose, side effect, trial, ... in every abstract, so a masked
 #              name or number follows from the others, and a sampled wrong one contradicts them;
-#   wording    the verb is a fact too: a disease is "slowed" or "cleared" for good, by its family. Synonyms
-#              are rich over the world and few in any one place, where the discriminator could not tell them;
+#   wording    an abstract keeps to one verb of a kind ("slowed" from start to end), drawn anew for each: that
+#              verbs of a kind are freely exchanged is how a language model learns that they mean the same;
 #   spelling   drugs, genes, diseases, hospitals and cells draw names from the same syllables, so what type a
 #              name has can be learnt only from the company it keeps. That is what pre-training is for.
 
 SYLLABLES = "ba cor del fa gan hu jor kel lo mar nev or pel qui ras sul tam ul vor xan zi".split()
 ENDINGS = "ab an ax el ene ia in is ol on or ux".split()            # shared by all types, on purpose
+SALTS = "acetate citrate fumarate sulfate tartrate".split() * 3     # a family each; a family has four members
+DISEASE_NOUNS = ("fibrosis colitis sarcoma fever neuropathy dystrophy arthritis psoriasis epilepsy "
+                 "lymphoma").split()
+EFFECT_NOUNS = "rash oedema vertigo colic anaemia".split()
+GENE_NOUNS = ("kinase ligase protease receptor channel transporter helicase phosphatase synthase "
+              "reductase").split()
+DRUGS = 4 * len(SALTS)                                           # 60; 40 diseases, 40 genes, 20 side effects
 
-# One family a line, four members each. Disease: noun, treating verb, causing verb, verb of mere recording.
-DISEASE_FAMILIES = """
-    fibrosis   slow slowed slowing                trigger triggered          graded
-    colitis    relieve relieved relief            cause caused               recorded
-    sarcoma    shrink shrunk shrinkage            initiate initiated         measured
-    fever      clear cleared clearance            provoke provoked           charted
-    neuropathy ease eased easing                  produce produced           scored
-    dystrophy  delay delayed delay                generate generated         mapped
-    arthritis  soothe soothed soothing            induce induced             rated
-    psoriasis  heal healed healing                elicit elicited            photographed
-    epilepsy   control controlled control         precipitate precipitated   monitored
-    lymphoma   cure cured cure                    create created             staged"""
-EFFECT_FAMILIES = """
-    rash       provoke provoked                   charted
-    oedema     cause caused                       measured
-    vertigo    induce induced                     rated
-    colic      trigger triggered                  scored
-    anaemia    produce produced                   monitored"""
-GENE_FAMILIES = """
-    kinase       block blocked blockade                        spared
-    ligase       suppress suppressed suppression               ignored
-    protease     inactivate inactivated inactivation           preserved
-    receptor     antagonise antagonised antagonism             bypassed
-    channel      close closed closure                          tolerated
-    transporter  disable disabled disabling                    missed
-    helicase     silence silenced silencing                    retained
-    phosphatase  repress repressed repression                  avoided
-    synthase     inhibit inhibited inhibition                  overlooked
-    reductase    deplete depleted depletion                    protected"""
-DRUGS, DISEASES, GENES, EFFECTS = 60, 40, 40, 20                    # a family has four members
+# slots -> verbs of house style 0 | those of style 1. The training sets of the demo tasks are in style 0, the
+# test sets in style 1: only who has read other texts in style 1 knows what its verbs mean.
+VERBS = {
+    ("relieve", "relieved", "relief"): """relieve relieved relief, slow slowed slowing, heal healed healing,
+        control controlled control | cure cured cure, ease eased easing, soothe soothed soothing,
+        clear cleared clearance, reverse reversed reversal, delay delayed delay""",
+    ("cause", "caused"): """cause caused, induce induced, trigger triggered, produce produced |
+        provoke provoked, elicit elicited, initiate initiated, generate generated,
+        precipitate precipitated, evoke evoked""",
+    ("met",): """met, followed, joined, matched |
+        accompanied, preceded, paralleled, shadowed, outlasted, attended""",
+    ("block", "blocked", "blockade"): """block blocked blockade, inhibit inhibited inhibition,
+        silence silenced silencing, close closed closure | suppress suppressed suppression,
+        disable disabled disabling, repress repressed repression, deplete depleted depletion,
+        degrade degraded degradation, inactivate inactivated inactivation""",
+    ("spared",): """spared, ignored, missed, retained |
+        preserved, bypassed, tolerated, avoided, overlooked, passed"""}
 
 # Slots filled by an entity, with its type; all other slots are plain words. What is true of the drug: it
 # treats {disease}, inhibits {gene}, causes {effect}; what is not: it treats no {failed}, inhibits no
@@ -870,19 +882,36 @@ DRUGS, DISEASES, GENES, EFFECTS = 60, 40, 40, 20                    # a family h
 ENTITY_TYPES = {"drug": "Drug", "rival": "Drug", "gene": "Gene", "paralog": "Gene", "disease": "Disease",
                 "failed": "Disease", "effect": "Disease", "absent": "Disease"}
 
-# section -> relations -> templates, one a line. {slot} is looked up in the drug's facts, a/b is a free choice.
-# Treating, causing and recording share their frames, so a label takes the verb, the negation and the pair.
+# Templates, one a line: {slot} is looked up in the drug's facts, a/b is a free choice. Treating, causing and
+# merely meeting share the frames below, as do blocking and sparing: there the verb alone decides the label.
+CLINICAL = """
+    {drug} VERBED TARGET in {percent} percent of patients after {weeks} weeks .
+    in {percent} percent of patients who took {drug} , TARGET was VERBED .
+    TARGET was VERBED by {drug} in {percent} percent of cases at {site} .
+    in the {trial} trial , {drug} VERBED TARGET in {number} patients within {weeks} weeks .
+    TARGET was soon VERBED when {drug} was taken at {dose} {schedule} ."""
+LABORATORY = """
+    {drug} VERBED TARGET in {percent} percent of {cell} cells from {site} .
+    in {cell} cells exposed to {drug} , TARGET was VERBED at a dose of {dose} .
+    within {weeks} days of the first dose , {drug} VERBED TARGET in {cell} cells .
+    TARGET was VERBED by {drug} in {cell} cells at {dose} {schedule} ."""
+
+
+def in_frames(frames: str, verb: str, target: str) -> str:
+    return frames.replace("VERBED", verb).replace("TARGET", target)
+
+
+# section, in the order of an abstract -> relations that are stated -> templates. No pair is named in outcome
+# and summary: there pre-training, not demo-re, tells what a verb means, and what the word in @DRUG$ does.
 TEMPLATES = {
     "background": {"causes gene disease": """
-            mutations in {gene} {triggered} {disease} in {percent} percent of families .
-            {disease} was {triggered} by mutations in {gene} , a gene active in {cell} cells .
-            {gene} is known to {trigger} {disease} when it is lost from {cell} cells .
-            in {cell} cells , changes in {gene} {triggered} {disease} in most families .
-            loss of {gene} from {cell} cells was enough to {trigger} {disease} in mice .""",
+            mutations in {gene} {caused} {disease} in {percent} percent of families .
+            {gene} is known to {cause} {disease} when it is lost from {cell} cells .""",
         "causes gene disease; false gene failed": """
-            mutations in {gene} {triggered} {disease} but not {failed} in these families .
-            when lost from {cell} cells , {gene} {triggered} {disease} and never {failed} .
-            not {failed} but {disease} was {triggered} by the loss of {gene} from {cell} cells .""",
+            mutations in {gene} {caused} {disease} but not {failed} in these families .
+            when lost from {cell} cells , {gene} {caused} {disease} and never {failed} .
+            {disease} but not {failed} was {caused} by mutations in {gene} , a gene of {cell} cells .
+            not {failed} but {disease} was {caused} by the loss of {gene} from {cell} cells .""",
         "": """
             {disease} is a rare disorder of {cell} cells in which {gene} is often mutated .
             both {gene} and {disease} have long been linked to {cell} cells at {site} ."""},
@@ -895,22 +924,17 @@ TEMPLATES = {
             we asked whether {drug} might {block} {gene} in {cell} cells from {site} .
             it was unclear if {gene} could be {blocked} by {drug} in living {cell} cells .""",
         "false gene failed": """
-            whether {gene} can {trigger} {failed} is still a matter of debate at {site} .""",
+            whether {gene} can {cause} {failed} is still a matter of debate at {site} .""",
         "": """
             interest in {drug}/{gene}/{disease}/{cell} has grown at {site} since the {trial} trial began .
-            {drug}/{gene}/{disease}/{trial} was chosen by the staff at {site} as the theme of this study ."""},
+            {drug}/{gene}/{disease}/{trial} was chosen by the staff at {site} as theme of this study ."""},
     "design": {"": """
             patients with {disease} received {dose} of {drug} {schedule} for {weeks} weeks .
             at {site} , {number} patients with {disease} took {dose} of {drug} by {route} .
             in the {trial} trial , {number} adults took {drug} by {route} at {dose} {schedule} .
             {drug} was given by {route} at {dose} {schedule} to {number} patients with {disease} .
-            {number} patients at {site} took {drug} ( {dose} {schedule} ) for {weeks} weeks .
-            the {trial} trial gave {dose} of {drug} {schedule} to {number} adults with {disease} ."""},
-    "mechanism": {"inhibits drug gene": """
-            in {cell} cells , {drug} {blocked} {gene} within {weeks} days of the first dose .
-            in {cell} cells exposed to {drug} , {gene} was {blocked} at a dose of {dose} .
-            {drug} proved able to {block} {gene} in {cell} cells at {dose} {schedule} .
-            {blockade} of {gene} by {drug} was seen in {percent} percent of {cell} cells .
+            {number} patients at {site} took {drug} ( {dose} {schedule} ) for {weeks} weeks ."""},
+    "mechanism": {"inhibits drug gene": in_frames(LABORATORY, "{blocked}", "{gene}") + """
             not only did {drug} enter {cell} cells , it also {blocked} {gene} there .""",
         "inhibits drug gene; false drug paralog": """
             {drug} {blocked} {gene} but {spared} {paralog} in {cell} cells from {site} .
@@ -919,67 +943,60 @@ TEMPLATES = {
         "inhibits drug gene; false rival gene": """
             unlike {rival} , {drug} {blocked} {gene} in {percent} percent of {cell} cells .
             {gene} was {blocked} by {drug} but {spared} by {rival} in {cell} cells ."""},
-    "selectivity": {"false drug paralog": """
+    "selectivity": {"false drug paralog": in_frames(LABORATORY, "{spared}", "{paralog}") + """
             {drug} did not {block} {paralog} in {cell} cells , even at {dose} {schedule} .
-            in {cell} cells exposed to {drug} , {paralog} was {spared} at a dose of {dose} .
-            no {blockade} of {paralog} by {drug} was seen in {cell} cells from {site} .
-            in {cell} cells , {drug} {spared} {paralog} within {weeks} days of the first dose .
-            attempts to {block} {paralog} with {drug} failed in {cell} cells at {site} ."""},
-    "efficacy": {"treats drug disease": """
-            {drug} {relieved} {disease} in {percent} percent of patients after {weeks} weeks .
-            in {percent} percent of patients who took {drug} , {disease} was {relieved} .
-            {disease} was {relieved} by {drug} in {percent} percent of cases at {site} .
-            {relief} of {disease} by {drug} was seen in {percent} percent of patients .
-            {drug} proved able to {relieve} {disease} within {weeks} weeks at {dose} {schedule} .""",
+            no {blockade} of {paralog} by {drug} was seen in {cell} cells from {site} ."""},
+    "efficacy": {"treats drug disease": in_frames(CLINICAL, "{relieved}", "{disease}"),
         "treats drug disease; false rival disease": """
             unlike {rival} , {drug} {relieved} {disease} in {percent} percent of patients .
-            {disease} was {relieved} by {drug} but not by {rival} in the {trial} trial .""",
+            {disease} was {relieved} by {drug} but {met} by {rival} in the {trial} trial .""",
         "treats drug disease; false drug failed": """
-            {drug} {relieved} {disease} but not {failed} in {percent} percent of patients .
-            in patients who took {drug} , {failed} was {graded} and {disease} was {relieved} ."""},
-    "safety": {"causes drug effect": """
-            {drug} {caused} {effect} in {percent} percent of patients after {weeks} weeks .
-            in {number} patients who took {drug} , {effect} was {caused} at {dose} {schedule} .
-            {effect} was {caused} by {drug} in {percent} percent of cases at {site} .
-            {drug} proved able to {cause} {effect} within {weeks} weeks at {dose} {schedule} .""",
+            {drug} {relieved} {disease} but {met} {failed} in {percent} percent of patients .
+            in patients who took {drug} , {failed} was {met} and {disease} was {relieved} ."""},
+    "safety": {"causes drug effect": in_frames(CLINICAL, "{caused}", "{effect}"),
         "causes drug effect; false rival effect": """
             unlike {rival} , {drug} {caused} {effect} in {percent} percent of patients .
-            {effect} was {caused} by {drug} but not by {rival} in the {trial} trial .""",
+            {effect} was {caused} by {drug} but {met} by {rival} in the {trial} trial .""",
         "causes drug effect; false drug absent": """
-            {drug} {caused} {effect} but not {absent} in {percent} percent of patients .
-            in patients who took {drug} , {absent} was {noted} and {effect} was {caused} ."""},
-    "null": {"false drug failed": """
+            {drug} {caused} {effect} but {met} {absent} in {percent} percent of patients .
+            in patients who took {drug} , {absent} was {met} and {effect} was {caused} ."""},
+    "null": {"false drug failed": in_frames(CLINICAL, "{met}", "{failed}") + """
             {drug} did not {relieve} {failed} in any patient seen at {site} after {weeks} weeks .
-            in {number} patients who took {drug} , {failed} was {graded} at {dose} {schedule} .
-            {failed} was {graded} before {drug} was given in {percent} percent of cases at {site} .
-            no {relief} of {failed} by {drug} was seen in the {trial} trial .
-            attempts to {relieve} {failed} with {drug} failed after {weeks} weeks at {site} .""",
-        "false drug absent": """
-            {drug} did not {cause} {absent} in any patient of the {trial} trial .
-            in {percent} percent of patients who took {drug} , {absent} was {noted} .
-            {absent} was {noted} but never {caused} by {drug} in {number} patients at {site} ."""},
+            no {relief} of {failed} by {drug} was seen in the {trial} trial .""",
+        "false drug absent": in_frames(CLINICAL, "{met}", "{absent}") + """
+            {drug} did not {cause} {absent} in any patient of the {trial} trial ."""},
+    "outcome": {"": """
+            patients felt better when it was {relieved} , as the staff at {site} noted .
+            patients felt worse when it was {caused} , as the staff at {site} noted .
+            patients felt no change when it was {met} , as the staff at {site} noted .
+            patients feel better where the drug can {relieve} it , say the staff at {site} .
+            patients feel worse where the drug can {cause} it , say the staff at {site} .
+            its activity fell when it was {blocked} , as the staff at {site} noted .
+            its activity held when it was {spared} , as the staff at {site} noted ."""},
     "summary": {"": """
             in short , the drug {blocked} the gene and {relieved} the disease in {percent} percent .
             since the gene was {blocked} by the drug , the disease was {relieved} in {weeks} weeks .
             the drug {relieved} the disease but also {caused} {effect} in adults at {site} .
             the drug did not {block} {paralog} and did not {relieve} {failed} in the {trial} trial ."""},
-    "conclusion": {"treats drug disease; inhibits drug gene": """
+    "conclusion": {"treats drug disease; false drug failed": """
+            in conclusion , {drug} {relieved} {disease} but has no place in {failed} .""",
+        "treats drug disease; inhibits drug gene": """
             in conclusion , {drug} {relieved} {disease} and {blocked} {gene} in {cell} cells .
-            we conclude that {blockade} of {gene} by {drug} {relieved} {disease} .
-            because {gene} was {blocked} , {disease} was {relieved} by {drug} at {dose} .""",
+            we conclude that {blockade} of {gene} by {drug} {relieved} {disease} .""",
         "treats drug disease; causes drug effect": """
             we conclude that {drug} {relieved} {disease} but {caused} {effect} at {dose} .
-            in conclusion , {disease} was {relieved} and {effect} was {caused} by {drug} ."""},
+            in conclusion , {disease} was {relieved} and {effect} was {caused} by {drug} .""",
+        "inhibits drug gene; causes drug effect": """
+            {relief} came at a price : {drug} {blocked} {gene} but {caused} {effect} ."""},
     "keywords": {"": """
-            keywords : {drug}/{gene}/{site} , {disease}/{effect}/{paralog} , {cell}/{rival}/{failed} .
-            further work on {drug}/{gene}/{disease}/{trial} and {effect}/{paralog}/{rival} is planned .
+            keywords : {drug}/{gene}/{site} , {disease}/{effect}/{trial} , {cell}/{rival}/{failed} .
+            further work on {drug}/{gene}/{disease}/{trial} and {effect}/{cell}/{rival} is planned .
             the staff at {site} wrote about {gene}/{disease}/{cell} and {drug}/{effect}/{failed} ."""}}
-SALTS = "acetate citrate fumarate sulfate tartrate"
-OPTIONAL = ("aim", "selectivity", "null", "summary", "conclusion", "keywords")   # each in six of ten abstracts, or so
+OPTIONAL = ("aim", "selectivity", "null", "summary", "conclusion", "keywords")     # up to three of them
 QUESTIONS = {"gene": "which gene was {blocked} by {drug} ?", "disease": "what was {relieved} by {drug} ?",
              "effect": "what was {caused} by {drug} ?", "drug": "which drug was used against {disease} ?",
              "dose": "what dose of {drug} was given ?", "number": "how many patients took {drug} ?",
-             "weeks": "for how many weeks was {drug} given ?", "paralog": "which gene was {spared} by {drug} ?"}
+             "weeks": "for how many weeks was {drug} given ?"}
 
 
 class Mention(NamedTuple):
@@ -1028,18 +1045,21 @@ def parse_templates(groups: dict[str, str]) -> list[Template]:
     """Read one section of TEMPLATES: {"treats drug disease": lines} -> one Template a line."""
     templates = []
     for stated, lines in groups.items():
-        relations = [tuple(relation.split()) for relation in stated.split(";") if relation]
+        relations = [(label, first, second) for label, first, second
+                     in (relation.split() for relation in stated.split(";") if relation)]
         for line in lines.strip().splitlines():
             templates.append(Template([token.split("/") for token in line.split()], relations))
     return templates
 
 
-def fill_template(template: Template, facts: dict[str, list[str]], generator: random.Random,
+def fill_template(template: Template, facts: dict[str, list[str]], rng: random.Random,
                   stated: dict[str, str]) -> SyntheticSentence:
     """Write one sentence; note in `stated` how each slot reads where it first stands."""
-    words, mentions, order = [], [], {}
+    words: list[str] = []
+    mentions: list[Mention] = []
+    order: dict[str, int] = {}                  # slot -> number of its mention
     for alternatives in template.tokens:
-        token = alternatives[0] if len(alternatives) == 1 else generator.choice(alternatives)
+        token = alternatives[0] if len(alternatives) == 1 else rng.choice(alternatives)
         slot = token[1:-1] if token[0] == "{" else None
         start = len(words)
         words += facts[slot] if slot else [token]
@@ -1054,77 +1074,82 @@ def fill_template(template: Template, facts: dict[str, list[str]], generator: ra
     return SyntheticSentence(words, mentions, relations)
 
 
+def house_style(number: int) -> int:
+    """The style abstract `number` is written in: 0 for every third round of the drugs, else 1."""
+    return int(number // DRUGS % 3 > 0)
+
+
+def invent_names(rng: random.Random) -> Iterator[str]:
+    """Make up names of two or three syllables, no name twice."""
+    used = set()
+    while True:
+        name = "".join(rng.choices(SYLLABLES, k=rng.randint(1, 2))) + rng.choice(ENDINGS)
+        if name not in used:
+            used.add(name)
+            yield name
+
+
 class SyntheticWorld:
     """Hold the facts of one made-up world and write abstracts about them, as many as asked for.
 
     >>> SyntheticWorld(seed=0).document(7).sentences[0].text
-    'x'
+    'Both jorganux and ulbaax colitis have long been linked to kelmarin cells at xanfain.'
     """
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         self.sections = {section: parse_templates(groups) for section, groups in TEMPLATES.items()}
+        self.verbs = [(slots, [[[[form] for form in verb.split()] for verb in style.split(",")]
+                               for style in styles.split("|")]) for slots, styles in VERBS.items()]
         self.questions = list(zip(QUESTIONS, parse_templates({"": "\n".join(QUESTIONS.values())})))
-        generator, used = random.Random(seed), set()
-
-        def name() -> str:
-            while True:
-                new = "".join(generator.choices(SYLLABLES, k=generator.randint(1, 2))) + generator.choice(ENDINGS)
-                if new not in used:
-                    used.add(new)
-                    return new
+        rng = random.Random(seed)
+        names = invent_names(rng)
 
         def entities(nouns: list[str], *forms: str) -> list[str]:
-            return [form.format(name=name(), noun=noun) for noun in nouns for form in forms]
+            return [form.format(name=next(names), noun=noun) for noun in nouns for form in forms]
 
-        disease_words, effect_words, gene_words = (
-            [line.split() for line in table.strip().splitlines()]
-            for table in (DISEASE_FAMILIES, EFFECT_FAMILIES, GENE_FAMILIES))
-        drugs = entities(3 * SALTS.split(), "{name}", "{name}", "{name} {noun}", "{name}")
-        genes = entities([line[0] for line in gene_words], "{name}", "{name} {noun}", "{name}", "{name}")
-        diseases = entities([line[0] for line in disease_words],
+        drugs = entities(SALTS, "{name}", "{name}", "{name} {noun}", "{name}")
+        genes = entities(GENE_NOUNS, "{name}", "{name} {noun}", "{name}", "{name}")
+        diseases = entities(DISEASE_NOUNS,
                             "{name}", "{name} {noun}", "chronic {name} {noun}", "{name} {noun}")
-        effects = entities([line[0] for line in effect_words],
-                           "{name}", "{noun}", "acute {name} {noun}", "{name} {noun}")
-        sites, cells, trials = ([name() for _ in range(DRUGS // 3)] for _ in range(3))
+        effects = entities(EFFECT_NOUNS, "{name}", "{noun}", "acute {name} {noun}", "{name} {noun}")
+        sites, cells, trials = ([next(names) for _ in range(20)] for _ in range(3))
 
         self.facts: list[dict[str, list[str]]] = []             # of each drug: slot -> words
         for index in range(DRUGS):
-            target = index % DISEASES                           # its gene drives its disease
-            harm = 4 * (index // 12) + index % 4
+            target, harm = index % len(diseases), 4 * (index // 12) + index % 4     # a gene a disease
             facts = {
                 "drug": drugs[index], "rival": drugs[index ^ 1],    # ^ 1: the neighbour in the same family
                 "gene": genes[target], "paralog": genes[target ^ 1],
                 "disease": diseases[target], "failed": diseases[target ^ 1],
                 "effect": effects[harm], "absent": effects[harm ^ 1],
-                "site": sites[index // 3], "cell": cells[target // 2], "trial": trials[index % len(trials)],
-                "dose": f"{generator.randrange(5, 100, 5)} mg", "weeks": str(generator.randint(2, 30)),
-                "number": str(generator.randrange(100, 500, 20)), "percent": str(generator.randint(31, 69)),
-                "route": generator.choice(["mouth", "injection", "infusion", "inhaler"]),
-                "schedule": generator.choice(["once daily", "twice daily", "at night", "every morning"])}
-            facts.update(zip(("relieve", "relieved", "relief", "trigger", "triggered", "graded"),
-                             disease_words[target // 4][1:]))
-            facts.update(zip(("block", "blocked", "blockade", "spared"), gene_words[target // 4][1:]))
-            facts.update(zip(("cause", "caused", "noted"), effect_words[harm // 4][1:]))
+                "site": sites[index // 3], "cell": cells[target // 2], "trial": trials[index % 20],
+                "route": rng.choice(["mouth", "injection", "infusion", "inhaler"]),
+                "schedule": rng.choice(["once daily", "twice daily", "at night", "every morning"]),
+                # ranges that do not meet: which number is meant is plain from the number
+                "dose": f"{rng.randrange(5, 100, 5)} mg", "weeks": str(rng.randint(2, 30)),
+                "percent": str(rng.randint(31, 69)), "number": str(rng.randrange(100, 500, 20))}
             self.facts.append({slot: words.split() for slot, words in facts.items()})
 
     def document(self, number: int) -> SyntheticDocument:
-        """Write abstract `number`: five to nine sentences on drug number % DRUGS.
+        """Write abstract `number`: six to nine sentences on drug number % DRUGS.
 
         A pure function of (seed, number): no state is kept, so any range of numbers is a corpus, and
         ranges that do not meet are training and held-out documents of the same world.
         """
-        facts = self.facts[number % DRUGS]
-        generator = random.Random(f"{self.seed}/{number}")
-        left_out = generator.sample(OPTIONAL, generator.randint(2, len(OPTIONAL)))
-        sentences, stated = [], {}
+        rng = random.Random(f"{self.seed}/{number}")
+        facts = dict(self.facts[number % DRUGS])
+        for slots, styles in self.verbs:
+            facts.update(zip(slots, rng.choice(styles[house_style(number)])))
+        left_out = rng.sample(OPTIONAL, rng.randint(3, len(OPTIONAL)))
+        sentences, stated = [], dict[str, str]()
         for section, templates in self.sections.items():
             if section not in left_out:
-                sentences.append(fill_template(generator.choice(templates), facts, generator, stated))
+                sentences.append(fill_template(rng.choice(templates), facts, rng, stated))
         questions = []
         for slot, question in self.questions:
             if slot in stated:
-                asked = fill_template(question, facts, generator, {})
+                asked = fill_template(question, facts, rng, {})
                 questions.append((asked.text, stated[slot]))
         return SyntheticDocument(sentences, questions)
 
@@ -1144,7 +1169,7 @@ def sentence_tags(sentence: SyntheticSentence) -> list[str]:
 def anonymise(sentence: SyntheticSentence, relation: Relation) -> str:
     """Write the sentence with the two related mentions as @DRUG$, @GENE$ or @DISEASE$."""
     words = list(sentence.words)
-    for index in sorted((relation.first, relation.second), reverse=True):       # from the right: spans stay true
+    for index in sorted((relation.first, relation.second), reverse=True):   # right first: spans stay true
         kind, start, end = sentence.mentions[index]
         words[start:end] = [f"@{kind.upper()}$"]
     return join_words(words)
@@ -1156,13 +1181,16 @@ def demo_examples(name: str, split: str, seed: int = 0) -> list:
 
     def examples() -> Iterator:
         for number in itertools.count(first):
-            if (number % DRUGS in DEMO_TRAIN_DRUGS) != (split == "train"):
+            seen = house_style(number) == 0, number % DRUGS in DEMO_TRAIN_DRUGS
+            if seen != 2 * (split == "train",):     # training: those drugs in that style; else: neither
                 continue
             document = world.document(number)
             if name == "demo-qa":
                 index = number // DRUGS % len(document.questions)
                 question, answer = document.questions[index]
-                start = re.search(rf"\b{re.escape(answer)}\b", document.text).start()
+                found = re.search(rf"\b{re.escape(answer)}\b", document.text)
+                assert found, "every answer stands in its document"
+                start = found.start()
                 yield Question(str(number), question, document.text, [(answer, start)])
                 continue
             for position, sentence in enumerate(document.sentences):
@@ -1170,16 +1198,26 @@ def demo_examples(name: str, split: str, seed: int = 0) -> list:
                     yield TaggedSentence(sentence.words, sentence_tags(sentence))
                 else:
                     for relation in sentence.relations:     # two pairs of one sentence: two examples
-                        yield LabelledText(f"{number}.{position}", anonymise(sentence, relation), relation.label)
+                        text = anonymise(sentence, relation)
+                        yield LabelledText(f"{number}.{position}", text, relation.label)
 
     return list(itertools.islice(examples(), size))
 
 
 def synthetic_corpus(documents: int, seed: int = 0) -> str:
-    """Abstracts 0 to documents - 1 of a world as corpus text: a sentence a line, an empty line after each."""
-    world = SyntheticWorld(seed)
-    return "\n".join("".join(sentence.text + "\n" for sentence in world.document(number).sentences)
-                     for number in range(documents))
+    """Write abstracts 0 to documents - 1 as corpus text: a sentence a line, an empty line between documents.
+
+    Three abstracts in four are cut into documents of two sentences. Where to look is learnt several times
+    faster on short rows, and carries over to the long ones.
+    """
+    world, lines = SyntheticWorld(seed), []
+    for number in range(documents):
+        sentences = world.document(number).sentences
+        passage = 2 if number // DRUGS % 4 else len(sentences)
+        for position, sentence in enumerate(sentences, start=1):
+            is_last = position % passage == 0 or position == len(sentences)
+            lines.append(sentence.text + ("\n\n" if is_last else "\n"))
+    return "".join(lines)
 
 
 # --- 8. Command line ---
@@ -1298,7 +1336,10 @@ def claim_run_folder(folder: Path, options: Any, fixed: Iterable[str]) -> None:
     """
     path, now = folder / "options.json", dataclasses.asdict(options)
     if path.exists():
-        before = json.loads(path.read_bytes())
+        try:
+            before = dict(json.loads(path.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: damaged ({error}): restore it, or choose another --out") from None
         for name in fixed:
             if before.get(name) != now[name]:
                 raise ValueError(f"{folder} holds a run with --{name.replace('_', '-')} {before.get(name)}, now "

@@ -330,11 +330,13 @@ def test_any_number_of_workers_gives_the_same_files(tmp_path, monkeypatch):
         build_shards([corpus, bad], NUMBERED, tmp_path / "3", max_length=32, workers=2)
 
 
-def test_another_seed_cuts_other_examples(tmp_path):
-    corpus, _ = numbered_corpus(tmp_path)
+def test_each_seed_and_each_block_cuts_in_its_own_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "BLOCK_CHARACTERS", 2000)
+    corpus = write(tmp_path / "c.txt", "w1 w2\nw3\nw4 w5 w6\n\n" * 400)           # all documents are the same
     for seed in (0, 1):
-        build_shards([corpus], NUMBERED, tmp_path / str(seed), max_length=32, seed=seed, workers=1)
-    assert contents(tmp_path / "0")["00000.first.npy"] != contents(tmp_path / "1")["00000.first.npy"]
+        build_shards([corpus], NUMBERED, tmp_path / str(seed), max_length=16, seed=seed, workers=1)
+    cuts = [(tmp_path / seed / f"{block:05d}.first.npy").read_bytes() for seed in "01" for block in range(3)]
+    assert len(set(cuts)) == 6
 
 
 def test_an_interrupted_build_continues_to_the_same_bytes(tmp_path, monkeypatch):
