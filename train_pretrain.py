@@ -103,7 +103,7 @@ ELECTRA_BASE = {**ELECTRA_SMALL, "batch_size": 256, "max_length": 512, "learning
 BIO_ELECTRA = {**ELECTRA_SMALL, "steps": 1_800_000, "batch_size": 64, "max_length": 256, "vocab_size": 31620,
                "cased": True}
 SCHEDULES: dict[str, dict[str, Any]] = {
-    "tiny": {**ELECTRA_SMALL, "steps": 4_000, "batch_size": 16, "warmup_steps": 400,
+    "tiny": {**ELECTRA_SMALL, "steps": 3_000, "batch_size": 16, "warmup_steps": 300,
              "vocab_size": 2_000},                                         # ours: two minutes on two cores
     "small": ELECTRA_SMALL,
     "base": ELECTRA_BASE,
