@@ -9,6 +9,7 @@ model outputs become answers again.
 [(24, [0, 3]), (32, [1, 2])]
 
 Where it stands: text -> [this file, with a tokenizer] -> numpy batches -> train_pretrain.py, train_finetune.py.
+Section 8 also has what both trainers need around their work: options to flags, progress, a run folder's record.
 Left out: masking (it is redrawn for every step, in electramed.py) and scores (metrics.py).
 Sources: the official TensorFlow ELECTRA code ("TF": file and function are named), the releases of ELECTRAMed
 and Bio-ELECTRA for the formats of their files.
@@ -35,6 +36,7 @@ import multiprocessing
 import os
 import random
 import re
+import signal
 import sys
 import time
 import types
@@ -58,7 +60,8 @@ def corpus_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
         if path.is_dir():
-            files += sorted(file for file in path.rglob("[!.]*") if file.is_file())
+            files += sorted(file for file in path.rglob("*") if file.is_file()
+                            and not any(part.startswith(".") for part in file.relative_to(path).parts))
         else:
             files.append(path)
     return files
@@ -177,7 +180,7 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Any, out: str | 
 
     The text is dealt out in blocks of whole documents, a block becomes a shard, and its random choices are
     seeded by its number: any number of workers gives the same files.
-    workers   processes; None for one a core
+    workers   processes; None for one a core, fewer when the corpus is small
     raises    ValueError when `out` was built from something else, or the vocabulary does not fit into uint16
     """
     if len(tokenizer.pieces) > 2 ** 16:
@@ -197,11 +200,15 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Any, out: str | 
     job = functools.partial(write_shard, folder, tokenizer, max_length, seed)
     blocks = (block for block in document_blocks(files) if block[0] >= done)
     progress = Progress(None, "documents", sum(entry["documents"] for entry in index["shards"]))
+    size = sum(file.stat().st_size for file in files)               # bytes, perhaps compressed four to one
+    workers = min(workers or os.cpu_count() or 1, 1 + 4 * size // BLOCK_CHARACTERS)
     with contextlib.ExitStack() as stack:
         if workers == 1:
             entries: Iterable[dict] = map(job, blocks)
         else:
-            pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(workers))
+            # Ctrl-C is for this process; the workers end with it.
+            pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(
+                workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)))
             entries = pool.imap(job, blocks)            # in order; holds a few blocks at a time
         documents = progress.start
         for entry in entries:
@@ -212,6 +219,8 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Any, out: str | 
     if not any(entry["examples"] for entry in index["shards"]):
         raise ValueError(f"no text in {', '.join(map(str, files)) or 'the given folders'}")
     write_bytes(folder / "index.json", json.dumps({**index, "complete": True}, indent=1).encode())
+    for leftover in folder.glob("*.tmp"):                           # of runs that were killed
+        leftover.unlink()
     progress.finish()
 
 
@@ -281,7 +290,7 @@ def write_shard(folder: Path, tokenizer: Any, max_length: int, seed: int,
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, flush it to the disk, then rename it: all or nothing."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")    # a killed run's worker may still be writing
     with open(temporary, "wb") as file:
         file.write(content)
         file.flush()
@@ -388,9 +397,10 @@ def seed_for(seed: int, step: int, purpose: str) -> int:
 
 
 def bucket_widths(max_length: int) -> np.ndarray:
-    """The few row lengths batches are padded to, ascending, each about 1.2 times the one before.
+    """The few row lengths batches are padded to, ascending: 16 24 32 40 48 64 80 104 128, and so on.
 
-    An example wastes a twelfth of its row on average, and a compiler that specialises on shapes sees few.
+    Multiples of 8, each about 1.2 times the one before: an example wastes a twelfth of its row on average, and
+    a compiler that specialises on shapes sees few.
     """
     widths = [max_length]
     while widths[-1] > 16:
@@ -405,7 +415,9 @@ def plan_batches(lengths: np.ndarray, batch_size: int, max_length: int, rng: np.
     lengths     (examples,) tokens
     keep_rest   also return the last, smaller batch; otherwise fewer than batch_size examples are left out,
                 other ones at every call
-    returns     (width, example numbers) for each batch; what does not fill a batch waits for the next width
+    returns     (width, example numbers) for each batch
+
+    The fewer than batch_size rows left over at one width join those of the next, so only the last leaves any out.
     """
     widths = bucket_widths(max_length)
     if len(lengths) and lengths.max() > max_length:
@@ -468,7 +480,7 @@ class Task(NamedTuple):
 
     kind: str                                       # ner, re or qa
     folder: str = ""                                # below the data root; "" for tasks without files
-    labels: tuple[str, ...] = ()                    # all of them, or () to take the training file's
+    labels: tuple[str, ...] = ()                    # all of them; () accepts any
     negative: str | None = None                     # re: the label that means "no relation", not scored
     metric: str = "f1"                              # the score that chooses an epoch
     files: tuple[tuple[str, ...], ...] = ()         # names of train, dev, test where they are not the usual ones
@@ -531,27 +543,23 @@ def find_split(name: str, split: str, directory: str | os.PathLike | None) -> li
         raise FileNotFoundError(f"{name}: no data folder given (--data, or the variable ELECTRAMED_DATA)")
     root = Path(directory)
     patterns = (task.files or STANDARD_FILES)[SPLITS.index(split)]
-    candidates = [root, *(root / folder for folder in [match_case(root, task.folder)] if folder)]
-    for folder in candidates:
+    for folder in filter(None, [root, below(root, task.folder)]):
         for pattern in patterns:
             if found := sorted(folder.glob(pattern)):
                 return found
     raise FileNotFoundError(
-        f"{name}: no {split} file in {' or '.join(map(str, candidates))}: expected {patterns[0]}"
-        + (f" (published as {task.source})" if task.source else ""))
+        f"{name}: no {split} file in {root}" + (f" or {root / task.folder}" if task.folder else "")
+        + f": expected {' or '.join(patterns)}" + (f" (published as {task.source})" if task.source else ""))
 
 
-def match_case(root: Path, folder: str) -> str | None:
-    """Spell a relative folder as it lies on the disk, where upper and lower case may differ; None if absent."""
-    spelled: list[str] = []
+def below(root: Path, folder: str) -> Path | None:
+    """A relative folder as it lies on the disk, where upper and lower case may differ; None if absent or ""."""
     for part in Path(folder).parts:
-        here = root.joinpath(*spelled)
-        names = [entry.name for entry in here.iterdir() if entry.is_dir()] if here.is_dir() else []
-        match = [name for name in names if name.casefold() == part.casefold()]
-        if not match:
+        same = [path for path in root.glob("*") if path.is_dir() and path.name.casefold() == part.casefold()]
+        if not same:
             return None
-        spelled.append(match[0])
-    return "/".join(spelled) or None
+        root = min(same)
+    return root if folder else None
 
 
 def check_label(label: str, labels: Sequence[str], path: Path, number: int) -> str:
@@ -643,7 +651,7 @@ def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
                             raise ValueError(f"{path}: {where}: question {entry['id']}: the context does not have "
                                              f"the answer {text!r} at character {start}")
                     questions.append(Question(entry["id"], entry["question"], paragraph["context"], answers,
-                                              batch, golden.get(question_of(entry["id"]))))
+                                              batch, golden.get(re.split("[_:]", entry["id"])[0])))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not in SQuAD's form: {error!r} after {len(questions)} questions") from None
     return questions
@@ -671,13 +679,9 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} line {error.lineno}: not JSON: {error.msg}") from None
 
 
-def question_of(identifier: str) -> str:
-    """The BioASQ question a snippet belongs to: the part of its id before _ or :."""
-    return re.split("[_:]", identifier)[0]
-
-
 # --- 6. Features and decoding ---
 
+MAX_ANSWER_PIECES = 30          # TF configure_finetuning.py: longer answers are not considered
 IGNORED_LABEL = -100            # marks positions without a label; electramed.py skips them in the loss
 
 
@@ -688,7 +692,8 @@ class Feature(NamedTuple):
     input_ids: list[int]        # [CLS] A [SEP] (B [SEP])
     first_length: int           # tokens of [CLS] A [SEP]
     labels: Any                 # ner: one id a position; re: an id; qa: (start, end) positions, (0, 0) = not here
-    spots: list[tuple]          # ner: (position, word); qa: (position, first character, end, is best here)
+    spots: list[tuple]          # ner: (position, word), say (3, 1): the tag of word 1 stands at position 3;
+    #                             qa: (position, first character, end, whether this window is its best)
 
 
 def split_windows(length: int, capacity: int, stride: int) -> list[tuple[int, int]]:
@@ -783,8 +788,9 @@ def encode_questions(examples: Sequence[Question], tokenizer: Any, max_length: i
         gold = answer_pieces(offsets, *example.answers[0]) if example.answers else None
         windows = split_windows(len(ids), capacity, min(stride, capacity // 2))
         owner = best_windows(len(ids), windows)
-        # Decoding starts a span in its best window only, so that one has to hold it whole.
-        lost += bool(example.answers) and not (gold and gold[1] < windows[owner[gold[0]]][1])
+        # Decoding starts a span in its best window only, so that one has to hold it whole, and it has to be short.
+        lost += bool(example.answers) and not (gold and gold[1] - gold[0] < MAX_ANSWER_PIECES
+                                               and gold[1] < windows[owner[gold[0]]][1])
         for window, (start, end) in enumerate(windows):
             is_here = gold is not None and start <= gold[0] and gold[1] < end
             labels = tuple(before + piece - start for piece in gold) if gold and is_here else (0, 0)
@@ -811,7 +817,7 @@ class Answer(NamedTuple):
 
 
 def decode_answers(examples: Sequence[Question], features: Sequence[Feature], logits: Sequence[np.ndarray],
-                   best: int = 20, max_pieces: int = 30) -> list[list[Answer]]:
+                   best: int = 20, max_pieces: int = MAX_ANSWER_PIECES) -> list[list[Answer]]:
     """The n best spans of each example over all its windows, best first.
 
     logits   (T, 2) for each feature: start and end
@@ -1253,7 +1259,7 @@ class Progress:
 
 
 def option(default: Any, help: str, **argparse_arguments: Any) -> Any:
-    """A field of an options dataclass, with what its command-line flag needs to know."""
+    """A field of an options dataclass, with what its command-line flag needs: help, choices, at_least a number."""
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: default, metadata={"help": help, **argparse_arguments})
     return dataclasses.field(default=default, metadata={"help": help, **argparse_arguments})
@@ -1262,9 +1268,10 @@ def option(default: Any, help: str, **argparse_arguments: Any) -> Any:
 def parse_options(cls: type, description: str, arguments: Sequence[str] | None = None) -> Any:
     """Build a command line from a dataclass (a flag --like-this for each field) and parse it into an instance."""
     parser = argparse.ArgumentParser(description=description)
-    types_of = typing.get_type_hints(cls)
+    types_of, bounds = typing.get_type_hints(cls), {}
     for field in dataclasses.fields(cls):
         flag, extra = "--" + field.name.replace("_", "-"), dict(field.metadata)
+        bounds[field.name] = extra.pop("at_least", None)
         kind = types_of[field.name]
         if isinstance(kind, types.UnionType):                       # int | None: None means "not given"
             kind = typing.get_args(kind)[0]
@@ -1278,16 +1285,23 @@ def parse_options(cls: type, description: str, arguments: Sequence[str] | None =
         if default not in (None, []):
             extra["help"] += " (default: %(default)s)"
         parser.add_argument(flag, type=kind, default=default, **extra)
-    return cls(**vars(parser.parse_args(arguments)))
+    options = cls(**vars(parser.parse_args(arguments)))
+    for name, low in bounds.items():
+        value = getattr(options, name)
+        if low is not None and value is not None and not value >= low:          # "not >=": nan fails too
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {low}, not {value}")
+    return options
 
 
-def main() -> None:
-    """python data.py build | info | verify"""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """python data.py build | info | verify; returns the exit status"""
     parser = argparse.ArgumentParser(description="Make and inspect shards: a corpus tokenized for pre-training.")
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="tokenize a corpus into a shard folder; repeat to continue")
     build.add_argument("corpus", nargs="+", help="text, .gz or .xz files, or folders of them")
     build.add_argument("--vocab", required=True, help="vocab.txt, or the folder it is in")
+    build.add_argument("--cased", action="store_true", help="keep capitals and accents (default: what the "
+                       "tokenizer_config.json beside the vocabulary says, or drop them)")
     build.add_argument("--out", required=True, help="the shard folder")
     build.add_argument("--max-length", type=int, default=128, help="tokens of the longest example (default: 128)")
     build.add_argument("--seed", type=int, default=0, help="for segments and lengths (default: 0)")
@@ -1295,18 +1309,16 @@ def main() -> None:
     for name, help in (("info", "print what a shard folder holds"),
                        ("verify", "compare every shard with its SHA-256")):
         commands.add_parser(name, help=help).add_argument("shards", help="the shard folder")
-    options = parser.parse_args()
-    try:
-        if options.command == "build":
-            from tokenizer import Tokenizer         # here alone: the rest of the file needs no tokenizer module
-            build_shards(options.corpus, Tokenizer.from_file(options.vocab), options.out, options.max_length,
-                         options.seed, options.workers)
-        if options.command == "verify":
-            print(f"{verify_shards(options.shards)} shards as they were built")
-        else:
-            print(describe_shards(open_shards(getattr(options, "shards", None) or options.out)))
-    except (ValueError, OSError) as error:
-        sys.exit(report_error(error))
+    options = parser.parse_args(arguments)
+    if options.command == "build":
+        from tokenizer import Tokenizer         # here alone: the rest of the file needs no tokenizer module
+        tokenizer = Tokenizer.from_file(options.vocab, lowercase=False if options.cased else None)
+        build_shards(options.corpus, tokenizer, options.out, options.max_length, options.seed, options.workers)
+    if options.command == "verify":
+        print(f"{verify_shards(options.shards)} shards as they were built")
+    else:
+        print(describe_shards(open_shards(options.shards if options.command == "info" else options.out)))
+    return 0
 
 
 def describe_shards(shards: Shards) -> str:
@@ -1328,13 +1340,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def claim_run_folder(folder: Path, options: Any, fixed: Iterable[str]) -> None:
+def claim_run_folder(folder: Path, now: dict[str, Any], fixed: Iterable[str]) -> None:
     """Record a run's options in its folder.
 
     fixed    names of the options that what is there already depends on
     raises   ValueError when one of them is another now, naming it
     """
-    path, now = folder / "options.json", dataclasses.asdict(options)
+    path = folder / "options.json"
     if path.exists():
         try:
             before = dict(json.loads(path.read_bytes()))
@@ -1348,11 +1360,17 @@ def claim_run_folder(folder: Path, options: Any, fixed: Iterable[str]) -> None:
     write_bytes(path, json.dumps(now, indent=1).encode())
 
 
-def report_error(error: Exception) -> int:
-    """Print what is wrong with the input to stderr, on one line; returns the exit status, 2."""
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+def run_command(command: Callable[[], int]) -> int:
+    """Run a command; bad input becomes one line on stderr and exit status 2, Ctrl-C exit status 130."""
+    try:
+        return command()
+    except KeyboardInterrupt:
+        say("\ninterrupted; the same command continues")
+        return 130
+    except (ValueError, OSError) as error:
+        say(f"error: {error}")
+        return 2
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

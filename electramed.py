@@ -34,6 +34,7 @@ import json
 import math
 import os
 import struct
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
@@ -126,6 +127,9 @@ class ElectraConfig:
                           ("position_embedding_type", "absolute"), ("is_decoder", False)):
             if values.get(key, ours) != ours:
                 raise ValueError(f"{key} is {values[key]!r}, and only {ours!r} is implemented")
+        for key in ("generator_size", "mask_prob"):     # ours; some published files hold them as text, unused
+            if isinstance(values.get(key), str):
+                del values[key]
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: values[name] for name in names if name in values})
 
@@ -145,7 +149,7 @@ PRESETS = {
                            intermediate_size=4096, generator_size=0.25, mask_prob=0.25),
     "electramed": dataclasses.replace(BASE, vocab_size=31090),                     # ELECTRAMed, Table 1
     "bio-electra": dataclasses.replace(SMALL, vocab_size=31620),
-    "bio-electra-pp": dataclasses.replace(SMALL, vocab_size=31620),                # the same net, trained on
+    "bio-electra-pp": dataclasses.replace(SMALL, vocab_size=31620),                # the same, continued on full papers
 }
 
 
@@ -190,18 +194,18 @@ class EncoderLayer(nn.Module):
         self.heads = config.num_attention_heads
         self.dropout, self.attention_dropout = config.hidden_dropout_prob, config.attention_probs_dropout_prob
 
-    def forward(self, x: Tensor, additive_mask: Tensor) -> Tensor:
-        """(B, T, H) and the (B, 1, 1, T) mask added to the attention scores -> (B, T, H)."""
+    def forward(self, x: Tensor, may_attend: Tensor) -> Tensor:
+        """(B, T, H) and the (B, 1, 1, T) boolean mask, False at padding -> (B, T, H)."""
         B, T, H = x.shape
         query, key, value = (
             self.attention["self"][name](x).view(B, T, self.heads, H // self.heads).transpose(1, 2)
             for name in ("query", "key", "value"))                                 # (B, T, A, D) -> (B, A, T, D)
-        # softmax(Q K^T / sqrt(D) + mask) V, in one fused kernel
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=additive_mask.to(query.dtype),
+        # softmax(Q K^T / sqrt(D) + mask) V in one fused kernel, where the mask adds -inf at padding
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=may_attend,
                                                dropout_p=self.attention_dropout if self.training else 0.0)
         mixed = mixed.transpose(1, 2).reshape(B, T, H)                             # (B, A, T, D) -> (B, T, H)
         x = self.add_and_normalise(x, mixed, self.attention["output"])
-        inner = F.gelu(self.intermediate["dense"](x))                              # (B, T, 4H); the exact erf form
+        inner = F.gelu(self.intermediate["dense"](x))                              # (B, T, inner); the exact erf form
         return self.add_and_normalise(x, inner, self.output)
 
     def add_and_normalise(self, x: Tensor, update: Tensor, output: Any) -> Tensor:
@@ -234,10 +238,9 @@ class ElectraEncoder(nn.Module):
         x = self.embeddings(input_ids, token_type_ids)                             # (B, T, E)
         if self.embeddings_project is not None:
             x = self.embeddings_project(x)                                         # (B, T, E) -> (B, T, H)
-        # 0 where attention is allowed, a very large negative number at padding: added before the softmax
-        additive_mask = (1.0 - attention_mask[:, None, None, :].to(x.dtype)) * torch.finfo(x.dtype).min
+        may_attend = attention_mask[:, None, None, :].bool()                       # (B, 1, 1, T) not to padding
         for layer in self.encoder["layer"]:
-            x = layer(x, additive_mask)
+            x = layer(x, may_attend)
         return x
 
 
@@ -301,6 +304,7 @@ def mask_tokens(input_ids: Tensor, attention_mask: Tensor, config: ElectraConfig
     wanted = (config.mask_prob * attention_mask.sum(1).double()).round().clamp(1, N)
     wanted = torch.minimum(wanted, candidates.double())                            # (B,)
 
+    # Every candidate draws a number below 1, all others hold 2: the N smallest are N distinct random candidates.
     lottery = torch.rand(B, T, generator=generator).masked_fill(~is_candidate, 2.0)
     drawn = lottery.argsort(dim=1, stable=True)[:, :N]                             # (B, N) winners first
     is_used = torch.arange(N) < wanted[:, None]                                    # (B, N)
@@ -437,7 +441,8 @@ class ElectraForPretraining(nn.Module):
         nll = F.cross_entropy(logits.transpose(1, 2), masked.original_ids, reduction="none")   # (B, N)
         slots = masked.weights.sum() if slot_total is None else slot_total
         mlm_loss = (nll * masked.weights).sum() / (slots + EPSILON)
-        # 3. Its samples replace the originals; no gradient flows back through the draw.
+        # 3. Its samples replace the originals. argmax has no gradient: the discriminator cannot tell the generator
+        #    how to fool it (this is no GAN); the two meet in the shared embeddings alone.
         corrupted_ids, is_replaced = replace_tokens(masked, sample_tokens(logits, noise))
         # 4. The discriminator judges every real token, [CLS] and [SEP] included.
         #    L_Disc = sum(real * BCE) / sum(real)
@@ -519,6 +524,7 @@ class SpanExtractor(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         """(B, T) ids, mask and segments (1 on the passage and its [SEP]) -> (B, T, 2) logits."""
         logits = self.qa_outputs(self.electra(input_ids, attention_mask, token_type_ids)).float()
+        # allowed: the passage without the [SEP] that closes it, and position 0
         has_next = F.pad(attention_mask[:, 1:], (0, 1))            # 0 on the last real token, the passage's [SEP]
         is_allowed = token_type_ids * has_next + F.pad(torch.ones_like(token_type_ids[:, :1]),
                                                        (0, token_type_ids.shape[1] - 1))       # (B, T)
@@ -620,6 +626,7 @@ def save_pretrained(model: nn.Module, directory: str | os.PathLike, tokenizer: A
         model = model.discriminator
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     write_atomically(Path(directory) / "pytorch_model.bin", lambda file: torch.save(weights, file))
+    (Path(directory) / "model.safetensors").unlink(missing_ok=True)                # it would be read first
     config: ElectraConfig = model.config                                           # type: ignore[assignment]
     write_atomically(Path(directory) / "config.json", lambda file: file.write(config.to_json().encode()))
     if tokenizer is not None:
@@ -696,7 +703,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder}: neither model.safetensors nor pytorch_model.bin") from None
     except Exception as error:      # torch raises whatever the damaged bytes lead to
-        raise ValueError(f"{pickled}: not a readable state dict ({error})") from error
+        raise ValueError(f"{pickled}: not a readable state dict ({type(error).__name__})") from error
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -750,17 +757,24 @@ def save_checkpoint(directory: Path, step: int, model: nn.Module, optimizer: Ada
 
 
 def load_checkpoint(directory: Path, model: nn.Module, optimizer: Adam) -> int:
-    """Restore the newest readable checkpoint in place; returns its step, 0 when there is none."""
-    device = next(model.parameters()).device
-    for path in sorted(directory.glob("checkpoint-*.pt"), reverse=True):
+    """Restore the newest readable checkpoint in place; returns its step, 0 when there is none.
+
+    raises   ValueError when there are some and all are damaged
+    """
+    paths = sorted(directory.glob("checkpoint-*.pt"), reverse=True)
+    for path in paths:
         try:
-            content = torch.load(path, map_location=device, weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)      # load_state_dict moves it
         except Exception as error:      # torch raises whatever the damaged bytes lead to
-            print(f"{path} is damaged ({type(error).__name__}: {error}); trying the one before it", flush=True)
+            print(f"{path} is damaged ({type(error).__name__}): set aside as .damaged, trying the one before it",
+                  file=sys.stderr, flush=True)
+            path.rename(path.with_suffix(".damaged"))           # or it would count among the last two
             continue
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
         return content["step"]
+    if paths:
+        raise ValueError(f"{directory}: none of its checkpoints is readable: restore one, or choose another --out")
     return 0
 
 
@@ -784,7 +798,7 @@ class Device:
 
     def put(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Copy host tensors to the device."""
-        return tuple(tensor.to(self.kind, non_blocking=True) for tensor in tensors)
+        return tuple(tensor.to(self.kind) for tensor in tensors)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Matrix products in bfloat16 where that is the precision; weights, LayerNorm and losses stay float32."""

@@ -232,8 +232,9 @@ class Tokenizer:
         """Write the vocabulary and tokenizer_config.json, which keeps the casing, into a folder."""
         config = {"do_lower_case": self.lowercase, "tokenizer_class": "ElectraTokenizer"}
         Path(directory).mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(directory, name), "".join(piece + "\n" for piece in self.pieces))
         write_atomically(Path(directory, "tokenizer_config.json"), json.dumps(config, indent=2) + "\n")
+        # last: where the vocabulary is, its casing is known
+        write_atomically(Path(directory, name), "".join(piece + "\n" for piece in self.pieces))
 
     def wordpieces(self, word: str) -> list[tuple[str, int]]:
         """Spell one normalised word with the longest pieces that fit, from left to right.
@@ -464,7 +465,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
                                 epilog="example: python tokenizer.py learn corpus/*.txt.xz --size 8000 "
                                        "--out vocabulary/vocab.txt")
     learn.add_argument("corpus", nargs="+", metavar="CORPUS",
-                       help="files data.py reads: text with one sentence on each line, also .gz and .xz")
+                       help="files data.py reads, or folders: text with one sentence on each line, also .gz and .xz")
     learn.add_argument("--size", type=int, required=True, metavar="N",
                        help="pieces in the vocabulary, special tokens included: 8000 suits a corpus of a few "
                             "million words, SciVocab has 31090")
@@ -476,10 +477,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def learn_command(options: argparse.Namespace) -> str:
     """Learn and write a vocabulary; returns the line that says how it fits the text it was learnt on."""
-    from data import read_documents    # here, so that `import tokenizer` needs no other module
+    from data import corpus_files, read_documents    # here, so that `import tokenizer` needs no other module
 
     lowercase = not options.cased
-    documents = (document for path in options.corpus for document in read_documents(path))
+    documents = (document for path in corpus_files(options.corpus) for document in read_documents(path))
     word_counts = count_words((sentence for document in documents for sentence in document), lowercase)
     tokenizer = Tokenizer(learn_from_counts(word_counts, options.size), lowercase)
     tokenizer.save(options.out.parent, options.out.name)
@@ -490,10 +491,11 @@ def learn_command(options: argparse.Namespace) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    options = parse_arguments(arguments)
     try:
-        print(learn_command(parse_arguments(arguments)))
+        print(learn_command(options))
     except (OSError, ValueError) as error:
-        print(f"tokenizer.py: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -9,7 +9,7 @@ and submission format.
 
 Where it stands: data.py reads task files and makes features, electramed.py holds the heads, metrics.py the
 scores. `--init` takes a pre-training run, a fine-tuned run (SQuAD first, then BioASQ), or a published folder.
-The test set is read once a seed, after the epoch was chosen; where there is no development set, the last epoch
+The test set is scored once a seed, after the epoch was chosen; where there is no development set, the last epoch
 counts.
 Sources: ELECTRAMed Tables 5 and 7-9; TF finetune/ (qa, tagging and classification tasks).
 
@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,27 +60,22 @@ class Options:
     like: str | None = option(None, "with --init none: the model folder whose sizes and vocabulary to use "
                               "(default: runs/pretrain; without it tiny, with a vocabulary of the training set)")
     out: str = option(None, "run folder (default: runs/finetune/TASK); finished seeds are not run again")
-    seeds: int = option(1, "runs with seeds 0, 1, ...; the table gives their mean and standard deviation")
+    seeds: int = option(1, "runs with seeds 0, 1, ...; the table gives their mean and standard deviation", at_least=1)
 
-    epochs: int = option(None, "passes over the training set")
-    batch_size: int = option(None, "examples in a batch")
-    max_length: int = option(None, "tokens of the longest row; longer sentences and passages become windows")
-    learning_rate: float = option(None, "peak learning rate of the head")
-    layer_decay: float = option(None, "factor of the learning rate from each layer to the one below")
-    weight_decay: float = option(None, "decoupled weight decay")
-    dropout: float = option(None, "dropout of hidden states and attention")
+    epochs: int = option(None, "passes over the training set", at_least=1)
+    batch_size: int = option(None, "examples in a batch", at_least=1)
+    max_length: int = option(None, "tokens of the longest row; what is longer becomes windows", at_least=8)
+    learning_rate: float = option(None, "peak learning rate of the head", at_least=0)
+    layer_decay: float = option(None, "factor of the learning rate from each layer to the one below", at_least=0)
+    weight_decay: float = option(None, "decoupled weight decay", at_least=0)
+    dropout: float = option(None, "dropout of hidden states and attention", at_least=0)
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
     precision: str | None = option(None, "default: float32 on the CPU, bfloat16 on a GPU",
                                    choices=["float32", "bfloat16"])
 
-    def __post_init__(self) -> None:
-        for name in ("seeds", "epochs", "batch_size", "max_length"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
 
-
-FREE = ("out", "data", "seeds", "device", "precision")      # may change when finished seeds are kept
-FIXED = tuple(field.name for field in dataclasses.fields(Options) if field.name not in FREE)
+FREE = ("out", "seeds", "device", "precision")      # may change when finished seeds are kept
+FIXED = tuple(field.name for field in dataclasses.fields(Options) if field.name not in FREE) + ("starting_model",)
 
 WARMUP_SHARE = 0.1              # of all steps
 QUESTION_LENGTH = 64            # pieces
@@ -115,9 +110,10 @@ PUBLISHED: dict[str, dict[str, float]] = {
 # --- 2. The three kinds of task ---
 #
 # A kind says how examples become features, what the model's output for them means, how that is scored, and in
-# which form it is handed in. An output is what the head gives for one feature, cut to its real tokens.
+# which form it is handed in. An output is what the head gives for one feature, cut to its real tokens:
+# (T, C) for ner, decoded to a tag for each word; (C,) for re, to a label; (T, 2) for qa, to spans.
 
-Scores = dict[str, float]
+Measures = dict[str, float]            # name -> score; the names are the rows of the table
 
 
 class Kind(NamedTuple):
@@ -126,11 +122,11 @@ class Kind(NamedTuple):
     head: Callable[[ElectraConfig, int], nn.Module]                 # (configuration, number of labels)
     encode: Callable[..., tuple[list[Feature], str]]                # (examples, tokenizer, labels, options)
     decode: Callable[..., list]                                     # (examples, features, outputs, labels)
-    score: Callable[[Task, list, list], Scores]                     # (task, examples, predictions)
+    score: Callable[[Task, list, list], Measures]                     # (task, examples, predictions)
     write: Callable[[Task, Path, list, list], None]                 # (task, folder, examples, predictions)
 
 
-def prf(scores: metrics.Scores) -> Scores:
+def precision_recall_f1(scores: metrics.Scores) -> Measures:
     """Precision, recall and F1, over all types and for each."""
     named = {"": scores, **{f"{name} ": part for name, part in sorted(scores.per_type.items())}}
     if len(scores.per_type) == 1:
@@ -139,9 +135,9 @@ def prf(scores: metrics.Scores) -> Scores:
             for measure in ("precision", "recall", "f1")}
 
 
-def score_tags(task: Task, examples: list[data.TaggedSentence], predictions: list[list[str]]) -> Scores:
+def score_tags(task: Task, examples: list[data.TaggedSentence], predictions: list[list[str]]) -> Measures:
     """Exact-match entities by the conlleval rules."""
-    return prf(metrics.entity_scores([example.tags for example in examples], predictions))
+    return precision_recall_f1(metrics.entity_scores([example.tags for example in examples], predictions))
 
 
 def write_tags(task: Task, folder: Path, examples: list[data.TaggedSentence],
@@ -158,9 +154,10 @@ def decode_labels(examples: list, features: list[Feature], outputs: list[np.ndar
     return [labels[int(output.argmax())] for output in outputs]
 
 
-def score_labels(task: Task, examples: list[data.LabelledText], predictions: list[str]) -> Scores:
+def score_labels(task: Task, examples: list[data.LabelledText], predictions: list[str]) -> Measures:
     """Micro precision, recall and F1 over the labels but the negative one."""
-    return prf(metrics.relation_scores([example.label for example in examples], predictions, task.negative or ""))
+    gold = [example.label for example in examples]
+    return precision_recall_f1(metrics.relation_scores(gold, predictions, task.negative or ""))
 
 
 def write_labels(task: Task, folder: Path, examples: list[data.LabelledText], predictions: list[str]) -> None:
@@ -186,13 +183,13 @@ def merged_answers(examples: list[data.Question], predictions: list[list[data.An
         for example, answers in zip(examples, predictions)})
 
 
-def score_answers(task: Task, examples: list[data.Question], predictions: list[list[data.Answer]]) -> Scores:
+def score_answers(task: Task, examples: list[data.Question], predictions: list[list[data.Answer]]) -> Measures:
     """SQuAD's exact match and F1, or BioASQ's measures: over all questions and for each test batch."""
     if task.metric != "mrr":
         best = {example.id: answers[0].text if answers else "" for example, answers in zip(examples, predictions)}
         gold = {example.id: [text for text, _ in example.answers] for example in examples}
         return metrics.squad_scores(best, gold)._asdict()
-    scores: Scores = {}
+    scores: Measures = {}
     batches = sorted({example.batch for example in examples if example.batch})
     for prefix, batch in [("", None), *((f"batch {batch} ", batch) for batch in batches)]:
         chosen = [i for i, example in enumerate(examples) if batch in (None, example.batch)]
@@ -219,7 +216,7 @@ def write_answers(task: Task, folder: Path, examples: list[data.Question],
                          json.dumps({"questions": questions}, indent=1, ensure_ascii=False).encode())
 
 
-KINDS = {
+PARTS_OF = {
     "ner": Kind(TokenTagger,
                 lambda examples, tokenizer, labels, options:
                     data.encode_tagging(examples, tokenizer, labels, options.max_length),
@@ -277,21 +274,21 @@ def predict(model: nn.Module, features: Sequence[Feature], options: Options, pad
 
 
 def evaluate(model: nn.Module, split: str, prepared: Prepared, options: Options,
-             device: Device) -> tuple[Scores, list]:
-    """Scores and predictions on a split."""
-    kind = KINDS[prepared.task.kind]
+             device: Device) -> tuple[Measures, list]:
+    """Measures and predictions on a split."""
+    kind = PARTS_OF[prepared.task.kind]
     examples, features = prepared.examples[split], prepared.features[split]
     outputs = predict(model, features, options, prepared.tokenizer.pad_id, device)
     predictions = kind.decode(examples, features, outputs, prepared.labels)
     return kind.score(prepared.task, examples, predictions), predictions
 
 
-def train_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> Scores:
+def train_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> Measures:
     """Fine-tune once; writes log.csv, the model, the test predictions and scores.json; returns the test scores."""
     task, features = prepared.task, prepared.features["train"]
     device = Device.choose(options.device, options.precision)
     torch.manual_seed(data.seed_for(seed, 0, "weights"))
-    model = KINDS[task.kind].head(prepared.config, len(prepared.labels))
+    model = PARTS_OF[task.kind].head(prepared.config, len(prepared.labels))
     if prepared.init:
         load_encoder(model, prepared.init)
     model.to(device.kind).train()
@@ -299,6 +296,7 @@ def train_seed(seed: int, prepared: Prepared, options: Options, folder: Path) ->
     lengths = np.array([len(feature.input_ids) for feature in features])
     per_epoch = -(-len(features) // options.batch_size)
     total_steps = options.epochs * per_epoch
+    warmup_steps = int(WARMUP_SHARE * total_steps)
     best_score, best_weights, dev_scores = -1.0, None, {}
     log = ["epoch,loss,dev_" + task.metric]
     progress, step = data.Progress(total_steps, f"steps of seed {seed}"), 0
@@ -314,8 +312,7 @@ def train_seed(seed: int, prepared: Prepared, options: Options, folder: Path) ->
                 loss = model.loss(model(*inputs), labels)                          # type: ignore[operator]
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            warmup = int(WARMUP_SHARE * total_steps)
-            optimizer.update(learning_rate_at(step, total_steps, warmup, options.learning_rate))
+            optimizer.update(learning_rate_at(step, total_steps, warmup_steps, options.learning_rate))
             losses.append(loss.detach())
             step += 1
             progress.show(step)
@@ -334,7 +331,7 @@ def train_seed(seed: int, prepared: Prepared, options: Options, folder: Path) ->
     test_scores, predictions = evaluate(model, "test", prepared, options, device)
     folder.mkdir(parents=True, exist_ok=True)
     data.write_bytes(folder / "log.csv", ("\n".join(log) + "\n").encode())
-    KINDS[task.kind].write(task, folder, prepared.examples["test"], predictions)
+    PARTS_OF[task.kind].write(task, folder, prepared.examples["test"], predictions)
     save_pretrained(model, folder / "model", prepared.tokenizer)
     scores_json = json.dumps({"dev": dev_scores, "test": test_scores}, indent=1)
     data.write_bytes(folder / "scores.json", scores_json.encode())         # last: this seed is finished
@@ -357,10 +354,18 @@ def find_model(options: Options) -> tuple[Path | None, Path | None]:
     return None, model_folder(options.like or default) if options.like or has_default else None
 
 
-def prepare(options: Options) -> Prepared:
-    """Read the task's files, find the model to start from, and make the features; says what was cut or split."""
+def fingerprint(init: Path | None, like: Path | None) -> str:
+    """A short hash of what a run starts from: sizes, vocabulary, and the weights unless it starts from scratch."""
+    digest = hashlib.sha256(b"" if init else b"from scratch")
+    for name in ("config.json", "vocab.txt", *(("model.safetensors", "pytorch_model.bin") if init else ())):
+        if like and (like / name).is_file():
+            digest.update((like / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def prepare(options: Options, init: Path | None, like: Path | None) -> Prepared:
+    """Read the task's files, and the tokenizer, and make the features; says what was cut, split or has no answer."""
     task = data.TASKS[options.task]
-    init, like = find_model(options)
     examples = {"train": data.read_task(options.task, "train", options.data)}
     try:
         examples["dev"] = data.read_task(options.task, "dev", options.data)
@@ -379,8 +384,11 @@ def prepare(options: Options) -> Prepared:
                          "positions")
     features = {}
     for split, part in examples.items():
-        features[split], note = KINDS[task.kind].encode(part, tokenizer, task.labels, options)
+        features[split], note = PARTS_OF[task.kind].encode(part, tokenizer, task.labels, options)
         say(f"{options.task} {split}: {len(part):,} examples, {note}")
+        without = sum(not (example.answers or example.gold) for example in part) if task.kind == "qa" else 0
+        if without:
+            say(f"*** {without} questions of {split} have no gold answer and score 0: the golden files are missing ***")
     return Prepared(task, task.labels, tokenizer, config, init, examples, features)
 
 
@@ -390,26 +398,29 @@ def training_texts(examples: list) -> list[str]:
             else " ".join(part for part in example if isinstance(part, str)) for example in examples]
 
 
-def score_table(options: Options, results: list[Scores]) -> str:
+def score_table(options: Options, results: list[Measures]) -> str:
     """One line a measure, in percent: mean and standard deviation over the seeds, and the paper's figure."""
     published = PUBLISHED.get(options.task, {})
+    measures = dict.fromkeys(measure for result in results for measure in result)      # a type may be in one only
     lines = [f"{options.task}, test set, {len(results)} seed{'s' * (len(results) > 1)}",
              f"{'':28}{'mean':>8}{'sd':>8}" + (f"{'ELECTRAMed':>12}" if published else "")]
-    for measure in results[0]:
-        mean, sd = metrics.mean_and_sd([result[measure] for result in results])
+    for measure in measures:
+        mean, sd = metrics.mean_and_sd([result.get(measure, 0.0) for result in results])
         lines.append(f"{measure:28}{100 * mean:8.2f}{100 * sd:8.2f}"
                      + (f"{published[measure]:12.2f}" if measure in published else ""))
     return "\n".join(lines)
 
 
-def run(options: Options) -> None:
-    """Fine-tune with every seed that is not finished yet, then write and print the table."""
+def run(options: Options) -> int:
+    """Fine-tune with every seed that is not finished yet, then write and print the table; returns 0."""
     out = Path(options.out)
-    data.claim_run_folder(out, options, FIXED if any(out.glob("seed-*/scores.json")) else ())
+    init, like = find_model(options)
+    record = {**dataclasses.asdict(options), "starting_model": fingerprint(init, like)}
+    data.claim_run_folder(out, record, FIXED if any(out.glob("seed-*/scores.json")) else ())
     folders = [out / f"seed-{seed}" for seed in range(options.seeds)]
     unfinished = [seed for seed, folder in enumerate(folders) if not (folder / "scores.json").is_file()]
     if unfinished:
-        prepared = prepare(options)
+        prepared = prepare(options, init, like)
     for seed in unfinished:
         scores = train_seed(seed, prepared, options, folders[seed])
         metric = prepared.task.metric
@@ -420,8 +431,11 @@ def run(options: Options) -> None:
     # The model to use: that of the best development score, never chosen by the test set.
     metric = data.TASKS[options.task].metric
     best = max(range(options.seeds), key=lambda seed: results[seed]["dev"].get(metric, 0.0))
-    shutil.copytree(folders[best] / "model", out / "model", dirs_exist_ok=True)
+    (out / "model").mkdir(exist_ok=True)
+    for file in (folders[best] / "model").iterdir():
+        data.write_bytes(out / "model" / file.name, file.read_bytes())
     print(f"{table}\n\npredictions are in {folders[best]}, the model in {out / 'model'}", flush=True)
+    return 0
 
 
 # --- 5. Command line ---
@@ -434,12 +448,9 @@ def complete(options: Options) -> Options:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, run, and turn bad input into one line and exit status 2."""
-    try:
-        run(complete(data.parse_options(Options, "Fine-tune ELECTRA on a task.", arguments)))
-        return 0
-    except (ValueError, OSError) as error:
-        return data.report_error(error)
+    """Parse the command line and run; returns the exit status."""
+    return data.run_command(lambda: run(complete(
+        data.parse_options(Options, "Fine-tune ELECTRA on a task.", arguments))))
 
 
 if __name__ == "__main__":

@@ -9,17 +9,15 @@ step, the loop that can be stopped at any moment and continued exactly, evaluati
 Where it stands: tokenizer.py and data.py make the batches, electramed.py the model, metrics.py the scores; the
 model this writes (OUT/model, in the Hugging Face layout) is what train_finetune.py starts from.
 Everything random in step k (order, mask, dropout, sampling) is seeded from (seed, k): a resumed run equals an
-unbroken one bit by bit on the same device and precision, and no generator state is ever saved.
+unbroken one bit by bit on a CPU (on a GPU up to the order of atomic additions), and no generator state is saved.
 Sources: ELECTRAMed Table 1, Bio-ELECTRA section 3, TF run_pretraining.py and configure_pretraining.py.
 
     1. Options and presets    2. Data    3. One step    4. The loop    5. Evaluation    6. Command line
 """
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
-import io
 import math
 import os
 import signal
@@ -40,7 +38,7 @@ import torch.nn.functional as F
 import data
 import metrics
 from data import option, say
-from electramed import (PRESETS, Adam, Device, ElectraConfig, ElectraForPretraining, PretrainOutput,
+from electramed import (PRESETS, Adam, Device, ElectraConfig, ElectraForPretraining, MaskedBatch, PretrainOutput,
                         learning_rate_at, load_checkpoint, mask_tokens, parameter_groups, save_checkpoint,
                         save_pretrained)
 from tokenizer import Tokenizer, learn_vocab
@@ -56,7 +54,7 @@ class Options:
     corpus: list[str] = option([], "text files (one sentence a line, an empty line between documents; .gz and "
                                ".xz too), folders of them, or a shard folder (default: the synthetic corpus)")
     vocab: str | None = option(None, "vocab.txt, or the folder it is in (default: learnt on the corpus)")
-    vocab_size: int = option(None, "size of the vocabulary that is learnt, wordpieces")
+    vocab_size: int = option(None, "size of the vocabulary that is learnt, wordpieces", at_least=1)
     cased: bool = option(None, "keep capitals and accents (bio-electra does)")
     out: str = option("runs/pretrain", "run folder; the same command on an existing one continues it")
 
@@ -70,26 +68,21 @@ class Options:
     mask_prob: float = option(None, "share of the tokens that are chosen for masking")
     dropout: float = option(None, "dropout of hidden states and attention")
 
-    steps: int = option(None, "updates")
-    batch_size: int = option(None, "examples in a batch")
-    max_length: int = option(None, "tokens of the longest example")
-    learning_rate: float = option(None, "peak learning rate")
-    warmup_steps: int = option(None, "updates until the peak")
-    weight_decay: float = option(None, "decoupled weight decay")
-    seed: int = option(0, "decides everything random")
+    steps: int = option(None, "updates", at_least=1)
+    batch_size: int = option(None, "examples in a batch", at_least=1)
+    max_length: int = option(None, "tokens of the longest example", at_least=8)
+    learning_rate: float = option(None, "peak learning rate", at_least=0)
+    warmup_steps: int = option(None, "updates until the peak", at_least=0)
+    weight_decay: float = option(None, "decoupled weight decay", at_least=0)
+    seed: int = option(0, "decides everything random", at_least=0)
 
-    log_every: int = option(50, "steps between two rows of log.csv")
-    eval_every: int = option(1000, "steps between two rows of eval.csv")
-    checkpoint_every: int = option(500, "steps between two checkpoints")
-    max_minutes: float | None = option(None, "stop after that many minutes; the same command continues")
+    log_every: int = option(50, "steps between two rows of log.csv", at_least=1)
+    eval_every: int = option(1000, "steps between two rows of eval.csv", at_least=1)
+    checkpoint_every: int = option(500, "steps between two checkpoints", at_least=1)
+    max_minutes: float | None = option(None, "stop after that many minutes; the same command continues", at_least=0)
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
     precision: str | None = option(None, "default: float32 on the CPU, bfloat16 on a GPU",
                                    choices=["float32", "bfloat16"])
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "max_length", "log_every", "eval_every", "checkpoint_every"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
 
 
 DATA_FIELDS = ("corpus", "vocab", "vocab_size", "cased", "max_length", "seed")     # shards depend on these
@@ -110,7 +103,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "large": {**ELECTRA_BASE, "batch_size": 2048},
     "electramed": {**ELECTRA_BASE, "vocab_size": 31090},                   # ELECTRAMed, Table 1
     "bio-electra": BIO_ELECTRA,
-    "bio-electra-pp": BIO_ELECTRA,          # 1.8M further steps from Bio-ELECTRA's weights, on full papers
+    "bio-electra-pp": BIO_ELECTRA,          # the same schedule anew, on full papers
 }
 MODEL_FIELDS = ("embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
                 "initializer_range", "generator_size", "mask_prob")
@@ -125,13 +118,19 @@ def complete(options: Options) -> Options:
                                            if getattr(options, name) is None})
 
 
-def model_config(options: Options, tokenizer: Tokenizer) -> ElectraConfig:
-    """The discriminator's configuration for completed options and this vocabulary."""
+def network(options: Options) -> ElectraConfig:
+    """The discriminator's configuration for completed options, as far as it needs no vocabulary."""
+    preset = PRESETS[options.preset]
     return dataclasses.replace(
-        PRESETS[options.preset], **{name: getattr(options, name) for name in MODEL_FIELDS},
+        preset, **{name: getattr(options, name) for name in MODEL_FIELDS},
         hidden_dropout_prob=options.dropout, attention_probs_dropout_prob=options.dropout,
-        max_position_embeddings=max(options.max_length, PRESETS[options.preset].max_position_embeddings),
-        vocab_size=len(tokenizer.pieces), pad_token_id=tokenizer.pad_id, cls_token_id=tokenizer.cls_id,
+        max_position_embeddings=max(options.max_length, preset.max_position_embeddings))
+
+
+def with_vocabulary(config: ElectraConfig, tokenizer: Tokenizer) -> ElectraConfig:
+    """The configuration for this vocabulary: its size and its special ids."""
+    return dataclasses.replace(
+        config, vocab_size=len(tokenizer.pieces), pad_token_id=tokenizer.pad_id, cls_token_id=tokenizer.cls_id,
         sep_token_id=tokenizer.sep_id, mask_token_id=tokenizer.mask_id)
 
 
@@ -163,7 +162,7 @@ def prepare_data(options: Options) -> tuple[Tokenizer, data.Shards]:
     if options.vocab:
         tokenizer = load_tokenizer(options.vocab, options)
     elif (out / "vocab.txt").exists():
-        tokenizer = Tokenizer.from_file(out)
+        tokenizer = Tokenizer.from_file(out, lowercase=not options.cased)
     else:
         sentences = (sentence for file in files for document in data.read_documents(file) for sentence in document)
         say(f"learning a vocabulary of {options.vocab_size:,} wordpieces")
@@ -215,17 +214,17 @@ def forward(model: ElectraForPretraining, batch: data.Batch, seed: int, step: in
     masked = mask_tokens(ids, real, model.config, generator)
     device.seed(data.seed_for(seed, step, "device"))                               # dropout and sampling noise
     with device.autocast():
-        return model(type(masked)(*device.put(*masked)), *device.put(real, segments))
+        return model(MaskedBatch(*device.put(*masked)), *device.put(real, segments))
 
 
 def training_step(model: ElectraForPretraining, optimizer: Adam, batch: data.Batch, options: Options, step: int,
-                  device: Device) -> PretrainOutput:
-    """One update at its learning rate, with the gradient clipped to norm 1."""
+                  device: Device) -> tuple[torch.Tensor, torch.Tensor]:
+    """One update, with the gradient clipped to norm 1; returns the generator's and the discriminator's loss."""
     output = forward(model, batch, options.seed, step, device)
     output.loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.update(learning_rate_at(step, options.steps, options.warmup_steps, options.learning_rate))
-    return output
+    return output.mlm_loss.detach(), output.discriminator_loss.detach()
 
 
 # --- 4. The loop ---
@@ -247,59 +246,6 @@ class Stop:
         self.signal = number
 
 
-def train(options: Options) -> int:
-    """Run or continue a pre-training run to its end, or to where it is stopped; returns the exit status."""
-    out = Path(options.out)
-    has_begun = any(out.glob("checkpoint-*.pt"))
-    has_data = (out / "vocab.txt").exists() or (out / "shards").exists()
-    data.claim_run_folder(out, options, FIXED if has_begun else DATA_FIELDS if has_data else ())
-    tokenizer, shards = prepare_data(options)
-    device = Device.choose(options.device, options.precision)
-    torch.manual_seed(data.seed_for(options.seed, 0, "weights"))
-    model = ElectraForPretraining(model_config(options, tokenizer)).to(device.kind)
-    optimizer = Adam(parameter_groups(model, options.weight_decay))
-    order = BatchOrder(shards, options)
-    start = step = load_checkpoint(out, model, optimizer)
-    log = CsvLog(out / "log.csv", step, LOG_COLUMNS)
-    evaluations = CsvLog(out / "eval.csv", step, Evaluation._fields)
-    say(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters, "
-        f"{len(order.lengths):,} examples, {device.kind} {device.precision}"
-        + (f", continuing after step {step:,}" if step else ""))
-
-    stop, progress, tokens, since = Stop(), data.Progress(options.steps, "steps", step), 0, time.monotonic()
-    deadline = math.inf if options.max_minutes is None else since + 60 * options.max_minutes
-    while step < options.steps and stop.signal is None and time.monotonic() < deadline:
-        batch = order.batch(step, tokenizer.pad_id)
-        output = training_step(model, optimizer, batch, options, step, device)
-        step += 1
-        tokens += int(batch.attention_mask.sum())
-        if step == 1 or step % options.log_every == 0 or step == options.steps:
-            mlm_loss, discriminator_loss = output.mlm_loss.item(), output.discriminator_loss.item()
-            if not math.isfinite(mlm_loss + discriminator_loss):
-                raise ValueError(f"the loss of step {step} is not finite (generator {mlm_loss}, discriminator "
-                                 f"{discriminator_loss}): lower --learning-rate, or continue from the last "
-                                 f"checkpoint in {out}")
-            now = time.monotonic()
-            rate = learning_rate_at(step - 1, options.steps, options.warmup_steps, options.learning_rate)
-            log.write(step, rate, mlm_loss, discriminator_loss, tokens / (now - since))
-            tokens, since = 0, now
-            progress.show(step, f"generator {mlm_loss:.2f}, discriminator {discriminator_loss:.3f} nats")
-        if step % options.eval_every == 0 or step == options.steps:
-            if len(shards.held_out):
-                evaluations.write(*evaluate(model, shards, options, tokenizer.pad_id, step, device))
-        if step % options.checkpoint_every == 0 or step == options.steps:
-            save_checkpoint(out, step, model, optimizer)
-    progress.finish()
-    if step < options.steps:
-        if step > start:
-            save_checkpoint(out, step, model, optimizer)
-        say(f"stopped after step {step:,} of {options.steps:,}; the same command continues")
-        return 130 if stop.signal == signal.SIGINT else 0
-    save_pretrained(model, out / "model", tokenizer)
-    summarise(out, model, shards, options, tokenizer, device)
-    return 0
-
-
 class CsvLog:
     """A CSV file with one row a step; opening it drops the rows after `step`, which will be run again."""
 
@@ -313,10 +259,67 @@ class CsvLog:
 
     def write(self, step: int, *values: float) -> None:
         """Append one row and hand it to the system at once."""
-        row = io.StringIO()
-        csv.writer(row, lineterminator="\n").writerow([step, *(f"{value:.6g}" for value in values)])
         with open(self.path, "a") as file:
-            file.write(row.getvalue())
+            file.write(",".join([str(step), *(f"{value:.6g}" for value in values)]) + "\n")
+
+
+def train(options: Options) -> int:
+    """Run or continue a pre-training run to its end, or to where it is stopped; returns the exit status."""
+    began = time.monotonic()
+    out, device, config = Path(options.out), Device.choose(options.device, options.precision), network(options)
+    # Three ages of a run folder: trained steps fix all that alters the result, data alone fixes what shards
+    # depend on, an empty folder fixes nothing.
+    has_begun = any(out.glob("checkpoint-*.pt"))
+    has_data = any((out / name).exists() for name in ("corpus.txt", "vocab.txt", "shards"))
+    data.claim_run_folder(out, dataclasses.asdict(options), FIXED if has_begun else DATA_FIELDS if has_data else ())
+    tokenizer, shards = prepare_data(options)
+    torch.manual_seed(data.seed_for(options.seed, 0, "weights"))
+    model = ElectraForPretraining(with_vocabulary(config, tokenizer)).to(device.kind)
+    optimizer = Adam(parameter_groups(model, options.weight_decay))
+    order = BatchOrder(shards, options)
+    step = load_checkpoint(out, model, optimizer)
+    log = CsvLog(out / "log.csv", step, LOG_COLUMNS)
+    evaluations = CsvLog(out / "eval.csv", step, Evaluation._fields)
+    say(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters, "
+        f"{len(order.lengths):,} examples, {device.kind} {device.precision}"
+        + (f", continuing after step {step:,}" if step else ""))
+
+    stop, progress, tokens, since = Stop(), data.Progress(options.steps, "steps", step), 0, time.monotonic()
+    deadline = math.inf if options.max_minutes is None else began + 60 * options.max_minutes
+    is_stopped = time.monotonic() >= deadline
+    while step < options.steps and not is_stopped:
+        batch = order.batch(step, tokenizer.pad_id)
+        losses = training_step(model, optimizer, batch, options, step, device)
+        step += 1
+        tokens += int(batch.attention_mask.sum())
+        is_last = step == options.steps
+        is_stopped = stop.signal is not None or time.monotonic() >= deadline
+        is_logged = step == 1 or step % options.log_every == 0 or is_last
+        is_saved = step % options.checkpoint_every == 0 or is_last or is_stopped
+        if is_logged or is_saved:
+            mlm_loss, discriminator_loss = (loss.item() for loss in losses)
+            if not math.isfinite(mlm_loss + discriminator_loss):        # a checkpoint of nan would end the run for good
+                raise ValueError(f"the loss of step {step} is not finite (generator {mlm_loss}, discriminator "
+                                 f"{discriminator_loss}): start again with a lower --learning-rate and another --out")
+        now = time.monotonic()
+        if is_logged:
+            rate = learning_rate_at(step - 1, options.steps, options.warmup_steps, options.learning_rate)
+            log.write(step, rate, mlm_loss, discriminator_loss, tokens / (now - since))
+            tokens, since = 0, now
+            progress.show(step, f"generator {mlm_loss:.2f}, discriminator {discriminator_loss:.3f} nats")
+        if len(shards.held_out) and (step % options.eval_every == 0 or is_last):
+            found = held_out_outputs(model, shards, options, tokenizer.pad_id, device)
+            evaluations.write(*evaluate(step, found))
+        if is_saved:
+            save_checkpoint(out, step, model, optimizer)
+        since += time.monotonic() - now                                 # tokens per second of training alone
+    progress.finish()
+    if step < options.steps:
+        say(f"stopped after step {step:,} of {options.steps:,}; the same command continues")
+        return 130 if stop.signal == signal.SIGINT else 0
+    save_pretrained(model, out / "model", tokenizer)
+    summarise(out, model, shards, options, tokenizer, device)
+    return 0
 
 
 # --- 5. Evaluation ---
@@ -366,10 +369,8 @@ def held_out_outputs(model: ElectraForPretraining, shards: data.Shards, options:
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def evaluate(model: ElectraForPretraining, shards: data.Shards, options: Options, pad_id: int, step: int,
-             device: Device) -> Evaluation:
-    """Both networks' losses and scores on the held-out documents."""
-    found = held_out_outputs(model, shards, options, pad_id, device)
+def evaluate(step: int, found: dict[str, np.ndarray]) -> Evaluation:
+    """Both networks' losses and scores, from held_out_outputs."""
     said, truth = found["logits"] > 0, found["is_replaced"]
     bce = np.logaddexp(0, np.where(truth, -found["logits"], found["logits"]))      # -ln sigmoid(+-logit)
     return Evaluation(
@@ -397,14 +398,17 @@ def summarise(out: Path, model: ElectraForPretraining, shards: data.Shards, opti
         found = held_out_outputs(model, shards, options, tokenizer.pad_id, device)
         blind_mlm, blind_replaced = blind_baselines(shards, found["is_replaced"],
                                                     [tokenizer.cls_id, tokenizer.sep_id])
-        result = evaluate(model, shards, options, tokenizer.pad_id, options.steps, device)
+        result = evaluate(options.steps, found)
         print(f"\non held-out documents      learnt    blind\n"
               f"masked-token loss         {result.mlm_loss:7.3f}  {blind_mlm:7.3f}  nats (unigram entropy)\n"
               f"masked-token accuracy     {result.mlm_accuracy:7.3f}\n"
               f"replaced-token loss       {result.discriminator_loss:7.3f}  {blind_replaced:7.3f}  nats "
               f"(entropy of the replaced rate, {found['is_replaced'].mean():.3f})\n"
               f"replaced-token AUC        {result.discriminator_auc:7.3f}  {0.5:7.3f}")
-    task = "--task ncbi-disease" if options.corpus else "--task demo-ner"
+    else:
+        print("\nno held-out documents to measure on: the corpus has fewer than "
+              f"{data.HELD_OUT_EVERY} (an empty line ends a document)")
+    task = "--task ncbi-disease --data FOLDER" if options.corpus else "--task demo-ner"
     init = "" if out == Path("runs/pretrain") else f" --init {out}"
     print(f"\nthe model is in {out / 'model'}; next: python train_finetune.py {task}{init}", flush=True)
 
@@ -412,12 +416,9 @@ def summarise(out: Path, model: ElectraForPretraining, shards: data.Shards, opti
 # --- 6. Command line ---
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, run, and turn bad input into one line and exit status 2."""
-    try:
-        options = complete(data.parse_options(Options, "Pre-train ELECTRA on a corpus.", arguments))
-        return train(options)
-    except (ValueError, OSError) as error:
-        return data.report_error(error)
+    """Parse the command line and run; returns the exit status."""
+    return data.run_command(lambda: train(complete(
+        data.parse_options(Options, "Pre-train ELECTRA on a corpus.", arguments))))
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ from data import (
     IGNORED_LABEL, TASKS, LabelledText, Question, SyntheticWorld, TaggedSentence, best_windows, bucket_widths,
     build_examples, build_shards, claim_run_folder, corpus_files, decode_answers, decode_tags,
     encode_classification, encode_questions, encode_tagging, find_task, open_shards, pad_batch, parse_options,
-    plan_batches, question_of, read_documents, read_task, seed_for, split_segments, split_windows,
+    plan_batches, read_documents, read_task, seed_for, split_segments, split_windows,
     synthetic_corpus, verify_shards)
+from metrics import bioasq_question_id
 from tokenizer import SPECIAL_TOKENS, Tokenizer
 
 ROOT = Path(data.__file__).parent
@@ -715,7 +716,6 @@ def test_squad_is_read_with_and_without_answers(tmp_path):
     assert read_task("qa", "train", tmp_path) == [
         Question("x_001", "What fell?", "The Fever fell.", [("Fever", 4)]),
         Question("x_002", "Who?", "No.", [])]
-    assert [question_of(id) for id in ("5c5f_000", "58ed:5", "7")] == ["5c5f", "58ed", "7"]
 
 
 def write_bioasq(folder):
@@ -801,7 +801,7 @@ def test_a_kind_reads_one_split_of_a_folder_of_ones_own(tmp_path, kind, suffixes
 
 @pytest.mark.parametrize("arguments, error, message", [
     (("ncbi-disease", "dev"), FileNotFoundError,
-     r"ncbi-disease: no dev file in .*: expected dev\.txt \(published as gmpoli/electramed, data/NER/NCBI"),
+     r"ncbi-disease: no dev file in .*: expected dev\.txt or .* \(published as gmpoli/electramed, data/NER/NCBI"),
     (("bioasq7b", "test"), FileNotFoundError, r"bioasq7b: no test file in .*: expected BioASQ-test-factoid-7b"),
     (("ner", "tests"), ValueError, "split 'tests': expected one of train, dev, test"),
     (("demo-ner", "tests"), ValueError, "split 'tests': expected one of train, dev, test"),
@@ -872,10 +872,10 @@ def test_rows_equal_what_a_csv_reader_finds(real_data, folder, split, rows, nega
 
 def test_bioasq_questions_are_as_many_as_published(real_data):
     train, dev, test = (read_task("bioasq7b", split, real_data) for split in ("train", "dev", "test"))
-    assert len(train) == 2643 + 2149 and len({question_of(q.id) for q in train}) == 344 + 386
-    assert (len(dev), len({q.question for q in dev}), len({question_of(q.id) for q in dev})) == (1621, 177, 178)
+    assert len(train) == 2643 + 2149 and len({bioasq_question_id(q.id) for q in train}) == 344 + 386
+    assert (len(dev), len({q.question for q in dev}), len({bioasq_question_id(q.id) for q in dev})) == (1621, 177, 178)
     assert Counter(q.batch for q in test) == {1: 98, 2: 56, 3: 84, 4: 90}
-    assert Counter(batch for batch, _ in {(q.batch, question_of(q.id)) for q in test}) == {
+    assert Counter(batch for batch, _ in {(q.batch, bioasq_question_id(q.id)) for q in test}) == {
         1: 39, 2: 25, 3: 29, 4: 34}
     assert all(q.gold and all(isinstance(name, str) for name in q.gold) and not q.answers for q in test)
     assert all(q.context[start:start + len(text)] == text for q in train + dev for text, start in q.answers)
@@ -1241,16 +1241,16 @@ def test_help_tells_every_flag_and_default(capsys):
 
 def test_a_run_folder_belongs_to_the_options_its_content_depends_on(tmp_path):
     folder, fixed = tmp_path / "runs" / "one", ("batch_size", "corpus", "compile")
-    claim_run_folder(folder, Options(), fixed)
+    claim_run_folder(folder, dataclasses.asdict(Options()), fixed)
     assert json.loads((folder / "options.json").read_bytes()) == dataclasses.asdict(Options())
-    claim_run_folder(folder, Options(device="cpu", max_minutes=2.0), fixed)
+    claim_run_folder(folder, dataclasses.asdict(Options(device="cpu", max_minutes=2.0)), fixed)
     assert json.loads((folder / "options.json").read_bytes())["max_minutes"] == 2.0
     before = contents(folder)
     for change, message in (({"batch_size": 9}, "--batch-size 8, now 9"),
                             ({"compile": True}, "--compile False, now True"),
                             ({"corpus": ["a"]}, r"--corpus \[\], now \['a'\]")):
         with pytest.raises(ValueError, match=rf"one holds a run with {message}"):
-            claim_run_folder(folder, dataclasses.replace(Options(), **change), fixed)
+            claim_run_folder(folder, dataclasses.asdict(dataclasses.replace(Options(), **change)), fixed)
     assert contents(folder) == before
 
 
@@ -1258,7 +1258,7 @@ def test_a_run_folder_belongs_to_the_options_its_content_depends_on(tmp_path):
 def test_damaged_options_are_named(tmp_path, content):
     write(tmp_path / "options.json", content)
     with pytest.raises(ValueError, match=r"options\.json"):
-        claim_run_folder(tmp_path, Options(), ("batch_size",))
+        claim_run_folder(tmp_path, dataclasses.asdict(Options()), ("batch_size",))
 
 
 @pytest.mark.parametrize("is_terminal, shown", [
@@ -1287,10 +1287,31 @@ def test_progress_counts_its_rate_from_where_it_resumed(monkeypatch, capsys):
     assert capsys.readouterr().err == "1,050 documents, 5.0/s\n"
 
 
-def test_an_error_is_one_line_on_stderr_and_status_2(capsys):
-    assert data.report_error(ValueError("train.csv line 3: expected 3 columns, found 2")) == 2
+@pytest.mark.parametrize("error, status, said", [
+    (ValueError("train.csv line 3: expected 3 columns, found 2"), 2,
+     "error: train.csv line 3: expected 3 columns, found 2\n"),
+    (FileNotFoundError("no.txt: no such file"), 2, "error: no.txt: no such file\n"),
+    (KeyboardInterrupt(), 130, "\ninterrupted; the same command continues\n")])
+def test_what_ends_a_command_is_one_line_on_stderr_and_a_status(error, status, said, capsys):
+    def command() -> int:
+        raise error
+    assert data.run_command(command) == status
+    assert data.run_command(lambda: 0) == 0
     captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "error: train.csv line 3: expected 3 columns, found 2\n")
+    assert (captured.out, captured.err) == ("", said)
+
+
+def test_a_number_below_its_bound_is_refused_by_its_flag():
+    @dataclasses.dataclass
+    class Bounded:
+        steps: int = data.option(None, "updates", at_least=1)
+        rate: float = data.option(0.5, "peak", at_least=0)
+
+    assert parse_options(Bounded, "", ["--steps", "1"]) == Bounded(1, 0.5)
+    for arguments, message in ((["--steps", "0"], "--steps must be at least 1, not 0"),
+                               (["--rate", "-1"], "--rate must be at least 0"), (["--rate", "nan"], "--rate must be")):
+        with pytest.raises(ValueError, match=message):
+            parse_options(Bounded, "", arguments)
 
 
 def command(*arguments):

@@ -976,7 +976,8 @@ def test_loading_runs_no_pickled_code(saved, tmp_path):
     torch.save({"step": Bomb(tmp_path / "exploded")}, tmp_path / "checkpoint-00000001.pt")
     with pytest.raises(ValueError, match="not a readable state dict"):
         load_pretrained(folder)
-    assert load_checkpoint(tmp_path, model, Adam(parameter_groups(model, 0.01))) == 0
+    with pytest.raises(ValueError, match="none of its checkpoints is readable"):
+        load_checkpoint(tmp_path, model, Adam(parameter_groups(model, 0.01)))
     assert not (tmp_path / "exploded").exists()
 
 
@@ -1072,9 +1073,11 @@ def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_falls_back(tmp_path
     assert load_checkpoint(tmp_path, model, optimizer) == 10
     path.write_bytes(path.read_bytes()[:5000])
     assert load_checkpoint(tmp_path, model, optimizer) == 2
-    assert f"{path} is damaged" in capsys.readouterr().out
+    assert f"{path} is damaged" in capsys.readouterr().err
     assert all(torch.equal(tensor, kept[2][name]) for name, tensor in model.state_dict().items())
     assert optimizer.param_groups[0]["updates"] == 2
+    save_checkpoint(tmp_path, 3, model, optimizer)              # the damaged one does not count among the last two
+    assert sorted(file.name for file in tmp_path.glob("*.pt")) == ["checkpoint-00000002.pt", "checkpoint-00000003.pt"]
 
 
 # --- 8. Device ---

@@ -84,6 +84,17 @@ def test_finished_seeds_are_kept_and_more_can_be_asked_for(pretrained, tmp_path)
     assert first.stat().st_mtime_ns == before and (tmp_path / "seed-1" / "scores.json").exists()
 
 
+def test_finished_seeds_are_not_mixed_with_those_of_another_starting_model(pretrained, tmp_path, capsys):
+    start, out = tmp_path / "start", tmp_path / "out"
+    tokenizer = Tokenizer.from_file(pretrained)
+    torch.manual_seed(1)
+    electramed.save_pretrained(electramed.ElectraForPretraining(electramed.read_config(pretrained)), start, tokenizer)
+    assert run("demo-re", start, out) == 0
+    electramed.save_pretrained(electramed.load_pretrained(pretrained), start, tokenizer)
+    assert run("demo-re", start, out, "--seeds", "2") == 2
+    assert "--starting-model" in capsys.readouterr().err
+
+
 def test_a_seed_decides_everything(pretrained, tmp_path):
     for name in ("a", "b"):
         assert run("demo-ner", pretrained, tmp_path / name) == 0
@@ -136,7 +147,7 @@ def test_gold_fed_back_scores_one_through_the_whole_pipeline(name, max_length, p
     if (name, max_length) == ("demo-qa", 24):
         pytest.skip("a question leaves no room for a passage in 24 tokens")
     task, tokenizer = data.TASKS[name], Tokenizer.from_file(pretrained)
-    kind, examples = train_finetune.KINDS[task.kind], data.read_task(name, "test")
+    kind, examples = train_finetune.PARTS_OF[task.kind], data.read_task(name, "test")
     options = train_finetune.complete(train_finetune.Options(task=name, max_length=max_length))
     features, _ = kind.encode(examples, tokenizer, task.labels, options)
     predictions = kind.decode(examples, features, gold_outputs(task, features), task.labels)
@@ -176,6 +187,11 @@ def test_the_table_stands_beside_the_papers():
         {"precision": 0.5, "recall": 0.25, "f1": 1 / 3}, {"precision": 0.7, "recall": 0.25, "f1": 1 / 3}])
     precision = next(line for line in lines.splitlines() if line.startswith("precision")).split()
     assert precision == ["precision", "60.00", "14.14", "85.87"]
+
+
+def test_a_type_that_only_one_seed_predicts_is_in_the_table_and_zero_for_the_others():
+    table = train_finetune.score_table(options_for("demo-ner"), [{"f1": 0.5}, {"f1": 0.5, "Drug f1": 0.4}])
+    assert next(line for line in table.splitlines() if line.startswith("Drug f1")).split()[2:] == ["20.00", "28.28"]
 
 
 # --- files of one's own, and wrong input ---

@@ -20,8 +20,8 @@ from tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--embedding-size 8 --hidden-size 16 --num-attention-heads 2 --intermediate-size 32 --max-length 48 "
-         "--batch-size 8 --steps 12 --warmup-steps 4 --vocab-size 200 --log-every 1 --eval-every 6 "
-         "--checkpoint-every 4").split()
+         "--batch-size 8 --steps 12 --warmup-steps 4 --learning-rate 2e-3 --initializer-range 0.02 --vocab-size 200 "
+         "--log-every 1 --eval-every 6 --checkpoint-every 4").split()
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_repeating_a_finished_run_changes_nothing_and_sums_up_again(finished, co
 
 
 def test_training_lowers_both_losses_on_held_out_documents(corpus, tmp_path):
-    wider = [*SMALL, "--steps", "150", "--hidden-size", "64", "--embedding-size", "64", "--learning-rate", "3e-3",
+    wider = [*SMALL, "--steps", "150", "--hidden-size", "64", "--embedding-size", "64", "--initializer-range", "0.05",
              "--log-every", "50", "--eval-every", "75", "--checkpoint-every", "150"]
     assert train_pretrain.main([*wider, "--corpus", str(corpus), "--out", str(tmp_path)]) == 0
     first, last = rows(tmp_path / "log.csv")[0], rows(tmp_path / "eval.csv")[-1]
