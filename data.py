@@ -1006,18 +1006,24 @@ QUESTIONS = {"gene": "which gene was {blocked} by {drug} ?", "disease": "what wa
 
 
 class Mention(NamedTuple):
+    """An entity of a sentence."""
+
     type: str                   # Drug, Disease or Gene
     start: int                  # half-open range of words
     end: int
 
 
 class Relation(NamedTuple):
+    """What a sentence says of two of its mentions."""
+
     label: str                  # treats, causes, inhibits or false
     first: int                  # indices into the sentence's mentions
     second: int
 
 
 class SyntheticSentence(NamedTuple):
+    """A sentence with all that is known about it."""
+
     words: list[str]
     mentions: list[Mention]
     relations: list[Relation]   # none, one or two
@@ -1028,6 +1034,8 @@ class SyntheticSentence(NamedTuple):
 
 
 class SyntheticDocument(NamedTuple):
+    """An abstract about one drug, and the questions it answers."""
+
     sentences: list[SyntheticSentence]
     questions: list[tuple[str, str]]    # (question, answer), the answer as it stands in `text`
 
@@ -1037,6 +1045,8 @@ class SyntheticDocument(NamedTuple):
 
 
 class Template(NamedTuple):
+    """A sentence with slots."""
+
     tokens: list[list[str]]                     # the alternatives of each token: words or {slot}s
     relations: list[tuple[str, str, str]]       # (label, first slot, second slot)
 

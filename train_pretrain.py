@@ -233,16 +233,21 @@ LOG_COLUMNS = ("step", "learning_rate", "mlm_loss", "discriminator_loss", "token
 
 
 class Stop:
-    """Turns Ctrl-C and SIGTERM into a wish that the loop grants after the step at hand."""
+    """While it is entered, Ctrl-C and SIGTERM become a wish that the loop grants after the step at hand."""
 
-    def __init__(self) -> None:
+    def __enter__(self) -> Stop:
         self.signal: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.request)
+        self.before = {number: signal.signal(number, self.request) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def request(self, number: int, frame: Any) -> None:
+        """Note the signal; when it is the second one, stop at once."""
         if self.signal is not None:
-            raise KeyboardInterrupt             # asked twice: now
+            raise KeyboardInterrupt
         self.signal = number
 
 
@@ -276,24 +281,40 @@ def train(options: Options) -> int:
     torch.manual_seed(data.seed_for(options.seed, 0, "weights"))
     model = ElectraForPretraining(with_vocabulary(config, tokenizer)).to(device.kind)
     optimizer = Adam(parameter_groups(model, options.weight_decay))
-    order = BatchOrder(shards, options)
+    deadline = math.inf if options.max_minutes is None else began + 60 * options.max_minutes
+    with Stop() as stop:
+        step = run_steps(model, optimizer, shards, options, device, stop, deadline)
+    if step < options.steps:
+        say(f"stopped after step {step:,} of {options.steps:,}; the same command continues")
+        return 130 if stop.signal == signal.SIGINT else 0
+    save_pretrained(model, out / "model", tokenizer)
+    summarise(out, model, shards, options, device)
+    return 0
+
+
+def run_steps(model: ElectraForPretraining, optimizer: Adam, shards: data.Shards, options: Options,
+              device: Device, stop: Stop, deadline: float) -> int:
+    """The training loop, from the newest checkpoint on; logs, evaluates and saves on the way.
+
+    deadline   in seconds of time.monotonic()
+    returns    updates done, fewer than options.steps when it was stopped
+    raises     ValueError when a loss is not finite
+    """
+    out, order = Path(options.out), BatchOrder(shards, options)
     step = load_checkpoint(out, model, optimizer)
     log = CsvLog(out / "log.csv", step, LOG_COLUMNS)
     evaluations = CsvLog(out / "eval.csv", step, Evaluation._fields)
     say(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters, "
         f"{len(order.lengths):,} examples, {device.kind} {device.precision}"
         + (f", continuing after step {step:,}" if step else ""))
-
-    stop, progress, tokens, since = Stop(), data.Progress(options.steps, "steps", step), 0, time.monotonic()
-    deadline = math.inf if options.max_minutes is None else began + 60 * options.max_minutes
-    is_stopped = time.monotonic() >= deadline
+    progress, tokens, since = data.Progress(options.steps, "steps", step), 0, time.monotonic()
+    is_stopped = since >= deadline
     while step < options.steps and not is_stopped:
-        batch = order.batch(step, tokenizer.pad_id)
+        batch = order.batch(step, model.config.pad_token_id)
         losses = training_step(model, optimizer, batch, options, step, device)
         step += 1
         tokens += int(batch.attention_mask.sum())
-        is_last = step == options.steps
-        is_stopped = stop.signal is not None or time.monotonic() >= deadline
+        is_last, is_stopped = step == options.steps, stop.signal is not None or time.monotonic() >= deadline
         is_logged = step == 1 or step % options.log_every == 0 or is_last
         is_saved = step % options.checkpoint_every == 0 or is_last or is_stopped
         if is_logged or is_saved:
@@ -308,18 +329,12 @@ def train(options: Options) -> int:
             tokens, since = 0, now
             progress.show(step, f"generator {mlm_loss:.2f}, discriminator {discriminator_loss:.3f} nats")
         if len(shards.held_out) and (step % options.eval_every == 0 or is_last):
-            found = held_out_outputs(model, shards, options, tokenizer.pad_id, device)
-            evaluations.write(*evaluate(step, found))
+            evaluations.write(*evaluate(step, held_out_outputs(model, shards, options, device)))
         if is_saved:
             save_checkpoint(out, step, model, optimizer)
         since += time.monotonic() - now                                 # tokens per second of training alone
     progress.finish()
-    if step < options.steps:
-        say(f"stopped after step {step:,} of {options.steps:,}; the same command continues")
-        return 130 if stop.signal == signal.SIGINT else 0
-    save_pretrained(model, out / "model", tokenizer)
-    summarise(out, model, shards, options, tokenizer, device)
-    return 0
+    return step
 
 
 # --- 5. Evaluation ---
@@ -341,7 +356,7 @@ class Evaluation(NamedTuple):
     discriminator_auc: float            # without padding, which TF counts as negatives
 
 
-def held_out_outputs(model: ElectraForPretraining, shards: data.Shards, options: Options, pad_id: int,
+def held_out_outputs(model: ElectraForPretraining, shards: data.Shards, options: Options,
                      device: Device) -> dict[str, np.ndarray]:
     """Run the model over held-out examples with fixed masks; one entry a masked slot or a real token.
 
@@ -354,7 +369,8 @@ def held_out_outputs(model: ElectraForPretraining, shards: data.Shards, options:
     model.eval()
     with torch.no_grad():
         for index, (width, rows) in enumerate(plan):
-            batch = data.pad_batch([shards.example(number) for number in numbers[rows]], width, pad_id)
+            batch = data.pad_batch([shards.example(number) for number in numbers[rows]], width,
+                                   model.config.pad_token_id)
             # Seeded by the number of the batch: every evaluation hides the same tokens.
             output = forward(model, batch, options.seed, EVALUATION_STEP + index, device)
             originals, is_slot = output.masked.original_ids, output.masked.weights.bool().cpu()
@@ -379,25 +395,26 @@ def evaluate(step: int, found: dict[str, np.ndarray]) -> Evaluation:
         float((said & truth).sum() / max(1, truth.sum())), metrics.roc_auc(truth, found["logits"]))
 
 
-def blind_baselines(shards: data.Shards, is_replaced: np.ndarray, special_ids: list[int]) -> tuple[float, float]:
+def blind_baselines(shards: data.Shards, is_replaced: np.ndarray,
+                    special_ids: list[int | None]) -> tuple[float, float]:
     """What a model without any context could reach, in nats: (masked-token loss, replaced-token loss).
 
     The first is the entropy of the training tokens' frequencies, [CLS] and [SEP] left out; the second the
     entropy of the share of replaced tokens.
     """
     sample = shards.train[:100_000]
-    counts = np.bincount(np.concatenate([shards.example(number)[0] for number in sample]))
-    counts[[i for i in special_ids if i < len(counts)]] = 0
+    counts = np.bincount(np.concatenate([shards.example(number)[0] for number in sample]))      # (V,) or shorter
+    counts[[i for i in special_ids if i is not None]] = 0
     return metrics.unigram_entropy(counts), metrics.binary_entropy(float(is_replaced.mean()))
 
 
 def summarise(out: Path, model: ElectraForPretraining, shards: data.Shards, options: Options,
-              tokenizer: Tokenizer, device: Device) -> None:
+              device: Device) -> None:
     """Print what was learnt beside what needs no learning, and what to do next."""
     if len(shards.held_out):
-        found = held_out_outputs(model, shards, options, tokenizer.pad_id, device)
+        found = held_out_outputs(model, shards, options, device)
         blind_mlm, blind_replaced = blind_baselines(shards, found["is_replaced"],
-                                                    [tokenizer.cls_id, tokenizer.sep_id])
+                                                    [model.config.cls_token_id, model.config.sep_token_id])
         result = evaluate(options.steps, found)
         print(f"\non held-out documents      learnt    blind\n"
               f"masked-token loss         {result.mlm_loss:7.3f}  {blind_mlm:7.3f}  nats (unigram entropy)\n"

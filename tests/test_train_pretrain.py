@@ -120,8 +120,9 @@ def test_repeating_a_finished_run_changes_nothing_and_sums_up_again(finished, co
 
 
 def test_training_lowers_both_losses_on_held_out_documents(corpus, tmp_path):
-    wider = [*SMALL, "--steps", "150", "--hidden-size", "64", "--embedding-size", "64", "--initializer-range", "0.05",
-             "--log-every", "50", "--eval-every", "75", "--checkpoint-every", "150"]
+    wider = [*SMALL, "--steps", "300", "--hidden-size", "64", "--embedding-size", "64",
+             "--learning-rate", "1e-3", "--initializer-range", "0.05", "--log-every", "100", "--eval-every", "150",
+             "--checkpoint-every", "300"]
     assert train_pretrain.main([*wider, "--corpus", str(corpus), "--out", str(tmp_path)]) == 0
     first, last = rows(tmp_path / "log.csv")[0], rows(tmp_path / "eval.csv")[-1]
     assert float(last["mlm_loss"]) < float(first["mlm_loss"]) - 0.3
