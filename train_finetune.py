@@ -122,15 +122,15 @@ class Kind(NamedTuple):
     head: Callable[[ElectraConfig, int], nn.Module]                 # (configuration, number of labels)
     encode: Callable[..., tuple[list[Feature], str]]                # (examples, tokenizer, labels, options)
     decode: Callable[..., list]                                     # (examples, features, outputs, labels)
-    score: Callable[[Task, list, list], Measures]                     # (task, examples, predictions)
+    score: Callable[[Task, list, list], Measures]                   # (task, examples, predictions)
     write: Callable[[Task, Path, list, list], None]                 # (task, folder, examples, predictions)
 
 
 def precision_recall_f1(scores: metrics.Scores) -> Measures:
     """Precision, recall and F1, over all types and for each."""
-    named = {"": scores, **{f"{name} ": part for name, part in sorted(scores.per_type.items())}}
-    if len(scores.per_type) == 1:
-        named = {"": scores}
+    named = {"": scores}
+    if len(scores.per_type) > 1:
+        named |= {f"{name} ": part for name, part in sorted(scores.per_type.items())}
     return {prefix + measure: getattr(part, measure) for prefix, part in named.items()
             for measure in ("precision", "recall", "f1")}
 
@@ -176,44 +176,51 @@ def gold_answers(examples: list[data.Question]) -> dict[str, list[str]]:
     return gold
 
 
-def merged_answers(examples: list[data.Question], predictions: list[list[data.Answer]]) -> dict[str, list[str]]:
-    """BioASQ: up to five answers a question, from the answers of all its snippets."""
+def best_texts(examples: list[data.Question], predictions: list[list[data.Answer]]) -> dict[str, str]:
+    """SQuAD: the best answer to each question."""
+    return {example.id: answers[0].text if answers else "" for example, answers in zip(examples, predictions)}
+
+
+def merged_texts(examples: list[data.Question], predictions: list[list[data.Answer]]) -> dict[str, list[str]]:
+    """BioASQ: up to five answers to each question, from the answers in all its snippets."""
     return metrics.merge_bioasq_snippets({
         example.id: [(answer.text, answer.probability) for answer in answers]
         for example, answers in zip(examples, predictions)})
 
 
+def by_batch(examples: list[data.Question], predictions: list) -> dict[int, tuple[list[data.Question], list]]:
+    """The examples and predictions of each BioASQ test batch."""
+    parts: dict[int, tuple[list[data.Question], list]] = {}
+    for example, prediction in zip(examples, predictions):
+        if example.batch is not None:
+            part = parts.setdefault(example.batch, ([], []))
+            part[0].append(example)
+            part[1].append(prediction)
+    return dict(sorted(parts.items()))
+
+
 def score_answers(task: Task, examples: list[data.Question], predictions: list[list[data.Answer]]) -> Measures:
     """SQuAD's exact match and F1, or BioASQ's measures: over all questions and for each test batch."""
     if task.metric != "mrr":
-        best = {example.id: answers[0].text if answers else "" for example, answers in zip(examples, predictions)}
         gold = {example.id: [text for text, _ in example.answers] for example in examples}
-        return metrics.squad_scores(best, gold)._asdict()
-    scores: Measures = {}
-    batches = sorted({example.batch for example in examples if example.batch})
-    for prefix, batch in [("", None), *((f"batch {batch} ", batch) for batch in batches)]:
-        chosen = [i for i, example in enumerate(examples) if batch in (None, example.batch)]
-        part = [examples[i] for i in chosen]
-        measured = metrics.bioasq_factoid_scores(gold_answers(part),
-                                                 merged_answers(part, [predictions[i] for i in chosen]))
-        scores |= {prefix + name: value for name, value in measured._asdict().items()}
-    return scores
+        return metrics.squad_scores(best_texts(examples, predictions), gold)._asdict()
+    parts = {"": (examples, predictions),
+             **{f"batch {batch} ": part for batch, part in by_batch(examples, predictions).items()}}
+    return {prefix + measure: value for prefix, part in parts.items() for measure, value in
+            metrics.bioasq_factoid_scores(gold_answers(part[0]), merged_texts(*part))._asdict().items()}
 
 
 def write_answers(task: Task, folder: Path, examples: list[data.Question],
                   predictions: list[list[data.Answer]]) -> None:
     """SQuAD's {id: text}; for BioASQ one submission file a batch, with up to five answers a question."""
-    if task.metric != "mrr":
-        best = {example.id: answers[0].text if answers else "" for example, answers in zip(examples, predictions)}
-        data.write_bytes(folder / "predictions.json", json.dumps(best, indent=1, ensure_ascii=False).encode())
-        return
-    for batch in sorted({example.batch or 0 for example in examples}):
-        chosen = [i for i, example in enumerate(examples) if (example.batch or 0) == batch]
-        answers = merged_answers([examples[i] for i in chosen], [predictions[i] for i in chosen])
-        questions = [{"id": identifier, "type": "factoid", "exact_answer": [[text] for text in texts]}
-                     for identifier, texts in answers.items()]
-        data.write_bytes(folder / f"predictions-batch-{batch}.json",
-                         json.dumps({"questions": questions}, indent=1, ensure_ascii=False).encode())
+    files: dict[str, Any] = {"predictions.json": best_texts(examples, predictions)}
+    if task.metric == "mrr":
+        files = {f"predictions-batch-{batch}.json": {"questions": [
+            {"id": identifier, "type": "factoid", "exact_answer": [[text] for text in texts]}
+            for identifier, texts in merged_texts(*part).items()]}
+            for batch, part in by_batch(examples, predictions).items()}
+    for name, content in files.items():
+        data.write_bytes(folder / name, json.dumps(content, indent=1, ensure_ascii=False).encode())
 
 
 PARTS_OF = {

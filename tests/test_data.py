@@ -40,7 +40,7 @@ NUMBERED = Tokenizer([*SPECIAL_TOKENS, *(f"w{number}" for number in range(300))]
 TAGS = ("O", "B-Drug", "I-Drug")
 
 seeds = st.integers(0, 2 ** 32)
-plain_characters = st.characters(codec="utf-8", exclude_characters="\t\r\n\ufeff ")
+plain_characters = st.characters(codec="utf-8", exclude_characters="\t\r\n\ufeff \0")
 words_of_letters = st.text(LETTERS, min_size=1, max_size=3)
 
 
