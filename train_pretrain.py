@@ -3,7 +3,7 @@
 After reading this file you hold the whole of pre-training but the model itself: from a corpus to shards, one
 step, the loop that can be stopped at any moment and continued exactly, evaluation on held-out documents.
 
-    python train_pretrain.py                                  # two minutes, on a built-in synthetic corpus
+    python train_pretrain.py                                  # minutes, on a built-in synthetic corpus
     python train_pretrain.py --preset electramed --corpus pubmed.txt.gz --vocab scivocab.txt --out runs/med
 
 Where it stands: tokenizer.py and data.py make the batches, electramed.py the model, metrics.py the scores; the
@@ -97,7 +97,7 @@ BIO_ELECTRA = {**ELECTRA_SMALL, "steps": 1_800_000, "batch_size": 64, "max_lengt
                "cased": True}
 SCHEDULES: dict[str, dict[str, Any]] = {
     "tiny": {**ELECTRA_SMALL, "steps": 3_000, "batch_size": 16, "warmup_steps": 300,
-             "vocab_size": 2_000},                                         # ours: two minutes on two cores
+             "vocab_size": 2_000},                                         # ours: two and a half minutes on two cores
     "small": ELECTRA_SMALL,
     "base": ELECTRA_BASE,
     "large": {**ELECTRA_BASE, "batch_size": 2048},
