@@ -113,32 +113,27 @@ DEMO = {"epochs": 20, "batch_size": 16, "learning_rate": 1e-3}
 PROTOCOLS["electramed"] |= {"demo-ner": DEMO, "demo-re": DEMO, "demo-qa": {**DEMO, "max_length": 256}}
 
 
-def f1_only(**scores: float) -> dict[str, dict[str, float]]:
-    """A column of which only F1 is known; a task's name has _ for -."""
-    return {task.replace("_", "-"): {"f1": score} for task, score in scores.items()}
-
-
-# Test scores in percent: ELECTRAMed, Tables 7, 8 and 9; Bio-ELECTRA, and Bio-ELECTRA++ without and with tuning.
-PUBLISHED: dict[str, dict[str, dict[str, float]]] = {
-    "ELECTRAMed": {
-        **{task: dict(zip(("precision", "recall", "f1"), scores)) for task, scores in {
-            "ncbi-disease": (85.87, 89.29, 87.54), "bc5cdr": (88.76, 91.34, 90.03),
-            "jnlpba": (69.33, 78.56, 73.65), "chemprot": (75.47, 70.67, 72.94),
-            "ddi2013": (80.07, 78.24, 79.13)}.items()},
-        "bioasq7b": {
-            f"batch {batch} {name}": score for batch, scores in enumerate(
-                [(44.62, 51.28, 47.95), (46.40, 62.40, 53.16), (37.93, 58.62, 46.62), (61.18, 82.35, 69.55),
-                 (24.57, 44.00, 31.42)], start=1)
-            for name, score in zip(("strict_accuracy", "lenient_accuracy", "mrr"), scores)},
-    },
-    "Bio-ELECTRA": {
-        **f1_only(ncbi_disease=78.32, bc4chemd=83.13, bc2gm=71.08, linnaeus=84.10, gad=81.66, chemprot_tsv=60.86),
-        "yesno": {"yes f1": 92.66, "no f1": 58.18}, "rerank": {"mrr": 32.5}},
-    "weighted": {"rerank": {"mrr": 33.2}},
-    "++": {
-        **f1_only(ncbi_disease=80.01, bc4chemd=83.80, bc2gm=72.55, linnaeus=85.02, gad=80.96, chemprot_tsv=64.22),
-        "yesno": {"yes f1": 93.19, "no f1": 69.84}, "rerank": {"mrr": 33.5}},
-    "++ tuned": f1_only(ncbi_disease=84.85, bc4chemd=87.94, bc2gm=79.27, linnaeus=95.01, chemprot_tsv=72.33),
+# Test scores in percent: ELECTRAMed, Tables 7, 8 and 9; Bio-ELECTRA, Bio-ELECTRA++ without and with tuning, and
+# Bio-ELECTRA with class weights.
+PAPERS = ("ELECTRAMed", "Bio-ELECTRA", "++", "++ tuned", "weighted")
+PUBLISHED: dict[str, dict[str, tuple[float | None, ...]]] = {
+    "ncbi-disease": {"precision": (85.87,), "recall": (89.29,), "f1": (87.54, 78.32, 80.01, 84.85)},
+    "bc5cdr": {"precision": (88.76,), "recall": (91.34,), "f1": (90.03,)},
+    "jnlpba": {"precision": (69.33,), "recall": (78.56,), "f1": (73.65,)},
+    "bc4chemd": {"f1": (None, 83.13, 83.80, 87.94)},
+    "bc2gm": {"f1": (None, 71.08, 72.55, 79.27)},
+    "linnaeus": {"f1": (None, 84.10, 85.02, 95.01)},
+    "chemprot": {"precision": (75.47,), "recall": (70.67,), "f1": (72.94,)},
+    "chemprot-tsv": {"f1": (None, 60.86, 64.22, 72.33)},
+    "ddi2013": {"precision": (80.07,), "recall": (78.24,), "f1": (79.13,)},
+    "gad": {"f1": (None, 81.66, 80.96)},
+    "bioasq7b": {
+        f"batch {batch} {name}": (score,) for batch, scores in enumerate(
+            [(44.62, 51.28, 47.95), (46.40, 62.40, 53.16), (37.93, 58.62, 46.62), (61.18, 82.35, 69.55),
+             (24.57, 44.00, 31.42)], start=1)
+        for name, score in zip(("strict_accuracy", "lenient_accuracy", "mrr"), scores)},
+    "yesno": {"yes f1": (None, 92.66, 93.19), "no f1": (None, 58.18, 69.84)},
+    "rerank": {"mrr": (None, 32.5, 33.5, None, 33.2)},
 }
 
 
@@ -505,14 +500,17 @@ def training_texts(examples: list) -> list[str]:
 
 def score_table(options: Options, results: list[Measures], test_set: str = "test set") -> str:
     """One line a measure, in percent: mean and standard deviation over the seeds, and the papers' figures."""
-    published = {paper: tasks[options.task] for paper, tasks in PUBLISHED.items() if options.task in tasks}
+    padding = (None,) * len(PAPERS)
+    published = {measure: (row + padding)[:len(PAPERS)] for measure, row in PUBLISHED.get(options.task, {}).items()}
+    columns = [column for column in range(len(PAPERS)) if any(row[column] for row in published.values())]
     measures = dict.fromkeys(measure for result in results for measure in result)      # a type may be in one only
     lines = [f"{options.task}, {test_set}, {len(results)} seed{'s' * (len(results) > 1)}",
-             f"{'':28}{'mean':>8}{'sd':>8}" + "".join(f"{paper:>12}" for paper in published)]
+             f"{'':28}{'mean':>8}{'sd':>8}" + "".join(f"{PAPERS[column]:>12}" for column in columns)]
     for measure in measures:
         mean, sd = metrics.mean_and_sd([result.get(measure, 0.0) for result in results])
-        figures = (f"{scores[measure]:12.2f}" if measure in scores else " " * 12 for scores in published.values())
-        lines.append(f"{measure:28}{100 * mean:8.2f}{100 * sd:8.2f}{''.join(figures)}".rstrip())
+        row = published.get(measure, padding)
+        figures = "".join(f"{score:12.2f}" if (score := row[column]) else " " * 12 for column in columns)
+        lines.append(f"{measure:28}{100 * mean:8.2f}{100 * sd:8.2f}{figures}".rstrip())
     return "\n".join(lines)
 
 
