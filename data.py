@@ -679,39 +679,35 @@ def split_row(line: str) -> list[str]:
     return [unquote(field) for field in line.split("\t")]
 
 
-def read_labelled(path: Path, labels: Sequence[str] = ()) -> list[LabelledText]:
-    """Read tab-separated rows: index, sentence, label; or sentence, label; with or without a header line."""
-    examples: list[LabelledText] = []
-    columns: list[str] = []
+def read_rows(path: Path, *forms: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
+    """The tab-separated rows after the header line, if there is one, with their line numbers.
+
+    forms    names of the columns; the number of columns of the first line decides which holds
+    """
+    columns: tuple[str, ...] = ()
     for number, line in numbered_lines(path):
         if not line.strip():
             continue
-        row = split_row(line)
-        if not columns:                                 # the first line decides how many columns there are
-            columns = ["sentence", "label"] if len(row) == 2 else ["index", "sentence", "label"]
-            if row == columns:
-                continue
+        row, is_first = split_row(line), not columns
+        columns = columns or next((form for form in forms if len(form) == len(row)), forms[0])
         if len(row) != len(columns):
             raise ValueError(f"{path} line {number}: expected {len(columns)} tab-separated columns "
                              f"({', '.join(columns)}), found {len(row)}")
-        identifier = row[0] if len(row) == 3 else str(len(examples))
-        examples.append(LabelledText(identifier, row[-2], check_label(row[-1].strip(), labels, path, number)))
-    return examples
+        if not (is_first and (row[0] in ("label", "yesno_label") or row[-1] == "label")):
+            yield number, row
+
+
+def read_labelled(path: Path, labels: Sequence[str] = ()) -> list[LabelledText]:
+    """Read rows of index, sentence, label; or sentence, label."""
+    return [LabelledText(row[0] if len(row) == 3 else str(i), row[-2],
+                         check_label(row[-1].strip(), labels, path, number))
+            for i, (number, row) in enumerate(read_rows(path, ("index", "sentence", "label"), ("sentence", "label")))]
 
 
 def read_pairs(path: Path, labels: Sequence[str] = ()) -> list[LabelledText]:
-    """Read tab-separated rows: label, question, answer; with or without a header line."""
-    examples: list[LabelledText] = []
-    for number, line in numbered_lines(path):
-        row = split_row(line)
-        if not line.strip() or not examples and row[0].endswith("label"):
-            continue
-        if len(row) != 3:
-            raise ValueError(f"{path} line {number}: expected 3 tab-separated columns (label, question, answer), "
-                             f"found {len(row)}")
-        label = check_label(row[0].strip(), labels, path, number)
-        examples.append(LabelledText(str(len(examples)), row[1], label, row[2]))
-    return examples
+    """Read rows of label, question, answer."""
+    return [LabelledText(str(i), row[1], check_label(row[0].strip(), labels, path, number), row[2])
+            for i, (number, row) in enumerate(read_rows(path, ("label", "question", "answer")))]
 
 
 def read_candidates(path: Path, labels: Sequence[str] = ()) -> list[Candidate]:

@@ -85,7 +85,7 @@ WARMUP_SHARE = 0.1              # of all steps
 QUESTION_LENGTH = 64            # pieces
 DOCUMENT_STRIDE = 128           # pieces between two windows of a passage
 
-CLASS_WEIGHTS = (1.0, 99.0)     # of wrong and right candidates, with --class-weights
+CLASS_WEIGHTS = (1.0, 99.0)     # of wrong and right candidates, with --class-weights; the loss is a weighted mean
 
 # ELECTRAMed, Table 5. The paper gives no epochs: 3 and, for questions, 2 are official ELECTRA's.
 TABLE_5 = {"epochs": 3, "batch_size": 32, "max_length": 128, "learning_rate": 5e-5, "layer_decay": 0.8,
