@@ -33,6 +33,7 @@ import itertools
 import json
 import lzma
 import multiprocessing
+import operator
 import os
 import random
 import re
@@ -456,12 +457,24 @@ class TaggedSentence(NamedTuple):
 
 
 class LabelledText(NamedTuple):
-    """Relations: a sentence whose two entities are placeholders such as @DRUG$, and the relation's name."""
+    """Relations: a sentence whose two entities are placeholders such as @DRUG$, and the relation's name.
+
+    Yes/no questions: the question, its answer in words (`text_pair`), and 1 for yes, 0 for no.
+    """
 
     id: str
     text: str
     label: str
     text_pair: str | None = None
+
+
+class Candidate(NamedTuple):
+    """Ranking: a question (group and text) and a sentence that answers it (label 1) or does not (0)."""
+
+    group: str
+    text: str
+    text_pair: str
+    label: str
 
 
 class Question(NamedTuple):
@@ -473,42 +486,64 @@ class Question(NamedTuple):
     answers: list[tuple[str, int]]
     batch: int | None = None                # BioASQ: number of the test batch
     gold: list[str] | None = None           # BioASQ: accepted synonyms, whether or not a context holds one
+    article: int = 0                        # number of the article in its file
 
 
 class Task(NamedTuple):
     """What a task is made of."""
 
-    kind: str                                       # ner, re or qa
+    kind: str                                       # ner, re, qa, classify or rank
     folder: str = ""                                # below the data root; "" for tasks without files
     labels: tuple[str, ...] = ()                    # all of them; () accepts any
     negative: str | None = None                     # re: the label that means "no relation", not scored
     metric: str = "f1"                              # the score that chooses an epoch
     files: tuple[tuple[str, ...], ...] = ()         # names of train, dev, test where they are not the usual ones
     source: str = ""                                # where the files are published
+    parts: tuple[str, int, bool] | None = None      # where train or test is not there: the split to cut instead,
+    #                                                 into how many parts, and whether one of them is for dev
 
 
 STANDARD_FILES = tuple(tuple(f"{stem}{suffix}" for stem in stems for suffix in (".txt", ".tsv", ".csv", ".json"))
                        for stems in (("train",), ("dev", "devel"), ("test",)))
+JNLPBA = ("O", *(f"{tag}-{kind}" for kind in ("DNA", "RNA", "cell_line", "cell_type", "protein") for tag in "BI"))
+CHEMPROT = ("CPR:3", "CPR:4", "CPR:5", "CPR:6", "CPR:9")
+MIOLO, OZYURT = "gmpoli/electramed, data/", "SciCrunch/bio_electra, electra/data/finetuning_data/"
 TASKS = {
     "ncbi-disease": Task("ner", "ner/ncbi-disease", ("O", "B-Disease", "I-Disease"),
-                         source="gmpoli/electramed, data/NER/NCBI-disease"),
+                         source=MIOLO + "NER/NCBI-disease"),
+    "bc5cdr": Task("ner", "ner/bc5cdr", ("O", "B-Entity", "I-Entity"), source=MIOLO + "NER/bc5cdr"),
+    "jnlpba": Task("ner", "ner/jnlpba", JNLPBA, source=MIOLO + "NER/JNLPBA"),
+    "bc4chemd": Task("ner", "ner/bc4chemd", source=OZYURT + "bc4chemd"),
+    "bc2gm": Task("ner", "ner/bc2gm", ("O", "B-GENE", "I-GENE"), source=OZYURT + "bc2gm"),
+    "linnaeus": Task("ner", "ner/linnaeus", source=OZYURT + "linnaeus"),
+    "chemprot": Task("re", "re/chemprot", ("false", *CHEMPROT), "false", source=MIOLO + "RE/chemprot"),
+    "chemprot-tsv": Task("re", "re/chemprot-tsv", ("False", *CHEMPROT), "False", source=OZYURT + "chemprot"),
     "ddi2013": Task("re", "re/ddi-2013", ("DDI-false", "DDI-advise", "DDI-effect", "DDI-int", "DDI-mechanism"),
-                    "DDI-false", source="gmpoli/electramed, data/RE/ddi-2013"),
-    "bioasq7b": Task("qa", "qa/bioasq", metric="mrr", source="gmpoli/electramed, data/QA/BioASQ",
+                    "DDI-false", source=MIOLO + "RE/ddi-2013"),
+    "gad": Task("re", "re/gad", ("0", "1"), "0", source=OZYURT + "gad", parts=("train", 10, True)),
+    "squad": Task("qa", "qa/squad", source="rajpurkar.github.io/SQuAD-explorer", parts=("dev", 6, False),
+                  files=(("train-v1.1.json",), *[("dev-v1.1.json", "xquad.en.json")] * 2)),
+    "bioasq7b": Task("qa", "qa/bioasq", metric="mrr", source=MIOLO + "QA/BioASQ",
                      files=(("BioASQ-train-factoid-7b.json", "BioASQ-train-factoid-*.json"), ("*dev*.json",),
                             ("BioASQ-test-factoid-7b-*.json",))),
+    "yesno": Task("classify", "qa/yesno", ("0", "1"), metric="macro_f1", source=OZYURT + "yesno"),
+    "rerank": Task("rank", "qa/reranker", ("0", "1"), metric="mrr", source=OZYURT + "reranker",
+                   parts=("dev", 5, False)),
     "demo-ner": Task("ner", labels=("O", "B-Disease", "I-Disease", "B-Drug", "I-Drug", "B-Gene", "I-Gene")),
     "demo-re": Task("re", labels=("false", "treats", "causes", "inhibits"), negative="false"),
     "demo-qa": Task("qa"),
+    # the kinds, for data sets of one's own
+    "ner": Task("ner"), "re": Task("re"), "qa": Task("qa"),
+    "classify": Task("classify", labels=("0", "1"), metric="macro_f1"),
+    "rank": Task("rank", labels=("0", "1"), metric="mrr"),
 }
-KINDS = ("ner", "re", "qa")
 SPLITS = ("train", "dev", "test")
 
 
 def read_task(name: str, split: str, directory: str | os.PathLike | None = None) -> list:
-    """Read one split of a task: TaggedSentence, LabelledText or Question, by the task's kind.
+    """Read one split of a task: TaggedSentence, LabelledText, Question or Candidate, by the task's kind.
 
-    name        one of TASKS, or a kind for a data set of one's own in the same form
+    name        one of TASKS; the kinds among them are for data sets of one's own in the same form
     split       train, dev or test
     directory   the data root (ner/..., re/..., qa/..., upper or lower case), or the folder that holds the files;
                 the demo tasks need none
@@ -519,7 +554,8 @@ def read_task(name: str, split: str, directory: str | os.PathLike | None = None)
         raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
     if name.startswith("demo-"):
         return demo_examples(name, split)
-    readers: dict[str, Callable[..., list]] = {"ner": read_tagged, "re": read_labelled, "qa": read_questions}
+    readers: dict[str, Callable[..., list]] = {"ner": read_tagged, "re": read_labelled, "qa": read_questions,
+                                               "classify": read_pairs, "rank": read_candidates}
     examples = [example for path in find_split(name, split, directory)
                 for example in readers[task.kind](path, task.labels)]
     if not examples:
@@ -528,12 +564,46 @@ def read_task(name: str, split: str, directory: str | os.PathLike | None = None)
 
 
 def find_task(name: str) -> Task:
-    """The task of this name, or a nameless one of this kind."""
-    if name in KINDS:
-        return Task(name)
+    """The task, or the kind, of this name."""
     if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}: expected one of {', '.join([*TASKS, *KINDS])}")
+        raise ValueError(f"unknown task {name!r}: expected one of {', '.join(TASKS)}")
     return TASKS[name]
+
+
+def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
+    """Cut one file into train, dev (if the task has one) and test: part `fold` of a fixed random draw is for test.
+
+    What is the same relation sentence, of one article or about one question stays in one part.
+    """
+    assert task.parts, "only tasks with parts are cut"
+    _, count, has_dev = task.parts
+    group_of = operator.attrgetter({"re": "text", "qa": "article", "rank": "group"}[task.kind])
+    groups = list(dict.fromkeys(map(group_of, examples)))
+    random.Random(0).shuffle(groups)
+    part_of = {group: number % count for number, group in enumerate(groups)}
+    use_of = {(fold + 1) % count: "dev", fold % count: "test"} if has_dev else {fold % count: "test"}
+    splits: dict[str, list] = {"train": [], **{use: [] for use in sorted(use_of.values())}}
+    for example in examples:
+        splits[use_of.get(part_of[group_of(example)], "train")].append(example)
+    return splits
+
+
+def label_counts(kind: str, examples: Sequence) -> collections.Counter[str]:
+    """How often each label or tag occurs; none in questions."""
+    return collections.Counter(label for example in examples if kind != "qa"
+                               for label in (example.tags if kind == "ner" else [example.label]))
+
+
+def with_labels(task: Task, examples: Sequence) -> Task:
+    """A task that names no labels with those of its training examples: O or the negative one, the others sorted.
+
+    The negative label of relations that have none yet is the most frequent one.
+    """
+    if task.labels or task.kind == "qa":
+        return task
+    counts = label_counts(task.kind, examples)
+    first = "O" if task.kind == "ner" else task.negative or counts.most_common(1)[0][0]
+    return task._replace(labels=(first, *sorted(counts.keys() - {first})), negative=first)
 
 
 def find_split(name: str, split: str, directory: str | os.PathLike | None) -> list[Path]:
@@ -609,24 +679,40 @@ def split_row(line: str) -> list[str]:
     return [unquote(field) for field in line.split("\t")]
 
 
-def read_labelled(path: Path, labels: Sequence[str] = ()) -> list[LabelledText]:
-    """Read tab-separated rows: index, sentence, label; or sentence, label; with or without a header line."""
-    examples: list[LabelledText] = []
-    columns: list[str] = []
+def read_rows(path: Path, *forms: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
+    """The tab-separated rows after the header line, if there is one, with their line numbers.
+
+    forms    names of the columns; the number of columns of the first line decides which holds
+    """
+    columns: tuple[str, ...] = ()
     for number, line in numbered_lines(path):
         if not line.strip():
             continue
-        row = split_row(line)
-        if not columns:                                 # the first line decides how many columns there are
-            columns = ["sentence", "label"] if len(row) == 2 else ["index", "sentence", "label"]
-            if row == columns:
-                continue
+        row, is_first = split_row(line), not columns
+        columns = columns or next((form for form in forms if len(form) == len(row)), forms[0])
         if len(row) != len(columns):
             raise ValueError(f"{path} line {number}: expected {len(columns)} tab-separated columns "
                              f"({', '.join(columns)}), found {len(row)}")
-        identifier = row[0] if len(row) == 3 else str(len(examples))
-        examples.append(LabelledText(identifier, row[-2], check_label(row[-1].strip(), labels, path, number)))
-    return examples
+        if not (is_first and (row[0] in ("label", "yesno_label") or row[-1] == "label")):
+            yield number, row
+
+
+def read_labelled(path: Path, labels: Sequence[str] = ()) -> list[LabelledText]:
+    """Read rows of index, sentence, label; or sentence, label."""
+    return [LabelledText(row[0] if len(row) == 3 else str(i), row[-2],
+                         check_label(row[-1].strip(), labels, path, number))
+            for i, (number, row) in enumerate(read_rows(path, ("index", "sentence", "label"), ("sentence", "label")))]
+
+
+def read_pairs(path: Path, labels: Sequence[str] = ()) -> list[LabelledText]:
+    """Read rows of label, question, answer."""
+    return [LabelledText(str(i), row[1], check_label(row[0].strip(), labels, path, number), row[2])
+            for i, (number, row) in enumerate(read_rows(path, ("label", "question", "answer")))]
+
+
+def read_candidates(path: Path, labels: Sequence[str] = ()) -> list[Candidate]:
+    """Read rows as read_pairs does; those of one question are one group."""
+    return [Candidate(row.text, row.text, row.text_pair or "", row.label) for row in read_pairs(path, labels)]
 
 
 def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
@@ -651,7 +737,7 @@ def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
                             raise ValueError(f"{path}: {where}: question {entry['id']}: the context does not have "
                                              f"the answer {text!r} at character {start}")
                     questions.append(Question(entry["id"], entry["question"], paragraph["context"], answers,
-                                              batch, golden.get(re.split("[_:]", entry["id"])[0])))
+                                              batch, golden.get(re.split("[_:]", entry["id"])[0]), a))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not in SQuAD's form: {error!r} after {len(questions)} questions") from None
     return questions
@@ -691,7 +777,7 @@ class Feature(NamedTuple):
     example: int                # number of the example it was cut from; long examples give several features
     input_ids: list[int]        # [CLS] A [SEP] (B [SEP])
     first_length: int           # tokens of [CLS] A [SEP]
-    labels: Any                 # ner: one id a position; re: an id; qa: (start, end) positions, (0, 0) = not here
+    labels: Any                 # ner: one id a position; qa: (start, end) positions, (0, 0) = not here; else an id
     spots: list[tuple]          # ner: (position, word), say (3, 1): the tag of word 1 stands at position 3;
     #                             qa: (position, first character, end, whether this window is its best)
 
@@ -739,7 +825,7 @@ def encode_tagging(examples: Sequence[TaggedSentence], tokenizer: Any, labels: S
                      if owner[piece] == window and (piece == 0 or word_of[piece] != word_of[piece - 1])]
             tags = [IGNORED_LABEL] * (end - start + 2)
             for position, word in spots:
-                tags[position] = number_of[example.tags[word]]
+                tags[position] = number_of.get(example.tags[word], IGNORED_LABEL)
             features.append(Feature(number, [tokenizer.cls_id, *ids[start:end], tokenizer.sep_id],
                                     end - start + 2, tags, spots))
         split += len(windows) > 1
@@ -756,16 +842,24 @@ def decode_tags(examples: Sequence[TaggedSentence], features: Sequence[Feature],
     return tags
 
 
-def encode_classification(examples: Sequence[LabelledText], tokenizer: Any, labels: Sequence[str],
+def encode_classification(examples: Sequence[Any], tokenizer: Any, labels: Sequence[str],
                           max_length: int) -> tuple[list[Feature], str]:
-    """One feature an example.   returns   features, and a note on how many texts were cut at max_length"""
+    """One feature a LabelledText or Candidate; of a pair that is too long, the longer part is cut piece by piece.
+
+    returns   features, and a note on how many examples were cut at max_length
+    source    TF classification_tasks.truncate_seq_pair
+    """
     number_of = {label: number for number, label in enumerate(labels)}
     features, cut = [], 0
     for number, example in enumerate(examples):
-        ids = tokenizer.encode(example.text)
-        cut += len(ids) > max_length - 2
-        ids = [tokenizer.cls_id, *ids[:max_length - 2], tokenizer.sep_id]
-        features.append(Feature(number, ids, len(ids), number_of[example.label], []))
+        is_pair = example.text_pair is not None
+        first, second = list(tokenizer.encode(example.text)), list(tokenizer.encode(example.text_pair or ""))
+        room = max_length - 2 - is_pair                                            # [CLS] and one [SEP] a part
+        cut += len(first) + len(second) > room
+        while len(first) + len(second) > room:
+            (first if len(first) > len(second) else second).pop()
+        ids = [tokenizer.cls_id, *first, tokenizer.sep_id] + [*second, tokenizer.sep_id] * is_pair
+        features.append(Feature(number, ids, len(first) + 2, number_of.get(example.label, IGNORED_LABEL), []))
     return features, f"{cut} cut at {max_length} tokens"
 
 

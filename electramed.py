@@ -483,7 +483,7 @@ class TokenTagger(nn.Module):
 
 
 class SequenceClassifier(nn.Module):
-    """One label a sequence, from [CLS]: relations.
+    """One label a sequence, from [CLS]: relations, yes/no questions, ranking.
 
     Dropout, then one dense layer (TF classification_tasks.py); ELECTRAMed's released code has a second dense
     layer between the two.
@@ -502,9 +502,9 @@ class SequenceClassifier(nn.Module):
         return self.classifier(F.dropout(cls, self.config.hidden_dropout_prob, self.training))
 
     @staticmethod
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy; labels (B,)."""
-        return F.cross_entropy(logits.float(), labels)
+    def loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy, weighted by the label's class_weights (C,) where given; labels (B,)."""
+        return F.cross_entropy(logits.float(), labels, class_weights)
 
 
 class SpanExtractor(nn.Module):

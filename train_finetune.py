@@ -11,9 +11,10 @@ Where it stands: data.py reads task files and makes features, electramed.py hold
 scores. `--init` takes a pre-training run, a fine-tuned run (SQuAD first, then BioASQ), or a published folder.
 The test set is scored once a seed, after the epoch was chosen; where there is no development set, the last epoch
 counts.
-Sources: ELECTRAMed Tables 5 and 7-9; TF finetune/ (qa, tagging and classification tasks).
+Sources: ELECTRAMed Tables 5 and 7-9; Bio-ELECTRA, its paper and released scripts; TF finetune/ (qa, tagging and
+classification tasks).
 
-    1. Options and protocol    2. The three kinds of task    3. Training one seed
+    1. Options and protocol    2. The kinds of task          3. Training one seed
     4. Seeds and tables        5. Command line
 """
 from __future__ import annotations
@@ -55,6 +56,8 @@ class Options:
     task: str = option("demo-ner", "what to fine-tune on", choices=list(data.TASKS))
     data: str | None = option(os.environ.get("ELECTRAMED_DATA", "corpora"), "folder of the published data sets, "
                               "or of this task's train, dev and test files")
+    protocol: str = option(None, "whose hyper-parameters to use (default: those of the paper that has the task, "
+                           "ELECTRAMed's if both do)", choices=["electramed", "bio-electra"])
     init: str | None = option(None, "pre-training run, fine-tuned run or model folder to start from; none: from "
                               "scratch (default: runs/pretrain, if it is there)")
     like: str | None = option(None, "with --init none: the model folder whose sizes and vocabulary to use "
@@ -69,55 +72,83 @@ class Options:
     layer_decay: float = option(None, "factor of the learning rate from each layer to the one below", at_least=0)
     weight_decay: float = option(None, "decoupled weight decay", at_least=0)
     dropout: float = option(None, "dropout of hidden states and attention", at_least=0)
+    class_weights: bool = option(False, "for ranking: weigh the loss 1 to 99 in favour of the few right candidates")
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
     precision: str | None = option(None, "default: float32 on the CPU, bfloat16 on a GPU",
                                    choices=["float32", "bfloat16"])
 
 
-FREE = ("out", "seeds", "device", "precision")      # may change when finished seeds are kept
+FREE = ("out", "seeds", "protocol", "device", "precision")      # may change when finished seeds are kept
 FIXED = tuple(field.name for field in dataclasses.fields(Options) if field.name not in FREE) + ("starting_model",)
 
 WARMUP_SHARE = 0.1              # of all steps
 QUESTION_LENGTH = 64            # pieces
 DOCUMENT_STRIDE = 128           # pieces between two windows of a passage
 
+CLASS_WEIGHTS = (1.0, 99.0)     # of wrong and right candidates, with --class-weights; the loss is a weighted mean
+
 # ELECTRAMed, Table 5. The paper gives no epochs: 3 and, for questions, 2 are official ELECTRA's.
 TABLE_5 = {"epochs": 3, "batch_size": 32, "max_length": 128, "learning_rate": 5e-5, "layer_decay": 0.8,
            "weight_decay": 0.0, "dropout": 0.1}
-# The demo tasks are small and so is the model that `python train_pretrain.py` makes: larger steps, more epochs.
-DEMO = {**TABLE_5, "epochs": 20, "batch_size": 16, "learning_rate": 1e-3}
-PROTOCOLS: dict[str, dict[str, Any]] = {
-    "ncbi-disease": TABLE_5,
-    "ddi2013": TABLE_5,
-    "bioasq7b": {**TABLE_5, "epochs": 2, "batch_size": 16, "max_length": 384, "learning_rate": 5e-6},
-    "demo-ner": DEMO,
-    "demo-re": DEMO,
-    "demo-qa": {**DEMO, "max_length": 256},
+# What holds for all tasks (""), then what differs for a kind, then for a task.
+PROTOCOLS: dict[str, dict[str, dict[str, Any]]] = {
+    "electramed": {
+        "": TABLE_5,
+        "qa": {"epochs": 2, "batch_size": 16, "max_length": 384, "learning_rate": 3e-5},
+        "bioasq7b": {"learning_rate": 5e-6},
+    },
+    "bio-electra": {
+        "": {**TABLE_5, "batch_size": 12, "learning_rate": 1e-4, "weight_decay": 0.01},
+        "qa": {"epochs": 2, "max_length": 192},
+        "classify": {"max_length": 192},
+        "rank": {"max_length": 64},
+        "linnaeus": {"max_length": 192},
+        "gad": {"batch_size": 32},
+        "chemprot": {"batch_size": 24},
+        "chemprot-tsv": {"batch_size": 24},
+    },
 }
+# The demo tasks are small and so is the model that `python train_pretrain.py` makes: larger steps, more epochs.
+DEMO = {"epochs": 20, "batch_size": 16, "learning_rate": 1e-3}
+PROTOCOLS["electramed"] |= {"demo-ner": DEMO, "demo-re": DEMO, "demo-qa": {**DEMO, "max_length": 256}}
 
-# Test scores in percent: ELECTRAMed, Tables 7, 8 and 9.
-PUBLISHED: dict[str, dict[str, float]] = {
-    "ncbi-disease": {"precision": 85.87, "recall": 89.29, "f1": 87.54},
-    "ddi2013": {"precision": 80.07, "recall": 78.24, "f1": 79.13},
+
+# Test scores in percent: ELECTRAMed, Tables 7, 8 and 9; Bio-ELECTRA, Bio-ELECTRA++ without and with tuning, and
+# Bio-ELECTRA with class weights.
+PAPERS = ("ELECTRAMed", "Bio-ELECTRA", "++", "++ tuned", "weighted")
+PUBLISHED: dict[str, dict[str, tuple[float | None, ...]]] = {
+    "ncbi-disease": {"precision": (85.87,), "recall": (89.29,), "f1": (87.54, 78.32, 80.01, 84.85)},
+    "bc5cdr": {"precision": (88.76,), "recall": (91.34,), "f1": (90.03,)},
+    "jnlpba": {"precision": (69.33,), "recall": (78.56,), "f1": (73.65,)},
+    "bc4chemd": {"f1": (None, 83.13, 83.80, 87.94)},
+    "bc2gm": {"f1": (None, 71.08, 72.55, 79.27)},
+    "linnaeus": {"f1": (None, 84.10, 85.02, 95.01)},
+    "chemprot": {"precision": (75.47,), "recall": (70.67,), "f1": (72.94,)},
+    "chemprot-tsv": {"f1": (None, 60.86, 64.22, 72.33)},
+    "ddi2013": {"precision": (80.07,), "recall": (78.24,), "f1": (79.13,)},
+    "gad": {"f1": (None, 81.66, 80.96)},
     "bioasq7b": {
-        f"batch {batch} {name}": score for batch, scores in enumerate(
+        f"batch {batch} {name}": (score,) for batch, scores in enumerate(
             [(44.62, 51.28, 47.95), (46.40, 62.40, 53.16), (37.93, 58.62, 46.62), (61.18, 82.35, 69.55),
              (24.57, 44.00, 31.42)], start=1)
         for name, score in zip(("strict_accuracy", "lenient_accuracy", "mrr"), scores)},
+    "yesno": {"yes f1": (None, 92.66, 93.19), "no f1": (None, 58.18, 69.84)},
+    "rerank": {"mrr": (None, 32.5, 33.5, None, 33.2)},
 }
 
 
-# --- 2. The three kinds of task ---
+# --- 2. The kinds of task ---
 #
 # A kind says how examples become features, what the model's output for them means, how that is scored, and in
 # which form it is handed in. An output is what the head gives for one feature, cut to its real tokens:
-# (T, C) for ner, decoded to a tag for each word; (C,) for re, to a label; (T, 2) for qa, to spans.
+# (T, C) for ner, decoded to a tag for each word; (C,) for re and classify, to a label, and for rank, to the
+# probability of label 1; (T, 2) for qa, to spans.
 
 Measures = dict[str, float]            # name -> score; the names are the rows of the table
 
 
 class Kind(NamedTuple):
-    """The parts in which tagging, classification and question answering differ."""
+    """The parts in which tagging, classification, question answering and ranking differ."""
 
     head: Callable[[ElectraConfig, int], nn.Module]                 # (configuration, number of labels)
     encode: Callable[..., tuple[list[Feature], str]]                # (examples, tokenizer, labels, options)
@@ -126,9 +157,9 @@ class Kind(NamedTuple):
     write: Callable[[Task, Path, list, list], None]                 # (task, folder, examples, predictions)
 
 
-def precision_recall_f1(scores: metrics.Scores) -> Measures:
+def precision_recall_f1(scores: metrics.Scores, prefix: str = "") -> Measures:
     """Precision, recall and F1, over all types and for each."""
-    named = {"": scores}
+    named = {prefix: scores}
     if len(scores.per_type) > 1:
         named |= {f"{name} ": part for name, part in sorted(scores.per_type.items())}
     return {prefix + measure: getattr(part, measure) for prefix, part in named.items()
@@ -163,6 +194,37 @@ def score_labels(task: Task, examples: list[data.LabelledText], predictions: lis
 def write_labels(task: Task, folder: Path, examples: list[data.LabelledText], predictions: list[str]) -> None:
     """Rows of index and label, in the order of the test file."""
     rows = ["index\tlabel", *(f"{example.id}\t{label}" for example, label in zip(examples, predictions))]
+    data.write_bytes(folder / "predictions.tsv", ("\n".join(rows) + "\n").encode())
+
+
+def score_yesno(task: Task, examples: list[data.LabelledText], predictions: list[str]) -> Measures:
+    """BioASQ's measures: the mean of both answers' F1, accuracy, and each answer by itself."""
+    gold, predicted = (["yes" if label == "1" else "no" for label in labels]
+                       for labels in ([example.label for example in examples], predictions))
+    scores = metrics.bioasq_yesno_scores(gold, predicted)
+    return {"macro_f1": scores.macro_f1, "accuracy": scores.accuracy,
+            **precision_recall_f1(scores.yes, "yes "), **precision_recall_f1(scores.no, "no ")}
+
+
+def decode_probabilities(examples: list, features: list[Feature], outputs: list[np.ndarray],
+                         labels: Sequence[str]) -> list[float]:
+    """The probability of label 1 of each candidate."""
+    return [float(np.exp(-np.logaddexp(0, output[0] - output[1]))) for output in outputs]
+
+
+def score_ranking(task: Task, examples: list[data.Candidate], predictions: list[float]) -> Measures:
+    """Mean reciprocal rank of each question's first right candidate."""
+    groups: dict[str, list[tuple[float, int]]] = {}
+    for example, probability in zip(examples, predictions):
+        groups.setdefault(example.group, []).append((probability, int(example.label)))
+    return {"mrr": metrics.reranking_mrr(groups)}
+
+
+def write_ranking(task: Task, folder: Path, examples: list[data.Candidate], predictions: list[float]) -> None:
+    """Rows of probability, question and candidate, in the order of the test file."""
+    rows = ["probability\tquestion\tanswer_candidate",
+            *(f"{probability:.6g}\t{example.text}\t{example.text_pair}"
+              for example, probability in zip(examples, predictions))]
     data.write_bytes(folder / "predictions.tsv", ("\n".join(rows) + "\n").encode())
 
 
@@ -223,6 +285,12 @@ def write_answers(task: Task, folder: Path, examples: list[data.Question],
         data.write_bytes(folder / name, json.dumps(content, indent=1, ensure_ascii=False).encode())
 
 
+def encode_labels(examples: list, tokenizer: Tokenizer, labels: Sequence[str],
+                  options: Options) -> tuple[list[Feature], str]:
+    """Texts and pairs of texts."""
+    return data.encode_classification(examples, tokenizer, labels, options.max_length)
+
+
 PARTS_OF = {
     "ner": Kind(TokenTagger,
                 lambda examples, tokenizer, labels, options:
@@ -230,10 +298,9 @@ PARTS_OF = {
                 lambda examples, features, outputs, labels:
                     data.decode_tags(examples, features, [output.argmax(-1) for output in outputs], labels),
                 score_tags, write_tags),
-    "re": Kind(SequenceClassifier,
-               lambda examples, tokenizer, labels, options:
-                   data.encode_classification(examples, tokenizer, labels, options.max_length),
-               decode_labels, score_labels, write_labels),
+    "re": Kind(SequenceClassifier, encode_labels, decode_labels, score_labels, write_labels),
+    "classify": Kind(SequenceClassifier, encode_labels, decode_labels, score_yesno, write_labels),
+    "rank": Kind(SequenceClassifier, encode_labels, decode_probabilities, score_ranking, write_ranking),
     "qa": Kind(lambda config, num_labels: SpanExtractor(config),
                lambda examples, tokenizer, labels, options:
                    data.encode_questions(examples, tokenizer, options.max_length, DOCUMENT_STRIDE,
@@ -255,10 +322,11 @@ class Prepared(NamedTuple):
     init: Path | None                           # None: from scratch
     examples: dict[str, list]                   # by split; dev may be missing
     features: dict[str, list[Feature]]
+    test_set: str                               # what the test scores are of
 
 
 def label_array(kind: str, features: Sequence[Feature], width: int) -> np.ndarray:
-    """The labels of a batch: (B, T) for ner, (B,) for re, (B, 2) for qa."""
+    """The labels of a batch: (B, T) for ner, (B, 2) for qa, else (B,)."""
     if kind == "ner":
         return np.array([feature.labels + [IGNORED_LABEL] * (width - len(feature.labels)) for feature in features])
     return np.array([feature.labels for feature in features])
@@ -299,6 +367,7 @@ def train_seed(seed: int, prepared: Prepared, options: Options, folder: Path) ->
     if prepared.init:
         load_encoder(model, prepared.init)
     model.to(device.kind).train()
+    weights = device.put(torch.tensor(CLASS_WEIGHTS)) if options.class_weights else ()
     optimizer = Adam(parameter_groups(model, options.weight_decay, options.layer_decay))
     lengths = np.array([len(feature.input_ids) for feature in features])
     per_epoch = -(-len(features) // options.batch_size)
@@ -316,7 +385,7 @@ def train_seed(seed: int, prepared: Prepared, options: Options, folder: Path) ->
             *inputs, labels = device.put(*map(torch.from_numpy, arrays))
             device.seed(data.seed_for(seed, step, "device"))                       # dropout
             with device.autocast():
-                loss = model.loss(model(*inputs), labels)                          # type: ignore[operator]
+                loss = model.loss(model(*inputs), labels, *weights)                # type: ignore[operator]
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.update(learning_rate_at(step, total_steps, warmup_steps, options.learning_rate))
@@ -340,8 +409,9 @@ def train_seed(seed: int, prepared: Prepared, options: Options, folder: Path) ->
     data.write_bytes(folder / "log.csv", ("\n".join(log) + "\n").encode())
     PARTS_OF[task.kind].write(task, folder, prepared.examples["test"], predictions)
     save_pretrained(model, folder / "model", prepared.tokenizer)
-    scores_json = json.dumps({"dev": dev_scores, "test": test_scores}, indent=1)
-    data.write_bytes(folder / "scores.json", scores_json.encode())         # last: this seed is finished
+    record = {"dev": dev_scores, "test": test_scores,
+              **({} if prepared.test_set == "test set" else {"test_set": prepared.test_set})}
+    data.write_bytes(folder / "scores.json", json.dumps(record, indent=1).encode())   # last: this seed is finished
     return test_scores
 
 
@@ -370,15 +440,36 @@ def fingerprint(init: Path | None, like: Path | None) -> str:
     return digest.hexdigest()[:16]
 
 
-def prepare(options: Options, init: Path | None, like: Path | None) -> Prepared:
-    """Read the task's files, and the tokenizer, and make the features; says what was cut, split or has no answer."""
-    task = data.TASKS[options.task]
-    examples = {"train": data.read_task(options.task, "train", options.data)}
+def read_splits(options: Options, seed: int) -> tuple[dict[str, list], str]:
+    """Train, dev (where there is one) and test, and what the test set is; where it is a part, another for each seed."""
+    task, name = data.TASKS[options.task], options.task
     try:
-        examples["dev"] = data.read_task(options.task, "dev", options.data)
+        examples = {split: data.read_task(name, split, options.data) for split in ("train", "test")}
+    except FileNotFoundError as error:
+        if not task.parts:
+            raise
+        split, count, _ = task.parts
+        examples = data.cut_splits(task, data.read_task(name, split, options.data), seed)
+        test_set = f"part {seed % count + 1} of {count} of its {split} file: not the published split"
+        say(f"*** {error}; so the test set is {test_set} ***")
+        return examples, test_set
+    try:
+        dev = data.read_task(name, "dev", options.data)
+        if dev != examples["test"]:
+            return {"train": examples["train"], "dev": dev, "test": examples["test"]}, "test set"
+        say("the development set is the test set and must choose nothing; the last epoch counts")
     except FileNotFoundError as error:
         say(f"{error}; without it the last epoch counts")
-    examples["test"] = data.read_task(options.task, "test", options.data)
+    return examples, "test set"
+
+
+def prepare(options: Options, init: Path | None, like: Path | None, seed: int) -> Prepared:
+    """Read the task's files, and the tokenizer, and make the features; says what was cut, split or has no answer."""
+    examples, test_set = read_splits(options, seed)
+    task = data.with_labels(data.TASKS[options.task], examples["train"])
+    if task != data.TASKS[options.task]:
+        say(f"labels of the training set: {', '.join(task.labels)}"
+            + (f"; {task.negative} is taken for \"no relation\"" if task.kind == "re" else ""))
     if like:
         tokenizer, config = Tokenizer.from_file(like), read_config(like)
     else:
@@ -393,10 +484,12 @@ def prepare(options: Options, init: Path | None, like: Path | None) -> Prepared:
     for split, part in examples.items():
         features[split], note = PARTS_OF[task.kind].encode(part, tokenizer, task.labels, options)
         say(f"{options.task} {split}: {len(part):,} examples, {note}")
+        if unknown := data.label_counts(task.kind, part).keys() - set(task.labels):
+            say(f"*** {', '.join(sorted(unknown))}: not in the training set, so always missed in {split} ***")
         without = sum(not (example.answers or example.gold) for example in part) if task.kind == "qa" else 0
         if without:
             say(f"*** {without} questions of {split} have no gold answer and score 0: the golden files are missing ***")
-    return Prepared(task, task.labels, tokenizer, config, init, examples, features)
+    return Prepared(task, task.labels, tokenizer, config, init, examples, features, test_set)
 
 
 def training_texts(examples: list) -> list[str]:
@@ -405,16 +498,19 @@ def training_texts(examples: list) -> list[str]:
             else " ".join(part for part in example if isinstance(part, str)) for example in examples]
 
 
-def score_table(options: Options, results: list[Measures]) -> str:
-    """One line a measure, in percent: mean and standard deviation over the seeds, and the paper's figure."""
-    published = PUBLISHED.get(options.task, {})
+def score_table(options: Options, results: list[Measures], test_set: str = "test set") -> str:
+    """One line a measure, in percent: mean and standard deviation over the seeds, and the papers' figures."""
+    padding = (None,) * len(PAPERS)
+    published = {measure: (row + padding)[:len(PAPERS)] for measure, row in PUBLISHED.get(options.task, {}).items()}
+    columns = [column for column in range(len(PAPERS)) if any(row[column] for row in published.values())]
     measures = dict.fromkeys(measure for result in results for measure in result)      # a type may be in one only
-    lines = [f"{options.task}, test set, {len(results)} seed{'s' * (len(results) > 1)}",
-             f"{'':28}{'mean':>8}{'sd':>8}" + (f"{'ELECTRAMed':>12}" if published else "")]
+    lines = [f"{options.task}, {test_set}, {len(results)} seed{'s' * (len(results) > 1)}",
+             f"{'':28}{'mean':>8}{'sd':>8}" + "".join(f"{PAPERS[column]:>12}" for column in columns)]
     for measure in measures:
         mean, sd = metrics.mean_and_sd([result.get(measure, 0.0) for result in results])
-        lines.append(f"{measure:28}{100 * mean:8.2f}{100 * sd:8.2f}"
-                     + (f"{published[measure]:12.2f}" if measure in published else ""))
+        row = published.get(measure, padding)
+        figures = "".join(f"{score:12.2f}" if (score := row[column]) else " " * 12 for column in columns)
+        lines.append(f"{measure:28}{100 * mean:8.2f}{100 * sd:8.2f}{figures}".rstrip())
     return "\n".join(lines)
 
 
@@ -426,14 +522,16 @@ def run(options: Options) -> int:
     data.claim_run_folder(out, record, FIXED if any(out.glob("seed-*/scores.json")) else ())
     folders = [out / f"seed-{seed}" for seed in range(options.seeds)]
     unfinished = [seed for seed, folder in enumerate(folders) if not (folder / "scores.json").is_file()]
-    if unfinished:
-        prepared = prepare(options, init, like)
+    prepared = None
     for seed in unfinished:
+        if not prepared or prepared.test_set != "test set":                # a part of a file: each seed tests another
+            prepared = prepare(options, init, like, seed)
         scores = train_seed(seed, prepared, options, folders[seed])
         metric = prepared.task.metric
         say(f"seed {seed}: test {metric} {100 * scores[metric]:.2f}")
     results = [json.loads((folder / "scores.json").read_bytes()) for folder in folders]
-    table = score_table(options, [result["test"] for result in results])
+    test_sets = dict.fromkeys(result.get("test_set", "test set") for result in results)
+    table = score_table(options, [result["test"] for result in results], "; ".join(test_sets))
     data.write_bytes(out / "table.txt", (table + "\n").encode())
     # The model to use: that of the best development score, never chosen by the test set.
     metric = data.TASKS[options.task].metric
@@ -449,7 +547,13 @@ def run(options: Options) -> int:
 
 def complete(options: Options) -> Options:
     """Fill in from the task's protocol what the command line left open."""
-    values = {"out": f"runs/finetune/{options.task}", **PROTOCOLS[options.task]}
+    task = data.TASKS[options.task]
+    if options.class_weights and task.kind != "rank":
+        raise ValueError(f"--class-weights are for ranking; {options.task} is of the kind {task.kind}")
+    protocol = options.protocol or ("bio-electra" if "bio_electra" in task.source else "electramed")
+    values: dict[str, Any] = {"out": f"runs/finetune/{options.task}", "protocol": protocol}
+    for part in ("", task.kind, options.task):
+        values |= PROTOCOLS[protocol].get(part, {})
     return dataclasses.replace(options, **{name: value for name, value in values.items()
                                            if getattr(options, name) is None})
 

@@ -23,11 +23,11 @@ from hypothesis import given, settings, strategies as st
 
 import data
 from data import (
-    IGNORED_LABEL, TASKS, LabelledText, Question, SyntheticWorld, TaggedSentence, best_windows, bucket_widths,
-    build_examples, build_shards, claim_run_folder, corpus_files, decode_answers, decode_tags,
-    encode_classification, encode_questions, encode_tagging, find_task, open_shards, pad_batch, parse_options,
-    plan_batches, read_documents, read_task, seed_for, split_segments, split_windows,
-    synthetic_corpus, verify_shards)
+    IGNORED_LABEL, TASKS, Candidate, LabelledText, Question, SyntheticWorld, TaggedSentence, best_windows,
+    bucket_widths, build_examples, build_shards, claim_run_folder, corpus_files, cut_splits, decode_answers,
+    decode_tags, encode_classification, encode_questions, encode_tagging, find_task, open_shards, pad_batch,
+    parse_options, plan_batches, read_documents, read_task, seed_for, split_segments, split_windows,
+    synthetic_corpus, verify_shards, with_labels)
 from metrics import bioasq_question_id
 from tokenizer import SPECIAL_TOKENS, Tokenizer
 
@@ -701,10 +701,27 @@ def test_whatever_a_csv_writer_quotes_is_read_back(tmp_path_factory, rows):
     ("ddi2013", "index\tsentence\tlabel\n1\ta\tDDI-int\n2\tb\tDDI-maybe\n",
      r"train\.csv line 3: label 'DDI-maybe' is not in the task's set: DDI-false, DDI-advise"),
     ("re", "index\tsentence\tlabel\n", "re: no examples in the train file of"),
+    ("classify", "yesno_label\tquestion\tideal_answer\n1\tIs it?\n",
+     r"train\.csv line 2: expected 3 tab-separated columns \(label, question, answer\), found 2"),
+    ("rank", "0\tq\ta\n2\tq\tb\n", r"train\.csv line 2: label '2' is not in the task's set: 0, 1"),
 ])
 def test_a_malformed_labelled_file_is_named_by_line(tmp_path, name, text, message):
     with pytest.raises(ValueError, match=message):
         read_task(name, "train", write(tmp_path / "train.csv", text).parent)
+
+
+# --- 5. Task files: pairs ---
+
+@pytest.mark.parametrize("header", [
+    "", "yesno_label\tquestion\tideal_answer\n", "label\tquestion\tanswer_candidate\r\n"])
+def test_pairs_are_read_with_and_without_a_header(tmp_path, header):
+    rows = '1\t"Is ""a"" b? "\tc "d" e\n0\tSo?\t\r\n\n0\tSo?\t\n'
+    write(tmp_path / "dev.tsv", header + rows)
+    assert read_task("classify", "dev", tmp_path) == read_task("yesno", "dev", tmp_path) == [
+        LabelledText("0", 'Is "a" b? ', "1", 'c "d" e'), LabelledText("1", "So?", "0", ""),
+        LabelledText("2", "So?", "0", "")]
+    assert read_task("rank", "dev", tmp_path)[0] == Candidate('Is "a" b? ', 'Is "a" b? ', 'c "d" e', "1")
+    assert [(row.group, row.label) for row in read_task("rerank", "dev", tmp_path)][1:] == [("So?", "0")] * 2
 
 
 # --- 5. Task files: questions ---
@@ -805,7 +822,7 @@ def test_a_kind_reads_one_split_of_a_folder_of_ones_own(tmp_path, kind, suffixes
     (("bioasq7b", "test"), FileNotFoundError, r"bioasq7b: no test file in .*: expected BioASQ-test-factoid-7b"),
     (("ner", "tests"), ValueError, "split 'tests': expected one of train, dev, test"),
     (("demo-ner", "tests"), ValueError, "split 'tests': expected one of train, dev, test"),
-    (("ncbi", "dev"), ValueError, "unknown task 'ncbi': expected one of ncbi-disease, ddi2013, .*, ner, re, qa"),
+    (("ncbi", "dev"), ValueError, "unknown task 'ncbi': expected one of ncbi-disease, .*, ddi2013, .*, ner, re, qa"),
 ])
 def test_what_is_not_there_is_told_with_what_is_expected(tmp_path, arguments, error, message):
     for directory in (tmp_path, tmp_path / "nowhere"):
@@ -825,14 +842,46 @@ def test_a_name_is_a_task_or_a_kind():
         find_task("squat")
 
 
+# --- 5. Task files: parts and labels ---
+
+@pytest.mark.parametrize("name, groups, count, has_dev", [
+    ("gad", [LabelledText(str(i), f"text {i // 2}", "0") for i in range(40)], 10, True),
+    ("squad", [Question(str(i), "?", "so", [], article=i // 3) for i in range(36)], 6, False),
+    ("rerank", [Candidate(f"q{i // 4}", "q", str(i), "0") for i in range(40)], 5, False)])
+def test_every_example_is_tested_in_one_part_and_groups_stay_together(name, groups, count, has_dev):
+    def group(example):
+        return getattr(example, {"gad": "text", "squad": "article", "rerank": "group"}[name])
+
+    tested = []
+    for fold in range(count):
+        splits = cut_splits(TASKS[name], groups, fold)
+        assert splits == cut_splits(TASKS[name], groups, fold + count) and ("dev" in splits) == has_dev
+        assert sorted(sum(splits.values(), []), key=groups.index) == groups
+        parts = [{group(example) for example in part} for part in splits.values()]
+        assert len(set.union(*parts)) == sum(map(len, parts))
+        assert len(splits["test"]) == len(splits.get("dev", splits["test"])) == len(groups) // count
+        tested += splits["test"]
+    assert sorted(tested, key=groups.index) == groups
+
+
+def test_labels_are_discovered_with_the_negative_one_first():
+    sentences = [TaggedSentence(["a", "b"], ["B-x", "I-x"]), TaggedSentence(["c"], ["B"])]
+    assert with_labels(find_task("ner"), sentences).labels == ("O", "B", "B-x", "I-x")
+    relations = [LabelledText("", "", label) for label in ("b", "none", "a", "none")]
+    found = with_labels(find_task("re"), relations)
+    assert (found.labels, found.negative) == (("none", "a", "b"), "none")
+    for name in ("gad", "qa", "rank"):
+        assert with_labels(TASKS[name], relations) is TASKS[name]
+
+
 # --- 5. Task files: the published data sets ---
 
 @pytest.mark.parametrize("name, folder, counts", [
     ("ncbi-disease", "", ((5429, 135_701), (923, 23_969), (941, 24_497))),
     ("ner", "ner/ncbi-disease", ((5429, 135_701), (923, 23_969), (941, 24_497))),
-    ("ner", "ner/bc5cdr", ((3951, 95_370), (3957, 94_437), (4145, 98_691))),
-    ("ner", "ner/jnlpba", ((16_845, 445_090), (1743, 47_461), (3869, 101_039))),
-    ("ner", "ner/bc2gm", ((12_574, 355_405), (2519, 71_042), (5038, 143_465))),
+    ("bc5cdr", "", ((3951, 95_370), (3957, 94_437), (4145, 98_691))),
+    ("jnlpba", "", ((16_845, 445_090), (1743, 47_461), (3869, 101_039))),
+    ("bc2gm", "", ((12_574, 355_405), (2519, 71_042), (5038, 143_465))),
 ])
 def test_sentences_and_tokens_are_as_many_as_published(real_data, name, folder, counts):
     for split, expected in zip(("train", "dev", "test"), counts):
@@ -847,9 +896,12 @@ CPR = ("false", "CPR:3", "CPR:4", "CPR:5", "CPR:6", "CPR:9")
 
 @pytest.mark.parametrize("name, folder, labels, counts", [
     ("ddi2013", "", DDI, ((15_843, 633, 1212, 146, 946), (6240, 193, 396, 42, 373), (4782, 221, 360, 96, 302))),
-    ("re", "re/chemprot", CPR, ((14_701, 766, 2254, 173, 235, 727), (9404, 550, 1094, 116, 199, 457),
-                                (12_805, 665, 1661, 195, 293, 644))),
-    ("re", "re/gad", ("1", "0"), ((2520, 2276),)),
+    ("chemprot", "", CPR, (
+        (14_701, 766, 2254, 173, 235, 727), (9404, 550, 1094, 116, 199, 457), (12_805, 665, 1661, 195, 293, 644))),
+    ("chemprot-tsv", "", ("False", *CPR[1:]), (
+        (12_389, 761, 2251, 172, 235, 713), (7949, 548, 1093, 115, 199, 457), (10_955, 664, 1658, 183, 292, 644))),
+    ("gad", "", ("1", "0"), ((2520, 2276),)),
+    ("yesno", "", ("1", "0"), ((579, 149), (102, 26), (102, 26))),
 ])
 def test_labels_are_as_many_as_published(real_data, name, folder, labels, counts):
     for split, expected in zip(("train", "dev", "test"), counts):
@@ -882,10 +934,17 @@ def test_bioasq_questions_are_as_many_as_published(real_data):
     assert all(q.answers and q.gold is None and q.batch is None for q in train + dev)
 
 
-def test_squad_questions_are_as_many_as_published(real_data, tmp_path):
-    (tmp_path / "dev.json").symlink_to(real_data / "qa" / "squad" / "xquad.en.json")
-    questions = read_task("qa", "dev", tmp_path)
-    assert (len(questions), len({q.context for q in questions})) == (1190, 240)
+def test_squad_questions_are_as_many_as_published(real_data):
+    questions = read_task("squad", "dev", real_data)
+    assert [len(set(counted)) for counted in zip(*((q.id, q.context, q.article) for q in questions))] == [1190, 240, 48]
+    splits = cut_splits(TASKS["squad"], questions, 0)
+    assert [len({q.article for q in splits[split]}) for split in ("train", "test")] == [40, 8]
+
+
+def test_candidates_are_as_many_as_published(real_data):
+    rows = read_task("rerank", "dev", real_data)
+    assert (len(rows), sum(row.label == "1" for row in rows), len({row.group for row in rows})) == (9064, 117, 100)
+    assert len({row.group for row in cut_splits(TASKS["rerank"], rows, 4)["test"]}) == 20
 
 
 # --- 6. Features: windows ---
@@ -984,6 +1043,20 @@ def test_a_text_is_one_row_and_cuts_are_counted(tiny_tokenizer):
     assert [(f.example, f.labels, f.first_length) for f in features] == [
         (0, 1, 4), (1, 0, 8), (2, 0, 2), (3, 1, 8)]
     assert note == "1 cut at 8 tokens"
+
+
+def test_of_a_pair_the_longer_part_is_cut_piece_by_piece(tiny_tokenizer):
+    the, drug = map(tiny_tokenizer.vocab.get, ("the", "drug"))
+    pairs = [("the", "drug"), ("the " * 3, "drug " * 9), ("the " * 9, "drug"), ("the " * 9, "drug " * 9), ("the", "")]
+    features, note = encode_classification(
+        [LabelledText("", first, "0", second) for first, second in pairs], tiny_tokenizer, ("0", "1"), 9)
+    rows = [(1, 1), (3, 3), (5, 1), (3, 3), (1, 0)]
+    assert [feature.input_ids for feature in features] == [
+        [2, *[the] * first, 3, *[drug] * second, 3] for first, second in rows]
+    assert [feature.first_length for feature in features] == [first + 2 for first, _ in rows]
+    assert note == "3 cut at 9 tokens"
+    _, _, segments = pad_batch([features[0][1:3]], 8, 0)
+    assert segments.tolist() == [[0, 0, 0, 1, 1, 0, 0, 0]]
 
 
 # --- 6. Features: questions ---

@@ -59,6 +59,18 @@ def test_the_protocol_is_table_5_of_the_paper():
         assert (options.layer_decay, options.weight_decay, options.dropout) == (0.8, 0.0, 0.1)
 
 
+def test_a_task_has_the_protocol_of_its_paper_and_another_on_demand():
+    expected = {"squad": (2, 16, 384, 3e-5, 0.0), "bc5cdr": (3, 32, 128, 5e-5, 0.0), "gad": (3, 32, 128, 1e-4, 0.01),
+                "linnaeus": (3, 12, 192, 1e-4, 0.01), "chemprot-tsv": (3, 24, 128, 1e-4, 0.01),
+                "yesno": (3, 12, 192, 1e-4, 0.01), "rerank": (3, 12, 64, 1e-4, 0.01)}
+    for task, values in expected.items():
+        options = options_for(task)
+        assert values == (options.epochs, options.batch_size, options.max_length, options.learning_rate,
+                          options.weight_decay)
+    other = train_finetune.complete(train_finetune.Options(task="squad", protocol="bio-electra", batch_size=7))
+    assert (other.epochs, other.batch_size, other.max_length, other.learning_rate) == (2, 7, 192, 1e-4)
+
+
 # --- whole runs ---
 
 @pytest.mark.parametrize("task, written, measure", [
@@ -194,7 +206,66 @@ def test_a_type_that_only_one_seed_predicts_is_in_the_table_and_zero_for_the_oth
     assert next(line for line in table.splitlines() if line.startswith("Drug f1")).split()[2:] == ["20.00", "28.28"]
 
 
+def test_the_table_has_a_column_for_each_paper_that_has_the_task():
+    lines = train_finetune.score_table(options_for("ncbi-disease"), [{"f1": 0.5}]).splitlines()
+    assert lines[1].split() == ["mean", "sd", "ELECTRAMed", "Bio-ELECTRA", "++", "++", "tuned"]
+    assert lines[2].split() == ["f1", "50.00", "0.00", "87.54", "78.32", "80.01", "84.85"]
+    assert train_finetune.PUBLISHED.keys() <= data.TASKS.keys()
+
+
+@pytest.mark.parametrize("name, scores_of_gold", [("yesno", ("macro_f1", "accuracy", "no f1")), ("rerank", ("mrr",))])
+def test_gold_pairs_score_one_and_their_opposite_less(name, scores_of_gold, tiny_tokenizer, tmp_path):
+    rows = "".join(f"{int(i % 3 == 0)}\tthe drug {i // 6}?\tthe gene {i}\n" for i in range(18))
+    (tmp_path / "test.tsv").write_text("label\tquestion\tanswer\n" + rows)
+    task, examples = data.TASKS[name], data.read_task(name, "test", tmp_path)
+    kind = train_finetune.PARTS_OF[task.kind]
+    features, _ = kind.encode(examples, tiny_tokenizer, task.labels, options_for(name))
+    for is_gold in (True, False):
+        outputs = [np.eye(2)[feature.labels if is_gold else 1 - feature.labels] * 9 for feature in features]
+        predictions = kind.decode(examples, features, outputs, task.labels)
+        measured = kind.score(task, examples, predictions)
+        assert all((measured[measure] == 1) == is_gold for measure in scores_of_gold)
+    kind.write(task, tmp_path, examples, predictions)
+    assert len((tmp_path / "predictions.tsv").read_text().splitlines()) == 19
+
+
 # --- files of one's own, and wrong input ---
+
+def test_a_custom_set_of_each_kind_finds_its_labels(pretrained, tmp_path, capsys):
+    texts = {"ner": ("fever B-X\n\nno O\n", "fever B-X\n\ngout B-Y\n"), "re": ("a\tnone\nb\tr\nc\tnone\n",) * 2,
+             "qa": (json.dumps({"data": [{"paragraphs": [{"context": "so it is", "qas": [
+                 {"id": "1", "question": "?", "answers": [{"text": "it", "answer_start": 3}]}]}]}]}),) * 2,
+             "classify": ("1\tis it?\tyes\n0\tis it?\tno\n",) * 2, "rank": ("1\tis it?\tyes\n0\tis it?\tno\n",) * 2}
+    for kind, (train, test) in texts.items():
+        folder = tmp_path / kind
+        folder.mkdir()
+        (folder / ("train.json" if kind == "qa" else "train.txt")).write_text(train)
+        (folder / ("test.json" if kind == "qa" else "test.txt")).write_text(test)
+        assert run(kind, pretrained, tmp_path / f"out-{kind}", "--data", str(folder)) == 0
+    said = capsys.readouterr().err
+    assert "labels of the training set: O, B-X\n" in said and "B-Y: not in the training set" in said
+    assert 'none, r; none is taken for "no relation"' in said
+
+
+def test_where_there_is_no_published_split_each_seed_tests_a_part_and_the_table_says_so(pretrained, tmp_path, capsys):
+    (tmp_path / "dev.tsv").write_text("".join(f"{i % 2}\tquestion {i // 2}\tanswer {i}\n" for i in range(20)))
+    more = ("--data", str(tmp_path), "--seeds", "2", "--class-weights")
+    assert run("rerank", pretrained, tmp_path / "out", *more) == 0
+    assert "part 2 of 5 of its dev file: not the published split ***" in capsys.readouterr().err
+    assert "not the published split" in (tmp_path / "out" / "table.txt").read_text()
+    asked = [{line.split("\t")[1] for line in (tmp_path / "out" / f"seed-{seed}" / "predictions.tsv")
+              .read_text().splitlines()[1:]} for seed in (0, 1)]
+    assert len(asked[0]) == len(asked[1]) == 2 and not asked[0] & asked[1]
+    assert run("demo-re", pretrained, tmp_path / "re", "--class-weights") == 2
+    assert "--class-weights are for ranking" in capsys.readouterr().err
+
+
+def test_a_development_set_that_is_the_test_set_chooses_nothing(pretrained, tmp_path, capsys):
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.tsv").write_text("1\tis it?\tit is\n0\tis it?\tnot\n")
+    assert run("yesno", pretrained, tmp_path / "out", "--data", str(tmp_path)) == 0
+    assert "must choose nothing" in capsys.readouterr().err and scores(tmp_path / "out")["dev"] == {}
+
 
 def disease_folder(folder: Path) -> Path:
     """A data set in ncbi-disease's form, with a sentence far over the maximum length."""
