@@ -4,7 +4,7 @@ After reading this file you hold the second half of both papers: a head on top o
 learning rates, the choice of the best epoch on the development set, several seeds, and each task's own metric
 and submission format.
 
-    python train_finetune.py --task demo-ner                          # after train_pretrain.py: half a minute
+    python train_finetune.py --task demo-ner                          # after train_pretrain.py: ten seconds
     python train_finetune.py --task ncbi-disease --data corpora --init runs/med --seeds 5
 
 Where it stands: data.py reads task files and makes features, electramed.py holds the heads, metrics.py the
