@@ -96,6 +96,17 @@ def test_finished_seeds_are_kept_and_more_can_be_asked_for(pretrained, tmp_path)
     assert first.stat().st_mtime_ns == before and (tmp_path / "seed-1" / "scores.json").exists()
 
 
+def test_the_binary_tag_loss_trains_another_tagger_and_is_refused_elsewhere(pretrained, tmp_path, capsys):
+    for loss in ("softmax", "binary"):
+        assert run("demo-ner", pretrained, tmp_path / loss, "--tag-loss", loss) == 0
+    first, second = ((tmp_path / loss / "seed-0" / "log.csv").read_text() for loss in ("softmax", "binary"))
+    assert first != second
+    assert run("demo-ner", pretrained, tmp_path / "binary") == 2
+    assert "--tag-loss binary, now softmax" in capsys.readouterr().err
+    assert run("demo-re", pretrained, tmp_path / "re", "--tag-loss", "binary") == 2
+    assert "--tag-loss binary is for entities; demo-re is of the kind re" in capsys.readouterr().err
+
+
 def test_finished_seeds_are_not_mixed_with_those_of_another_starting_model(pretrained, tmp_path, capsys):
     start, out = tmp_path / "start", tmp_path / "out"
     tokenizer = Tokenizer.from_file(pretrained)
