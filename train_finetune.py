@@ -134,6 +134,7 @@ PUBLISHED: dict[str, dict[str, tuple[float | None, ...]]] = {
             [(44.62, 51.28, 47.95), (46.40, 62.40, 53.16), (37.93, 58.62, 46.62), (61.18, 82.35, 69.55),
              (24.57, 44.00, 31.42)], start=1)
         for name, score in zip(("strict_accuracy", "lenient_accuracy", "mrr"), scores)},
+    "bioasq8b": {"exact_match": (None, 57.51, 57.93), "f1": (None, 66.87, 67.48)},
     "yesno": {"yes f1": (None, 92.66, 93.19), "no f1": (None, 58.18, 69.84)},
     "rerank": {"mrr": (None, 32.5, 33.5, None, 33.2)},
 }

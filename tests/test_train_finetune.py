@@ -278,6 +278,20 @@ def test_a_development_set_that_is_the_test_set_chooses_nothing(pretrained, tmp_
     assert "must choose nothing" in capsys.readouterr().err and scores(tmp_path / "out")["dev"] == {}
 
 
+def test_bioasq8b_reports_on_dev_which_then_chooses_nothing(pretrained, tmp_path, capsys):
+    text = json.dumps({"questions": [{"id": "q", "type": "list", "body": "Which?", "exact_answer": [["gout"]],
+                                      "snippets": [{"text": "Gout hurts."}, {"text": "It is gout."}]}]})
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.json").write_text(text)
+    out = tmp_path / "out"
+    assert run("bioasq8b", pretrained, out, "--data", str(tmp_path)) == 0
+    assert "must choose nothing" in capsys.readouterr().err and scores(out)["dev"] == {}
+    assert scores(out)["test"].keys() == {"exact_match", "f1"} and "66.87" in (out / "table.txt").read_text()
+    assert json.loads((out / "seed-0" / "predictions.json").read_text()).keys() == {"q_000", "q_001"}
+    options = options_for("bioasq8b")
+    assert (options.batch_size, options.max_length, options.learning_rate) == (12, 192, 1e-4)
+
+
 def disease_folder(folder: Path) -> Path:
     """A data set in ncbi-disease's form, with a sentence far over the maximum length."""
     short, long = "no O\nfever B-Disease\n. O\n", "".join(f"word{i} O\n" for i in range(60)) + "gout B-Disease\n"
