@@ -526,6 +526,8 @@ TASKS = {
     "bioasq7b": Task("qa", "qa/bioasq", metric="mrr", source=MIOLO + "QA/BioASQ",
                      files=(("BioASQ-train-factoid-7b.json", "BioASQ-train-factoid-*.json"), ("*dev*.json",),
                             ("BioASQ-test-factoid-7b-*.json",))),
+    "bioasq8b": Task("qa", "qa/bioasq8b", source=OZYURT + "bioasq",
+                     files=(("train*.json",), ("dev.json",), ("test.json", "dev.json"))),
     "yesno": Task("classify", "qa/yesno", ("0", "1"), metric="macro_f1", source=OZYURT + "yesno"),
     "rerank": Task("rank", "qa/reranker", ("0", "1"), metric="mrr", source=OZYURT + "reranker",
                    parts=("dev", 5, False)),
@@ -716,7 +718,7 @@ def read_candidates(path: Path, labels: Sequence[str] = ()) -> list[Candidate]:
 
 
 def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
-    """Read SQuAD's JSON, with or without answers; a BioASQ test batch takes its synonyms from the golden file.
+    """Read SQuAD's JSON, with or without answers, or BioASQ's; a test batch takes its synonyms from the golden file.
 
     The golden file of BioASQ-test-factoid-7b-1.json is 7B1_golden.json in the same folder; without it the
     questions have no `gold` and can be answered but not scored.
@@ -726,8 +728,11 @@ def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
     golden_path = path.with_name(f"{is_test[1]}B{is_test[2]}_golden.json") if is_test else None
     golden = read_golden(golden_path) if golden_path and golden_path.is_file() else {}
     questions: list[Question] = []
+    content = read_json(path)
+    if isinstance(content, dict) and "questions" in content:
+        return read_snippets(path, content["questions"])
     try:
-        for a, article in enumerate(read_json(path)["data"]):
+        for a, article in enumerate(content["data"]):
             for p, paragraph in enumerate(article["paragraphs"]):
                 where = f"data[{a}].paragraphs[{p}]"
                 for entry in paragraph["qas"]:
@@ -743,16 +748,40 @@ def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
     return questions
 
 
+def read_snippets(path: Path, entries: Any) -> list[Question]:
+    """A question for each snippet that has an exact answer of a BioASQ factoid or list question.
+
+    The answer is the first occurrence, as whole words in any case, of the longest name that occurs. Questions
+    without such a snippet are left out, and counted.
+    """
+    questions: list[Question] = []
+    try:
+        asked = [entry for entry in entries if entry["type"] in ("factoid", "list")]
+        for number, entry in enumerate(asked):
+            names = sorted(filter(None, map(str.strip, exact_names(entry))), key=len, reverse=True)
+            for s, snippet in enumerate(entry.get("snippets", [])):
+                found = (re.search(rf"(?<!\w){re.escape(name)}(?!\w)", snippet["text"], re.I) for name in names)
+                if match := next(filter(None, found), None):
+                    questions.append(Question(f"{entry['id']}_{s:03d}", entry["body"], snippet["text"],
+                                              [(match[0], match.start())], article=number))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not in BioASQ's form: {error!r} after {len(questions)} snippets") from None
+    without = len(asked) - len({question.article for question in questions})
+    say(f"{path}: {without} of {len(asked)} factoid and list questions have no snippet with an exact answer: left out")
+    return questions
+
+
+def exact_names(entry: dict[str, Any]) -> list[str]:
+    """All names in a BioASQ question's exact_answer: a name, a list of names, or a list of such lists."""
+    groups = entry["exact_answer"] if isinstance(entry["exact_answer"], list) else [entry["exact_answer"]]
+    return [name for group in groups for name in (group if isinstance(group, list) else [group])]
+
+
 def read_golden(path: Path) -> dict[str, list[str]]:
     """The synonyms of each factoid question of a BioASQ file with answers."""
     try:
-        golden = {}
-        for entry in read_json(path)["questions"]:
-            if entry["type"] == "factoid":              # a name, a list of names, or a list of such lists
-                groups = entry["exact_answer"] if isinstance(entry["exact_answer"], list) else [entry["exact_answer"]]
-                golden[entry["id"]] = [name for group in groups
-                                       for name in (group if isinstance(group, list) else [group])]
-        return golden
+        return {entry["id"]: exact_names(entry) for entry in read_json(path)["questions"]
+                if entry["type"] == "factoid"}
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: not in BioASQ's form: {error!r}") from None
 

@@ -476,10 +476,22 @@ class TokenTagger(nn.Module):
         return self.classifier(self.electra(input_ids, attention_mask, token_type_ids))
 
     @staticmethod
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy over the labelled positions; labels (B, T), IGNORED_LABEL elsewhere."""
-        summed = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED_LABEL, reduction="sum")
-        return summed / (labels != IGNORED_LABEL).sum().clamp(min=1)    # a window may own no word: then 0
+    def loss(logits: Tensor, labels: Tensor, is_binary: bool = False) -> Tensor:
+        """Mean cross-entropy over the labelled positions; labels (B, T), IGNORED_LABEL elsewhere.
+
+        is_binary   each label against the rest: the sum over the labels of a sigmoid's binary cross-entropy, instead
+                    of one softmax over them. The largest logit is the prediction either way.
+        source      ELECTRAMed's paper: three binary classifiers over B, I and O; its release has the softmax
+        """
+        is_labelled = labels != IGNORED_LABEL                           # (B, T)
+        if is_binary:
+            targets = F.one_hot(labels.clamp(min=0), logits.shape[-1]).float()                      # (B, T, C)
+            summed = (F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none").sum(-1)
+                      * is_labelled).sum()
+        else:
+            summed = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED_LABEL,
+                                     reduction="sum")
+        return summed / is_labelled.sum().clamp(min=1)                  # a window may own no word: then 0
 
 
 class SequenceClassifier(nn.Module):

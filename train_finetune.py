@@ -73,6 +73,8 @@ class Options:
     weight_decay: float = option(None, "decoupled weight decay", at_least=0)
     dropout: float = option(None, "dropout of hidden states and attention", at_least=0)
     class_weights: bool = option(False, "for ranking: weigh the loss 1 to 99 in favour of the few right candidates")
+    tag_loss: str = option("softmax", "for entities: one softmax over the labels, or a binary classifier for each",
+                           choices=["softmax", "binary"])
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
     precision: str | None = option(None, "default: float32 on the CPU, bfloat16 on a GPU",
                                    choices=["float32", "bfloat16"])
@@ -132,6 +134,7 @@ PUBLISHED: dict[str, dict[str, tuple[float | None, ...]]] = {
             [(44.62, 51.28, 47.95), (46.40, 62.40, 53.16), (37.93, 58.62, 46.62), (61.18, 82.35, 69.55),
              (24.57, 44.00, 31.42)], start=1)
         for name, score in zip(("strict_accuracy", "lenient_accuracy", "mrr"), scores)},
+    "bioasq8b": {"exact_match": (None, 57.51, 57.93), "f1": (None, 66.87, 67.48)},
     "yesno": {"yes f1": (None, 92.66, 93.19), "no f1": (None, 58.18, 69.84)},
     "rerank": {"mrr": (None, 32.5, 33.5, None, 33.2)},
 }
@@ -367,7 +370,8 @@ def train_seed(seed: int, prepared: Prepared, options: Options, folder: Path) ->
     if prepared.init:
         load_encoder(model, prepared.init)
     model.to(device.kind).train()
-    weights = device.put(torch.tensor(CLASS_WEIGHTS)) if options.class_weights else ()
+    settings: Sequence[Any] = ([options.tag_loss == "binary"] if task.kind == "ner"
+                               else device.put(torch.tensor(CLASS_WEIGHTS)) if options.class_weights else ())
     optimizer = Adam(parameter_groups(model, options.weight_decay, options.layer_decay))
     lengths = np.array([len(feature.input_ids) for feature in features])
     per_epoch = -(-len(features) // options.batch_size)
@@ -385,7 +389,7 @@ def train_seed(seed: int, prepared: Prepared, options: Options, folder: Path) ->
             *inputs, labels = device.put(*map(torch.from_numpy, arrays))
             device.seed(data.seed_for(seed, step, "device"))                       # dropout
             with device.autocast():
-                loss = model.loss(model(*inputs), labels, *weights)                # type: ignore[operator]
+                loss = model.loss(model(*inputs), labels, *settings)               # type: ignore[operator]
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.update(learning_rate_at(step, total_steps, warmup_steps, options.learning_rate))
@@ -551,6 +555,8 @@ def complete(options: Options) -> Options:
     if options.class_weights and task.kind != "rank":
         raise ValueError(f"--class-weights are for ranking; {options.task} is of the kind {task.kind}")
     protocol = options.protocol or ("bio-electra" if "bio_electra" in task.source else "electramed")
+    if options.tag_loss != "softmax" and task.kind != "ner":
+        raise ValueError(f"--tag-loss {options.tag_loss} is for entities; {options.task} is of the kind {task.kind}")
     values: dict[str, Any] = {"out": f"runs/finetune/{options.task}", "protocol": protocol}
     for part in ("", task.kind, options.task):
         values |= PROTOCOLS[protocol].get(part, {})

@@ -766,6 +766,37 @@ def test_bioasq_batches_take_their_synonyms_from_the_golden_file_beside_them(tmp
         read_task("bioasq7b", "test", tmp_path)
 
 
+def official(*entries):
+    """A BioASQ file: (id, type, exact answer, snippets)."""
+    return json.dumps({"questions": [{"id": id, "type": kind, "body": f"{id}?", "exact_answer": exact,
+                                      "snippets": [{"text": text} for text in snippets]}
+                                     for id, kind, exact, snippets in entries]})
+
+
+def test_snippets_that_have_an_exact_answer_become_questions(tmp_path, capsys):
+    write(tmp_path / "train.json", official(
+        ("part", "factoid", "TP53", ["TP53BP1 binds p53.", "TP53BP1, tp53 and TP53."]),       # not within a word
+        ("names", "factoid", [["p53", "tumour protein p53", ""]], ["\u0130: p53, Tumour Protein P53", "p53"]),
+        ("many", "list", [["gout"], ["Fever", "(high) fever"]], ["gout, (high) Fever", "Gout.", "none"]),
+        ("lost", "factoid", ["a+b"], ["aab, a+bc"]), ("bare", "list", ["x"], []),
+        ("yes", "yesno", "yes", ["yes"]), ("sum", "summary", "s", ["s"])))
+    found = read_task("bioasq8b", "train", tmp_path)
+    assert [(q.id, q.answers, q.article) for q in found] == [
+        ("part_001", [("tp53", 9)], 0), ("names_000", [("Tumour Protein P53", 8)], 1), ("names_001", [("p53", 0)], 1),
+        ("many_000", [("(high) Fever", 6)], 2), ("many_001", [("Gout", 0)], 2)]
+    assert found[3][1:3] == ("many?", "gout, (high) Fever")
+    assert "train.json: 2 of 5 factoid and list questions have no snippet with an exact" in capsys.readouterr().err
+    write(tmp_path / "train-v1.1.json", squad(("so", {"id": "mixed", "question": "?"})))
+    assert [q.id for q in read_task("bioasq8b", "train", tmp_path)] == ["mixed"] + [q.id for q in found]
+
+
+def test_bioasq8b_is_tested_on_dev_only_without_a_test_file(tmp_path):
+    write(tmp_path / "dev.json", squad(("so", {"id": "dev", "question": "?"})))
+    assert read_task("bioasq8b", "test", tmp_path) == read_task("bioasq8b", "dev", tmp_path)
+    write(tmp_path / "test.json", squad(("so", {"id": "test", "question": "?"})))
+    assert [read_task("bioasq8b", split, tmp_path)[0].id for split in ("dev", "test")] == ["dev", "test"]
+
+
 def one_answer(text, start):
     return squad(("abc", {"id": "q7", "question": "?", "answers": [{"text": text, "answer_start": start}]}))
 
@@ -783,6 +814,10 @@ def one_answer(text, start):
     (squad(("abc", {"question": "?"})), r"train\.json: not in SQuAD's form.*'id'"),
     (squad(("abc", "no entry")), r"train\.json: not in SQuAD's form"),
     (squad(), r"qa: no examples in the train file of"),
+    ('{"questions": [{"type": "list", "id": "1"}]}', r"train\.json: not in BioASQ's form.*'exact_answer'"),
+    ('{"questions": 1}', r"train\.json: not in BioASQ's form"),
+    (official(("1", "factoid", None, ["x"])), r"train\.json: not in BioASQ's form"),
+    (official(("1", "factoid", ["x"], [7])), r"train\.json: not in BioASQ's form"),
 ])
 def test_a_malformed_question_file_is_named(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):

@@ -622,6 +622,28 @@ def test_tagger_loss_on_paper():
     assert TokenTagger.loss(logits, labels).item() == pytest.approx((math.log(4) + math.log(4 / 3)) / 2)
 
 
+def test_binary_tagger_loss_on_paper():
+    """One labelled position, its label at probability 3/4, the others at 1/2 and 1/4; the second counts nothing."""
+    logits = torch.tensor([[[math.log(3), 0.0, -math.log(3)], [5.0, -5.0, 5.0]]])
+    labels = torch.tensor([[0, IGNORED_LABEL]])
+    assert TokenTagger.loss(logits, labels, is_binary=True).item() == pytest.approx(
+        math.log(4 / 3) + math.log(2) + math.log(4 / 3))
+    assert TokenTagger.loss(logits, torch.full_like(labels, IGNORED_LABEL), is_binary=True).item() == 0
+
+
+def test_binary_tagger_loss_is_that_of_one_classifier_a_label():
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(3, 7, 5, generator=generator)
+    labels = torch.randint(5, (3, 7), generator=generator)
+    labels[torch.rand(3, 7, generator=generator) < 0.4] = IGNORED_LABEL
+    losses = []
+    for row, label in zip(logits.flatten(0, 1).tolist(), labels.flatten().tolist()):
+        if label != IGNORED_LABEL:
+            yes = [1 / (1 + math.exp(-logit)) for logit in row]
+            losses.append(-sum(math.log(p if c == label else 1 - p) for c, p in enumerate(yes)))
+    assert TokenTagger.loss(logits, labels, is_binary=True).item() == pytest.approx(sum(losses) / len(losses))
+
+
 def test_classifier_loss_on_paper():
     logits = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])
     assert SequenceClassifier.loss(logits, torch.tensor([0, 1])).item() == pytest.approx(

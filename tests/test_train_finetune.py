@@ -96,6 +96,17 @@ def test_finished_seeds_are_kept_and_more_can_be_asked_for(pretrained, tmp_path)
     assert first.stat().st_mtime_ns == before and (tmp_path / "seed-1" / "scores.json").exists()
 
 
+def test_the_binary_tag_loss_trains_another_tagger_and_is_refused_elsewhere(pretrained, tmp_path, capsys):
+    for loss in ("softmax", "binary"):
+        assert run("demo-ner", pretrained, tmp_path / loss, "--tag-loss", loss) == 0
+    first, second = ((tmp_path / loss / "seed-0" / "log.csv").read_text() for loss in ("softmax", "binary"))
+    assert first != second
+    assert run("demo-ner", pretrained, tmp_path / "binary") == 2
+    assert "--tag-loss binary, now softmax" in capsys.readouterr().err
+    assert run("demo-re", pretrained, tmp_path / "re", "--tag-loss", "binary") == 2
+    assert "--tag-loss binary is for entities; demo-re is of the kind re" in capsys.readouterr().err
+
+
 def test_finished_seeds_are_not_mixed_with_those_of_another_starting_model(pretrained, tmp_path, capsys):
     start, out = tmp_path / "start", tmp_path / "out"
     tokenizer = Tokenizer.from_file(pretrained)
@@ -265,6 +276,20 @@ def test_a_development_set_that_is_the_test_set_chooses_nothing(pretrained, tmp_
         (tmp_path / f"{split}.tsv").write_text("1\tis it?\tit is\n0\tis it?\tnot\n")
     assert run("yesno", pretrained, tmp_path / "out", "--data", str(tmp_path)) == 0
     assert "must choose nothing" in capsys.readouterr().err and scores(tmp_path / "out")["dev"] == {}
+
+
+def test_bioasq8b_reports_on_dev_which_then_chooses_nothing(pretrained, tmp_path, capsys):
+    text = json.dumps({"questions": [{"id": "q", "type": "list", "body": "Which?", "exact_answer": [["gout"]],
+                                      "snippets": [{"text": "Gout hurts."}, {"text": "It is gout."}]}]})
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.json").write_text(text)
+    out = tmp_path / "out"
+    assert run("bioasq8b", pretrained, out, "--data", str(tmp_path)) == 0
+    assert "must choose nothing" in capsys.readouterr().err and scores(out)["dev"] == {}
+    assert scores(out)["test"].keys() == {"exact_match", "f1"} and "66.87" in (out / "table.txt").read_text()
+    assert json.loads((out / "seed-0" / "predictions.json").read_text()).keys() == {"q_000", "q_001"}
+    options = options_for("bioasq8b")
+    assert (options.batch_size, options.max_length, options.learning_rate) == (12, 192, 1e-4)
 
 
 def disease_folder(folder: Path) -> Path:
