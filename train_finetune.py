@@ -56,6 +56,7 @@ class Options:
     task: str = option("demo-ner", "what to fine-tune on", choices=list(data.TASKS))
     data: str | None = option(os.environ.get("ELECTRAMED_DATA", "corpora"), "folder of the published data sets, "
                               "or of this task's train, dev and test files")
+    offline: bool = option(False, "do not download a published data set that is not there")
     protocol: str = option(None, "whose hyper-parameters to use (default: those of the paper that has the task, "
                            "ELECTRAMed's if both do)", choices=["electramed", "bio-electra"])
     init: str | None = option(None, "pre-training run, fine-tuned run or model folder to start from; none: from "
@@ -78,7 +79,7 @@ class Options:
                                    choices=["float32", "bfloat16"])
 
 
-FREE = ("out", "seeds", "protocol", "device", "precision")      # may change when finished seeds are kept
+FREE = ("out", "seeds", "protocol", "device", "precision", "offline")      # may change when finished seeds are kept
 FIXED = tuple(field.name for field in dataclasses.fields(Options) if field.name not in FREE) + ("starting_model",)
 
 WARMUP_SHARE = 0.1              # of all steps
@@ -441,15 +442,29 @@ def fingerprint(init: Path | None, like: Path | None) -> str:
 
 
 def read_splits(options: Options, seed: int) -> tuple[dict[str, list], str]:
-    """Train, dev (where there is one) and test, and what the test set is; where it is a part, another for each seed."""
+    """Train, dev (where there is one) and test, and what the test set is; where it is a part, another for each seed.
+
+    What is published and not there is fetched, unless --offline.
+    """
     task, name = data.TASKS[options.task], options.task
     try:
         examples = {split: data.read_task(name, split, options.data) for split in ("train", "test")}
-    except FileNotFoundError as error:
+    except FileNotFoundError as absent:
+        error: OSError | ValueError = absent
+        if options.data and not options.offline and data.missing_files(name, options.data):
+            try:
+                data.fetch_task(name, options.data)
+            except (OSError, ValueError) as failure:
+                error = failure
+            else:
+                return read_splits(dataclasses.replace(options, offline=True), seed)
         if not task.parts:
-            raise
+            raise error from None
         split, count, _ = task.parts
-        examples = data.cut_splits(task, data.read_task(name, split, options.data), seed)
+        try:
+            examples = data.cut_splits(task, data.read_task(name, split, options.data), seed)
+        except FileNotFoundError:
+            raise error from None
         test_set = f"part {seed % count + 1} of {count} of its {split} file: not the published split"
         say(f"*** {error}; so the test set is {test_set} ***")
         return examples, test_set
