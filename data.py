@@ -9,7 +9,7 @@ model outputs become answers again.
 [(24, [0, 3]), (32, [1, 2])]
 
 Where it stands: text -> [this file, with a tokenizer] -> numpy batches -> train_pretrain.py, train_finetune.py.
-Section 8 also has what both trainers need around their work: options to flags, progress, a run folder's record.
+Section 8 also has what both trainers need around their work: options to flags, progress, fetching, run folders.
 Left out: masking (it is redrawn for every step, in electramed.py) and scores (metrics.py).
 Sources: the official TensorFlow ELECTRA code ("TF": file and function are named), the releases of ELECTRAMed
 and Bio-ELECTRA for the formats of their files.
@@ -28,6 +28,7 @@ import dataclasses
 import functools
 import gzip
 import hashlib
+import http.client
 import io
 import itertools
 import json
@@ -42,6 +43,7 @@ import sys
 import time
 import types
 import typing
+import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -289,7 +291,7 @@ def write_shard(folder: Path, tokenizer: Any, max_length: int, seed: int,
             "examples": len(firsts), "held_out": counts[1], "sha256": digest.hexdigest()}
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | bytearray) -> None:
     """Write a file under a temporary name, flush it to the disk, then rename it: all or nothing."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")    # a killed run's worker may still be writing
     with open(temporary, "wb") as file:
@@ -541,6 +543,64 @@ TASKS = {
 }
 SPLITS = ("train", "dev", "test")
 
+GITHUB = "https://raw.githubusercontent.com"
+COMMITS = {"gmpoli/electramed": "674c6151001cae52d2abba7b4d0c0677a7c5f01a",
+           "SciCrunch/bio_electra": "7a53526773e047c02f03400f61a906a636b9054d"}
+# Git blob, task and name of each file below the task's source. Train files last: as long as one is not there, all
+# that is missing is fetched, so an interrupted fetch leaves no set that looks whole. bioasq7b has no development set
+# here: bioasq8b's dev.json shares questions with its test batches.
+PUBLISHED_FILES = """
+88d1646e63a69b547bc3b9130149ee07eafe7904 ncbi-disease dev.txt
+d75a6e42036632fead309afeb255537c726d182d ncbi-disease test.txt
+4895ef60010515fcb2ccb7dce851a8433bedd904 ncbi-disease train.txt
+2ca9babbec34d94bec30ae6874f6ca70215b5746 bc5cdr dev.txt
+7423daffe86397388e429f9671d6c7f972910360 bc5cdr test.txt
+0951ed269e1b1561b81bd7d5472648b9336f09bc bc5cdr train.txt
+2b517edf6e3738ff12e875195890ae2195208594 jnlpba dev.txt
+bad88167217a1fe444d0f0f394e62cfddfc34626 jnlpba test.txt
+a6318ff48c8b8b82d9f6276f167adb7b3bf6f4bb jnlpba train.txt
+607eed70e400da4ce4fd6efea26910458dc71626 bc4chemd dev.txt
+ce2aeda424709c92e05b022f4f8429970e47444e bc4chemd test.txt
+f46f93b33d2152d83bbe6302557f48b809b53d2f bc4chemd train.txt
+c083f1ef3d6c9113715c9782af67e1c6da31f6e4 bc2gm dev.txt
+666f49afd8efeafbe34c846efb70be3f1fd92b5b bc2gm test.txt
+4cff7095a25ecda147466ab4b4a81a315d8641bd bc2gm train.txt
+179aa3511bfa65d79b72a3872a933b60d9dca7c5 linnaeus dev.txt
+b3d846994dc82cd212e992b048a4f9589764778b linnaeus test.txt
+c6f292a574a1a891ce7cc1b693cd0531171b30c7 linnaeus train.txt
+7d98f7bc25ec470b4a19e2cd8eeb11382f69b357 chemprot dev.csv
+b3e23a6ec0838dc441c1cd20081fae888264c426 chemprot test.csv
+ce4f21b372980e11d8da360249c3022f4be10909 chemprot train.csv
+201dd471a065bff4a20c53f56a38495e8b6c8064 chemprot-tsv dev.tsv
+06f1ba4ecf0c79b8c15f2de8abea0124a89b1250 chemprot-tsv test.tsv
+644856894743580e11fad0a17ccf9ddef4b7ade4 chemprot-tsv train.tsv
+48888205c94d3271090964041300f1787a2bf3be ddi2013 dev.csv
+1c80e62329fb9dff90dd0c46e7b8273b2eca4808 ddi2013 test.csv
+6085b354a4a0dd6175a44d31ef42325daa263d57 ddi2013 train.csv
+0ffc3a8e5f029faee71b17de3537c8a853eeac0f gad dev.tsv
+0ffc3a8e5f029faee71b17de3537c8a853eeac0f gad test.tsv
+03f3109745ed6b55b72075891f66bfe8a473d444 gad train.tsv
+61a2bc42271283ddad3fa5184a641b75d55c3754 bioasq7b 7B1_golden.json
+abff98032f2677089328da5f4171f532b086bca8 bioasq7b 7B2_golden.json
+3cb6827d1da79a967dc23b3f718b45a04c20a86e bioasq7b 7B3_golden.json
+b1bcffcdec281048b3686f16448ad9c34d6d8284 bioasq7b 7B4_golden.json
+6f5a78717d2ad179354a0f1c53be4c920150b03c bioasq7b 7B5_golden.json
+33bd5b73c823e444254be2621cb4b09e8d7b0cbc bioasq7b BioASQ-test-factoid-7b-1.json
+3ecef07d9d8e966abde924ab17630ebaac3b602c bioasq7b BioASQ-test-factoid-7b-2.json
+afc68b24fa8e1687c25878ed24c987139a1c31c5 bioasq7b BioASQ-test-factoid-7b-3.json
+51a209563def21f935e1d0250369bb4d3c55d30e bioasq7b BioASQ-test-factoid-7b-4.json
+c1e185b9318611c3cb0588a195452d5684619ff3 bioasq7b BioASQ-test-factoid-7b-5.json
+f1f71528a1558354a35c0978408e77aef77d361b bioasq7b BioASQ-train-factoid-7b.json
+3fff09fc6370d8c8a23b8269913c94f776335ad2 bioasq8b dev.json
+9d5fa4f82577e1eb20bcdcf54a0d6fe9da6de1ad bioasq8b train.json
+a7531645fc0611fd2c05dadfeed3d749aeee2cfe yesno dev.tsv
+a7531645fc0611fd2c05dadfeed3d749aeee2cfe yesno test.tsv
+2b53cf61b9d93a195da9a727a3ef4dddc8140936 yesno train.tsv
+76c45b5d95faf59a3bcafe0ea7841425452527c1 rerank dev.tsv
+76c45b5d95faf59a3bcafe0ea7841425452527c1 rerank test.tsv
+9f7a9b2692855528f654a2e3b866ce0a2a696ff4 rerank train.tsv
+"""
+
 
 def read_task(name: str, split: str, directory: str | os.PathLike | None = None) -> list:
     """Read one split of a task: TaggedSentence, LabelledText, Question or Candidate, by the task's kind.
@@ -608,6 +668,22 @@ def with_labels(task: Task, examples: Sequence) -> Task:
     return task._replace(labels=(first, *sorted(counts.keys() - {first})), negative=first)
 
 
+def missing_files(name: str, directory: str | os.PathLike, base: str = GITHUB) -> list[tuple[str, Path, str]]:
+    """Address, local path and git blob of a published task's files that are not below the data root.
+
+    Empty where the folder itself holds a file of the task: what is published is not mixed with a set of one's own.
+    """
+    task, folder = find_task(name), Path(directory)
+    if any(any(folder.glob(pattern)) for patterns in task.files or STANDARD_FILES for pattern in patterns):
+        return []
+    for part in Path(task.folder).parts:
+        folder = below(folder, part) or folder / part
+    repository, _, place = task.source.partition(", ")
+    return [(f"{base}/{repository}/{COMMITS[repository]}/{place}/{file}", folder / file, blob)
+            for blob, owner, file in map(str.split, PUBLISHED_FILES.strip().splitlines())
+            if owner == name and not (folder / file).is_file()]
+
+
 def find_split(name: str, split: str, directory: str | os.PathLike | None) -> list[Path]:
     """The files of a split, sorted; FileNotFoundError saying what is expected where."""
     task = find_task(name)
@@ -619,9 +695,13 @@ def find_split(name: str, split: str, directory: str | os.PathLike | None) -> li
         for pattern in patterns:
             if found := sorted(folder.glob(pattern)):
                 return found
+    how = f" (published as {task.source})" if task.source else ""
+    if files := missing_files(name, root):
+        how = (f"; run python data.py fetch {name}, or put {os.path.dirname(files[0][0])}/"
+               f"{{{','.join(path.name for _, path, _ in files)}}} into {files[0][1].parent}")
     raise FileNotFoundError(
         f"{name}: no {split} file in {root}" + (f" or {root / task.folder}" if task.folder else "")
-        + f": expected {' or '.join(patterns)}" + (f" (published as {task.source})" if task.source else ""))
+        + f": expected {' or '.join(patterns)}" + how)
 
 
 def below(root: Path, folder: str) -> Path | None:
@@ -1391,6 +1471,32 @@ class Progress:
             print(f"\r\x1b[2K{self.line}" if self.is_terminal else self.line, file=sys.stderr, flush=True)
 
 
+def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> None:
+    """Download what is missing of a published task; each file is written when it is whole and right, or not at all.
+
+    raises  OSError (no network, no such file, cut off) or ValueError (wrong checksum) naming the address and the path
+    """
+    for address, path, blob in missing_files(name, directory, base):
+        content, remedy = bytearray(), f"; try again, or put it at {path}"
+        try:
+            with urllib.request.urlopen(address, timeout=30) as answer:        # seconds without a byte
+                size = answer.length or 0                                    # 0: not told
+                progress = Progress(size, f"bytes of {path}")
+                while block := answer.read(1 << 16):
+                    content += block
+                    progress.show(len(content))
+                progress.finish()
+        except (OSError, http.client.HTTPException) as error:
+            raise OSError(f"{address}: {error}{remedy}") from None
+        if len(content) < size:
+            raise OSError(f"{address}: cut off after {len(content):,} of {size:,} bytes{remedy}")
+        found = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        if found != blob:
+            raise ValueError(f"{address}: git blob {found}, expected {blob}{remedy}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content)
+
+
 def option(default: Any, help: str, **argparse_arguments: Any) -> Any:
     """A field of an options dataclass, with what its command-line flag needs: help, choices, at_least a number."""
     if isinstance(default, list):
@@ -1427,9 +1533,11 @@ def parse_options(cls: type, description: str, arguments: Sequence[str] | None =
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """python data.py build | info | verify; returns the exit status"""
-    parser = argparse.ArgumentParser(description="Make and inspect shards: a corpus tokenized for pre-training.")
+    """python data.py build | info | verify | fetch; returns the exit status"""
+    parser = argparse.ArgumentParser(description="Make and inspect shards (a corpus tokenized for pre-training); "
+                                     "fetch published data sets.")
     commands = parser.add_subparsers(dest="command", required=True)
+    published = [name for name, task in TASKS.items() if task.source.partition(", ")[0] in COMMITS]
     build = commands.add_parser("build", help="tokenize a corpus into a shard folder; repeat to continue")
     build.add_argument("corpus", nargs="+", help="text, .gz or .xz files, or folders of them")
     build.add_argument("--vocab", required=True, help="vocab.txt, or the folder it is in")
@@ -1442,7 +1550,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, help in (("info", "print what a shard folder holds"),
                        ("verify", "compare every shard with its SHA-256")):
         commands.add_parser(name, help=help).add_argument("shards", help="the shard folder")
+    fetch = commands.add_parser("fetch", help="download what is missing of published data sets")
+    fetch.add_argument("tasks", nargs="+", metavar="TASK", choices=published, help=", ".join(published))
+    fetch.add_argument("--data", default=os.environ.get("ELECTRAMED_DATA", "corpora"),
+                       help="folder of the published data sets (default: %(default)s)")
     options = parser.parse_args(arguments)
+    if options.command == "fetch":
+        for name in options.tasks:
+            fetch_task(name, options.data)
+            print(f"{name}: nothing is missing in {options.data}")
+        return 0
     if options.command == "build":
         from tokenizer import Tokenizer         # here alone: the rest of the file needs no tokenizer module
         tokenizer = Tokenizer.from_file(options.vocab, lowercase=False if options.cased else None)

@@ -56,6 +56,7 @@ class Options:
     task: str = option("demo-ner", "what to fine-tune on", choices=list(data.TASKS))
     data: str | None = option(os.environ.get("ELECTRAMED_DATA", "corpora"), "folder of the published data sets, "
                               "or of this task's train, dev and test files")
+    offline: bool = option(False, "do not download a published data set that is not there")
     protocol: str = option(None, "whose hyper-parameters to use (default: those of the paper that has the task, "
                            "ELECTRAMed's if both do)", choices=["electramed", "bio-electra"])
     init: str | None = option(None, "pre-training run, fine-tuned run or model folder to start from; none: from "
@@ -80,7 +81,7 @@ class Options:
                                    choices=["float32", "bfloat16"])
 
 
-FREE = ("out", "seeds", "protocol", "device", "precision")      # may change when finished seeds are kept
+FREE = ("out", "seeds", "protocol", "device", "precision", "offline")      # may change when finished seeds are kept
 FIXED = tuple(field.name for field in dataclasses.fields(Options) if field.name not in FREE) + ("starting_model",)
 
 WARMUP_SHARE = 0.1              # of all steps
@@ -444,19 +445,39 @@ def fingerprint(init: Path | None, like: Path | None) -> str:
     return digest.hexdigest()[:16]
 
 
+def why_absent(options: Options) -> Exception | None:
+    """Why train or test files are not there, after an attempt to fetch what is published; None when they are."""
+    if options.task.startswith("demo-"):
+        return None
+    try:
+        for split in ("train", "test"):
+            data.find_split(options.task, split, options.data)
+        return None
+    except FileNotFoundError as absent:
+        if options.offline or not options.data or not data.missing_files(options.task, options.data):
+            return absent
+    try:
+        data.fetch_task(options.task, options.data)
+        return None
+    except (OSError, ValueError) as failure:
+        return failure
+
+
 def read_splits(options: Options, seed: int) -> tuple[dict[str, list], str]:
     """Train, dev (where there is one) and test, and what the test set is; where it is a part, another for each seed."""
     task, name = data.TASKS[options.task], options.task
-    try:
-        examples = {split: data.read_task(name, split, options.data) for split in ("train", "test")}
-    except FileNotFoundError as error:
+    if problem := why_absent(options):
         if not task.parts:
-            raise
+            raise problem
         split, count, _ = task.parts
-        examples = data.cut_splits(task, data.read_task(name, split, options.data), seed)
+        try:
+            examples = data.cut_splits(task, data.read_task(name, split, options.data), seed)
+        except FileNotFoundError:
+            raise problem from None
         test_set = f"part {seed % count + 1} of {count} of its {split} file: not the published split"
-        say(f"*** {error}; so the test set is {test_set} ***")
+        say(f"*** {problem}; so the test set is {test_set} ***")
         return examples, test_set
+    examples = {split: data.read_task(name, split, options.data) for split in ("train", "test")}
     try:
         dev = data.read_task(name, "dev", options.data)
         if dev != examples["test"]:

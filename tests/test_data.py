@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import doctest
 import gzip
+import hashlib
+import http.server
 import itertools
 import json
 import lzma
@@ -13,6 +15,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,9 +28,9 @@ import data
 from data import (
     IGNORED_LABEL, TASKS, Candidate, LabelledText, Question, SyntheticWorld, TaggedSentence, best_windows,
     bucket_widths, build_examples, build_shards, claim_run_folder, corpus_files, cut_splits, decode_answers,
-    decode_tags, encode_classification, encode_questions, encode_tagging, find_task, open_shards, pad_batch,
-    parse_options, plan_batches, read_documents, read_task, seed_for, split_segments, split_windows,
-    synthetic_corpus, verify_shards, with_labels)
+    decode_tags, encode_classification, encode_questions, encode_tagging, fetch_task, find_task, missing_files,
+    open_shards, pad_batch, parse_options, plan_batches, read_documents, read_task, seed_for, split_segments,
+    split_windows, synthetic_corpus, verify_shards, with_labels)
 from metrics import bioasq_question_id
 from tokenizer import SPECIAL_TOKENS, Tokenizer
 
@@ -853,7 +856,8 @@ def test_a_kind_reads_one_split_of_a_folder_of_ones_own(tmp_path, kind, suffixes
 
 @pytest.mark.parametrize("arguments, error, message", [
     (("ncbi-disease", "dev"), FileNotFoundError,
-     r"ncbi-disease: no dev file in .*: expected dev\.txt or .* \(published as gmpoli/electramed, data/NER/NCBI"),
+     r"ncbi-disease: no dev file in .*: expected dev\.txt or .*; run python data\.py fetch ncbi-disease, or put "
+     r"https://.*/data/NER/NCBI-disease/{dev\.txt,test\.txt,train\.txt} into .*/ner/ncbi-disease$"),
     (("bioasq7b", "test"), FileNotFoundError, r"bioasq7b: no test file in .*: expected BioASQ-test-factoid-7b"),
     (("ner", "tests"), ValueError, "split 'tests': expected one of train, dev, test"),
     (("demo-ner", "tests"), ValueError, "split 'tests': expected one of train, dev, test"),
@@ -1468,3 +1472,100 @@ def test_wrong_input_gives_one_line_and_status_2(tmp_path, arguments, message):
 def test_an_unknown_command_gives_status_2():
     status, out, err = command("shard")
     assert status == 2 and not out and "invalid choice: 'shard'" in err
+
+
+# --- 8. Fetching ---
+
+GAD = f"/SciCrunch/bio_electra/{data.COMMITS['SciCrunch/bio_electra']}/electra/data/finetuning_data/gad"
+CONTENT = {"dev.tsv": b"b\t0\n", "test.tsv": b"c\t1\n", "train.tsv": b"a\t1\n" * 50_000}
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server on this machine: `files` by path, `asked` in order; it announces `more` bytes than it sends."""
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            server.asked.append(self.path)
+            if self.path not in server.files:
+                return self.send_error(404)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(server.files[self.path]) + server.more))
+            self.end_headers()
+            self.wfile.write(server.files[self.path])
+
+        def log_message(self, *arguments):
+            pass
+
+    blobs = {name: hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() for name, content in CONTENT.items()}
+    monkeypatch.setattr(data, "PUBLISHED_FILES", "".join(f"{blob} gad {name}\n" for name, blob in blobs.items()))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    server.files, server.asked, server.more = {f"{GAD}/{name}": text for name, text in CONTENT.items()}, [], 0
+    server.base = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_every_file_is_fetched_once_and_what_is_there_is_kept(server, tmp_path, capsys):
+    write(tmp_path / "RE" / "dev.tsv", "of another task")
+    own = write(tmp_path / "RE" / "GAD" / "test.tsv", "one's own\t0\n")
+    fetch_task("gad", tmp_path, server.base)
+    assert server.asked == [f"{GAD}/dev.tsv", f"{GAD}/train.tsv"]
+    assert contents(own.parent) == {**CONTENT, "test.tsv": own.read_bytes()}
+    assert len(read_task("gad", "train", tmp_path)) == 50_000
+    assert f"200,000 of 200,000 bytes of {own.parent / 'train.tsv'}" in capsys.readouterr().err
+    fetch_task("gad", tmp_path, server.base)
+    assert len(server.asked) == 2
+
+
+def test_nothing_is_fetched_beside_a_set_of_ones_own(server, tmp_path):
+    fetch_task("gad", write(tmp_path / "train.tsv", "a\t0\n").parent, server.base)
+    assert not server.asked and list(tmp_path.iterdir()) == [tmp_path / "train.tsv"]
+
+
+@pytest.mark.parametrize("change, error, message", [
+    ("content", ValueError, "git blob .*, expected "), ("length", OSError, "cut off after 200,000 of 200,007 bytes"),
+    ("file", OSError, "404"), ("server", OSError, "refused")])
+def test_what_goes_wrong_is_told_with_address_and_path_and_leaves_finished_files_alone(
+        server, tmp_path, change, error, message):
+    base, address = server.base, f"{GAD}/train.tsv"
+    write(tmp_path / "re" / "gad" / "dev.tsv", CONTENT["dev.tsv"])
+    write(tmp_path / "re" / "gad" / "test.tsv", CONTENT["test.tsv"])
+    if change == "content":
+        server.files[address] = CONTENT["train.tsv"][:-1] + b" "
+    elif change == "length":
+        server.more = 7
+    elif change == "file":
+        del server.files[address]
+    elif change == "server":
+        with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as closed:
+            base = f"http://127.0.0.1:{closed.server_port}"
+    with pytest.raises(error, match=f"{re.escape(base + address)}: .*{message}.*{re.escape(str(tmp_path))}") as caught:
+        fetch_task("gad", tmp_path, base)
+    assert len(str(caught.value).splitlines()) == 1
+    assert contents(tmp_path / "re" / "gad").keys() == {"dev.tsv", "test.tsv"}
+
+
+def test_the_published_files_are_all_that_the_tasks_read(tmp_path):
+    for name, task in TASKS.items():
+        files = missing_files(name, tmp_path)
+        assert bool(files) == (task.source.startswith(tuple(data.COMMITS)))
+        for _, path, blob in files:
+            write(path, "")
+            assert path.parent == tmp_path / task.folder and re.fullmatch("[0-9a-f]{40}", blob)
+        assert not missing_files(name, tmp_path)
+        for split in data.SPLITS if files else ():
+            if (name, split) != ("bioasq7b", "dev"):                # published, but with questions of the test batches
+                assert data.find_split(name, split, tmp_path)
+
+
+def test_fetching_from_the_command_line_names_what_is_there_and_knows_its_tasks(tmp_path):
+    for _, path, _ in missing_files("gad", tmp_path):
+        write(path, "")
+    assert command("fetch", "gad", "--data", tmp_path) == (0, f"gad: nothing is missing in {tmp_path}\n", "")
+    status, out, err = command("fetch", "squad")
+    assert status == 2 and not out and "invalid choice: 'squad'" in err

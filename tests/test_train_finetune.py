@@ -271,6 +271,32 @@ def test_where_there_is_no_published_split_each_seed_tests_a_part_and_the_table_
     assert "--class-weights are for ranking" in capsys.readouterr().err
 
 
+def test_a_published_set_that_is_not_there_is_fetched_unless_offline(pretrained, tmp_path, capsys, monkeypatch):
+    def fetch(name, directory):
+        if "cut" in str(directory):
+            raise OSError("http://address: cut off")
+        for _, path, _ in data.missing_files(name, directory):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("1\tis it?\tit is\n0\tis it?\tnot\n")
+
+    monkeypatch.setattr(data, "fetch_task", fetch)
+    root, offline = tmp_path / "root", ("--offline", "--data", str(tmp_path / "root"))
+    assert run("yesno", pretrained, tmp_path / "out", *offline) == 2
+    assert f"finetuning_data/yesno/{{dev.tsv,test.tsv,train.tsv}} into {root}/qa/yesno" in capsys.readouterr().err
+    assert run("rerank", pretrained, tmp_path / "out", *offline) == 2 and not root.exists()
+    assert "no train file" in capsys.readouterr().err
+    assert run("yesno", pretrained, tmp_path / "out", "--data", str(root)) == 0
+    assert run("yesno", pretrained, tmp_path / "out", "--seeds", "2", *offline) == 0
+    for task in ("yesno", "rerank"):
+        assert run(task, pretrained, tmp_path / task, "--data", str(tmp_path / "cut")) == 2
+        assert capsys.readouterr().err.endswith("error: http://address: cut off\n")
+    part = tmp_path / "cut" / "qa" / "reranker" / "dev.tsv"
+    part.parent.mkdir(parents=True)
+    part.write_text("".join(f"{i % 2}\tquestion {i // 2}\tanswer {i}\n" for i in range(20)))
+    assert run("rerank", pretrained, tmp_path / "rerank", "--data", str(tmp_path / "cut")) == 0
+    assert "*** http://address: cut off; so the test set is part 1 of 5" in capsys.readouterr().err
+
+
 def test_a_development_set_that_is_the_test_set_chooses_nothing(pretrained, tmp_path, capsys):
     for split in ("train", "dev", "test"):
         (tmp_path / f"{split}.tsv").write_text("1\tis it?\tit is\n0\tis it?\tnot\n")
@@ -327,7 +353,7 @@ def test_wrong_input_is_named_on_one_line(pretrained, tmp_path, capsys):
     (folder / "train.txt").write_text("fever\n")
     assert "train.txt line 1: expected a word and its tag" in fails(
         "ncbi-disease", pretrained, out, "--data", str(folder))
-    assert "no train file" in fails("ddi2013", pretrained, out, "--data", str(tmp_path / "empty"))
+    assert "no train file" in fails("ddi2013", pretrained, out, "--data", str(tmp_path / "empty"), "--offline")
     assert "no config.json" in fails("demo-ner", tmp_path / "nowhere", out)
     assert "positions" in fails("demo-ner", pretrained, out, "--max-length", "1000")
     lines = (pretrained / "vocab.txt").read_text().splitlines(keepends=True)
