@@ -1426,8 +1426,8 @@ def demo_examples(name: str, split: str, seed: int = 0) -> list:
 def synthetic_corpus(documents: int, seed: int = 0) -> str:
     """Write abstracts 0 to documents - 1 as corpus text: a sentence a line, an empty line between documents.
 
-    Three abstracts in four are cut into documents of two sentences. Where to look is learnt several times
-    faster on short rows, and carries over to the long ones.
+    Three abstracts in four are cut into documents of two sentences. Where to look is learnt faster on
+    short rows, and carries over to the long ones.
     """
     world, lines = SyntheticWorld(seed), []
     for number in range(documents):
