@@ -575,9 +575,9 @@ def complete(options: Options) -> Options:
     task = data.TASKS[options.task]
     if options.class_weights and task.kind != "rank":
         raise ValueError(f"--class-weights are for ranking; {options.task} is of the kind {task.kind}")
-    protocol = options.protocol or ("bio-electra" if "bio_electra" in task.source else "electramed")
     if options.tag_loss != "softmax" and task.kind != "ner":
         raise ValueError(f"--tag-loss {options.tag_loss} is for entities; {options.task} is of the kind {task.kind}")
+    protocol = options.protocol or ("bio-electra" if "bio_electra" in task.source else "electramed")
     values: dict[str, Any] = {"out": f"runs/finetune/{options.task}", "protocol": protocol}
     for part in ("", task.kind, options.task):
         values |= PROTOCOLS[protocol].get(part, {})
