@@ -78,7 +78,9 @@ class Options:
 
     log_every: int = option(50, "steps between two rows of log.csv", at_least=1)
     eval_every: int = option(1000, "steps between two rows of eval.csv", at_least=1)
-    checkpoint_every: int = option(500, "steps between two checkpoints", at_least=1)
+    checkpoint_every: int = option(500, "steps between two checkpoints, of which the last two are kept", at_least=1)
+    keep_every: int = option(None, "steps between two models that are kept for good, in OUT/models: what "
+                             "train_finetune.py --curve compares (default: a tenth of all)", at_least=1)
     max_minutes: float | None = option(None, "stop after that many minutes; the same command continues", at_least=0)
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
     precision: str | None = option(None, "default: float32 on the CPU, bfloat16 on a GPU",
@@ -86,7 +88,7 @@ class Options:
 
 
 DATA_FIELDS = ("corpus", "vocab", "vocab_size", "cased", "max_length", "seed")     # shards depend on these
-FREE = ("out", "log_every", "eval_every", "checkpoint_every", "max_minutes", "device", "precision")
+FREE = ("out", "log_every", "eval_every", "checkpoint_every", "keep_every", "max_minutes", "device", "precision")
 # The result depends on all but FREE, so a run that has begun refuses to continue with others.
 FIXED = tuple(field.name for field in dataclasses.fields(Options) if field.name not in FREE)
 
@@ -112,8 +114,9 @@ MODEL_FIELDS = ("embedding_size", "hidden_size", "num_hidden_layers", "num_atten
 def complete(options: Options) -> Options:
     """Fill in from the preset what the command line left open."""
     config = PRESETS[options.preset]
+    steps = options.steps or SCHEDULES[options.preset]["steps"]
     values = {**{name: getattr(config, name) for name in MODEL_FIELDS}, "dropout": config.hidden_dropout_prob,
-              "cased": False, **SCHEDULES[options.preset]}
+              "cased": False, **SCHEDULES[options.preset], "keep_every": max(1, steps // 10)}
     return dataclasses.replace(options, **{name: value for name, value in values.items()
                                            if getattr(options, name) is None})
 
@@ -283,7 +286,7 @@ def train(options: Options) -> int:
     optimizer = Adam(parameter_groups(model, options.weight_decay))
     deadline = math.inf if options.max_minutes is None else began + 60 * options.max_minutes
     with Stop() as stop:
-        step = run_steps(model, optimizer, shards, options, device, stop, deadline)
+        step = run_steps(model, optimizer, tokenizer, shards, options, device, stop, deadline)
     if step < options.steps:
         say(f"stopped after step {step:,} of {options.steps:,}; the same command continues")
         return 130 if stop.signal == signal.SIGINT else 0
@@ -292,8 +295,8 @@ def train(options: Options) -> int:
     return 0
 
 
-def run_steps(model: ElectraForPretraining, optimizer: Adam, shards: data.Shards, options: Options,
-              device: Device, stop: Stop, deadline: float) -> int:
+def run_steps(model: ElectraForPretraining, optimizer: Adam, tokenizer: Tokenizer, shards: data.Shards,
+              options: Options, device: Device, stop: Stop, deadline: float) -> int:
     """The training loop, from the newest checkpoint on; logs, evaluates and saves on the way.
 
     deadline   in seconds of time.monotonic()
@@ -330,6 +333,8 @@ def run_steps(model: ElectraForPretraining, optimizer: Adam, shards: data.Shards
             progress.show(step, f"generator {mlm_loss:.2f}, discriminator {discriminator_loss:.3f} nats")
         if len(shards.held_out) and (step % options.eval_every == 0 or is_last):
             evaluations.write(*evaluate(step, held_out_outputs(model, shards, options, device)))
+        if step % options.keep_every == 0:
+            save_pretrained(model, out / "models" / f"step-{step:08d}", tokenizer)
         if is_saved:
             save_checkpoint(out, step, model, optimizer)
         since += time.monotonic() - now                                 # tokens per second of training alone
