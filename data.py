@@ -978,9 +978,9 @@ def encode_questions(examples: Sequence[Question], tokenizer: Any, max_length: i
 
     stride            pieces between the starts of two windows of one passage, at most half a window
     question_length   pieces the question is cut to
-    returns           features, and a note on the answers that cannot be found
+    returns           features, and a note on their number
     """
-    features, lost = [], 0
+    features = []
     for number, example in enumerate(examples):
         question = tokenizer.encode(example.question)[:question_length]
         ids, offsets = tokenizer.encode_with_offsets(example.context)
@@ -991,9 +991,6 @@ def encode_questions(examples: Sequence[Question], tokenizer: Any, max_length: i
         gold = answer_pieces(offsets, *example.answers[0]) if example.answers else None
         windows = split_windows(len(ids), capacity, min(stride, capacity // 2))
         owner = best_windows(len(ids), windows)
-        # Decoding starts a span in its best window only, so that one has to hold it whole, and it has to be short.
-        lost += bool(example.answers) and not (gold and gold[1] - gold[0] < MAX_ANSWER_PIECES
-                                               and gold[1] < windows[owner[gold[0]]][1])
         for window, (start, end) in enumerate(windows):
             is_here = gold is not None and start <= gold[0] and gold[1] < end
             labels = tuple(before + piece - start for piece in gold) if gold and is_here else (0, 0)
@@ -1001,7 +998,7 @@ def encode_questions(examples: Sequence[Question], tokenizer: Any, max_length: i
                      for piece in range(start, end)]
             features.append(Feature(number, [tokenizer.cls_id, *question, tokenizer.sep_id, *ids[start:end],
                                              tokenizer.sep_id], before, labels, spots))
-    return features, f"{len(features):,} windows, {lost} answers out of reach in them"
+    return features, f"{len(features):,} windows"
 
 
 def answer_pieces(offsets: Sequence[tuple[int, int]], text: str, start: int) -> tuple[int, int] | None:
@@ -1045,6 +1042,26 @@ def decode_answers(examples: Sequence[Question], features: Sequence[Feature], lo
         answers.append([Answer(example.context[start:end], start, end, float(share))
                         for (_, start, end), share in zip(kept, exponentials / exponentials.sum())])
     return answers
+
+
+def findable_answers(examples: Sequence[Question], features: Sequence[Feature]) -> list[list[Answer]]:
+    """The gold answers of each example that decode_answers can give: their score is the ceiling of any model's.
+
+    Such an answer begins and ends where a piece does, is short, and lies whole in the window that its first piece
+    belongs to. Where gold is a list of synonyms (BioASQ's test sets), every place that reads like one counts.
+    """
+    found: list[list[Answer]] = [[] for _ in examples]
+    for feature in features:
+        example = examples[feature.example]
+        places = [(start, start + len(text)) for text, start in example.answers] or [
+            match.span() for synonym in example.gold or [] if synonym
+            for match in re.finditer(re.escape(synonym), example.context, re.IGNORECASE)]
+        first = {start: position for position, start, _, is_best in feature.spots if is_best}
+        last = {end: position for position, _, end, _ in feature.spots}
+        found[feature.example] += [
+            Answer(example.context[start:end], start, end, 1.0) for start, end in places
+            if start in first and end in last and 0 <= last[end] - first[start] < MAX_ANSWER_PIECES]
+    return found
 
 
 # --- 7. A synthetic biomedical world ---

@@ -35,9 +35,10 @@ import math
 import os
 import struct
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -627,11 +628,13 @@ def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def save_pretrained(model: nn.Module, directory: str | os.PathLike, tokenizer: Any = None) -> None:
+def save_pretrained(model: nn.Module, directory: str | os.PathLike, tokenizer: Any = None,
+                    labels: Sequence[str] = ()) -> None:
     """Write a model in the Hugging Face layout: config.json, pytorch_model.bin, and the tokenizer's files.
 
     model       ElectraForPretraining (the discriminator, with the generator in generator/), or a task head
     tokenizer   anything with .save(directory), or None
+    labels      of a task head, in the order of its outputs: id2label in config.json
     """
     if isinstance(model, ElectraForPretraining):
         save_pretrained(model.generator, Path(directory) / "generator")
@@ -640,7 +643,8 @@ def save_pretrained(model: nn.Module, directory: str | os.PathLike, tokenizer: A
     write_atomically(Path(directory) / "pytorch_model.bin", lambda file: torch.save(weights, file))
     (Path(directory) / "model.safetensors").unlink(missing_ok=True)                # it would be read first
     config: ElectraConfig = model.config                                           # type: ignore[assignment]
-    write_atomically(Path(directory) / "config.json", lambda file: file.write(config.to_json().encode()))
+    content = json.loads(config.to_json()) | ({"id2label": dict(enumerate(labels))} if labels else {})
+    write_atomically(Path(directory) / "config.json", lambda file: file.write(json.dumps(content, indent=2).encode()))
     if tokenizer is not None:
         tokenizer.save(directory)
 

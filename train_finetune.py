@@ -15,15 +15,18 @@ Sources: ELECTRAMed Tables 5 and 7-9; Bio-ELECTRA, its paper and released script
 classification tasks).
 
     1. Options and protocol    2. The kinds of task          3. Training one seed
-    4. Seeds and tables        5. Command line
+    4. Seeds, search, tables   5. Raw text               6. Command line
 """
 from __future__ import annotations
 
 import copy
 import dataclasses
 import hashlib
+import itertools
 import json
+import math
 import os
+import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,8 +45,8 @@ import data
 import metrics
 from data import Feature, Task, option, say
 from electramed import (IGNORED_LABEL, PRESETS, Adam, Device, ElectraConfig, SequenceClassifier, SpanExtractor,
-                        TokenTagger, learning_rate_at, load_encoder, model_folder, parameter_groups, read_config,
-                        save_pretrained)
+                        TokenTagger, learning_rate_at, load_encoder, load_weights, model_folder, parameter_groups,
+                        read_config, save_pretrained)
 from tokenizer import Tokenizer, learn_vocab
 
 
@@ -65,6 +68,14 @@ class Options:
                               "(default: runs/pretrain; without it tiny, with a vocabulary of the training set)")
     out: str = option(None, "run folder (default: runs/finetune/TASK); finished seeds are not run again")
     seeds: int = option(1, "runs with seeds 0, 1, ...; the table gives their mean and standard deviation", at_least=1)
+    search: int | None = option(None, "first try that many random points of Bio-ELECTRA's grid of learning rate, "
+                                "epochs and batch size on the development set; the seeds then run with the best",
+                                at_least=1)
+    curve: bool = option(False, "fine-tune from each model that the pre-training run --init kept, and write the score "
+                         "against its steps")
+    predict: str | None = option(None, "read a file (-: standard input) with the model of --out instead of training: "
+                                 "a text a line, or for pairs {\"question\": ..., \"passage\": ...}; "
+                                 "JSON lines come out")
 
     epochs: int = option(None, "passes over the training set", at_least=1)
     batch_size: int = option(None, "examples in a batch", at_least=1)
@@ -81,7 +92,8 @@ class Options:
                                    choices=["float32", "bfloat16"])
 
 
-FREE = ("out", "seeds", "protocol", "device", "precision", "offline")      # may change when finished seeds are kept
+# may change when finished seeds are kept
+FREE = ("out", "seeds", "protocol", "device", "precision", "offline", "search", "curve", "predict")
 FIXED = tuple(field.name for field in dataclasses.fields(Options) if field.name not in FREE) + ("starting_model",)
 
 WARMUP_SHARE = 0.1              # of all steps
@@ -111,6 +123,9 @@ PROTOCOLS: dict[str, dict[str, dict[str, Any]]] = {
         "chemprot-tsv": {"batch_size": 24},
     },
 }
+# What --search draws from: Bio-ELECTRA's grid.
+GRID: dict[str, tuple[Any, ...]] = {"learning_rate": (1e-5, 5e-5, 1e-4, 5e-4), "epochs": (3, 5, 15, 20),
+                                "batch_size": (12, 24, 32, 64)}
 # The demo tasks are small and so is the model that `python train_pretrain.py` makes: larger steps, more epochs.
 DEMO = {"epochs": 20, "batch_size": 16, "learning_rate": 1e-3}
 PROTOCOLS["electramed"] |= {"demo-ner": DEMO, "demo-re": DEMO, "demo-qa": {**DEMO, "max_length": 256}}
@@ -139,6 +154,8 @@ PUBLISHED: dict[str, dict[str, tuple[float | None, ...]]] = {
     "yesno": {"yes f1": (None, 92.66, 93.19), "no f1": (None, 58.18, 69.84)},
     "rerank": {"mrr": (None, 32.5, 33.5, None, 33.2)},
 }
+# MRR of the best system in each batch of BioASQ 7b (ELECTRAMed, Table 9); divided by it and added up: Table 10.
+BEST_MRR = (0.4795, 0.5667, 0.5115, 0.6955, 0.3638)
 
 
 # --- 2. The kinds of task ---
@@ -324,6 +341,7 @@ class Prepared(NamedTuple):
     tokenizer: Tokenizer
     config: ElectraConfig
     init: Path | None                           # None: from scratch
+    device: Device
     examples: dict[str, list]                   # by split; dev may be missing
     features: dict[str, list[Feature]]
     test_set: str                               # what the test scores are of
@@ -352,20 +370,22 @@ def predict(model: nn.Module, features: Sequence[Feature], options: Options, pad
     return outputs
 
 
-def evaluate(model: nn.Module, split: str, prepared: Prepared, options: Options,
-             device: Device) -> tuple[Measures, list]:
+def evaluate(model: nn.Module, split: str, prepared: Prepared, options: Options) -> tuple[Measures, list]:
     """Measures and predictions on a split."""
     kind = PARTS_OF[prepared.task.kind]
     examples, features = prepared.examples[split], prepared.features[split]
-    outputs = predict(model, features, options, prepared.tokenizer.pad_id, device)
+    outputs = predict(model, features, options, prepared.tokenizer.pad_id, prepared.device)
     predictions = kind.decode(examples, features, outputs, prepared.labels)
     return kind.score(prepared.task, examples, predictions), predictions
 
 
-def train_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> Measures:
-    """Fine-tune once; writes log.csv, the model, the test predictions and scores.json; returns the test scores."""
-    task, features = prepared.task, prepared.features["train"]
-    device = Device.choose(options.device, options.precision)
+def train(seed: int, prepared: Prepared, options: Options) -> tuple[nn.Module, Measures, list[str]]:
+    """Fine-tune once.
+
+    returns   the model as it was after the epoch that did best on the development set (after the last one where
+              there is none), its scores there, and the lines of log.csv
+    """
+    task, features, device = prepared.task, prepared.features["train"], prepared.device
     torch.manual_seed(data.seed_for(seed, 0, "weights"))
     model = PARTS_OF[task.kind].head(prepared.config, len(prepared.labels))
     if prepared.init:
@@ -398,7 +418,7 @@ def train_seed(seed: int, prepared: Prepared, options: Options, folder: Path) ->
             step += 1
             progress.show(step)
         if "dev" in prepared.examples:
-            scores, _ = evaluate(model, "dev", prepared, options, device)
+            scores, _ = evaluate(model, "dev", prepared, options)
             if scores[task.metric] > best_score:
                 best_score, dev_scores = scores[task.metric], scores
                 best_weights = copy.deepcopy(model.state_dict())
@@ -409,18 +429,24 @@ def train_seed(seed: int, prepared: Prepared, options: Options, folder: Path) ->
     progress.finish()
     if best_weights is not None:
         model.load_state_dict(best_weights)
-    test_scores, predictions = evaluate(model, "test", prepared, options, device)
+    return model, dev_scores, log
+
+
+def run_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> Measures:
+    """Fine-tune once; writes log.csv, the model, the test predictions and scores.json; returns the test scores."""
+    model, dev_scores, log = train(seed, prepared, options)
+    test_scores, predictions = evaluate(model, "test", prepared, options)
     folder.mkdir(parents=True, exist_ok=True)
     data.write_bytes(folder / "log.csv", ("\n".join(log) + "\n").encode())
-    PARTS_OF[task.kind].write(task, folder, prepared.examples["test"], predictions)
-    save_pretrained(model, folder / "model", prepared.tokenizer)
+    PARTS_OF[prepared.task.kind].write(prepared.task, folder, prepared.examples["test"], predictions)
+    save_pretrained(model, folder / "model", prepared.tokenizer, prepared.labels)
     record = {"dev": dev_scores, "test": test_scores,
               **({} if prepared.test_set == "test set" else {"test_set": prepared.test_set})}
     data.write_bytes(folder / "scores.json", json.dumps(record, indent=1).encode())   # last: this seed is finished
     return test_scores
 
 
-# --- 4. Seeds and tables ---
+# --- 4. Seeds, search, tables ---
 
 def find_model(options: Options) -> tuple[Path | None, Path | None]:
     """The folder whose weights to start from, and the folder whose sizes and vocabulary to use."""
@@ -511,10 +537,23 @@ def prepare(options: Options, init: Path | None, like: Path | None, seed: int) -
         say(f"{options.task} {split}: {len(part):,} examples, {note}")
         if unknown := data.label_counts(task.kind, part).keys() - set(task.labels):
             say(f"*** {', '.join(sorted(unknown))}: not in the training set, so always missed in {split} ***")
-        without = sum(not (example.answers or example.gold) for example in part) if task.kind == "qa" else 0
-        if without:
-            say(f"*** {without} questions of {split} have no gold answer and score 0: the golden files are missing ***")
-    return Prepared(task, task.labels, tokenizer, config, init, examples, features, test_set)
+        if task.kind == "qa":
+            say_what_can_be_found(task, split, part, features[split])
+    device = Device.choose(options.device, options.precision)
+    return Prepared(task, task.labels, tokenizer, config, init, device, examples, features, test_set)
+
+
+def say_what_can_be_found(task: Task, split: str, examples: list[data.Question], features: list[Feature]) -> None:
+    """Count the questions without a gold answer, and those whose gold no span can give; print the score of the rest."""
+    if without := sum(not (example.answers or example.gold) for example in examples):
+        say(f"*** {without} questions of {split} have no gold answer and score 0: the golden files are missing ***")
+    found = data.findable_answers(examples, features)
+    ceiling = PARTS_OF[task.kind].score(task, examples, found)[task.metric]
+    identifier = metrics.bioasq_question_id if task.metric == "mrr" else str           # several contexts ask the same
+    asked = {identifier(example.id) for example in examples}
+    answered = {identifier(example.id) for example, answers in zip(examples, found) if answers}
+    say(f"{split}: {len(asked - answered)} of {len(asked)} questions have no gold answer that is a span of a window; "
+        f"gold fed back scores {task.metric} {100 * ceiling:.2f}, the ceiling")
 
 
 def training_texts(examples: list) -> list[str]:
@@ -536,22 +575,40 @@ def score_table(options: Options, results: list[Measures], test_set: str = "test
         row = published.get(measure, padding)
         figures = "".join(f"{score:12.2f}" if (score := row[column]) else " " * 12 for column in columns)
         lines.append(f"{measure:28}{100 * mean:8.2f}{100 * sd:8.2f}{figures}".rstrip())
-    return "\n".join(lines)
+    return "\n".join([*lines, *batch_total(results)])
 
 
-def run(options: Options) -> int:
-    """Fine-tune with every seed that is not finished yet, then write and print the table; returns 0."""
+def batch_total(results: list[Measures]) -> list[str]:
+    """ELECTRAMed's Table 10 for BioASQ: the batches' mean MRR, each divided by the best, added up; else nothing."""
+    mean = {batch: metrics.mean_and_sd([result[f"batch {batch} mrr"] for result in results]).mean
+            for batch in range(1, 6) if all(f"batch {batch} mrr" in result for result in results)}
+    if not mean:
+        return []
+    rows = {"ours": list(mean.values()), "best": [BEST_MRR[batch - 1] for batch in mean]}
+    paper = {"paper": [PUBLISHED["bioasq7b"][f"batch {batch} mrr"][0] / 100 for batch in mean]}     # type: ignore
+    total = metrics.batch_score_total(rows | paper)
+    return [f"sum over {len(mean)} batches of MRR / best MRR (ELECTRAMed's Table 10): {total['ours']:.3f}; "
+            f"ELECTRAMed {total['paper']:.3f}"]
+
+
+def claim(options: Options, start: str, has_begun: bool) -> None:
+    """Take the run folder for these options; once something in it is finished, what it depends on is fixed."""
+    data.claim_run_folder(Path(options.out), {**dataclasses.asdict(options), "starting_model": start},
+                          FIXED if has_begun else ())
+
+
+def run_seeds(options: Options) -> tuple[str, list[Measures]]:
+    """Fine-tune with every seed that is not finished yet; returns the table, also written, and the test scores."""
     out = Path(options.out)
     init, like = find_model(options)
-    record = {**dataclasses.asdict(options), "starting_model": fingerprint(init, like)}
-    data.claim_run_folder(out, record, FIXED if any(out.glob("seed-*/scores.json")) else ())
+    claim(options, fingerprint(init, like), any(out.glob("seed-*/scores.json")))
     folders = [out / f"seed-{seed}" for seed in range(options.seeds)]
     unfinished = [seed for seed, folder in enumerate(folders) if not (folder / "scores.json").is_file()]
     prepared = None
     for seed in unfinished:
         if not prepared or prepared.test_set != "test set":                # a part of a file: each seed tests another
-            prepared = prepare(options, init, like, seed)
-        scores = train_seed(seed, prepared, options, folders[seed])
+            prepared = prepare(options, init, like, 0 if options.search else seed)     # but the one searched on
+        scores = run_seed(seed, prepared, options, folders[seed])
         metric = prepared.task.metric
         say(f"seed {seed}: test {metric} {100 * scores[metric]:.2f}")
     results = [json.loads((folder / "scores.json").read_bytes()) for folder in folders]
@@ -564,11 +621,219 @@ def run(options: Options) -> int:
     (out / "model").mkdir(exist_ok=True)
     for file in (folders[best] / "model").iterdir():
         data.write_bytes(out / "model" / file.name, file.read_bytes())
-    print(f"{table}\n\npredictions are in {folders[best]}, the model in {out / 'model'}", flush=True)
+    say(f"predictions are in {folders[best]}, the model in {out / 'model'}; to read a text with it: "
+        f"python train_finetune.py --out {out} --predict FILE")
+    return table, [result["test"] for result in results]
+
+
+def search(options: Options) -> Options:
+    """Try random points of the grid on the development set, each with seed 0; returns the options of the best.
+
+    A point has a folder of its own in OUT, where its seeds go if it wins: no trial is ever run twice, an
+    interrupted search goes on, and so does one with a larger number, which draws the same points first.
+    source    Bio-ELECTRA's grid; it was searched by hyperopt there, at random here
+    """
+    out, metric = Path(options.out), data.TASKS[options.task].metric
+    points = list(itertools.product(*GRID.values()))
+    random.Random(0).shuffle(points)
+    init, like = find_model(options)
+    start, prepared, trials = fingerprint(init, like), None, []
+    for number, point in enumerate(points[:options.search], start=1):
+        values = dict(zip(GRID, point))
+        name = "-".join(f"{key.replace('_', '-')}-{value:g}" for key, value in values.items())
+        trial = dataclasses.replace(options, out=str(out / name), **values)
+        record = out / name / "dev.json"
+        claim(trial, start, record.is_file())
+        if not record.is_file():
+            prepared = prepared or prepare(trial, init, like, 0)
+            if "dev" not in prepared.examples:
+                raise ValueError(f"--search: {options.task} has no development set to choose by")
+            data.write_bytes(record, json.dumps(train(0, prepared, trial)[1], indent=1).encode())
+        score = json.loads(record.read_bytes())[metric]
+        say(f"trial {number} of {options.search}: {name}: dev {metric} {100 * score:.2f}")
+        trials.append((score, trial))
+    trials.sort(key=lambda scored: -scored[0])
+    rows = [",".join([*GRID, f"dev_{metric}"]),
+            *(",".join(f"{getattr(trial, key):g}" for key in GRID) + f",{score:.6g}" for score, trial in trials)]
+    data.write_bytes(out / "search.csv", ("\n".join(rows) + "\n").encode())
+    return trials[0][1]
+
+
+def score_curve(options: Options) -> str:
+    """Fine-tune from every model a pre-training run kept; writes curve.csv, and curve.svg where matplotlib is there.
+
+    returns   the rows: steps, mean score, and the borders of its 95 % interval over the seeds, in percent
+    source    Bio-ELECTRA, Figure 1
+    """
+    run_folder, out = Path(options.init or "runs/pretrain"), Path(options.out)
+    models, metric = sorted(run_folder.glob("models/step-*")), data.TASKS[options.task].metric
+    if not models:
+        raise ValueError(f"--curve: {run_folder / 'models'} holds no models: expected a run of train_pretrain.py, "
+                         "which keeps one every --keep-every steps")
+    rows = []
+    for model in models:
+        _, results = run_seeds(dataclasses.replace(options, init=str(model), out=str(out / model.name)))
+        values = [100 * result[metric] for result in results]
+        rows.append((int(model.name.removeprefix("step-")), metrics.mean_and_sd(values).mean,
+                     *metrics.confidence_interval(values)))
+    lines = [f"step,{metric},low,high", *(f"{step},{mean:.2f},{low:.2f},{high:.2f}" for step, mean, low, high in rows)]
+    data.write_bytes(out / "curve.csv", ("\n".join(lines) + "\n").encode())
+    try:
+        from matplotlib.figure import Figure            # an extra: the figures are complete without a picture
+    except ImportError:
+        say("no curve.svg: matplotlib is not installed (pip install matplotlib)")
+    else:
+        axes = (figure := Figure(figsize=(6, 4))).add_subplot(xlabel="pre-training steps", ylabel=f"{metric}, percent",
+                                                              title=options.task)
+        steps, means, low, high = zip(*rows)
+        axes.plot(steps, means, marker="o")
+        axes.fill_between(steps, low, high, alpha=0.2)
+        figure.savefig(out / "curve.svg")
+    return "\n".join(lines)
+
+
+# --- 5. Raw text ---
+
+class Reader(NamedTuple):
+    """A fine-tuned model, and what is needed to read with it."""
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    labels: list[str]
+    options: Options
+    device: Device
+
+    def outputs(self, features: list[Feature]) -> list[np.ndarray]:
+        """The head's output for each feature, as probabilities but for questions."""
+        outputs = predict(self.model, features, self.options, self.tokenizer.pad_id, self.device)
+        return [np.exp(output - np.logaddexp.reduce(output, axis=-1, keepdims=True)) if self.labels else output
+                for output in outputs]
+
+
+def open_reader(options: Options) -> Reader:
+    """Load the model of a fine-tuning run, with the options it was trained with."""
+    folder = model_folder(options.out)
+    try:
+        labels = list(json.loads((folder / "config.json").read_bytes()).get("id2label", {}).values())   # qa: none
+        trained = json.loads((Path(options.out) / "options.json").read_bytes())
+        options = dataclasses.replace(options, task=trained["task"], max_length=trained["max_length"])
+    except (OSError, KeyError) as error:
+        raise ValueError(f"{options.out}: not a run of train_finetune.py ({error!r}): "
+                         "fine-tune first, or pass its folder by --out") from None
+    device = Device.choose(options.device, options.precision)
+    model = PARTS_OF[data.TASKS[options.task].kind].head(read_config(folder), len(labels))
+    load_weights(model, folder)
+    return Reader(model.to(device.kind), Tokenizer.from_file(folder), labels, options, device)
+
+
+def find_entities(reader: Reader, texts: list[str]) -> list[dict[str, Any]]:
+    """The entities of each text: character span, type, words, and the mean probability of the words' tags.
+
+    A text is split into sentences, and those into what the tokenizer takes for words: pieces without ##.
+    """
+    examples: list[data.TaggedSentence] = []
+    places: list[tuple[int, list[tuple[int, int]]]] = []        # of each sentence: its text, its words' characters
+    for number, text in enumerate(texts):
+        for first, last in data.split_sentences(text):
+            words: list[tuple[int, int]] = []
+            for piece, (start, end) in zip(*reader.tokenizer.encode_with_offsets(text[first:last])):
+                begins = words.pop()[0] if words and reader.tokenizer.pieces[piece].startswith("##") else first + start
+                words.append((begins, first + end))
+            examples.append(data.TaggedSentence([text[start:end] for start, end in words], ["O"] * len(words)))
+            places.append((number, words))
+    features, _ = data.encode_tagging(examples, reader.tokenizer, reader.labels, reader.options.max_length)
+    outputs = reader.outputs(features)
+    tags = data.decode_tags(examples, features, [output.argmax(-1) for output in outputs], reader.labels)
+    sure = [[0.0] * len(example.words) for example in examples]
+    for feature, output in zip(features, outputs):
+        for position, word in feature.spots:
+            sure[feature.example][word] = float(output[position].max())
+    results: list[dict[str, Any]] = [{"text": text, "entities": []} for text in texts]
+    for (number, words), sentence_tags, chances in zip(places, tags, sure):
+        for kind, head, end in metrics.spans_from_tags(sentence_tags):
+            start, stop = words[head][0], words[end - 1][1]
+            results[number]["entities"].append({
+                "start": start, "end": stop, "type": kind, "text": texts[number][start:stop],
+                "score": round(float(np.mean(chances[head:end])), 4)})
+    return results
+
+
+def find_labels(reader: Reader, inputs: list[str] | list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """The likeliest label of each text or pair of texts, and its probability; when ranking, that of label 1."""
+    examples = [data.LabelledText("", *((text, "") if isinstance(text, str) else (text[0], "", text[1])))
+                for text in inputs]
+    features, note = data.encode_classification(examples, reader.tokenizer, reader.labels, reader.options.max_length)
+    if not note.startswith("0 "):
+        say(f"of {len(examples)} texts, {note}")
+    results = []
+    for example, chances in zip(examples, reader.outputs(features)):
+        label = 1 if data.TASKS[reader.options.task].kind == "rank" else int(chances.argmax())
+        asked = {"text": example.text} if example.text_pair is None else {
+            "question": example.text, "passage": example.text_pair}
+        results.append({**asked, "label": reader.labels[label], "score": round(float(chances[label]), 4)})
+    return results
+
+
+def find_answers(reader: Reader, pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """The five best answers to each question: character span in the passage, text, share of the probability."""
+    examples = [data.Question(str(number), *pair, []) for number, pair in enumerate(pairs)]
+    features, _ = data.encode_questions(examples, reader.tokenizer, reader.options.max_length, DOCUMENT_STRIDE,
+                                        QUESTION_LENGTH)
+    return [{"question": example.question, "passage": example.context,
+             "answers": [{"start": answer.start, "end": answer.end, "text": answer.text,
+                          "score": round(answer.probability, 4)} for answer in answers[:5]]}
+            for example, answers in zip(examples, data.decode_answers(examples, features, reader.outputs(features)))]
+
+
+def parse_pair(line: str, where: str) -> tuple[str, str]:
+    """Read a question and its passage from a line of JSON."""
+    try:
+        question, passage = (str(json.loads(line)[name]) for name in ("question", "passage"))
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f'{where}: expected {{"question": "...", "passage": "..."}} in JSON, '
+                         f"found {line[:60]!r}") from None
+    return question, passage
+
+
+def mark(result: dict[str, Any]) -> str:
+    """A result for the eye: what was found stands in bold in its text, as in ELECTRAMed's Table 6."""
+    text: str = result["passage"] if "passage" in result else result["text"]
+    for found in reversed(result.get("entities", result.get("answers", [])[:1])):       # from the end: spans stay true
+        name = f" [{found['type']}]" if found.get("type") else ""
+        text = f"{text[:found['start']]}\x1b[1m{found['text']}\x1b[0m{name}{text[found['end']:]}"
+    label = f"{result['label']} ({result['score']:.2f})  " if "label" in result else ""
+    return label + (result["question"] + "\n" if "question" in result else "") + text
+
+
+def predict_lines(options: Options) -> None:
+    """Read the lines of a file or of standard input; print one JSON line for each, or marked text on a terminal."""
+    reader = open_reader(options)
+    kind = data.TASKS[reader.options.task].kind
+    readers: dict[str, Callable[..., list[dict[str, Any]]]] = {"ner": find_entities, "qa": find_answers}
+    read = readers.get(kind, find_labels)
+    is_stdin = options.predict == "-"
+    numbered = enumerate(sys.stdin, start=1) if is_stdin else data.numbered_lines(str(options.predict))
+    lines = ((number, line.strip()) for number, line in numbered if line.strip())
+    size = 1 if is_stdin and sys.stdin.isatty() else 256            # lines at a time: one is answered at once
+    while block := list(itertools.islice(lines, size)):
+        inputs = [line if kind in ("ner", "re") else parse_pair(line, f"{options.predict} line {number}")
+                  for number, line in block]
+        for result in read(reader, inputs):
+            print(mark(result) if sys.stdout.isatty() else json.dumps(result, ensure_ascii=False), flush=size == 1)
+
+
+# --- 6. Command line ---
+
+def run(options: Options) -> int:
+    """Do what the options ask for, and print its result; returns 0."""
+    if options.predict:
+        predict_lines(options)
+    elif options.curve:
+        print(score_curve(options), flush=True)
+    else:
+        print(run_seeds(search(options) if options.search else options)[0], flush=True)
     return 0
 
-
-# --- 5. Command line ---
 
 def complete(options: Options) -> Options:
     """Fill in from the task's protocol what the command line left open."""
@@ -577,6 +842,12 @@ def complete(options: Options) -> Options:
         raise ValueError(f"--class-weights are for ranking; {options.task} is of the kind {task.kind}")
     if options.tag_loss != "softmax" and task.kind != "ner":
         raise ValueError(f"--tag-loss {options.tag_loss} is for entities; {options.task} is of the kind {task.kind}")
+    if bool(options.search) + options.curve + bool(options.predict) > 1:
+        raise ValueError("--search, --curve and --predict are three different things to do: choose one")
+    if options.search and options.search > (size := math.prod(map(len, GRID.values()))):
+        raise ValueError(f"--search {options.search}: the grid has {size} points")
+    if options.search and (given := [name for name in GRID if getattr(options, name) is not None]):
+        raise ValueError(f"--search draws --{given[0].replace('_', '-')} itself: drop one of the two")
     protocol = options.protocol or ("bio-electra" if "bio_electra" in task.source else "electramed")
     values: dict[str, Any] = {"out": f"runs/finetune/{options.task}", "protocol": protocol}
     for part in ("", task.kind, options.task):

@@ -589,6 +589,18 @@ def test_mean_and_sd_equal_numpy(values):
     assert mean == pytest.approx(np.mean(values)) and sd == pytest.approx(np.std(values, ddof=1), abs=1e-12)
 
 
+@pytest.mark.parametrize("n, t", [(2, 12.7062), (3, 4.30265), (5, 2.77645), (10, 2.26216), (30, 2.04523)])
+def test_the_confidence_interval_has_the_t_of_the_tables(n, t):
+    values = [0.0] * (n - 1) + [1.0]
+    mean, sd = metrics.mean_and_sd(values)
+    low, high = metrics.confidence_interval(values)
+    assert (mean - low, high - mean) == (pytest.approx(t * sd / n ** 0.5, rel=1e-4),) * 2
+
+
+def test_one_seed_has_no_confidence_interval():
+    assert all(map(math.isnan, metrics.confidence_interval([0.5])))
+
+
 def test_no_function_changes_its_arguments():
     generator = random.Random(0)
     snippets = {"q_0": [(generator.choice("abc"), generator.random()) for _ in range(9)], "q_1": [("a", 1.0)]}

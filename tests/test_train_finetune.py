@@ -1,5 +1,6 @@
 """Fine-tuning end to end on a net of a few thousand weights: every kind of task, seeds, tables, wrong input."""
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -238,6 +239,199 @@ def test_gold_pairs_score_one_and_their_opposite_less(name, scores_of_gold, tiny
         assert all((measured[measure] == 1) == is_gold for measure in scores_of_gold)
     kind.write(task, tmp_path, examples, predictions)
     assert len((tmp_path / "predictions.tsv").read_text().splitlines()) == 19
+
+
+# --- what a span can give at most ---
+
+def test_the_ceiling_counts_what_no_span_can_answer(pretrained, tmp_path, capsys):
+    """Of four questions two can be answered: one answer ends inside a wordpiece, one is longer than 30 pieces."""
+    context = "the patients took jorganux twice daily . " + "and then " * 30
+    golds = ["jorganux", "twice daily", "jorganu", ("and then " * 30).strip()]
+    paragraphs = [{"context": context, "qas": [{"id": str(i), "question": "what ?", "answers": [
+        {"text": gold, "answer_start": context.index(gold)}]}]} for i, gold in enumerate(golds)]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    assert run("qa", pretrained, tmp_path / "out", "--data", str(tmp_path), "--max-length", "64") == 0
+    assert ("test: 2 of 4 questions have no gold answer that is a span of a window; gold fed back scores f1 50.00"
+            in capsys.readouterr().err)
+
+
+def test_gold_that_is_a_span_scores_one_after_decoding_and_only_that(pretrained):
+    """BioASQ's test sets: synonyms, no positions, several contexts a question, one question without its answer."""
+    context = "in the study , jorganux slowed the fever of many patients . " * 3
+    examples = [data.Question(f"q{i}_{part}", "what ?", text, [], 1, gold) for i, gold in enumerate(
+        [["Jorganux"], ["the FEVER", "hyperpyrexia"], ["a paraphrase"]]) for part, text in enumerate(["no .", context])]
+    tokenizer, task = Tokenizer.from_file(pretrained), data.TASKS["bioasq7b"]
+    features, _ = data.encode_questions(examples, tokenizer, 32, 8)
+    outputs = []
+    for feature in features:
+        logits, example = np.zeros((len(feature.input_ids), 2), np.float32), examples[feature.example]
+        for answer in data.findable_answers([example], [feature._replace(example=0)])[0]:
+            for position, start, end, _ in feature.spots:
+                logits[position, 0] += 9 * (start == answer.start)
+                logits[position, 1] += 9 * (end == answer.end)
+        outputs.append(logits)
+    predictions = data.decode_answers(examples, features, outputs)
+    measured = train_finetune.score_answers(task, examples, predictions)
+    ceiling = train_finetune.score_answers(task, examples, data.findable_answers(examples, features))
+    assert measured["mrr"] == ceiling["mrr"] == pytest.approx(2 / 3)
+
+
+# --- search and curve ---
+
+def test_a_search_tries_the_grid_on_the_development_set_and_never_twice(pretrained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train_finetune, "GRID",
+                        {"learning_rate": (1e-5, 1e-2), "epochs": (1, 2), "batch_size": (16, 32)})
+    search = ["--task", "demo-re", "--init", str(pretrained), "--out", str(tmp_path / "out"), "--search"]
+    trained = []
+    train = train_finetune.train
+    monkeypatch.setattr(train_finetune, "train", lambda *arguments: trained.append(arguments) or train(*arguments))
+    assert train_finetune.main([*search, "3"]) == 0
+    assert len(trained) == 3 + 1                                # three trials, and the best one's seed 0
+    table = capsys.readouterr().out
+    assert train_finetune.main([*search, "3"]) == 0
+    assert len(trained) == 4 and capsys.readouterr().out == table
+    with open(tmp_path / "out" / "search.csv") as file:
+        rows = list(csv.DictReader(file))
+    dev = [float(row["dev_f1"]) for row in rows]
+    assert len(rows) == 3 and dev == sorted(dev, reverse=True)
+    best = tmp_path / "out" / "learning-rate-{learning_rate}-epochs-{epochs}-batch-size-{batch_size}".format(**rows[0])
+    assert scores(best)["dev"]["f1"] == pytest.approx(dev[0], abs=1e-6) and (best / "table.txt").read_text() == table
+    assert train_finetune.main([*search, "4"]) == 0
+    assert [arguments[2].out for arguments in trained[4:5]] != [arguments[2].out for arguments in trained[:1]]
+    assert 5 <= len(trained) <= 6                               # one more trial, and its seed 0 if it won
+
+
+def test_a_trial_of_a_search_never_sees_the_test_set(pretrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_finetune, "GRID", {"learning_rate": (1e-3,), "epochs": (1,), "batch_size": (32,)})
+    seen = []
+    evaluate = train_finetune.evaluate
+    monkeypatch.setattr(train_finetune, "evaluate",
+                        lambda model, split, *rest: seen.append(split) or evaluate(model, split, *rest))
+    assert train_finetune.main(["--task", "demo-re", "--init", str(pretrained), "--out", str(tmp_path),
+                                "--search", "1"]) == 0
+    assert seen == ["dev", "dev", "test"]                       # the trial; then the seed and its one look
+
+
+def test_a_search_says_what_it_cannot_do(pretrained, tmp_path, capsys):
+    assert run("demo-re", pretrained, tmp_path, "--search", "2") == 2
+    assert "--search draws --learning-rate itself" in capsys.readouterr().err
+    start = ["--task", "ncbi-disease", "--init", str(pretrained), "--out", str(tmp_path / "out")]
+    assert train_finetune.main([*start, "--search", "65"]) == 2
+    assert "the grid has 64 points" in capsys.readouterr().err
+    assert train_finetune.main([*start, "--search", "2", "--curve"]) == 2
+    assert "choose one" in capsys.readouterr().err
+    folder = disease_folder(tmp_path)
+    (folder / "dev.txt").unlink()
+    assert train_finetune.main([*start, "--search", "2", "--data", str(folder)]) == 2
+    assert "no development set to choose by" in capsys.readouterr().err
+
+
+def test_the_curve_has_a_row_for_each_model_a_run_kept(pretrained, tmp_path, capsys):
+    model, tokenizer = electramed.load_pretrained(pretrained), Tokenizer.from_file(pretrained)
+    for step in (100, 20):
+        electramed.save_pretrained(model, tmp_path / "run" / "models" / f"step-{step:08d}", tokenizer)
+    out = tmp_path / "curve"
+    assert run("demo-re", tmp_path / "run", out, "--curve", "--seeds", "2") == 0
+    with open(out / "curve.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["20", "100"]
+    for row in rows:
+        values = [100 * scores(out / f"step-{int(row['step']):08d}", seed)["test"]["f1"] for seed in (0, 1)]
+        assert float(row["f1"]) == pytest.approx(np.mean(values), abs=0.01)
+        # of two values t is 12.706 and sd / sqrt(2) half their distance
+        assert float(row["high"]) - float(row["f1"]) == pytest.approx(12.706 * abs(values[0] - values[1]) / 2, abs=0.02)
+    assert run("demo-re", pretrained, out, "--curve") == 2
+    assert "holds no models" in capsys.readouterr().err
+
+
+def test_the_curve_is_drawn_where_matplotlib_is(pretrained, tmp_path):
+    pytest.importorskip("matplotlib")
+    electramed.save_pretrained(electramed.load_pretrained(pretrained), tmp_path / "run" / "models" / "step-00000001",
+                               Tokenizer.from_file(pretrained))
+    assert run("demo-re", tmp_path / "run", tmp_path / "out", "--curve", "--seeds", "2") == 0
+    assert "<svg" in (tmp_path / "out" / "curve.svg").read_text()
+
+
+# --- raw text ---
+
+def read(out: Path, lines: str, tmp_path: Path, capsys) -> list[dict]:
+    (tmp_path / "input.txt").write_text(lines)
+    capsys.readouterr()
+    assert train_finetune.main(["--out", str(out), "--predict", str(tmp_path / "input.txt")]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_entities_of_raw_text_stand_at_their_characters(pretrained, tmp_path, capsys):
+    """Trained until it knows a few sentences by heart, the tagger has to find their diseases in running text."""
+    mentions = {"chronic kelmarin fever": 3, "ganbael": 1}
+    rows = "".join("".join(f"{word} {tag}\n" for word, tag in zip(
+        f"jorganux slowed {name} in adults .".split(),
+        ["O", "O", "B-Disease", *["I-Disease"] * (length - 1), "O", "O", "O"])) + "\n"
+        for name, length in mentions.items())
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.txt").write_text(rows * 8)
+    out = tmp_path / "out"
+    assert run("ncbi-disease", pretrained, out, "--data", str(tmp_path), "--epochs", "40", "--learning-rate", "1e-2",
+               "--layer-decay", "1", "--dropout", "0") == 0
+    assert scores(out)["test"]["f1"] == 1
+    text = "Jorganux slowed  Chronic kelmarin FEVER in adults.  Jorganux slowed ganbael in adults."
+    long = " ".join([text] * 20)
+    first, second = read(out, f"{text}\n\n{long}\n", tmp_path, capsys)
+    assert [(entity["text"], entity["type"]) for entity in first["entities"]] == [
+        ("Chronic kelmarin FEVER", "Disease"), ("ganbael", "Disease")]
+    assert len(second["entities"]) == 40                        # however long the text
+    for result in (first, second):
+        for entity in result["entities"]:
+            assert result["text"][entity["start"]:entity["end"]] == entity["text"] and 0.5 < entity["score"] <= 1
+    marked = train_finetune.mark(first)
+    assert "slowed  \x1b[1mChronic kelmarin FEVER\x1b[0m [Disease] in adults." in marked
+
+
+def test_a_word_longer_than_a_window_is_still_one_word(pretrained, tmp_path, capsys):
+    assert run("demo-ner", pretrained, tmp_path / "out", "--max-length", "16") == 0
+    result, = read(tmp_path / "out", "a" + "-b" * 200 + "\n", tmp_path, capsys)
+    assert all(result["text"][entity["start"]:entity["end"]] == entity["text"] for entity in result["entities"])
+
+
+def test_relations_answers_and_pairs_are_read_from_lines(pretrained, tmp_path, capsys, monkeypatch):
+    assert run("demo-re", pretrained, tmp_path / "re") == 0
+    results = read(tmp_path / "re", "@DRUG$ slowed @DISEASE$ .\n" * 2, tmp_path, capsys)
+    assert len(results) == 2 and results[0]["label"] in data.TASKS["demo-re"].labels
+    assert 0.25 <= results[0]["score"] <= 1
+    assert train_finetune.mark(results[0]).endswith("@DRUG$ slowed @DISEASE$ .")
+    pair = json.dumps({"question": "what was slowed ?", "passage": "Jorganux slowed ganbael. " * 40})
+    assert run("demo-qa", pretrained, tmp_path / "qa", "--max-length", "64") == 0
+    result, = read(tmp_path / "qa", pair + "\n", tmp_path, capsys)
+    assert len(result["answers"]) == 5 and result["question"] == "what was slowed ?"
+    assert all(result["passage"][answer["start"]:answer["end"]] == answer["text"] for answer in result["answers"])
+    chances = [answer["score"] for answer in result["answers"]]
+    assert chances == sorted(chances, reverse=True)
+    best = result["answers"][0]
+    assert f"\x1b[1m{best['text']}\x1b[0m" in train_finetune.mark(result)
+    (tmp_path / "train.tsv").write_text("1\tis it?\tit is\n0\tis it?\tnot\n")
+    (tmp_path / "test.tsv").write_text("1\tis it?\tit is\n0\tis it?\tnot\n")
+    for kind in ("classify", "rank"):
+        assert run(kind, pretrained, tmp_path / kind, "--data", str(tmp_path)) == 0
+        result, = read(tmp_path / kind, pair + "\n", tmp_path, capsys)
+        assert result["label"] == "1" or kind == "classify" and result["label"] == "0"
+    monkeypatch.setattr("sys.stdin", io.StringIO(pair + "\n" + pair + "\n"))
+    assert train_finetune.main(["--out", str(tmp_path / "qa"), "--predict", "-"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_what_cannot_be_read_is_named(pretrained, tmp_path, capsys):
+    assert train_finetune.main(["--out", str(tmp_path / "none"), "--predict", "x"]) == 2
+    assert "no config.json" in capsys.readouterr().err
+    assert train_finetune.main(["--out", str(pretrained), "--predict", "x"]) == 2
+    assert "not a run of train_finetune.py" in capsys.readouterr().err
+    assert run("demo-qa", pretrained, tmp_path / "qa") == 0
+    ask = ["--out", str(tmp_path / "qa"), "--predict", str(tmp_path / "input.txt")]
+    assert train_finetune.main(ask) == 2
+    assert "input.txt" in capsys.readouterr().err
+    (tmp_path / "input.txt").write_text('\n{"question": "what ?"}\n')
+    assert train_finetune.main(ask) == 2
+    assert "input.txt line 2: expected {\"question\"" in capsys.readouterr().err
 
 
 # --- files of one's own, and wrong input ---

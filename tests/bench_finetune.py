@@ -1,0 +1,154 @@
+"""How fast fine-tuning is; by hand, on an idle machine: python tests/bench_finetune.py (minutes on two cores).
+
+Three programs train and evaluate the same tagger on the same sentences of ncbi-disease, in turn, several times over
+(synthetic sentences where ELECTRAMED_DATA is not set): ours with batches by length, ours with every row padded to
+128 tokens, and transformers' ElectraForTokenClassification padded to 128, with its own loop. Then ours alone, small
+against base: Bio-ELECTRA claims that small is eight times as fast. Prints one line a figure: medians over the rounds.
+"""
+import argparse
+import dataclasses
+import os
+import statistics
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+
+import data
+import train_finetune
+from electramed import PRESETS, Device, ElectraConfig
+from tokenizer import Tokenizer, learn_vocab
+
+LENGTH, BATCH, LABELS = 128, 32, ("O", "B-Disease", "I-Disease")
+
+
+def read_features(share: int) -> tuple[list[data.Feature], Tokenizer]:
+    """Every `share`-th batch of 64, by length, of ncbi-disease's training set in SciVocab's pieces.
+
+    Without ELECTRAMED_DATA, of a made-up set. Whole batches, because a small random draw of sentences would not fill
+    batches of one length as the whole set does.
+    """
+    root = os.environ.get("ELECTRAMED_DATA")
+    examples = data.read_task("ncbi-disease" if root else "demo-ner", "train", root)
+    if root:
+        tokenizer = Tokenizer.from_file(Path(root, "vocab", "scivocab.txt"))
+    else:
+        tokenizer = Tokenizer(learn_vocab([" ".join(example.words) for example in examples], 2000))
+    features, _ = data.encode_tagging(examples, tokenizer, LABELS, LENGTH)
+    plan = data.plan_batches(np.array([len(feature.input_ids) for feature in features]), 64, LENGTH,
+                             np.random.default_rng(0))
+    chosen = sorted(plan, key=lambda batch: batch[0])[share // 2::share]
+    return [features[i] for _, rows in chosen for i in rows], tokenizer
+
+
+class Ours:
+    """Training and prediction as train_finetune.py does them."""
+
+    def __init__(self, config: ElectraConfig, features: list[data.Feature], tokenizer: Tokenizer) -> None:
+        task = data.TASKS["ncbi-disease"]
+        self.options = train_finetune.complete(train_finetune.Options(task="ncbi-disease", epochs=1))
+        self.prepared = train_finetune.Prepared(task, LABELS, tokenizer, config, None,
+                                                Device.choose("auto", "float32"), {}, {"train": features}, "test set")
+        self.model = None
+
+    def train(self) -> None:
+        self.model, _, _ = train_finetune.train(0, self.prepared, self.options)
+
+    def evaluate(self) -> None:
+        train_finetune.predict(self.model, self.prepared.features["train"], self.options,
+                               self.prepared.tokenizer.pad_id, self.prepared.device)
+
+
+class Padded(Ours):
+    """The same, but every row is as long as the longest could be."""
+
+    def train(self) -> None:
+        self.pad(super().train)
+
+    def evaluate(self) -> None:
+        self.pad(super().evaluate)
+
+    def pad(self, run) -> None:
+        by_length, data.bucket_widths = data.bucket_widths, lambda max_length: np.array([max_length])
+        try:
+            run()
+        finally:
+            data.bucket_widths = by_length
+
+
+class Transformers:
+    """A plain loop over transformers' model with what such loops usually have: AdamW, clipping, rows padded to 128."""
+
+    def __init__(self, config: ElectraConfig, features: list[data.Feature], tokenizer: Tokenizer) -> None:
+        from transformers import ElectraConfig as TheirConfig, ElectraForTokenClassification
+        sizes = {name: value for name, value in dataclasses.asdict(config).items()
+                 if name not in ("generator_size", "mask_prob")}
+        self.model = ElectraForTokenClassification(TheirConfig(num_labels=len(LABELS), **sizes))
+        self.device = Device.choose("auto", "float32")
+        self.model.to(self.device.kind)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-5)
+        self.features, self.pad_id = features, tokenizer.pad_id
+
+    def batches(self, size: int):
+        for first in range(0, len(self.features), size):
+            chosen = self.features[first:first + size]
+            batch = data.pad_batch([feature[1:3] for feature in chosen], LENGTH, self.pad_id)
+            labels = train_finetune.label_array("ner", chosen, LENGTH)
+            yield self.device.put(*map(torch.from_numpy, [*batch, labels]))
+
+    def train(self) -> None:
+        self.model.train()
+        for ids, mask, types, labels in self.batches(BATCH):
+            self.model(input_ids=ids, attention_mask=mask, token_type_ids=types, labels=labels).loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def evaluate(self) -> None:
+        self.model.eval()
+        with torch.inference_mode():
+            for ids, mask, types, _ in self.batches(64):
+                self.model(input_ids=ids, attention_mask=mask, token_type_ids=types).logits.float().cpu().numpy()
+
+
+def seconds(run) -> float:
+    began = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--share", type=int, default=17, help="measure on every N-th batch of the training set")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    features, tokenizer = read_features(options.share)
+    small, base = (dataclasses.replace(PRESETS[name], vocab_size=len(tokenizer.pieces)) for name in ("small", "base"))
+    lengths = [len(feature.input_ids) for feature in features]
+    print(f"{len(features)} sentences of {statistics.fmean(lengths):.1f} tokens, {torch.get_num_threads()} threads, "
+          f"torch {torch.__version__}, {Device.choose('auto', 'float32').kind}, float32")
+    programs = {"ours": Ours, "ours padded to 128": Padded, "transformers padded to 128": Transformers}
+    runners = {name: program(small, features, tokenizer) for name, program in programs.items()}
+    for what in ("train", "evaluate"):
+        times: dict[str, list[float]] = {name: [] for name in runners}
+        for _ in range(options.rounds):
+            for name, runner in runners.items():
+                times[name].append(seconds(getattr(runner, what)))
+        for name, values in times.items():
+            ratio = statistics.median(theirs / ours for theirs, ours in zip(values, times["ours"]))
+            print(f"{what:8} small  {name:28}{len(features) / statistics.median(values):8.1f} sentences/s"
+                  + (f"   ours is {ratio:.2f} times as fast" if name != "ours" else ""), flush=True)
+    few = features[64:192]
+    pair = {"small": Ours(small, few, tokenizer), "base": Ours(base, few, tokenizer)}
+    for what in ("train", "evaluate"):
+        ratios = [seconds(getattr(pair["base"], what)) / seconds(getattr(pair["small"], what)) for _ in range(3)]
+        print(f"{what:8} small against base: {statistics.median(ratios):.1f} times as fast")
+
+
+if __name__ == "__main__":
+    main()
