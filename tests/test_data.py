@@ -26,11 +26,11 @@ from hypothesis import given, settings, strategies as st
 
 import data
 from data import (
-    IGNORED_LABEL, TASKS, Candidate, LabelledText, Question, SyntheticWorld, TaggedSentence, best_windows,
+    IGNORED_LABEL, TASKS, Answer, Candidate, LabelledText, Question, SyntheticWorld, TaggedSentence, best_windows,
     bucket_widths, build_examples, build_shards, claim_run_folder, corpus_files, cut_splits, decode_answers,
-    decode_tags, encode_classification, encode_questions, encode_tagging, fetch_task, find_task, missing_files,
-    open_shards, pad_batch, parse_options, plan_batches, read_documents, read_task, seed_for, split_segments,
-    split_windows, synthetic_corpus, verify_shards, with_labels)
+    decode_tags, encode_classification, encode_questions, encode_tagging, fetch_task, find_task, findable_answers,
+    missing_files, open_shards, pad_batch, parse_options, plan_batches, read_documents, read_task, seed_for,
+    split_segments, split_windows, synthetic_corpus, verify_shards, with_labels)
 from metrics import bioasq_question_id
 from tokenizer import SPECIAL_TOKENS, Tokenizer
 
@@ -1120,11 +1120,13 @@ def test_windows_follow_the_stride_and_answers_out_of_reach_are_told():
     # the first, a b c d e: there its span may start, so "d e f" is out of reach although the second holds it.
     context = " ".join("abcdefabcdef"[:9])
     answers = [("d e", 6)], [("d e f", 6)], [("b c d e f a", 2)], []
-    features, note = encode_questions([Question("1", "a b", context, answer) for answer in answers], SPELLER, 10, 2)
+    examples = [Question("1", "a b", context, answer) for answer in answers]
+    features, note = encode_questions(examples, SPELLER, 10, 2)
     assert [SPELLER.decode(f.input_ids[4:]) for f in features[:3]] == ["a b c d e", "c d e f a", "e f a b c"]
     assert [f.labels for f in features] == [(7, 8), (5, 6), (0, 0), (0, 0), (5, 7), (0, 0), *[(0, 0)] * 6]
     assert [f.example for f in features] == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
-    assert note == "12 windows, 2 answers out of reach in them"
+    assert note == "12 windows"
+    assert findable_answers(examples, features) == [[Answer("d e", 6, 9, 1.0)], [], [], []]
 
 
 def test_windows_overlap_by_half_at_least():
@@ -1178,8 +1180,8 @@ def decode_gold(example, features):
 def test_gold_logits_decode_to_a_short_gold_answer(example):
     # 19 pieces a window, 6 new in each: the start of an answer of up to 7 pieces has its best window where the
     # answer is whole, for that window has (19 - 1 - 6) / 2 = 6 pieces to its right or ends with the passage.
-    features, note = encode_questions([example], SPELLER, 24, stride=6)
-    assert note.endswith(" windows, 0 answers out of reach in them")
+    features, _ = encode_questions([example], SPELLER, 24, stride=6)
+    assert findable_answers([example], features)[0]
     assert all(len(feature.input_ids) <= 24 for feature in features)
     text, start = example.answers[0]
     assert decode_gold(example, features) == (text, start, start + len(text))
@@ -1187,9 +1189,18 @@ def test_gold_logits_decode_to_a_short_gold_answer(example):
 
 @given(questions_with_gold(most_words=9), st.integers(9, 40), st.integers(1, 12))
 def test_an_answer_is_decoded_unless_it_is_told_to_be_out_of_reach(example, max_length, stride):
-    features, note = encode_questions([example], SPELLER, max_length, stride)
+    features, _ = encode_questions([example], SPELLER, max_length, stride)
     text, start = example.answers[0]
-    assert (decode_gold(example, features) == (text, start, start + len(text))) == (" 0 answers" in note)
+    is_found = decode_gold(example, features) == (text, start, start + len(text))
+    assert is_found == bool(findable_answers([example], features)[0])
+
+
+def test_synonyms_are_found_wherever_the_passage_reads_like_one():
+    """The piece borders decide: "c" stands inside the piece ##cd alone, and is no answer there."""
+    speller = Tokenizer([*SPECIAL_TOKENS, "a", "b", "##cd"])
+    example = Question("q_1", "a", "b A bcd B", [], 1, ["a", "C", "BCD b"])
+    features, _ = encode_questions([example], speller, 16)
+    assert findable_answers([example], features) == [[Answer("A", 2, 3, 1.0), Answer("bcd B", 4, 9, 1.0)]]
 
 
 @given(questions_with_gold(), st.integers(1, 5), st.integers(1, 3), seeds)
