@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from hypothesis import given, strategies as st
 from torch import nn
 
+import electramed
 from electramed import (
     IGNORED_LABEL, PRESETS, Adam, Device, Discriminator, ElectraConfig, ElectraEncoder, ElectraForPretraining,
-    Generator, MaskedBatch, SequenceClassifier, SpanExtractor, TokenTagger, learning_rate_at, load_checkpoint,
-    load_encoder, load_pretrained, mask_tokens, model_folder, parameter_groups, read_safetensors, replace_tokens,
+    Generator, MaskedBatch, SequenceClassifier, SpanExtractor, TokenTagger, attend, draw_kept, dropout, learning_rate_at,
+    load_checkpoint, load_encoder, load_pretrained, mask_tokens, model_folder, parameter_groups, read_safetensors, replace_tokens,
     sample_tokens, save_checkpoint, save_pretrained, write_atomically)
 
 PAD, UNK, CLS, SEP, MASK, FIRST = 0, 1, 2, 3, 4, 5      # the ids of conftest's vocabulary; ordinary pieces from 5
@@ -233,24 +234,70 @@ def test_dropout_acts_on_embeddings_sublayers_attention_and_nothing_else(tiny_co
     """Once after the embeddings' LayerNorm (E wide: before the projection), twice a layer, and on attention."""
     config = dataclasses.replace(tiny_config, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.2)
     model, batch, calls, attention = model(config), random_batch([9, 5], 9), [], []
-    dropout, fused = F.dropout, F.scaled_dot_product_attention
+    dropout, attend = electramed.dropout, electramed.attend
 
-    def counted_dropout(x, p, training):
-        calls.append((x.shape[-1], p if training else 0.0))
-        return dropout(x, p, training)
+    def counted_dropout(x, p, is_training):
+        calls.append((x.shape[-1], p if is_training else 0.0))
+        return dropout(x, p, is_training)
 
-    def counted_attention(query, key, value, attn_mask, dropout_p):
-        attention.append(dropout_p)
-        return fused(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p)
+    def counted_attention(query, key, value, may_attend, p):
+        attention.append(p)
+        return attend(query, key, value, may_attend, p)
 
-    monkeypatch.setattr(F, "dropout", counted_dropout)
-    monkeypatch.setattr(F, "scaled_dot_product_attention", counted_attention)
+    monkeypatch.setattr(electramed, "dropout", counted_dropout)
+    monkeypatch.setattr(electramed, "attend", counted_attention)
     model.train()(*batch)
     assert calls == [(8, 0.1)] + [(16, 0.1)] * (2 * config.num_hidden_layers + more)
     assert attention == [0.2] * config.num_hidden_layers
     calls.clear(), attention.clear()
     assert torch.equal(model.eval()(*batch), model(*batch))
     assert {p for _, p in calls} == {0.0} == set(attention)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.25, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_clears_its_share_and_scales_the_rest_and_the_gradient_alike(p, dtype):
+    """200,003 entries, a number that fills no whole draw of 64 bits; the share within four standard errors."""
+    torch.manual_seed(0)
+    x = torch.ones(200_003, dtype=dtype, requires_grad=True)
+    dropped = dropout(x, p, is_training=True)
+    dropped.sum().backward()
+    assert dropped.dtype == dtype and torch.equal(x.grad, dropped)
+    assert set(dropped.unique().tolist()) == {0.0, torch.tensor(1 / (1 - p)).to(dtype).item()}
+    assert within((dropped == 0).double().mean(), p, math.sqrt(p * (1 - p) / len(x)))
+    neighbours = (dropped[1:] == 0) & (dropped[:-1] == 0)               # of one draw, and independent all the same
+    assert within(neighbours.double().mean(), p * p, math.sqrt(p * p / len(x)))
+    assert dropout(x, p, is_training=False) is x
+
+
+def test_a_seed_decides_the_dropout():
+    draws = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        draws.append(draw_kept(torch.Size([10, 7]), 0.5).tolist())
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_attention_written_out_equals_the_fused_kernel_where_nothing_is_dropped(monkeypatch):
+    """Values and gradients; the weights that are kept are scaled up, with padding in the second row."""
+    random = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 7, 4, generator=random, requires_grad=True) for _ in range(3))
+    may_attend = (torch.arange(7) < torch.tensor([7, 4])[:, None])[:, None, None]                   # (B, 1, 1, T)
+    monkeypatch.setattr(electramed, "draw_kept", lambda shape, p: torch.ones(shape, dtype=torch.bool))
+    mixed, fused = attend(query, key, value, may_attend, 0.2), attend(query, key, value, may_attend, 0.0)
+    assert torch.allclose(mixed * 0.8, fused, atol=1e-6)
+    for ours, theirs in zip(*(torch.autograd.grad(output.square().sum(), (query, key, value))
+                              for output in (mixed * 0.8, fused))):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_attention_drops_weights_after_the_softmax(monkeypatch):
+    """Query and key 0 weigh three tokens alike; with one dropped at p = 1/4, two of 4/9 are left: on paper."""
+    kept = torch.tensor([True, False, True]).expand(1, 1, 3, 3)
+    monkeypatch.setattr(electramed, "draw_kept", lambda shape, p: kept)
+    zero, value = torch.zeros(1, 1, 3, 2), torch.tensor([[9.0, 0], [0, 9], [18, 0]]).expand(1, 1, 3, 2)
+    mixed = attend(zero, zero, value, torch.ones(1, 1, 1, 3, dtype=torch.bool), 0.25)
+    assert torch.allclose(mixed, torch.tensor([12.0, 0.0]).expand(1, 1, 3, 2))
 
 
 def test_weights_start_as_a_normal_truncated_at_two_sigma_and_biases_at_zero():
@@ -418,6 +465,13 @@ def test_samples_survive_the_ends_of_the_noise():
     assert sample_tokens(torch.tensor([[[99.0, 0.0, 0.0]]]), noise).tolist() == [[0]]
 
 
+def test_sampling_leaves_logits_and_noise_as_they_are():
+    logits, noise = torch.randn(2, 3, 9), torch.rand(2, 3, 9)
+    before = logits.clone(), noise.clone()
+    sample_tokens(logits, noise)
+    assert torch.equal(logits, before[0]) and torch.equal(noise, before[1])
+
+
 def test_sampling_is_float32_under_bfloat16():
     logits = torch.randn(4, 50, 60, generator=torch.Generator().manual_seed(0)).bfloat16()
     noise = torch.rand(4, 50, 60, generator=torch.Generator().manual_seed(1))
@@ -522,6 +576,18 @@ def test_discriminator_loss_counts_cls_and_sep(tiny_config):
     nn.init.zeros_(model.discriminator.discriminator_predictions["dense_prediction"].bias)
     one = model(*step, token_total=torch.tensor(1.0))
     assert one.discriminator_loss.item() == pytest.approx(58 * math.log(2), rel=1e-5)
+
+
+def test_a_millionth_keeps_the_losses_of_no_token_at_zero(tiny_config):
+    model, *step = pretraining_step(tiny_config)
+    one, double = (model(*step, slot_total=torch.tensor(total), token_total=torch.tensor(total))
+                   for total in (0.0, 1e-6))
+    assert one.mlm_loss.item() == pytest.approx(2 * double.mlm_loss.item(), rel=1e-5)
+    assert one.discriminator_loss.item() == pytest.approx(2 * double.discriminator_loss.item(), rel=1e-5)
+    ids, real, types = random_batch([9], 9)
+    none = MaskedBatch(ids, torch.zeros(1, 1).long(), torch.zeros(1, 1).long(), torch.zeros(1, 1))
+    nothing = model(none, torch.zeros_like(real), types)
+    assert (nothing.mlm_loss.item(), nothing.discriminator_loss.item()) == (0, 0)
 
 
 def test_generator_predicts_at_the_slots_only(tiny_config):
