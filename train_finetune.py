@@ -563,7 +563,10 @@ def training_texts(examples: list) -> list[str]:
 
 
 def score_table(options: Options, results: list[Measures], test_set: str = "test set") -> str:
-    """One line a measure, in percent: mean and standard deviation over the seeds, and the papers' figures."""
+    """One line a measure, in percent: mean and standard deviation over the seeds, and the papers' figures.
+
+    Below them every seed's score, and for BioASQ the sum over the batches.
+    """
     padding = (None,) * len(PAPERS)
     published = {measure: (row + padding)[:len(PAPERS)] for measure, row in PUBLISHED.get(options.task, {}).items()}
     columns = [column for column in range(len(PAPERS)) if any(row[column] for row in published.values())]
@@ -575,7 +578,9 @@ def score_table(options: Options, results: list[Measures], test_set: str = "test
         row = published.get(measure, padding)
         figures = "".join(f"{score:12.2f}" if (score := row[column]) else " " * 12 for column in columns)
         lines.append(f"{measure:28}{100 * mean:8.2f}{100 * sd:8.2f}{figures}".rstrip())
-    return "\n".join([*lines, *batch_total(results)])
+    metric = data.TASKS[options.task].metric
+    every = ", ".join(f"{100 * result[metric]:.2f}" for result in results)
+    return "\n".join([*lines, f"{metric} of each seed: {every}", *batch_total(results)])
 
 
 def batch_total(results: list[Measures]) -> list[str]:
