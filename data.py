@@ -56,6 +56,63 @@ Document = list[str]                    # the sentences of one document
 
 # --- 1. Documents ---
 
+# What ends in a full stop without ending the sentence: before anything; before a number; before all but words that
+# open sentences. Initials and genera (E. coli) are of the third kind, and what has stops inside (i.v., U.S.).
+NEVER_LAST = frozenset("approx ca cf dr e.g eq eqs fig figs i.e mr mrs ms prof ref refs resp sect ssp st subsp suppl "
+                       "tab tabs var viz vol vols vs".split())
+BEFORE_NUMBER = frozenset("al apr aug chap dec feb jan jul jun mar no nos nov nr oct p pp sep sept".split())
+RARELY_LAST = frozenset("al co corp dept inc jr ltd sp spp sr univ".split())
+OPENERS = frozenset("""a after all although among an and as at because before both but by conversely despite due during
+    each either finally first for from he her here his how however if in it its many moreover most neither no of on one
+    only other our out results she since some such that the their then there therefore these they this those three thus
+    to two under until upon using we what when whereas whether which while who with within without""".split())
+LETTERED = frozenset("a and arm class cohort factor figure grade group hepatitis influenza or panel stage table toxin "
+                     "type vitamin".split())         # "in group A. Patients": here a capital is no initial
+# A run of marks is entered at its first alone, and nothing else that repeats begins a match: time is linear.
+SENTENCE_BREAK = re.compile(r"""(?<![.?!])[.?!]+["'”’»)\]]*"""
+                            r"(?:\[[\d,\s–-]{1,40}\]|(?<=[a-z][a-z]\.)\d[\d,–-]{,9}(?=\s))?\s+|\n[^\S\n]*\n\s*")
+CLOSING_BRACKET = re.compile(r"[^(]{,200}\)")
+
+
+def split_sentences(text: str) -> list[tuple[int, int]]:
+    """Find the sentences of biomedical prose: (start, end) characters of each, without the white space around.
+
+    A sentence ends at . ? or ! before white space and what can open another (a capital, a digit, p53, mRNA), unless
+    the full stop is that of an abbreviation or an initial, or stands in brackets; and at every empty line. Marks
+    of citation behind the full stop ("in mice.[3,4]", "in mice.3") belong to the sentence that they end.
+    """
+    spans, start = [], len(text) - len(text.lstrip())
+    for found in SENTENCE_BREAK.finditer(text, start):
+        if found[0].count("\n") > 1 or ends_sentence(text, start, found):
+            spans.append((start, found.start() + len(found[0].rstrip())))
+            start = found.end()
+    end = len(text.rstrip())
+    return spans + [(start, end)] if start < end else spans
+
+
+def ends_sentence(text: str, start: int, found: re.Match) -> bool:
+    """Tell whether the marks found end the sentence that began at `start`; looks 200 characters around at most."""
+    stop, mark = found.start(), found[0].rstrip()
+    following = (text[found.end():found.end() + 40].lstrip("\"'“‘«([").split() or [""])[0]
+    if following.islower() and not re.search(r"\d|^[α-ω]-", following):
+        return False
+    before = text[max(start, stop - 200):stop]
+    if before.rfind("(") > before.rfind(")") and ")" not in mark and CLOSING_BRACKET.match(text, found.end()):
+        return False
+    words = before.split()[-2:]
+    word = words[-1].lstrip("\"'“‘«([") if words else ""
+    if mark[0] != "." or mark[1:2] and not mark[1].isdigit():
+        return True
+    if word.lower() in NEVER_LAST or word.lower() in BEFORE_NUMBER and following[:1].isdigit():
+        return False
+    if before.isdigit() and start + len(before) == stop:                # a number that heads a paragraph
+        return False
+    if word.lower() in RARELY_LAST or re.fullmatch(r"[A-Z]|(?:[A-Za-z]{1,2}\.)+[A-Za-z]{1,2}", word):
+        is_name = words[0].lower() in LETTERED or words[0][-1].isdigit()            # "at 37 C."
+        return following.lower().rstrip(",") in OPENERS or len(words) == 2 and len(word) == 1 and is_name
+    return True
+
+
 def corpus_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
     """The given files, and all files below the given folders (sorted) that are not hidden."""
     files: list[Path] = []
