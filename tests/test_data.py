@@ -587,7 +587,7 @@ def test_examples_come_back_from_a_shard_as_they_were_cut(tmp_path, monkeypatch)
 
 
 def test_shards_hold_every_token_and_keep_every_hundredth_document_from_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "BLOCK_CHARACTERS", 3000)     # so that blocks end between the hundreds
+    monkeypatch.setattr(data, "BLOCK_BYTES", 3000)     # so that blocks hold fewer documents than a hundred
     corpus, expected = numbered_corpus(tmp_path)
     build_shards([corpus], NUMBERED, tmp_path / "shards", max_length=64, workers=1)
     shards = open_shards(tmp_path / "shards")
@@ -603,7 +603,9 @@ def test_shards_hold_every_token_and_keep_every_hundredth_document_from_training
             text = [piece for piece in pieces if piece[0] == "w"]
             assert len(set(text)) == 1                      # no example crosses a document's end
             counter.update(text)
-    assert set(counts["held_out"]) == {"w99", "w199"}
+    sizes = [entry["documents"] for entry in shards.index["shards"]]
+    places = [37 * block + place for block, size in enumerate(sizes) for place in range(size)]      # in each block
+    assert set(counts["held_out"]) == {f"w{n}" for n, place in enumerate(places) if place % 100 == 99} != set()
     assert not counts["train"].keys() & counts["held_out"].keys()
     assert counts["train"] + counts["held_out"] == expected
     totals = Counter()
@@ -614,7 +616,7 @@ def test_shards_hold_every_token_and_keep_every_hundredth_document_from_training
 
 
 def test_any_number_of_workers_gives_the_same_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "BLOCK_CHARACTERS", 3000)     # only this process deals the blocks
+    monkeypatch.setattr(data, "BLOCK_BYTES", 3000)     # only this process deals the blocks
     corpus, _ = numbered_corpus(tmp_path)
     for workers in (1, 2):
         build_shards([corpus], NUMBERED, tmp_path / str(workers), max_length=32, seed=5, workers=workers)
@@ -626,7 +628,7 @@ def test_any_number_of_workers_gives_the_same_files(tmp_path, monkeypatch):
 
 
 def test_each_seed_and_each_block_cuts_in_its_own_way(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "BLOCK_CHARACTERS", 2000)
+    monkeypatch.setattr(data, "BLOCK_BYTES", 2000)
     corpus = write(tmp_path / "c.txt", "w1 w2\nw3\nw4 w5 w6\n\n" * 400)           # all documents are the same
     for seed in (0, 1):
         build_shards([corpus], NUMBERED, tmp_path / str(seed), max_length=16, seed=seed, workers=1)
@@ -635,7 +637,7 @@ def test_each_seed_and_each_block_cuts_in_its_own_way(tmp_path, monkeypatch):
 
 
 def test_an_interrupted_build_continues_to_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "BLOCK_CHARACTERS", 3000)
+    monkeypatch.setattr(data, "BLOCK_BYTES", 3000)
     corpus, _ = numbered_corpus(tmp_path)
     whole, halved = tmp_path / "whole", tmp_path / "halved"
     build_shards([corpus], NUMBERED, whole, workers=1)
@@ -654,19 +656,19 @@ def test_an_interrupted_build_continues_to_the_same_bytes(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="halved is half-built: repeat the command"):
         open_shards(halved)
 
-    def write_the_others(folder, tokenizer, max_length, seed, block):
-        assert block[0] >= 2, "a finished shard is made again"
-        return write_shard(folder, tokenizer, max_length, seed, block)
+    def write_the_others(*arguments):
+        assert arguments[-1].number >= 2, "a finished shard is made again"
+        return write_shard(*arguments)
 
     monkeypatch.setattr(data, "write_shard", write_the_others)
     build_shards([corpus], NUMBERED, halved, workers=1)
     assert contents(halved) == contents(whole)
-    monkeypatch.delattr(data, "document_blocks")            # complete: not even the corpus is read
+    monkeypatch.delattr(data, "read_blocks")            # complete: not even the corpus is read
     build_shards([corpus], NUMBERED, halved, workers=1)
 
 
 def test_shards_removed_from_the_index_are_built_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "BLOCK_CHARACTERS", 3000)
+    monkeypatch.setattr(data, "BLOCK_BYTES", 3000)
     corpus, _ = numbered_corpus(tmp_path)
     folder = tmp_path / "shards"
     build_shards([corpus], NUMBERED, folder, workers=1)
@@ -700,7 +702,7 @@ def test_a_folder_built_from_something_else_is_refused_by_name(tmp_path, monkeyp
 
 @pytest.fixture
 def shard_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "BLOCK_CHARACTERS", 3000)
+    monkeypatch.setattr(data, "BLOCK_BYTES", 3000)
     build_shards([numbered_corpus(tmp_path)[0]], NUMBERED, tmp_path / "shards", max_length=32, workers=1)
     return tmp_path / "shards"
 
@@ -734,7 +736,7 @@ def test_a_missing_or_truncated_array_is_named_when_it_is_read(shard_folder, nam
     (None, r"index\.json: no such file.*python data\.py build"),
     (b"{", r"index\.json: not an index of shards"), (b"[1]", r"index\.json: not an index of shards"),
     (b"{}", r"index\.json: not an index of shards"),
-    (b'{"format": 0}', r"index\.json: .*format 0, expected 1: build the shards anew")])
+    (b'{"format": 0}', r"index\.json: .*format 0, expected 2: build the shards anew")])
 def test_what_is_no_shard_folder_is_refused_by_name(tmp_path, content, message):
     if content is not None:
         write(tmp_path / "index.json", content)
