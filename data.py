@@ -206,8 +206,9 @@ def read_pieces(path: str | os.PathLike) -> Iterator[Piece]:
                     typing.cast(Any, archive).members.clear()           # else memory grows with their number
                     if not member.isfile():                 # a folder, a link, a device
                         continue
+                    name = f"{path}: {member.name}"
                     content = decompressed(archive.extractfile(member))
-                    head, name = content.peek(512)[:512], f"{path}: {member.name}"
+                    head = content.peek(512)[:512]
                     if IS_XML.match(head):
                         xml = content.read(XML_MEMBER_BYTES + 1)
                         if len(xml) > XML_MEMBER_BYTES:
@@ -261,6 +262,11 @@ class Reading(NamedTuple):
     min_pmid: int = 0                                       # PubMed records below it are left out
     language: str | None = None                             # and those in other languages; a code such as eng
     preprocess: Callable[[str], str] | None = None          # what becomes of each sentence
+
+
+def describe_reading(reading: Reading) -> dict[str, Any]:
+    """The same for index.json, functions by name."""
+    return {**reading._asdict(), "preprocess": getattr(reading.preprocess, "__name__", None)}
 
 
 def read_documents(path: str | os.PathLike, reading: Reading = Reading()) -> Iterator[Document]:
@@ -543,10 +549,10 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Any, out: str | 
         raise ValueError(f"max_length {max_length} leaves no room for text: use at least 8")
     folder, files = Path(out), corpus_files(paths)
     folder.mkdir(parents=True, exist_ok=True)
-    text = {**reading._asdict(), "preprocess": getattr(reading.preprocess, "__name__", None)}
     index: dict[str, Any] = {
         "format": FORMAT_VERSION, "vocabulary": vocabulary_hash(tokenizer), "max_length": max_length, "seed": seed,
-        "text": text, "sources": [[file.name, file.stat().st_size] for file in files], "complete": False, "shards": []}
+        "text": describe_reading(reading), "sources": [[file.name, file.stat().st_size] for file in files],
+        "complete": False, "shards": []}
     if (folder / "index.json").exists():
         index = continue_index(folder, index)
         if index["complete"]:
