@@ -389,6 +389,8 @@ class XmlReader:
             raise self.error(f"root element {tag}: expected {', '.join(sorted(XML_ROOTS))}")
         parent = self.tags[-1] if self.tags else ""
         self.tags.append(tag)
+        if len(self.tags) > 1000:
+            raise self.error("more than 1,000 elements inside each other")
         if self.hidden or tag in HIDDEN:
             self.hidden += 1
             return
@@ -401,7 +403,7 @@ class XmlReader:
             elif tag in ("sup", "xref"):
                 self.marks.append((len(self.text), attributes.get("ref-type") == "bibr"))
             elif tag == "break":
-                self.text.append(" ")
+                self.characters(" ")
 
     def characters(self, text: str) -> None:
         if self.inside and not self.hidden:
@@ -430,7 +432,7 @@ class XmlReader:
         content = "".join(self.text[start:])
         if is_citation and not any(map(str.isalpha, content)):
             self.text[start:] = "\0"
-        elif re.match(r"[-−+]?\d", content) and not is_citation and "".join(self.text[:start])[-1:].isdigit():
+        elif re.match(r"[-−+]?\d", content) and start and self.text[start - 1][-1].isdigit():
             self.text.insert(start, "^")
 
     def end_paragraph(self, tag: str) -> None:
@@ -638,6 +640,8 @@ def write_shard(folder: Path, tokenizer: Any, max_length: int, seed: int, readin
     documents = (document for piece in block.pieces for document in piece_documents(piece, reading))
 
     def encode(document: Document) -> list[list[int]]:
+        if counts["wordpieces"] > 1 << 27:                          # 256 MB of them
+            raise ValueError(f"{block.pieces[0].name}: an XML file with more than 134,217,728 wordpieces: cut it")
         sentences = tokenizer.encode_batch(document)
         counts.update(documents=1, sentences=len(document), words=len(" ".join(document).split()),
                       wordpieces=sum(map(len, sentences)),

@@ -584,6 +584,8 @@ BOMB = "<!DOCTYPE article [<!ENTITY a '{}'><!ENTITY b '&a;&a;'>]>\n<article><bod
     (b"<article>\n\n<p>caf\xe9 </p></article>", r"x line 3: broken XML \(not well-formed"),
     ("<!DOCTYPE html>\n<html></html>", "x line 2: root element html: expected MedlineCitation, "),
     ("<article><body><p>" + "word " * 30_000, "x line 1: a document of more than 100,000 characters"),
+    ("<article>" + "\n<sec>" * 2000, "x line 1001: more than 1,000 elements inside each other"),
+    ("<article><body><p>" + "<break/>" * 200_000, "x line 1: a document of more than 100,000 characters"),
     ("<article><!--" + "x" * 3_000_000, "x line 1: a tag or comment of more than 1,048,576 bytes"),
     (gzip.compress(RECORDS.encode())[:-20], r"x after line \d+: the archive is truncated or damaged"),
     (gzip.compress(tar([("a.txt", b"one\n" * 9), ("b", b"x")]))[:-20],
