@@ -627,8 +627,8 @@ def continue_index(folder: Path, wanted: dict) -> dict:
     index = read_index(folder)
     for key in ("format", "vocabulary", "max_length", "seed", "text", "sources"):
         if index.get(key) != wanted[key]:
-            raise ValueError(f"{folder} was built with another {key} ({str(index.get(key)):.60}, now "
-                             f"{str(wanted[key]):.60}): choose another folder or delete this one")
+            raise ValueError(f"{folder} was built with another {key} ({str(index.get(key)):.100}, now "
+                             f"{str(wanted[key]):.100}): choose another folder or delete this one")
     return index
 
 

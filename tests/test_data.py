@@ -2011,6 +2011,22 @@ def test_shards_are_built_described_and_verified_from_the_command_line(tmp_path)
     assert contents(tmp_path / "again") == contents(tmp_path / "shards")
 
 
+def test_text_is_preprocessed_on_request_before_it_is_tokenized(tmp_path):
+    from tokenizer import preprocess_bluebert
+    lines = ["W1\u00e9's W2.", "w3 (w4)", "", "w5\u2013w6"]
+    NUMBERED.save(tmp_path)
+    for name, text in (("raw.txt", lines), ("done.txt", map(preprocess_bluebert, lines))):
+        write(tmp_path / name, "\n".join(text) + "\n")
+    for out, *arguments in (("plain", "raw.txt"), ("asked", "raw.txt", "--bluebert"), ("before", "done.txt")):
+        status, _, said = command("build", tmp_path / arguments[0], *arguments[1:], "--vocab", tmp_path, "--out",
+                                  tmp_path / out, "--workers", 1)
+        assert status == 0, said
+    plain, asked, before = ((tmp_path / out / "00000.tokens.npy").read_bytes() for out in ("plain", "asked", "before"))
+    assert asked == before != plain
+    status, _, said = command("build", tmp_path / "raw.txt", "--vocab", tmp_path, "--out", tmp_path / "asked")
+    assert status == 2 and "asked was built with another text" in said
+
+
 @pytest.mark.parametrize("arguments, message", [
     ("build nowhere.txt --vocab vocab.txt --out shards", "nowhere.txt: no such file or folder"),
     ("build empty.txt --vocab vocab.txt --out shards --workers 1", "no text in"),
