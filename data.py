@@ -23,11 +23,12 @@ from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
+import concurrent.futures.process
 import dataclasses
 import functools
 import gzip
 import hashlib
+import html
 import http.client
 import io
 import itertools
@@ -40,14 +41,18 @@ import random
 import re
 import signal
 import sys
+import tarfile
+import threading
 import time
 import types
 import typing
 import urllib.request
 import zlib
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
+from xml.parsers import expat
 
 import numpy as np
 
@@ -55,6 +60,12 @@ Document = list[str]                    # the sentences of one document
 
 
 # --- 1. Documents ---
+
+BLOCK_BYTES = 1 << 24                   # of text in one shard: about 4 million tokens, a few seconds of one core
+READ_BYTES = 1 << 20                    # read at once
+XML_MEMBER_BYTES = 1 << 29              # of one XML file in an archive, which is held in memory
+DAMAGED = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
+IS_XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:[?]xml|!DOCTYPE|!--|article\b|pmc-articleset|Pubmed|Medline)")
 
 # What ends in a full stop without ending the sentence: before anything; before a number; before all but words that
 # open sentences. Initials and genera (E. coli) are of the third kind, and what has stops inside (i.v., U.S.).
@@ -127,15 +138,15 @@ def corpus_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
     return files
 
 
-def open_binary(path: str | os.PathLike) -> BinaryIO:
-    """Open a plain, gzip or xz file for reading; its first bytes tell which, whatever its name."""
-    with open(path, "rb") as file:
-        magic = file.read(6)
-    if magic[:2] == b"\x1f\x8b":
-        return typing.cast(BinaryIO, gzip.open(path, "rb"))
-    if magic == b"\xfd7zXZ\x00":
-        return typing.cast(BinaryIO, lzma.open(path, "rb"))
-    return open(path, "rb")
+def decompressed(file: Any) -> io.BufferedReader:
+    """The content of an open file, plain, gzip or xz; its first bytes tell which, whatever its name."""
+    packed = io.BufferedReader(file, READ_BYTES)
+    magic = packed.peek(6)
+    if magic.startswith(b"\x1f\x8b"):
+        return io.BufferedReader(typing.cast(Any, gzip.GzipFile(fileobj=packed)), READ_BYTES)
+    if magic.startswith(b"\xfd7zXZ\x00"):
+        return io.BufferedReader(typing.cast(Any, lzma.LZMAFile(packed)), READ_BYTES)
+    return packed
 
 
 def numbered_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
@@ -147,25 +158,149 @@ def numbered_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
     """
     number = 0
     try:
-        with open_binary(path) as file:
+        with open(path, "rb", buffering=0) as raw:
+            file = decompressed(raw)
             for number, line in enumerate(file, start=1):
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} line {number}: not UTF-8 ({error.reason} at byte {error.start} of the line): "
                          "convert the file to UTF-8") from None
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} after line {number}: the archive is truncated or damaged ({error}): "
-                         "fetch it again") from None
+    except DAMAGED as error:
+        raise damaged_archive(f"{path} after line {number}", error) from None
 
 
-def read_documents(path: str | os.PathLike) -> Iterator[Document]:
-    """Yield the documents of a text file: one sentence a line, an empty line after each document.
+def damaged_archive(place: str, error: BaseException) -> ValueError:
+    return ValueError(f"{place}: the archive is truncated or damaged ({error}): fetch it again")
 
-    path     a plain, .gz or .xz file
+
+class Piece(NamedTuple):
+    """Whole documents of one file, not yet looked at: what is handed from one process to another."""
+
+    name: str                   # the path; of what an archive holds, with the name there
+    line: int                   # number of its first line
+    is_xml: bool
+    content: bytes | None       # None for an XML file: who wants its documents opens it
+    position: int               # bytes of the file, as it lies on the disk, up to the end of this piece
+
+
+def read_pieces(path: str | os.PathLike) -> Iterator[Piece]:
+    """Cut a text, XML or tar file, compressed or not, into pieces that can be read one by one.
+
+    Text gives pieces of at most BLOCK_BYTES; XML one for each file. Archives are read as a stream, their members
+    as files are; nothing is unpacked, so a member's name can do no harm. What is no text there is left out.
+    raises   ValueError naming path and line where the archive is damaged or a line is longer than a block
+    """
+    name, left_out = f"{path} after line 0", 0
+    with open(path, "rb", buffering=0) as raw:
+        try:
+            file = decompressed(raw)
+            head = file.peek(512)
+            if head[257:262] != b"ustar":
+                if IS_XML.match(head):
+                    yield Piece(str(path), 1, True, None, os.path.getsize(path))
+                else:
+                    yield from cut_text(file, str(path), raw)
+                return
+            with tarfile.open(fileobj=file, mode="r|") as archive:
+                while (member := archive.next()) is not None:
+                    typing.cast(Any, archive).members.clear()           # else memory grows with their number
+                    if not member.isfile():                 # a folder, a link, a device
+                        continue
+                    name = f"{path}: {member.name}"
+                    content = decompressed(archive.extractfile(member))
+                    head = content.peek(512)[:512]
+                    if IS_XML.match(head):
+                        xml = content.read(XML_MEMBER_BYTES + 1)
+                        if len(xml) > XML_MEMBER_BYTES:
+                            raise ValueError(f"{name}: XML of more than {XML_MEMBER_BYTES:,} bytes: unpack the archive")
+                        yield Piece(name, 1, True, xml, raw.tell())
+                    elif b"\0" in head or "\ufffd" in head.decode(errors="replace")[:-1]:
+                        left_out += 1
+                    else:
+                        yield from cut_text(content, name, raw)
+        except DAMAGED as error:
+            raise damaged_archive(name, error) from None
+    if left_out:
+        say(f"{path}: {left_out:,} members that hold no text left out")
+
+
+def cut_text(file: io.BufferedReader, name: str, raw: io.FileIO) -> Iterator[Piece]:
+    """Cut a stream of text into pieces of at most BLOCK_BYTES, between documents; longer ones at a line's end."""
+    line, rest, size = 1, b"", BLOCK_BYTES
+    while size == BLOCK_BYTES:
+        parts, size = [rest], len(rest)
+        try:
+            while size < BLOCK_BYTES and (chunk := file.read1(min(READ_BYTES, BLOCK_BYTES - size))):
+                parts.append(chunk)
+                size += len(chunk)
+        except DAMAGED as error:
+            line += sum(part.count(b"\n") for part in parts)
+            raise damaged_archive(f"{name} after line {line - 1}", error) from None
+        text = b"".join(parts)
+        end = size if size < BLOCK_BYTES else last_border(text) or text.rfind(b"\n") + 1
+        if size and not end:
+            raise ValueError(f"{name} line {line}: longer than {BLOCK_BYTES:,} bytes: expected a sentence on each line")
+        yield Piece(name, line, False, text[:end], raw.tell())
+        line += text.count(b"\n", 0, end)
+        rest = text[end:]
+
+
+def last_border(text: bytes) -> int:
+    """Where the last empty line ends, behind which a new document begins; 0 without one."""
+    end = text.rfind(b"\n")
+    while end >= 0:
+        start = text.rfind(b"\n", 0, end)
+        if not text[start + 1:end].strip():
+            return end + 1
+        end = start
+    return 0
+
+
+class Reading(NamedTuple):
+    """What is taken from a corpus, and in which form."""
+
+    min_pmid: int = 0                                       # PubMed records below it are left out
+    language: str | None = None                             # and those in other languages; a code such as eng
+    preprocess: Callable[[str], str] | None = None          # what becomes of each sentence
+
+
+def describe_reading(reading: Reading) -> dict[str, Any]:
+    """The same for index.json, functions by name."""
+    return {**reading._asdict(), "preprocess": getattr(reading.preprocess, "__name__", None)}
+
+
+def read_documents(path: str | os.PathLike, reading: Reading = Reading()) -> Iterator[Document]:
+    """Yield the documents of a file, as lists of sentences; what the file holds tells its format, not its name.
+
+    Text: one sentence a line, an empty line after each document. PubMed's XML (of today, and the MEDLINE form of
+    2010): title and abstract. PMC's (JATS): title, abstract and every section but the references, without
+    headings, tables, figures, formulas and numbers of citations. Any of these as .gz or .xz, and .tar of them.
     raises   ValueError or OSError that names the path and the line
     """
+    for piece in read_pieces(path):
+        yield from piece_documents(piece, reading)
+
+
+def piece_documents(piece: Piece, reading: Reading) -> Iterator[Document]:
+    """The documents of one piece, each sentence preprocessed."""
+    for document in xml_documents(piece, reading) if piece.is_xml else text_documents(piece):
+        if reading.preprocess:
+            document = list(filter(None, map(reading.preprocess, document)))
+        if document:
+            yield document
+
+
+def text_documents(piece: Piece) -> Iterator[Document]:
+    """The documents of a text; ValueError naming the line where it is not UTF-8."""
+    assert piece.content is not None, "text comes with its bytes"
+    try:
+        text = piece.content.decode("utf-8-sig" if piece.line == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        before = error.object[:error.start]
+        raise ValueError(f"{piece.name} line {piece.line + before.count(10)}: not UTF-8 ({error.reason} at byte "
+                         f"{len(before) - before.rfind(10) - 1} of the line): convert the file to UTF-8") from None
     document: Document = []
-    for _, line in numbered_lines(path):
+    for line in text.split("\n"):
         sentence = line.strip()
         if sentence:
             document.append(sentence)
@@ -174,6 +309,148 @@ def read_documents(path: str | os.PathLike) -> Iterator[Document]:
             document = []
     if document:
         yield document
+
+
+XML_ROOTS = frozenset("PubmedArticleSet PubmedArticle PubmedBookArticleSet MedlineCitationSet MedlineCitation "
+                      "pmc-articleset article".split())
+RECORDS = frozenset("MedlineCitation BookDocument article".split())
+# Elements with text that is wanted, and the parent they must have where others hold one of the same name.
+WANTED = {"PMID": "MedlineCitation", "Language": None, "ArticleTitle": None, "AbstractText": None,
+          "article-title": "title-group", "abstract": None, "body": None, "back": None}
+HIDDEN = frozenset("""OtherAbstract trans-abstract sub-article response ref-list table-wrap table-wrap-group table fig
+    fig-group disp-formula disp-formula-group inline-formula math tex-math caption title label graphic inline-graphic
+    media supplementary-material inline-supplementary-material chem-struct-wrap alt-text object-id fn fn-group notes
+    glossary def-list array code preformat attrib permissions""".split())
+PARAGRAPHS = frozenset([*WANTED, *"p sec list list-item disp-quote boxed-text ack app bio statement speech".split()])
+CITATIONS = re.compile(r" ?(?:\[ ?\0 ?\]|\( ?\0 ?\)|\0)")
+
+
+def xml_documents(piece: Piece, reading: Reading) -> Iterator[Document]:
+    """The documents of PubMed's or PMC's XML, in constant memory.
+
+    Entities that the file declares itself are refused (a few lines of them can stand for gigabytes), files it
+    refers to are never opened; the named characters of HTML are known.
+    raises   ValueError naming the line where the XML is broken, of another kind, or one document a whole block long
+    """
+    reader = XmlReader(piece.name, reading)
+    parser, fed = reader.parser, 0
+    with open(piece.name, "rb", buffering=0) if piece.content is None else io.BytesIO(piece.content) as raw:
+        try:
+            file = decompressed(typing.cast(BinaryIO, raw))
+            while chunk := file.read(1 << 16):
+                parser.Parse(chunk, False)
+                fed += len(chunk)
+                if fed - parser.CurrentByteIndex > READ_BYTES + len(chunk):         # expat waits for its end
+                    raise reader.error(f"a tag or comment of more than {READ_BYTES:,} bytes")
+                yield from reader.documents
+                reader.documents.clear()
+            parser.Parse(b"", True)
+        except expat.ExpatError as error:
+            raise reader.error(f"broken XML ({expat.ErrorString(error.code)})") from None
+        except DAMAGED as error:
+            raise damaged_archive(f"{piece.name} after line {parser.CurrentLineNumber}", error) from None
+    yield from reader.documents
+
+
+class XmlReader:
+    """What is remembered while the parser walks through the elements of a file."""
+
+    def __init__(self, name: str, reading: Reading) -> None:
+        self.name, self.reading = name, reading
+        self.parser = expat.ParserCreate()
+        self.parser.buffer_text = True
+        self.parser.StartElementHandler, self.parser.EndElementHandler = self.start, self.end
+        self.parser.CharacterDataHandler, self.parser.EntityDeclHandler = self.characters, self.refuse_entity
+        self.parser.DefaultHandler = self.named_character
+        self.documents: list[Document] = []
+        self.tags: list[str] = []               # of the open elements
+        self.inside = self.hidden = 0           # how many of them are in wanted text, in hidden parts
+        self.document: Document = []
+        self.languages: list[str] = []
+        self.pmid: int | None = None
+        self.size = 0                           # characters of the document
+        self.text: list[str] = []               # of the paragraph
+        self.marks: list[tuple[int, bool]] = []         # where its open references and superscripts begin
+
+    def error(self, what: str) -> ValueError:
+        return ValueError(f"{self.name} line {self.parser.CurrentLineNumber}: {what}")
+
+    def refuse_entity(self, name: str, *_: Any) -> None:
+        raise self.error(f"declares the entity {name}: expected PubMed's or PMC's XML, which declares none")
+
+    def named_character(self, markup: str) -> None:
+        """Markup without a handler, among it references such as &alpha; that only a file not opened declares."""
+        if markup.startswith("&"):
+            self.characters(html.unescape(markup))
+
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        tag = tag.rpartition(":")[2]                            # mml:math
+        if not self.tags and tag not in XML_ROOTS:
+            raise self.error(f"root element {tag}: expected {', '.join(sorted(XML_ROOTS))}")
+        parent = self.tags[-1] if self.tags else ""
+        self.tags.append(tag)
+        if len(self.tags) > 1000:
+            raise self.error("more than 1,000 elements inside each other")
+        if self.hidden or tag in HIDDEN:
+            self.hidden += 1
+            return
+        if tag in RECORDS:
+            self.document, self.languages, self.pmid, self.size = [], [], None, 0
+        if self.inside or tag in WANTED and WANTED[tag] in (None, parent):
+            self.inside += 1
+            if tag in PARAGRAPHS:
+                self.end_paragraph(parent)
+            elif tag in ("sup", "xref"):
+                self.marks.append((len(self.text), attributes.get("ref-type") == "bibr"))
+            elif tag == "break":
+                self.characters(" ")
+
+    def characters(self, text: str) -> None:
+        if self.inside and not self.hidden:
+            self.text.append(text)
+            self.size += len(text)
+            if self.size > BLOCK_BYTES:
+                raise self.error(f"a document of more than {BLOCK_BYTES:,} characters: cut it")
+
+    def end(self, tag: str) -> None:
+        tag = self.tags.pop()
+        if self.hidden:
+            self.hidden -= 1
+            return
+        if self.inside:
+            self.inside -= 1
+            if tag in PARAGRAPHS:
+                self.end_paragraph(tag)
+            elif tag in ("sup", "xref"):
+                self.end_mark(*self.marks.pop())
+        if tag in RECORDS and self.document and (self.pmid is None or self.pmid >= self.reading.min_pmid) and (
+                self.reading.language is None or self.pmid is None or self.reading.language in self.languages):
+            self.documents.append(self.document)
+
+    def end_mark(self, start: int, is_citation: bool) -> None:
+        """Citations by number become a NUL, which no XML holds; those with names stay: 10<sup>6</sup> is 10^6."""
+        content = "".join(self.text[start:])
+        if is_citation and not any(map(str.isalpha, content)):
+            self.text[start:] = "\0"
+        elif re.match(r"[-−+]?\d", content) and start and self.text[start - 1][-1].isdigit():
+            self.text.insert(start, "^")
+
+    def end_paragraph(self, tag: str) -> None:
+        """Take the text since the last paragraph; of one in `tag`, or before another one begins in it."""
+        text = " ".join("".join(self.text).split())
+        self.text.clear()
+        self.marks = [(0, is_citation) for _, is_citation in self.marks]
+        if "\0" in text:
+            text = CITATIONS.sub("", re.sub(r"\0(?:[ ,;–-]*\0)+", "\0", text))
+        if tag == "PMID":
+            self.pmid = int(text) if text.isdecimal() else None
+        elif tag == "Language":
+            self.languages.append(text)
+        elif tag == "ArticleTitle":                             # [of an article that is not in English]
+            text = re.sub(r"^\[(.*)\]\.?$", r"\1", text)
+            text = "" if text.rstrip(".") in ("Not Available", "In Process Citation") else text
+        if tag not in ("PMID", "Language"):
+            self.document += [text[start:end] for start, end in split_sentences(text)]
 
 
 # --- 2. Pre-training examples ---
@@ -229,19 +506,44 @@ def split_segments(sentences: list[list[int]], target: int, max_length: int, rng
 #   00000.starts.npy     int64, where each example starts, and the end
 #   00000.first.npy      uint16, length of [CLS] A [SEP]: token type 0; the rest is B [SEP], type 1
 
-FORMAT_VERSION = 1
-BLOCK_CHARACTERS = 32_000_000       # of text in one shard: about 8 million tokens, a few seconds of one core
+FORMAT_VERSION = 2
 HELD_OUT_EVERY = 100                # every 100th document is kept from training, for evaluation
 
 
-def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Any, out: str | os.PathLike,
-                 max_length: int = 128, seed: int = 0, workers: int | None = None) -> None:
+class Block(NamedTuple):
+    """What becomes one shard."""
+
+    number: int
+    pieces: list[Piece]             # at most BLOCK_BYTES of text together, or one XML file
+    position: int                   # bytes of the corpus up to its end
+
+
+def read_blocks(files: Iterable[Path]) -> Iterator[Block]:
+    """Deal the files out in blocks. They depend on the files alone, and to find them nothing is looked at closely."""
+    number = size = before = position = 0
+    pieces: list[Piece] = []
+    for file in files:
+        for piece in read_pieces(file):
+            more = piece.position if piece.content is None else len(piece.content)
+            if pieces and size + more > BLOCK_BYTES:
+                yield Block(number, pieces, position)
+                number, size, pieces = number + 1, 0, []
+            pieces.append(piece)
+            size, position = size + more, before + piece.position
+        before += file.stat().st_size
+    if pieces:
+        yield Block(number, pieces, before)
+
+
+def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Any, out: str | os.PathLike, max_length: int = 128,
+                 seed: int = 0, workers: int | None = None, reading: Reading = Reading()) -> None:
     """Tokenize a corpus into a shard folder; the same call on a half-built folder completes it.
 
-    The text is dealt out in blocks of whole documents, a block becomes a shard, and its random choices are
-    seeded by its number: any number of workers gives the same files.
+    This process cuts the corpus into blocks of whole documents; a block becomes a shard in one of the workers, and
+    its random choices are seeded by its number: any number of workers gives the same files.
     workers   processes; None for one a core, fewer when the corpus is small
-    raises    ValueError when `out` was built from something else, or the vocabulary does not fit into uint16
+    raises    ValueError when `out` was built from something else, or the vocabulary does not fit into uint16;
+              OSError when a worker was killed
     """
     if len(tokenizer.pieces) > 2 ** 16:
         raise ValueError(f"the vocabulary has {len(tokenizer.pieces)} pieces, shards store ids below 65536")
@@ -251,37 +553,67 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Any, out: str | 
     folder.mkdir(parents=True, exist_ok=True)
     index: dict[str, Any] = {
         "format": FORMAT_VERSION, "vocabulary": vocabulary_hash(tokenizer), "max_length": max_length, "seed": seed,
-        "sources": [[file.name, file.stat().st_size] for file in files], "complete": False, "shards": []}
+        "text": describe_reading(reading), "sources": [[file.name, file.stat().st_size] for file in files],
+        "complete": False, "shards": []}
     if (folder / "index.json").exists():
         index = continue_index(folder, index)
         if index["complete"]:
             return
-    done = len(index["shards"])
-    job = functools.partial(write_shard, folder, tokenizer, max_length, seed)
-    blocks = (block for block in document_blocks(files) if block[0] >= done)
-    progress = Progress(None, "documents", sum(entry["documents"] for entry in index["shards"]))
-    size = sum(file.stat().st_size for file in files)               # bytes, perhaps compressed four to one
-    workers = min(workers or os.cpu_count() or 1, 1 + 4 * size // BLOCK_CHARACTERS)
-    with contextlib.ExitStack() as stack:
-        if workers == 1:
-            entries: Iterable[dict] = map(job, blocks)
-        else:
-            # Ctrl-C is for this process; the workers end with it.
-            pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(
-                workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)))
-            entries = pool.imap(job, blocks)            # in order; holds a few blocks at a time
-        documents = progress.start
-        for entry in entries:
-            index["shards"].append(entry)
-            write_bytes(folder / "index.json", json.dumps(index).encode())
-            documents += entry["documents"]
-            progress.show(documents)
-    if not any(entry["examples"] for entry in index["shards"]):
+    shards, size = index["shards"], sum(file.stat().st_size for file in files)      # bytes, perhaps compressed 4 to 1
+    job = functools.partial(write_shard, folder, tokenizer, max_length, seed, reading)
+    blocks = itertools.islice(read_blocks(files), len(shards), None)
+    progress = Progress(size // 10 ** 6, "MB of the corpus", shards[-1]["position"] // 10 ** 6 if shards else 0)
+    workers = min(workers or os.cpu_count() or 1, 1 + 4 * size // BLOCK_BYTES)
+    for entry in map(job, blocks) if workers == 1 else map_in_processes(job, blocks, workers):
+        shards.append(entry)
+        write_bytes(folder / "index.json", json.dumps(index).encode())
+        progress.show(entry["position"] // 10 ** 6)
+    if not any(entry["examples"] for entry in shards):
         raise ValueError(f"no text in {', '.join(map(str, files)) or 'the given folders'}")
     write_bytes(folder / "index.json", json.dumps({**index, "complete": True}, indent=1).encode())
     for leftover in folder.glob("*.tmp"):                           # of runs that were killed
         leftover.unlink()
     progress.finish()
+
+
+def map_in_processes(job: Callable[[Block], dict], blocks: Iterable[Block], workers: int) -> Iterator[dict]:
+    """job(block) for each block, in order; a worker waits while two blocks more than there are workers are held.
+
+    raises   what a job raises; ChildProcessError when a worker was killed
+    """
+    waiting: collections.deque[concurrent.futures.Future[dict]] = collections.deque()
+    pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker, (job,))
+    try:
+        for block in blocks:
+            waiting.append(pool.submit(run_job, block))
+            if len(waiting) > workers + 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except concurrent.futures.process.BrokenProcessPool:
+        raise ChildProcessError("a worker was killed, perhaps for lack of memory: fewer --workers need less of it; "
+                                "the same command continues") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+worker_jobs: list[Callable[[Block], dict]] = []         # in a worker: what it does with each block, alone
+
+
+def start_worker(job: Callable[[Block], dict]) -> None:
+    """Keep the job, and with it what the tokenizer remembers, from block to block; end with the parent."""
+    def wait_for_parent() -> None:
+        typing.cast(Any, multiprocessing.parent_process()).join()
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)                    # Ctrl-C is for the parent
+    threading.Thread(target=wait_for_parent, daemon=True).start()
+    worker_jobs.append(job)
+
+
+def run_job(block: Block) -> dict:
+    """Run the job that this worker was started with."""
+    return worker_jobs[0](block)
 
 
 def vocabulary_hash(tokenizer: Any) -> str:
@@ -293,62 +625,55 @@ def vocabulary_hash(tokenizer: Any) -> str:
 def continue_index(folder: Path, wanted: dict) -> dict:
     """The index of an existing folder; ValueError when it was built from something else than is wanted now."""
     index = read_index(folder)
-    for key in ("format", "vocabulary", "max_length", "seed", "sources"):
+    for key in ("format", "vocabulary", "max_length", "seed", "text", "sources"):
         if index.get(key) != wanted[key]:
-            raise ValueError(f"{folder} was built with another {key} ({str(index.get(key)):.60}, now "
-                             f"{str(wanted[key]):.60}): choose another folder or delete this one")
+            raise ValueError(f"{folder} was built with another {key} ({str(index.get(key)):.100}, now "
+                             f"{str(wanted[key]):.100}): choose another folder or delete this one")
     return index
 
 
-def document_blocks(files: Iterable[Path]) -> Iterator[tuple[int, int, list[Document]]]:
-    """Deal the documents of all files into blocks: (block number, number of its first document, documents)."""
-    block: list[Document] = []
-    characters = number = first = 0
-    for file in files:
-        for document in read_documents(file):
-            block.append(document)
-            characters += sum(map(len, document))
-            if characters >= BLOCK_CHARACTERS:
-                yield number, first, block
-                first, number = first + len(block), number + 1
-                block, characters = [], 0
-    if block:
-        yield number, first, block
-
-
-def write_shard(folder: Path, tokenizer: Any, max_length: int, seed: int,
-                block: tuple[int, int, list[Document]]) -> dict:
+def write_shard(folder: Path, tokenizer: Any, max_length: int, seed: int, reading: Reading, block: Block) -> dict:
     """Tokenize one block and write its three arrays, held-out examples last; returns its entry in the index."""
-    number, first_document, documents = block
-    rng = random.Random(f"{seed}/{number}")
-    train: list[Document] = []
+    rng = random.Random(f"{seed}/{block.number}")
+    counts = collections.Counter(documents=0, sentences=0, words=0, wordpieces=0, unknown=0)
     held_out: list[Document] = []
-    for position, document in enumerate(documents, start=first_document):
-        (held_out if position % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else train).append(document)
-    tokens, starts = [np.empty(0, np.uint16)], [0]
-    firsts: list[int] = []
-    counts = []                                                                    # examples of the two parts
-    for part in (train, held_out):
-        encoded = (tokenizer.encode_batch(document) for document in part)
-        before = len(firsts)
-        for a, b in build_examples(encoded, max_length, rng):
-            ids = [tokenizer.cls_id, *a, tokenizer.sep_id] + ([*b, tokenizer.sep_id] if b else [])
-            tokens.append(np.array(ids, np.uint16))
-            starts.append(starts[-1] + len(ids))
+    documents = (document for piece in block.pieces for document in piece_documents(piece, reading))
+
+    def encode(document: Document) -> list[list[int]]:
+        if counts["wordpieces"] > 1 << 27:                          # 256 MB of them
+            raise ValueError(f"{block.pieces[0].name}: an XML file with more than 134,217,728 wordpieces: cut it")
+        sentences = tokenizer.encode_batch(document)
+        counts.update(documents=1, sentences=len(document), words=len(" ".join(document).split()),
+                      wordpieces=sum(map(len, sentences)),
+                      unknown=sum(ids.count(tokenizer.unk_id) for ids in sentences))
+        return sentences
+
+    def train() -> Iterator[list[list[int]]]:
+        first = 37 * block.number               # so that blocks of fewer than a hundred documents hold out some too
+        for number, document in enumerate(documents, start=first):
+            if number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1:
+                held_out.append(document)
+            else:
+                yield encode(document)
+
+    tokens, starts, firsts = array("H"), array("q", [0]), array("H")
+    for part in (train(), map(encode, held_out)):
+        trained = len(firsts)               # of the parts before
+        for a, b in build_examples(part, max_length, rng):
+            tokens.fromlist([tokenizer.cls_id, *a, tokenizer.sep_id] + ([*b, tokenizer.sep_id] if b else []))
+            starts.append(len(tokens))
             firsts.append(len(a) + 2)
-        counts.append(len(firsts) - before)
     digest = hashlib.sha256()
-    for name, array in (("tokens", np.concatenate(tokens)), ("starts", np.array(starts, np.int64)),
-                        ("first", np.array(firsts, np.uint16))):
+    for name, values in (("tokens", tokens), ("starts", starts), ("first", firsts)):
         content = io.BytesIO()
-        np.save(content, array)
-        write_bytes(folder / f"{number:05d}.{name}.npy", content.getvalue())
-        digest.update(content.getvalue())
-    return {"documents": len(documents), "sentences": sum(map(len, documents)), "tokens": starts[-1],
-            "examples": len(firsts), "held_out": counts[1], "sha256": digest.hexdigest()}
+        np.save(content, np.array(values))
+        write_bytes(folder / f"{block.number:05d}.{name}.npy", content.getbuffer())
+        digest.update(content.getbuffer())
+    return {**counts, "tokens": len(tokens), "examples": len(firsts), "held_out": len(firsts) - trained,
+            "position": block.position, "sha256": digest.hexdigest()}
 
 
-def write_bytes(path: Path, content: bytes | bytearray) -> None:
+def write_bytes(path: Path, content: bytes | bytearray | memoryview) -> None:
     """Write a file under a temporary name, flush it to the disk, then rename it: all or nothing."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")    # a killed run's worker may still be writing
     with open(temporary, "wb") as file:
@@ -1613,12 +1938,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     published = [name for name, task in TASKS.items() if task.source.partition(", ")[0] in COMMITS]
     build = commands.add_parser("build", help="tokenize a corpus into a shard folder; repeat to continue")
-    build.add_argument("corpus", nargs="+", help="text, .gz or .xz files, or folders of them")
+    build.add_argument("corpus", nargs="+", help="text, PubMed or PMC XML, .gz, .xz or .tar of "
+                       "them, or folders of all these")
     build.add_argument("--vocab", required=True, help="vocab.txt, or the folder it is in")
     build.add_argument("--cased", action="store_true", help="keep capitals and accents (default: what the "
                        "tokenizer_config.json beside the vocabulary says, or drop them)")
     build.add_argument("--out", required=True, help="the shard folder")
     build.add_argument("--max-length", type=int, default=128, help="tokens of the longest example (default: 128)")
+    build.add_argument("--min-pmid", type=int, default=0, help="leave out PubMed records below (Bio-ELECTRA: 10000000)")
+    build.add_argument("--language", help="leave out PubMed records in others than this, such as eng (default: none: "
+                       "title and abstract are in English)")
+    build.add_argument("--bluebert", action="store_true", help="lower-case and split words as in ELECTRAMed's corpus")
     build.add_argument("--seed", type=int, default=0, help="for segments and lengths (default: 0)")
     build.add_argument("--workers", type=int, help="processes (default: one a core)")
     for name, help in (("info", "print what a shard folder holds"),
@@ -1635,9 +1965,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name}: nothing is missing in {options.data}")
         return 0
     if options.command == "build":
-        from tokenizer import Tokenizer         # here alone: the rest of the file needs no tokenizer module
-        tokenizer = Tokenizer.from_file(options.vocab, lowercase=False if options.cased else None)
-        build_shards(options.corpus, tokenizer, options.out, options.max_length, options.seed, options.workers)
+        import tokenizer as wordpieces          # here alone: the rest of the file needs no tokenizer module
+        tokenizer = wordpieces.Tokenizer.from_file(options.vocab, lowercase=False if options.cased else None)
+        reading = Reading(options.min_pmid, options.language,
+                          wordpieces.preprocess_bluebert if options.bluebert else None)
+        build_shards(options.corpus, tokenizer, options.out, options.max_length, options.seed, options.workers, reading)
     if options.command == "verify":
         print(f"{verify_shards(options.shards)} shards as they were built")
     else:
@@ -1646,17 +1978,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def describe_shards(shards: Shards) -> str:
-    """A few lines about a shard folder: documents, sentences, tokens, examples, padding."""
-    sums: collections.Counter[str] = collections.Counter()
+    """A few lines about a shard folder: what the text is, examples, padding."""
+    total: dict[str, int] = collections.Counter()
     for entry in shards.index["shards"]:
-        sums.update({key: entry[key] for key in ("documents", "sentences", "tokens", "examples", "held_out")})
+        for key, value in entry.items():
+            if key not in ("sha256", "position"):
+                total[key] += value
     max_length = shards.index["max_length"]
     widths = bucket_widths(max_length)
     padded = widths[np.searchsorted(widths, shards.lengths)].sum()
-    return (f"{sums['documents']:,} documents, {sums['sentences']:,} sentences, {sums['tokens']:,} tokens\n"
-            f"{sums['examples']:,} examples of at most {max_length} tokens, {sums['held_out']:,} held out\n"
-            f"padding {1 - sums['tokens'] / padded:.1%} in batches by length, "
-            f"{1 - sums['tokens'] / (sums['examples'] * max_length):.1%} if all were padded to {max_length}")
+    return (f"{total['documents']:,} documents, {total['sentences']:,} sentences, {total['words']:,} words\n"
+            f"{total['wordpieces']:,} wordpieces, {total['wordpieces'] / total['words']:.3f} a word, "
+            f"{total['unknown'] / total['wordpieces']:.3%} of them unknown\n"
+            f"{total['examples']:,} examples of at most {max_length} tokens, {total['tokens']:,} together; "
+            f"{total['held_out']:,} examples held out\n"
+            f"padding {1 - total['tokens'] / padded:.1%} in batches by length, "
+            f"{1 - total['tokens'] / (total['examples'] * max_length):.1%} if all were padded to {max_length}")
 
 
 def say(text: str) -> None:

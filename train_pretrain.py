@@ -41,7 +41,7 @@ from data import option, say
 from electramed import (PRESETS, Adam, Device, ElectraConfig, ElectraForPretraining, MaskedBatch, PretrainOutput,
                         learning_rate_at, load_checkpoint, mask_tokens, parameter_groups, save_checkpoint,
                         save_pretrained)
-from tokenizer import Tokenizer, learn_vocab
+from tokenizer import Tokenizer, learn_vocab, preprocess_bluebert
 
 
 # --- 1. Options and presets ---
@@ -51,8 +51,12 @@ class Options:
     """The command line. What is None follows from the preset."""
 
     preset: str = option("tiny", "model sizes and schedule to start from", choices=list(PRESETS))
-    corpus: list[str] = option([], "text files (one sentence a line, an empty line between documents; .gz and "
-                               ".xz too), folders of them, or a shard folder (default: the synthetic corpus)")
+    corpus: list[str] = option([], "text files (one sentence a line, an empty line between documents), XML of PubMed "
+                               "or PMC, .gz, .xz or .tar of them, folders of all these, or a shard folder (default: "
+                               "the synthetic corpus)")
+    min_pmid: int = option(0, "leave out PubMed records with lower numbers (Bio-ELECTRA: 10000000)")
+    language: str | None = option(None, "leave out PubMed records in other languages than this, such as eng")
+    bluebert: bool = option(False, "lower-case and split words as in ELECTRAMed's corpus")
     vocab: str | None = option(None, "vocab.txt, or the folder it is in (default: learnt on the corpus)")
     vocab_size: int = option(None, "size of the vocabulary that is learnt, wordpieces", at_least=1)
     cased: bool = option(None, "keep capitals and accents (bio-electra does)")
@@ -87,7 +91,8 @@ class Options:
                                    choices=["float32", "bfloat16"])
 
 
-DATA_FIELDS = ("corpus", "vocab", "vocab_size", "cased", "max_length", "seed")     # shards depend on these
+DATA_FIELDS = ("corpus", "min_pmid", "language", "bluebert", "vocab", "vocab_size", "cased", "max_length",
+               "seed")                                                              # shards depend on these
 FREE = ("out", "log_every", "eval_every", "checkpoint_every", "keep_every", "max_minutes", "device", "precision")
 # The result depends on all but FREE, so a run that has begun refuses to continue with others.
 FIXED = tuple(field.name for field in dataclasses.fields(Options) if field.name not in FREE)
@@ -146,6 +151,7 @@ def prepare_data(options: Options) -> tuple[Tokenizer, data.Shards]:
     """The tokenizer and the shards of a run, made on first use and found again when it is resumed."""
     out = Path(options.out)
     corpus = [Path(path) for path in options.corpus]
+    reading = data.Reading(options.min_pmid, options.language, preprocess_bluebert if options.bluebert else None)
     if len(corpus) == 1 and (corpus[0] / "index.json").is_file():
         if not options.vocab:
             raise ValueError(f"{corpus[0]} holds shards: pass --vocab, the vocabulary they were built with")
@@ -155,6 +161,9 @@ def prepare_data(options: Options) -> tuple[Tokenizer, data.Shards]:
         if shards.index["max_length"] > options.max_length:
             raise ValueError(f"{corpus[0]} has examples of up to {shards.index['max_length']} tokens: "
                              f"pass --max-length {shards.index['max_length']}")
+        if reading != data.Reading() and data.describe_reading(reading) != shards.index["text"]:
+            raise ValueError(f"{corpus[0]} was built with {shards.index['text']}: drop --min-pmid, --language and "
+                             "--bluebert, or pass the text")
         return tokenizer, shards
     if not corpus:
         corpus = [out / "corpus.txt"]
@@ -167,14 +176,15 @@ def prepare_data(options: Options) -> tuple[Tokenizer, data.Shards]:
     elif (out / "vocab.txt").exists():
         tokenizer = Tokenizer.from_file(out, lowercase=not options.cased)
     else:
-        sentences = (sentence for file in files for document in data.read_documents(file) for sentence in document)
+        sentences = (sentence for file in files for document in data.read_documents(file, reading)
+                     for sentence in document)
         say(f"learning a vocabulary of {options.vocab_size:,} wordpieces")
         tokenizer = Tokenizer(learn_vocab(sentences, options.vocab_size, lowercase=not options.cased),
                               lowercase=not options.cased)
         tokenizer.save(out)
     say(f"tokenizing into {out / 'shards'}")
     data.build_shards(corpus, tokenizer, out / "shards", options.max_length, options.seed,
-                      workers=None if options.corpus else 1)
+                      workers=None if options.corpus else 1, reading=reading)
     return tokenizer, data.open_shards(out / "shards")
 
 

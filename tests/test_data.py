@@ -6,19 +6,25 @@ import doctest
 import gzip
 import hashlib
 import http.server
+import io
 import itertools
 import json
 import lzma
 import math
+import os
 import random
 import re
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
+import time
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -26,11 +32,11 @@ from hypothesis import given, settings, strategies as st
 
 import data
 from data import (
-    IGNORED_LABEL, TASKS, Answer, Candidate, LabelledText, Question, SyntheticWorld, TaggedSentence, best_windows,
-    bucket_widths, build_examples, build_shards, claim_run_folder, corpus_files, cut_splits, decode_answers,
-    decode_tags, encode_classification, encode_questions, encode_tagging, fetch_task, find_task, findable_answers,
-    missing_files, open_shards, pad_batch, parse_options, plan_batches, read_documents, read_task, seed_for,
-    split_segments, split_sentences, split_windows, synthetic_corpus, verify_shards, with_labels)
+    IGNORED_LABEL, TASKS, Answer, Candidate, LabelledText, Question, Reading, SyntheticWorld, TaggedSentence,
+    best_windows, bucket_widths, build_examples, build_shards, claim_run_folder, corpus_files, cut_splits,
+    decode_answers, decode_tags, encode_classification, encode_questions, encode_tagging, fetch_task, find_task,
+    findable_answers, missing_files, open_shards, pad_batch, parse_options, plan_batches, read_documents, read_task,
+    seed_for, split_segments, split_sentences, split_windows, synthetic_corpus, verify_shards, with_labels)
 from metrics import bioasq_question_id
 from tokenizer import SPECIAL_TOKENS, Tokenizer
 
@@ -462,6 +468,207 @@ def test_the_real_corpus_has_the_documents_its_readme_counts(real_data):
     assert [documents for documents, _ in counts[1:]] == [409, 409]
 
 
+# --- 1. Documents: XML and archives ---
+
+def pubmed(*records):
+    """A file of PubMed's, as its baseline has it: each record (PMID, language, title, what follows it)."""
+    return ('<?xml version="1.0" encoding="utf-8"?>\n<!DOCTYPE PubmedArticleSet SYSTEM "http://nlm/x.dtd">\n'
+            "<PubmedArticleSet>\n" + "".join(
+                f'<PubmedArticle><MedlineCitation Owner="NLM"><PMID Version="1">{pmid}</PMID><Article><Journal><Title>'
+                f"Lancet</Title></Journal><ArticleTitle>{title}</ArticleTitle>{rest}<Language>{language}</Language>"
+                "</Article><CommentsCorrectionsList><CommentsCorrections><PMID>99</PMID></CommentsCorrections>"
+                "</CommentsCorrectionsList></MedlineCitation><PubmedData><ReferenceList><Reference><Citation>Old et al."
+                "</Citation></Reference></ReferenceList></PubmedData></PubmedArticle>\n"
+                for pmid, language, title, rest in records) + "</PubmedArticleSet>\n")
+
+
+RECORDS = pubmed(
+    (5, "eng", "Aspirin in <i>H. pylori</i>-negative  men.",
+     "<Abstract><AbstractText Label='AIM'>To see. And\n to look at CO<sub>2</sub>.</AbstractText><AbstractText "
+     "Label='RESULTS'>Of 10<sup>6</sup> cells &lt; 5 % lived &amp; grew.</AbstractText><CopyrightInformation>(c) Me."
+     "</CopyrightInformation></Abstract><OtherAbstract><AbstractText>Wozu.</AbstractText></OtherAbstract>"),
+    (20000000, "fre", "[On gout.]", "<VernacularTitle>De la goutte.</VernacularTitle>"),
+    (30000000, "eng", "[Not Available].", ""))
+MEDLINE = """<?xml version="1.0"?>\r\n<!DOCTYPE MedlineCitationSet PUBLIC "-//NLM//DTD 2010//EN" "http://x/y.dtd">\r\n
+<MedlineCitationSet><MedlineCitation Status="MEDLINE"><PMID>7</PMID><Article><ArticleTitle>Old form</ArticleTitle>
+<Abstract><AbstractText>It is. It was.</AbstractText></Abstract></Article></MedlineCitation></MedlineCitationSet>"""
+PAPER = """<!DOCTYPE article PUBLIC "-//NLM//DTD JATS" "JATS.dtd">
+<article xmlns:mml="http://www.w3.org/1998/Math/MathML"><front><article-meta><article-id>pmc1</article-id><title-group>
+<article-title>A paper<xref ref-type="fn" rid="f1"/></article-title><alt-title>Short</alt-title><trans-title-group>
+<trans-title>Ein Aufsatz</trans-title></trans-title-group></title-group><contrib-group><contrib>A. Author</contrib>
+</contrib-group><abstract><title>Abstract</title><sec><title>Aim</title><p>We ask. We tell.</p></sec></abstract>
+<trans-abstract xml:lang="pt"><p>Perguntamos.</p></trans-abstract><kwd-group><kwd>gout</kwd></kwd-group></article-meta>
+</front><body><sec><title>1. Methods</title><p>Mice<sup><xref ref-type="bibr" rid="b1">1</xref>,<xref ref-type="bibr"
+rid="b2">2</xref></sup> ran [<xref ref-type="bibr" rid="b1">1</xref>, <xref ref-type="bibr" rid="b2">2</xref>–<xref
+ref-type="bibr" rid="b4">4</xref>]. So did <xref ref-type="bibr" rid="b5">Old et al. (1999)</xref> (<xref
+ref-type="fig" rid="f">Fig. 2</xref>).<xref ref-type="bibr" rid="b6">6</xref>
+In 10<sup>−3</sup> M<break/>NaCl, 5 &mu;g of H<sub>2</sub>O
+<!-- <table><td>&alpha; = 5</td></table> --> fell<table-wrap><label>Table 1</label><caption><p>Means.</p></caption>
+<table><td>1</td></table></table-wrap> down.<fig><caption><p>A mouse.</p></caption></fig></p><p>Since<disp-formula>
+<mml:math><mml:mi>x</mml:mi></mml:math></disp-formula> holds,<list>
+<list-item><p>one;</p></list-item><list-item><p>two.
+</p></list-item></list>we stop.</p><sec><p>Deep. Deeper.</p></sec></sec></body><back><ack><title>Thanks</title><p>We
+thank Ann.</p></ack><fn-group><fn><p>Note.</p></fn></fn-group><app-group><app><title>A</title><p>Appended.</p></app>
+</app-group><ref-list><ref><mixed-citation><article-title>Cited</article-title></mixed-citation></ref></ref-list></back>
+<floats-group><fig><caption><p>Afloat.</p></caption></fig></floats-group><sub-article><front-stub><title-group>
+<article-title>Review</article-title></title-group></front-stub><body><p>We ask.</p></body></sub-article></article>"""
+RECORD_DOCUMENTS = [
+    ["Aspirin in H. pylori-negative men.", "To see.", "And to look at CO2.", "Of 10^6 cells < 5 % lived & grew."],
+    ["On gout."]]
+PAPER_DOCUMENT = [
+    "A paper", "We ask.", "We tell.", "Mice ran.", "So did Old et al. (1999) (Fig. 2).",
+    "In 10^−3 M NaCl, 5 μg of H2O fell down.", "Since holds,", "one;", "two.", "we stop.", "Deep.", "Deeper.",
+    "We thank Ann.", "Appended."]
+
+
+def tar(members):
+    """A tar file of (name, content) pairs; a content that is no bytes is the type of a special member."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            if isinstance(content, bytes) and content[:4] != b"type":
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+            else:
+                member.type, member.linkname = content[4:], "/etc/passwd"
+                archive.addfile(member)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("content, documents", [
+    (RECORDS, RECORD_DOCUMENTS), (MEDLINE, [["Old form", "It is.", "It was."]]), (PAPER, [PAPER_DOCUMENT]),
+    ("\ufeff<PubmedArticleSet></PubmedArticleSet>", [])], ids=["pubmed", "medline", "jats", "none"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, lzma.compress, lambda xml: gzip.compress(tar([("a", xml)]))],
+                         ids=["plain", "gz", "xz", "tar.gz"])
+def test_xml_gives_titles_abstracts_and_sections_alone(tmp_path, pack, content, documents):
+    assert list(read_documents(write(tmp_path / "x.txt", pack(content.encode())))) == documents
+
+
+@pytest.mark.parametrize("reading, found", [
+    (Reading(min_pmid=10_000_000), [1]), (Reading(min_pmid=5), [0, 1]), (Reading(language="eng"), [0]),
+    (Reading(min_pmid=6, language="eng"), [])])
+def test_records_are_chosen_by_pmid_and_language_papers_and_text_are_not(tmp_path, reading, found):
+    path = write(tmp_path / "x", RECORDS)
+    assert list(read_documents(path, reading)) == [RECORD_DOCUMENTS[number] for number in found]
+    assert list(read_documents(write(tmp_path / "y", PAPER), reading)) == [PAPER_DOCUMENT]
+    assert list(read_documents(write(tmp_path / "z", "a\n"), reading)) == [["a"]]
+
+
+def test_sentences_are_preprocessed_and_those_of_which_nothing_is_left_dropped(tmp_path):
+    path = write(tmp_path / "x", "One\nTwo\n\nThree\n")
+    reading = Reading(preprocess=lambda sentence: sentence.lower().replace("two", "").replace("three", ""))
+    assert list(read_documents(path, reading)) == [["one"]]
+
+
+def test_archives_are_read_as_streams_and_hostile_members_do_nothing(tmp_path, capsys):
+    members = [("../../up.txt", b"one\n\ntwo\n"), ("/etc/abs.txt", b"three"), ("d/paper.nxml", PAPER.encode()),
+               ("e.txt.gz", gzip.compress(b"four\n")), ("link", b"type2"), ("device", b"type3"), ("folder", b"type5"),
+               ("p.png", b"\x89PNG\0\xff"), ("f.jpg", b"\xff\xd8\xff\xe0 ab"), ("empty", b"")]
+    for name, pack in (("a.tar", bytes), ("a.tar.gz", gzip.compress), ("a.tar.xz", lzma.compress)):
+        path = write(tmp_path / "in" / name, pack(tar(members)))
+        assert list(read_documents(path)) == [["one"], ["two"], ["three"], PAPER_DOCUMENT, ["four"]]
+        assert f"{path}: 2 members that hold no text left out" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+BOMB = "<!DOCTYPE article [<!ENTITY a '{}'><!ENTITY b '&a;&a;'>]>\n<article><body><p>&b;</p></body></article>"
+
+
+@pytest.mark.parametrize("content, message", [
+    (BOMB.format("ha" * 1000), r"x line 1: declares the entity a: expected PubMed's or PMC's XML"),
+    ("<!DOCTYPE article [\n<!ENTITY % a SYSTEM '/etc/passwd'> %a;]><article/>", r"x line 2: declares the entity a"),
+    (RECORDS[:-30], r"x line 7: broken XML \(unclosed token\)"),
+    ("<article>\n<body></article>", r"x line 2: broken XML \(mismatched tag\)"),
+    ("<article>\n<p>\x01</p></article>", r"x line 2: broken XML \(not well-formed"),
+    (b"<article>\n\n<p>caf\xe9 </p></article>", r"x line 3: broken XML \(not well-formed"),
+    ("<!DOCTYPE html>\n<html></html>", "x line 2: root element html: expected MedlineCitation, "),
+    ("<article><body><p>" + "word " * 30_000, "x line 1: a document of more than 100,000 characters"),
+    ("<article>" + "\n<sec>" * 2000, "x line 1001: more than 1,000 elements inside each other"),
+    ("<article><body><p>" + "<break/>" * 200_000, "x line 1: a document of more than 100,000 characters"),
+    ("<article><!--" + "x" * 3_000_000, "x line 1: a tag or comment of more than 1,048,576 bytes"),
+    (gzip.compress(RECORDS.encode())[:-20], r"x after line \d+: the archive is truncated or damaged"),
+    (gzip.compress(tar([("a.txt", b"one\n" * 9), ("b", b"x")]))[:-20],
+     r"x.* after line 0: the archive is truncated or damaged"),
+    (tar([("a.txt", b"one\n" * 900)])[:2000], r"x: a.txt.*: the archive is truncated or damaged"),
+    ("one\n" + "x" * 200_000, "x line 2: longer than 100,000 bytes"),
+    (gzip.compress(b"one\n" + bytes(10 ** 7)), "x line 2: longer than 100,000 bytes"),
+    (b"one\n\n" * 25_000 + b"caf\xe9\n", "x line 50001: not UTF-8"),
+])
+def test_bad_files_are_named_with_the_line(tmp_path, monkeypatch, content, message):
+    monkeypatch.setattr(data, "BLOCK_BYTES", 100_000)
+    with pytest.raises(ValueError, match=message), time_limit(20):
+        list(read_documents(write(tmp_path / "x", content)))
+
+
+@given(st.lists(st.lists(st.sampled_from(["a", "bb", " c", "dé"]), min_size=1, max_size=6), max_size=12),
+       st.sampled_from(["\n", "\r\n", "\n \n"]), st.integers(20, 60))
+def test_text_is_cut_into_blocks_between_documents(tmp_path_factory, documents, blank, block_bytes):
+    text = blank.join("\n".join(document) + "\n" for document in documents) + "\n"
+    path = write(tmp_path_factory.getbasetemp() / "cut.txt", text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "BLOCK_BYTES", block_bytes)
+        blocks = list(data.read_blocks([path, path]))
+    assert [block.number for block in blocks] == list(range(len(blocks)))
+    assert blocks[-1].position == 2 * path.stat().st_size
+    assert all(sum(len(piece.content) for piece in block.pieces) <= block_bytes for block in blocks)
+    pieces = [piece for block in blocks for piece in block.pieces]
+    found = [document for piece in pieces for document in data.piece_documents(piece, Reading())]
+    wanted = [[line.strip() for line in document] for document in documents] * 2
+    assert sum(found, []) == sum(wanted, [])                    # a document longer than a block is cut at a line
+    longest = max((len(("\n".join(document) + blank).encode()) for document in documents), default=0)
+    assert found == wanted or longest > block_bytes / 2
+    lines = text.encode().split(b"\n")
+    assert all(lines[piece.line - 1:][:1] == piece.content.split(b"\n")[:1] for piece in pieces)
+
+
+@pytest.mark.parametrize("content, documents", [
+    (pubmed(*[(n, "eng", "A.", "<Abstract><AbstractText>T.</AbstractText></Abstract>") for n in range(8000)]), 8000),
+    ("a line of text\n\n" * 250_000, 250_000)], ids=["xml", "text"])
+def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch, content, documents):
+    monkeypatch.setattr(data, "BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(data, "READ_BYTES", 1 << 16)
+    path = write(tmp_path / "x.gz", gzip.compress(content.encode(), 1))
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in read_documents(path)) == documents
+        assert tracemalloc.get_traced_memory()[1] < 1_300_000 < len(content) / 2
+    finally:
+        tracemalloc.stop()
+
+
+def test_every_real_file_of_xml_parses(real_data):
+    found = {}
+    for folder in ("pubmed", "pmc"):
+        for path in sorted((real_data / "pretrain" / folder).iterdir()):
+            found[path.name] = list(read_documents(path))
+    records = {"medsamp2010.xml": 146, "pubmed-29768149.xml": 1, "pubmed21n0001.xml.gz": 49,
+               "pubmed21n1000.xml.gz": 29, "pubmed21n1001.xml.gz": 37}
+    papers = {name: documents for name, documents in found.items() if name not in records}
+    assert {name: len(found[name]) for name in records} == records
+    assert len(papers) == 61 and all(len(documents) == 1 for documents in papers.values())
+    words = [len(" ".join(paper).split()) for [paper] in papers.values()]
+    assert min(words) > 40 and sum(words) > 200_000
+    for [paper] in papers.values():                             # no marks of what was left out, no markup
+        assert not re.search(r"\[[\s,;–-]*\]|\0|</?[a-z]+>|&[a-z]+;", " ".join(paper))
+
+
+@pytest.mark.parametrize("name, with_abstract", [
+    ("medsamp2010.xml", 90), ("pubmed-29768149.xml", 1), ("pubmed21n0001.xml.gz", 25), ("pubmed21n1000.xml.gz", 29),
+    ("pubmed21n1001.xml.gz", 26)])
+def test_real_records_hold_the_words_a_tree_of_the_file_holds(real_data, name, with_abstract):
+    path = real_data / "pretrain" / "pubmed" / name
+    with (gzip.open if name.endswith("gz") else open)(path, "rb") as file:
+        records = list(ElementTree.parse(file).getroot().iter("MedlineCitation"))
+    abstracts = [record.findall("Article/Abstract/AbstractText") for record in records]
+    assert sum(map(bool, abstracts)) == with_abstract
+    for record, parts, document in zip(records, abstracts, read_documents(path), strict=True):
+        texts = ["".join(element.itertext()) for element in [record.find("Article/ArticleTitle"), *parts]]
+        expected, found = (re.sub(r"[\s^]", "", text) for text in ("".join(texts), "".join(document)))
+        assert found == expected or found == re.sub(r"^\[(.*)\]\.?$", r"\1", re.sub(r"\s", "", texts[0])) + "".join(
+            re.sub(r"[\s^]", "", text) for text in texts[1:])
+
+
 # --- 2. Pre-training examples ---
 
 @pytest.mark.parametrize("draws, first, second", [
@@ -587,7 +794,7 @@ def test_examples_come_back_from_a_shard_as_they_were_cut(tmp_path, monkeypatch)
 
 
 def test_shards_hold_every_token_and_keep_every_hundredth_document_from_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "BLOCK_CHARACTERS", 3000)     # so that blocks end between the hundreds
+    monkeypatch.setattr(data, "BLOCK_BYTES", 3000)     # so that blocks hold fewer documents than a hundred
     corpus, expected = numbered_corpus(tmp_path)
     build_shards([corpus], NUMBERED, tmp_path / "shards", max_length=64, workers=1)
     shards = open_shards(tmp_path / "shards")
@@ -603,7 +810,9 @@ def test_shards_hold_every_token_and_keep_every_hundredth_document_from_training
             text = [piece for piece in pieces if piece[0] == "w"]
             assert len(set(text)) == 1                      # no example crosses a document's end
             counter.update(text)
-    assert set(counts["held_out"]) == {"w99", "w199"}
+    sizes = [entry["documents"] for entry in shards.index["shards"]]
+    places = [37 * block + place for block, size in enumerate(sizes) for place in range(size)]      # in each block
+    assert set(counts["held_out"]) == {f"w{n}" for n, place in enumerate(places) if place % 100 == 99} != set()
     assert not counts["train"].keys() & counts["held_out"].keys()
     assert counts["train"] + counts["held_out"] == expected
     totals = Counter()
@@ -614,7 +823,7 @@ def test_shards_hold_every_token_and_keep_every_hundredth_document_from_training
 
 
 def test_any_number_of_workers_gives_the_same_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "BLOCK_CHARACTERS", 3000)     # only this process deals the blocks
+    monkeypatch.setattr(data, "BLOCK_BYTES", 3000)     # only this process deals the blocks
     corpus, _ = numbered_corpus(tmp_path)
     for workers in (1, 2):
         build_shards([corpus], NUMBERED, tmp_path / str(workers), max_length=32, seed=5, workers=workers)
@@ -626,7 +835,7 @@ def test_any_number_of_workers_gives_the_same_files(tmp_path, monkeypatch):
 
 
 def test_each_seed_and_each_block_cuts_in_its_own_way(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "BLOCK_CHARACTERS", 2000)
+    monkeypatch.setattr(data, "BLOCK_BYTES", 2000)
     corpus = write(tmp_path / "c.txt", "w1 w2\nw3\nw4 w5 w6\n\n" * 400)           # all documents are the same
     for seed in (0, 1):
         build_shards([corpus], NUMBERED, tmp_path / str(seed), max_length=16, seed=seed, workers=1)
@@ -635,7 +844,7 @@ def test_each_seed_and_each_block_cuts_in_its_own_way(tmp_path, monkeypatch):
 
 
 def test_an_interrupted_build_continues_to_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "BLOCK_CHARACTERS", 3000)
+    monkeypatch.setattr(data, "BLOCK_BYTES", 3000)
     corpus, _ = numbered_corpus(tmp_path)
     whole, halved = tmp_path / "whole", tmp_path / "halved"
     build_shards([corpus], NUMBERED, whole, workers=1)
@@ -654,19 +863,19 @@ def test_an_interrupted_build_continues_to_the_same_bytes(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="halved is half-built: repeat the command"):
         open_shards(halved)
 
-    def write_the_others(folder, tokenizer, max_length, seed, block):
-        assert block[0] >= 2, "a finished shard is made again"
-        return write_shard(folder, tokenizer, max_length, seed, block)
+    def write_the_others(*arguments):
+        assert arguments[-1].number >= 2, "a finished shard is made again"
+        return write_shard(*arguments)
 
     monkeypatch.setattr(data, "write_shard", write_the_others)
     build_shards([corpus], NUMBERED, halved, workers=1)
     assert contents(halved) == contents(whole)
-    monkeypatch.delattr(data, "document_blocks")            # complete: not even the corpus is read
+    monkeypatch.delattr(data, "read_blocks")            # complete: not even the corpus is read
     build_shards([corpus], NUMBERED, halved, workers=1)
 
 
 def test_shards_removed_from_the_index_are_built_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "BLOCK_CHARACTERS", 3000)
+    monkeypatch.setattr(data, "BLOCK_BYTES", 3000)
     corpus, _ = numbered_corpus(tmp_path)
     folder = tmp_path / "shards"
     build_shards([corpus], NUMBERED, folder, workers=1)
@@ -698,9 +907,61 @@ def test_a_folder_built_from_something_else_is_refused_by_name(tmp_path, monkeyp
     assert contents(Path("shards")) == before
 
 
+def spaced(sentence):
+    """Stands for a way to preprocess sentences."""
+    return " w1 ".join(sentence.split())
+
+
+def test_what_is_read_is_recorded_and_another_choice_refused(tmp_path):
+    corpus = write(tmp_path / "corpus.txt", "w2 w3\n")
+    build_shards([corpus], NUMBERED, tmp_path / "plain", workers=1)
+    build_shards([corpus], NUMBERED, tmp_path / "spaced", workers=1, reading=Reading(5, "eng", spaced))
+    assert [open_shards(tmp_path / name).example(0)[0].tolist() for name in ("plain", "spaced")] == [
+        [2, 7, 8, 3], [2, 7, 6, 8, 3]]
+    assert open_shards(tmp_path / "spaced").index["text"] == {"min_pmid": 5, "language": "eng", "preprocess": "spaced"}
+    for reading in (Reading(), Reading(6, "eng", spaced), Reading(5, None, spaced), Reading(5, "eng")):
+        with pytest.raises(ValueError, match="spaced was built with another text "):
+            build_shards([corpus], NUMBERED, tmp_path / "spaced", workers=1, reading=reading)
+
+
+class DeadlyTokenizer(Tokenizer):
+    def encode_batch(self, texts):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_ends_the_build_with_a_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "BLOCK_BYTES", 3000)
+    with pytest.raises(OSError, match="a worker was killed, perhaps for lack of memory"), time_limit(60):
+        build_shards([numbered_corpus(tmp_path)[0]], DeadlyTokenizer(NUMBERED.pieces), tmp_path / "shards", workers=2)
+
+
+def test_a_build_that_is_killed_leaves_no_process_and_continues(tmp_path):
+    corpus, _ = numbered_corpus(tmp_path)
+    NUMBERED.save(tmp_path)
+    program = ("import data; from tokenizer import Tokenizer; data.BLOCK_BYTES = 1000; data.build_shards("
+               "[{0!r}], Tokenizer.from_file({1!r}), {2!r}, workers=2)").format
+    run = [sys.executable, "-c", program(str(corpus), str(tmp_path), str(tmp_path / "killed"))]
+    killed, index = subprocess.Popen(run, cwd=ROOT), tmp_path / "killed" / "index.json"
+    with time_limit(60):
+        while not index.exists():
+            time.sleep(0.001)
+    workers = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
+    killed.kill()
+    killed.wait()
+    done = len(json.loads(index.read_bytes())["shards"])
+    with time_limit(20):
+        while any(Path("/proc", pid).exists() for pid in workers):
+            time.sleep(0.01)
+    times = {path: path.stat().st_mtime_ns for path in index.parent.glob("*.npy") if int(path.name[:5]) < done}
+    subprocess.run(run, cwd=ROOT, check=True, timeout=60)
+    assert done and len(workers) >= 2 and all(path.stat().st_mtime_ns == then for path, then in times.items())
+    subprocess.run([*run[:2], program(str(corpus), str(tmp_path), str(tmp_path / "whole"))], cwd=ROOT, check=True)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
 @pytest.fixture
 def shard_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "BLOCK_CHARACTERS", 3000)
+    monkeypatch.setattr(data, "BLOCK_BYTES", 3000)
     build_shards([numbered_corpus(tmp_path)[0]], NUMBERED, tmp_path / "shards", max_length=32, workers=1)
     return tmp_path / "shards"
 
@@ -734,7 +995,7 @@ def test_a_missing_or_truncated_array_is_named_when_it_is_read(shard_folder, nam
     (None, r"index\.json: no such file.*python data\.py build"),
     (b"{", r"index\.json: not an index of shards"), (b"[1]", r"index\.json: not an index of shards"),
     (b"{}", r"index\.json: not an index of shards"),
-    (b'{"format": 0}', r"index\.json: .*format 0, expected 1: build the shards anew")])
+    (b'{"format": 0}', r"index\.json: .*format 0, expected 2: build the shards anew")])
 def test_what_is_no_shard_folder_is_refused_by_name(tmp_path, content, message):
     if content is not None:
         write(tmp_path / "index.json", content)
@@ -1742,12 +2003,39 @@ def test_shards_are_built_described_and_verified_from_the_command_line(tmp_path)
              "--workers", 1)
     status, built, _ = command(*build)
     assert status == 0
-    assert built.startswith("120 documents, 480 sentences, ") and "examples of at most 32 tokens, " in built
+    index = json.loads((tmp_path / "shards" / "index.json").read_bytes())
+    [entry] = index["shards"]
+    words = len(corpus.read_text().split())
+    assert (entry["words"], entry["wordpieces"], entry["unknown"]) == (words, words, 0)
+    shards = open_shards(tmp_path / "shards")
+    width = sum(min(width for width in bucket_widths(32) if width >= length) for length in shards.lengths)
+    total = shards.lengths.sum()
+    assert built == (
+        f"120 documents, 480 sentences, {words:,} words\n{words:,} wordpieces, 1.000 a word, 0.000% of them unknown\n"
+        f"{len(shards.lengths):,} examples of at most 32 tokens, {total:,} together; {len(shards.held_out)} examples "
+        f"held out\npadding {1 - total / width:.1%} in batches by length, "
+        f"{1 - total / len(shards.lengths) / 32:.1%} if all were padded to 32\n")
     assert command("info", tmp_path / "shards") == (0, built, "")
     assert command(*build)[:2] == (0, built)                        # complete: nothing to do, and said again
     assert command("verify", tmp_path / "shards") == (0, "1 shards as they were built\n", "")
     build_shards([corpus], NUMBERED, tmp_path / "again", max_length=32, workers=1)
     assert contents(tmp_path / "again") == contents(tmp_path / "shards")
+
+
+def test_text_is_preprocessed_on_request_before_it_is_tokenized(tmp_path):
+    from tokenizer import preprocess_bluebert
+    lines = ["W1\u00e9's W2.", "w3 (w4)", "", "w5\u2013w6"]
+    NUMBERED.save(tmp_path)
+    for name, text in (("raw.txt", lines), ("done.txt", map(preprocess_bluebert, lines))):
+        write(tmp_path / name, "\n".join(text) + "\n")
+    for out, *arguments in (("plain", "raw.txt"), ("asked", "raw.txt", "--bluebert"), ("before", "done.txt")):
+        status, _, said = command("build", tmp_path / arguments[0], *arguments[1:], "--vocab", tmp_path, "--out",
+                                  tmp_path / out, "--workers", 1)
+        assert status == 0, said
+    plain, asked, before = ((tmp_path / out / "00000.tokens.npy").read_bytes() for out in ("plain", "asked", "before"))
+    assert asked == before != plain
+    status, _, said = command("build", tmp_path / "raw.txt", "--vocab", tmp_path, "--out", tmp_path / "asked")
+    assert status == 2 and "asked was built with another text" in said
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -1,5 +1,6 @@
 """Pre-training end to end on a net of a few thousand weights: runs, stops, resumes, refuses."""
 import csv
+import dataclasses
 import math
 import os
 import random
@@ -261,3 +262,20 @@ def test_wrong_input_gives_one_line_status_2_and_no_traceback(tmp_path):
     done = subprocess.run([sys.executable, str(ROOT / "train_pretrain.py"), "--corpus", "missing.txt", "--out",
                            str(tmp_path)], capture_output=True, text=True, env={**os.environ})
     assert done.returncode == 2 and done.stderr.startswith("error: missing.txt") and done.stderr.count("\n") == 1
+
+
+# --- what is read of a corpus ---
+
+def test_the_choice_of_text_reaches_vocabulary_and_shards_and_others_are_refused(tmp_path):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("Caf\u00e9 noir (hot).\n\n" * 200)
+    arguments = ["--corpus", str(corpus), "--vocab-size", "60", "--bluebert", "--out", str(tmp_path / "run")]
+    options = train_pretrain.complete(data.parse_options(train_pretrain.Options, "", arguments))
+    tokenizer, shards = train_pretrain.prepare_data(options)
+    assert shards.index["text"] == {"min_pmid": 0, "language": None, "preprocess": "preprocess_bluebert"}
+    assert "##\u00e9" not in tokenizer.vocab and "##e" not in tokenizer.vocab      # "caf", as in ELECTRAMed's corpus
+    ready = dataclasses.replace(options, corpus=[str(tmp_path / "run" / "shards")], vocab=str(tmp_path / "run"))
+    assert train_pretrain.prepare_data(ready)[1].index == shards.index
+    assert train_pretrain.prepare_data(dataclasses.replace(ready, bluebert=False))[1].index == shards.index
+    with pytest.raises(ValueError, match="shards was built with .*: drop --min-pmid, --language and --bluebert"):
+        train_pretrain.prepare_data(dataclasses.replace(ready, language="eng"))
