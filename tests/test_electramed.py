@@ -14,9 +14,9 @@ from torch import nn
 import electramed
 from electramed import (
     IGNORED_LABEL, PRESETS, Adam, Device, Discriminator, ElectraConfig, ElectraEncoder, ElectraForPretraining,
-    Generator, MaskedBatch, SequenceClassifier, SpanExtractor, TokenTagger, attend, draw_kept, dropout, learning_rate_at,
-    load_checkpoint, load_encoder, load_pretrained, mask_tokens, model_folder, parameter_groups, read_safetensors, replace_tokens,
-    sample_tokens, save_checkpoint, save_pretrained, write_atomically)
+    Generator, MaskedBatch, SequenceClassifier, SpanExtractor, TokenTagger, attend, draw_kept, dropout,
+    learning_rate_at, load_checkpoint, load_encoder, load_pretrained, mask_tokens, model_folder, parameter_groups,
+    read_safetensors, replace_tokens, sample_tokens, save_checkpoint, save_pretrained, write_atomically)
 
 PAD, UNK, CLS, SEP, MASK, FIRST = 0, 1, 2, 3, 4, 5      # the ids of conftest's vocabulary; ordinary pieces from 5
 IDS = {"cls_token_id": CLS, "sep_token_id": SEP, "mask_token_id": MASK}
@@ -463,6 +463,14 @@ def test_samples_survive_the_ends_of_the_noise():
     noise = torch.tensor([[[0.0, 1 - 2**-24, 0.5]]])
     assert sample_tokens(torch.zeros(1, 1, 3), noise).tolist() == [[1]]
     assert sample_tokens(torch.tensor([[[99.0, 0.0, 0.0]]]), noise).tolist() == [[0]]
+
+
+def test_both_billionths_are_in_the_noise_on_paper():
+    """The largest U gives -log(2^-24 + 1e-9) = 16.619 (16.636 without), the smallest -log(-log 1e-9) = -3.031."""
+    noise = torch.tensor([[[1 - 2**-24, math.exp(-1)], [0.0, math.exp(-1)]]])           # exp(-1) gives 0
+    for shift, sampled in ((-0.004, [0, 0]), (0.004, [1, 1])):
+        logits = torch.tensor([[[0.0, 16.619], [0.0, -3.031]]]) + torch.tensor([0.0, shift])
+        assert sample_tokens(logits, noise).tolist() == [sampled]
 
 
 def test_sampling_leaves_logits_and_noise_as_they_are():
@@ -1211,43 +1219,85 @@ def transformers():
     return pytest.importorskip("transformers", reason="transformers is not installed: pip install -e '.[parity]'")
 
 
-def their_models(transformers, embedding, hidden):
-    """A random ElectraForPreTraining and a narrower ElectraForMaskedLM that shares its embeddings."""
-    sizes = {"vocab_size": 60, "embedding_size": embedding, "num_hidden_layers": 2, "max_position_embeddings": 32,
-             "attn_implementation": "eager"}
-    discriminator = transformers.ElectraForPreTraining(transformers.ElectraConfig(
-        hidden_size=hidden, num_attention_heads=4, intermediate_size=48, **sizes))
-    generator = transformers.ElectraForMaskedLM(transformers.ElectraConfig(
-        hidden_size=8, num_attention_heads=2, intermediate_size=24, **sizes))
-    random_model(discriminator, seed=1), random_model(generator, seed=2)
-    generator.electra.embeddings.load_state_dict(discriminator.electra.embeddings.state_dict())
+def sized(preset, **changes):
+    return dataclasses.replace(PRESETS[preset], **{"vocab_size": 1000, **IDS, **changes})
+
+
+SHAPES = [      # a small vocabulary throughout: the embeddings' other side is that of the preset
+    pytest.param(sized("small"), id="small"),
+    pytest.param(sized("small", embedding_size=256, num_hidden_layers=3), id="E = H"),
+    pytest.param(sized("base", num_hidden_layers=2), id="base, two layers"),
+    pytest.param(sized("base", vocab_size=31090), id="base", marks=pytest.mark.slow)]       # half a minute, 4 GB
+
+
+def their_models(transformers, config):
+    """A random ElectraForPreTraining and an ElectraForMaskedLM that share their embeddings, tied as ours are."""
+    discriminator, generator = (
+        random_model(make(transformers.ElectraConfig(**json.loads(sizes.to_json()))), seed, scale=0.03)
+        for make, sizes, seed in ((transformers.ElectraForPreTraining, config, 1),
+                                  (transformers.ElectraForMaskedLM, config.generator(), 2)))
+    generator.electra.embeddings = discriminator.electra.embeddings
+    generator.generator_lm_head.weight = discriminator.electra.embeddings.word_embeddings.weight
     return discriminator, generator
 
 
-@pytest.mark.parametrize("embedding, hidden", [(16, 24), (24, 24)])
-def test_models_of_transformers_load_and_compute_the_same(transformers, tmp_path, embedding, hidden):
-    discriminator, generator = their_models(transformers, embedding, hidden)
-    discriminator.save_pretrained(tmp_path)
-    generator.save_pretrained(tmp_path / "generator")
-    model = load_pretrained(tmp_path).eval()
-    ids, real, types = random_batch([20, 13, 5], 20)
-    theirs = {"input_ids": ids, "attention_mask": real, "token_type_ids": types}
+def their_loss(discriminator, generator, masked, real, types, noise):
+    """The joint loss from the logits of transformers' two models, a row and a slot at a time."""
+    theirs = {"attention_mask": real, "token_type_ids": types}
+    logits = generator(input_ids=masked.input_ids, **theirs).logits                             # (B, T, V)
+    corrupted, nll = masked.input_ids.clone(), []
+    original = masked.input_ids.scatter(1, masked.positions, masked.original_ids)
+    for row, slot in masked.weights.nonzero().tolist():
+        position = masked.positions[row, slot]
+        log_softmax = logits[row, position] - logits[row, position].logsumexp(0)
+        nll.append(-log_softmax[original[row, position]])
+        gumbel = -torch.log(-torch.log(noise[row, slot] + 1e-9) + 1e-9)
+        corrupted[row, position] = (log_softmax.detach() + gumbel).argmax()
+    is_replaced = corrupted != original
+    judged = discriminator(input_ids=corrupted, **theirs).logits                                # (B, T)
+    probability = judged.sigmoid()
+    bce = -torch.where(is_replaced, probability.log(), (1 - probability).log())[real == 1]
+    return torch.stack(nll).mean() + 50 * bce.mean(), is_replaced
+
+
+@pytest.mark.parametrize("config", SHAPES)
+def test_transformers_and_ours_agree_in_logits_loss_and_gradients_there_and_back(transformers, tmp_path, config):
+    """Theirs loaded by us; logits of all real tokens, joint loss, every gradient; ours loaded by them, key by key."""
+    discriminator, generator = their_models(transformers, config)
+    discriminator.save_pretrained(tmp_path / "theirs")
+    generator.save_pretrained(tmp_path / "theirs" / "generator")
+    model = load_pretrained(tmp_path / "theirs").eval()
+    assert model.generator_config == dataclasses.replace(config.generator(), **{
+        name: getattr(model.generator_config, name) for name in ("generator_size", "mask_prob")})   # idle there
+
+    ids, real, types = random_batch([40, 23, 5], 40, config.vocab_size)                 # padding and both segments
+    batch = {"input_ids": ids, "attention_mask": real, "token_type_ids": types}
     is_real = real == 1
-    for ours, logits in ((model.discriminator_logits(ids, real, types), discriminator(**theirs).logits),
-                         (model.generator_logits(ids, real, types), generator(**theirs).logits)):
-        assert logits[is_real].std() > 0.1                          # a comparison of something
-        assert (ours - logits)[is_real].abs().max() < 1e-5
+    with torch.no_grad():
+        for ours, logits in ((model.discriminator_logits(ids, real, types), discriminator(**batch).logits),
+                             (model.generator_logits(ids, real, types), generator(**batch).logits)):
+            assert logits[is_real].std() > 0.05                                         # a comparison of something
+            assert (ours - logits)[is_real].abs().max() < 1e-5
 
+    masked = mask_tokens(ids, real, config, torch.Generator().manual_seed(0))
+    noise = torch.rand(*masked.positions.shape, config.vocab_size, generator=torch.Generator().manual_seed(0))
+    output = model(masked, real, types, noise)
+    loss, is_replaced = their_loss(discriminator, generator, masked, real, types, noise)
+    assert torch.equal(output.is_replaced, is_replaced) and is_replaced.any()
+    assert output.loss.item() == pytest.approx(loss.item(), rel=1e-6)
+    output.loss.backward(), loss.backward()
+    for ours, theirs in ((model.discriminator, discriminator), (model.generator, generator)):
+        theirs = dict(theirs.named_parameters())
+        assert theirs.keys() == dict(ours.named_parameters()).keys()
+        for name, parameter in ours.named_parameters():
+            expected = theirs[name].grad
+            # softmax ignores a constant in all keys: the gradient of their bias is 0 up to rounding
+            size = 1.0 if name.endswith("key.bias") else expected.norm().item()
+            assert (parameter.grad - expected).norm().item() < 2e-5 * size, name
 
-@pytest.mark.parametrize("embedding", [8, 16])
-def test_our_models_load_in_transformers_with_no_key_missing_or_left_over(
-        transformers, tmp_path, tiny_config, embedding):
-    model = random_model(ElectraForPretraining(dataclasses.replace(tiny_config, embedding_size=embedding)))
-    save_pretrained(model, tmp_path)
-    ids, real, types = random_batch([20, 13, 5], 20)
-    for make, folder, ours in ((transformers.ElectraForPreTraining, tmp_path, model.discriminator_logits),
-                               (transformers.ElectraForMaskedLM, tmp_path / "generator", model.generator_logits)):
-        loaded, report = make.from_pretrained(folder, output_loading_info=True, attn_implementation="eager")
+    save_pretrained(model, tmp_path / "ours")
+    for make, theirs, folder in ((transformers.ElectraForPreTraining, discriminator, tmp_path / "ours"),
+                                 (transformers.ElectraForMaskedLM, generator, tmp_path / "ours" / "generator")):
+        loaded, report = make.from_pretrained(folder, output_loading_info=True)
         assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
-        logits = loaded.eval()(input_ids=ids, attention_mask=real, token_type_ids=types).logits
-        assert (ours(ids, real, types) - logits)[real == 1].abs().max() < 1e-5
+        assert same_weights(loaded, theirs)
