@@ -157,7 +157,7 @@ PRESETS = {
 # --- 2. Encoder ---
 
 def draw_kept(shape: torch.Size, p: float) -> Tensor:
-    """Booleans on the CPU, False with probability `p`, from 16 random bits each: a sixth of bernoulli_'s time."""
+    """Booleans on the CPU, False with probability `p`, from 16 random bits each: a quarter of bernoulli_'s time."""
     count = shape.numel()
     bits = torch.empty(count // 4 + 1, dtype=torch.int64).random_(-2**63, None).view(torch.int16)      # 4 a number
     return bits[:count].view(shape) >= round(p * 2**16) - 2**15
@@ -174,7 +174,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, may_attend: Tensor, p: flo
     """dropout(softmax(Q K^T / sqrt(D) + mask)) V, where the mask adds -inf at padding.
 
     (B, A, T, D) each and the (B, 1, 1, T) boolean mask, False at padding -> (B, A, T, D). One fused kernel does
-    it, but none of the CPU's has dropout: there the formula is written out, in half of the time of torch's.
+    it, but none of the CPU's has dropout: there the formula is written out, in two thirds of torch's time.
     """
     if p == 0 or query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, attn_mask=may_attend, dropout_p=p)

@@ -1,6 +1,6 @@
 """How fast pre-training is: ours against a loop around transformers, and against itself without batches by length.
 
-    python tests/bench_pretrain.py                                    # CPU: float32, some ten minutes on two cores
+    python tests/bench_pretrain.py                                    # CPU: float32, minutes on two cores
     python tests/bench_pretrain.py --device cuda                      # bfloat16, with and without torch.compile
 
 Both loops see the same batches, ready on the device, and do the same: joint loss of generator and discriminator with

@@ -1227,7 +1227,7 @@ SHAPES = [      # a small vocabulary throughout: the embeddings' other side is t
     pytest.param(sized("small"), id="small"),
     pytest.param(sized("small", embedding_size=256, num_hidden_layers=3), id="E = H"),
     pytest.param(sized("base", num_hidden_layers=2), id="base, two layers"),
-    pytest.param(sized("base", vocab_size=31090), id="base", marks=pytest.mark.slow)]       # half a minute, 4 GB
+    pytest.param(sized("base", vocab_size=31090), id="base", marks=pytest.mark.slow)]       # one or two minutes
 
 
 def their_models(transformers, config):
