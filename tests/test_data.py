@@ -924,15 +924,16 @@ def test_what_is_read_is_recorded_and_another_choice_refused(tmp_path):
             build_shards([corpus], NUMBERED, tmp_path / "spaced", workers=1, reading=reading)
 
 
-class DeadlyTokenizer(Tokenizer):
-    def encode_batch(self, texts):
-        os.kill(os.getpid(), signal.SIGKILL)
+def deadly(sentence):
+    """Stands for what the system does to a process when memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_worker_that_is_killed_ends_the_build_with_a_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "BLOCK_BYTES", 3000)
     with pytest.raises(OSError, match="a worker was killed, perhaps for lack of memory"), time_limit(60):
-        build_shards([numbered_corpus(tmp_path)[0]], DeadlyTokenizer(NUMBERED.pieces), tmp_path / "shards", workers=2)
+        build_shards([numbered_corpus(tmp_path)[0]], NUMBERED, tmp_path / "shards", workers=2,
+                     reading=Reading(preprocess=deadly))
 
 
 def test_a_build_that_is_killed_leaves_no_process_and_continues(tmp_path):
