@@ -430,18 +430,19 @@ def test_text_prepared_on_paper(text, prepared):
 def test_treebank_tokens_equal_those_of_nltk():
     nltk = pytest.importorskip("nltk.tokenize", reason="parity needs nltk")
     theirs = nltk.TreebankWordTokenizer()
-    parts = ("' '' \" ` `` ( ) [ ] < > { } . ... , : ; -- - ? ! % $ a s S it 's 'll n't N'T 'RE cannot Cannot d'ye gimme "
-             "gonna gotta lemme more'n wanna 'tis 'twas 'TWAS 3 10 can not é ٣ _").split() + ["", " ", "  ", "\n", "\t"]
-    # Python's \\s has the characters 1C to 1F, that of the engine behind newer versions of nltk has not
+    parts = ["", " ", "  ", "\n", "\t", *(
+        "' '' \" ` `` ( ) [ ] < > { } . ... , : ; -- - ? ! % $ a s S it 's 'll n't N'T 'RE cannot Cannot d'ye gimme "
+        "gonna gotta lemme more'n wanna 'tis 'twas 'TWAS 3 10 can not é ٣ _").split()]
+    # Python's \s has the characters 1C to 1F, that of the engine behind newer versions of nltk has not
     ascii_text = st.text([chr(code) for code in range(128) if not 0x1C <= code <= 0x1F], max_size=40)
 
-    @settings(max_examples=2000)
+    @settings(max_examples=600)
     @given(st.one_of(st.lists(st.sampled_from(parts), max_size=10).map("".join), ascii_text))
     def check(text):
         assert treebank_tokenize(text) == theirs.tokenize(text)
 
     check()
-    for line in sample_lines(300_000) if DATA else []:
+    for line in sample_lines(100_000) if DATA else []:
         assert treebank_tokenize(line) == theirs.tokenize(line)
 
 
