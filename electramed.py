@@ -660,10 +660,7 @@ class Adam(torch.optim.AdamW):
 # --- 7. Model folders and checkpoints ---
 
 def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
-    """Let write(file) fill a temporary file, flush it to the disk, then give it its name: all or nothing.
-
-    raises   OSError when the system refuses, naming the path
-    """
+    """Let write(file) fill a temporary file, flush it to the disk, then give it its name: all or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -736,20 +733,17 @@ def load_encoder(model: nn.Module, directory: str | os.PathLike) -> None:
 
 
 def load_initial(model: nn.Module, directory: str | os.PathLike) -> None:
-    """Start a pre-training model from the weights of another of its kind and size, both networks.
+    """Start a pre-training model from the weights of another of its kind; ValueError naming a size that differs.
 
     Positions that the other one lacks keep their initial values: a run at 512 tokens goes on from one at 128.
-    raises   ValueError naming the size that differs
     """
     folder = model_folder(directory)
     if isinstance(model, ElectraForPretraining):
         source: nn.Module = load_pretrained(folder)
         if not (folder / "generator").is_dir():
-            print(f"{folder} has no generator/: the discriminator goes on from there, beside a new generator",
-                  file=sys.stderr, flush=True)
+            print(f"{folder} has no generator/: its discriminator meets a new one", file=sys.stderr, flush=True)
     else:
-        source = MaskedLanguageModel(read_config(folder))
-        load_weights(source, folder)
+        load_weights(source := MaskedLanguageModel(read_config(folder)), folder)
     configs = ([part.config for part in whole.modules() if isinstance(part, ElectraEncoder)]
                for whole in (source, model))
     for kind, theirs, ours in zip(("", "generator's "), *configs):
@@ -843,8 +837,7 @@ def load_weights(model: nn.Module, folder: Path, weights: dict[str, Tensor] | No
 def save_checkpoint(directory: Path, step: int, model: nn.Module, optimizer: Adam) -> Path:
     """Write all that resuming needs (weights, moments, updates done) and delete all but the last two.
 
-    Random numbers need no saving: those of step k follow from (seed, k). Tensors are written as a CPU's, so that any
-    kind of device resumes.
+    Random numbers need no saving: those of step k follow from (seed, k). Any kind of device resumes from it.
     """
     path = directory / f"checkpoint-{step:08d}.pt"
     on_host = {parameter: parameter.detach().cpu() for parameter in model.parameters()}     # a tied one once
@@ -893,19 +886,16 @@ def open_xla() -> tuple[Any, Any]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")          # it warns at every compilation
     try:
         import torch_xla
-        import torch_xla.distributed.spmd
-        import torch_xla.runtime
-        torch_xla.runtime.use_spmd()
-        count = torch_xla.runtime.global_runtime_device_count()
+        from torch_xla import runtime
+        from torch_xla.distributed import spmd
     except ImportError as error:
         raise ValueError(f"--tpu: torch_xla does not load beside torch {torch.__version__} ({error}): install the "
                          "matching pair (pip install torch==2.9.0 torch_xla==2.9.0) or drop --tpu") from None
-    except RuntimeError as error:
-        raise ValueError(f"--tpu: no device opens ({str(error).splitlines()[0]}): set PJRT_DEVICE to what is "
-                         "there (TPU or CPU), or drop --tpu") from None
+    runtime.use_spmd()
+    count = runtime.global_runtime_device_count()
     # Weights that move to XLA become new tensors; without this they become new parameters, and tied ones part.
     torch.__future__.set_swap_module_params_on_conversion(True)
-    return torch_xla, torch_xla.distributed.spmd.Mesh(range(count), (count,), ("rows",))
+    return torch_xla, spmd.Mesh(range(count), (count,), ("rows",))
 
 
 @dataclass(frozen=True)
@@ -933,28 +923,24 @@ class Device:
 
     def join(self) -> Device:
         """This device as one of those that torchrun started, each with a process of its own; alone, as it is."""
-        ranks, local = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+        ranks = int(os.environ.get("WORLD_SIZE", 1))
         if ranks == 1:
             return self
         if self.kind == "xla":
             raise ValueError("--tpu drives all devices from one process: start it without torchrun")
         if self.kind == "cuda":
-            if local >= torch.cuda.device_count():
+            if (local := int(os.environ["LOCAL_RANK"])) >= torch.cuda.device_count():
                 raise ValueError(f"torchrun started more processes than the {torch.cuda.device_count()} GPUs here: "
                                  "lower --nproc-per-node")
             torch.cuda.set_device(local)
-        # Gradients take nccl where there are GPUs, what the hosts agree on always gloo. A day, because the others wait
-        # while the first process tokenizes the corpus; a process that dies is noticed at once all the same.
+        # A day, because the others wait while the first process tokenizes the corpus; one that dies is noticed at once.
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if self.kind == "cuda" else "gloo",
                                              timeout=datetime.timedelta(days=1))
         atexit.register(torch.distributed.destroy_process_group)
         return dataclasses.replace(self, rank=int(os.environ["RANK"]), ranks=ranks)
 
     def add_up(self, tensors: list[Tensor]) -> None:
-        """Replace each tensor by its sum over all processes, in one message.
-
-        raises   OSError when one of them is gone
-        """
+        """Replace each tensor by its sum over all processes, in one message; OSError when one of them is gone."""
         if self.ranks == 1:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -983,13 +969,13 @@ class Device:
             self.any(False)
 
     def put(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Copy host tensors to the device; on XLA each device gets its share of the rows."""
+        """Copy host tensors to the device; on XLA each device gets its share of the rows, where they divide."""
         if self.kind == "cuda":         # from pinned memory the copy waits for nothing that is still computed
             tensors = tuple(tensor.pin_memory() for tensor in tensors)
         moved = tuple(tensor.to(self.kind, non_blocking=True) for tensor in tensors)
         if self.xla:
             for tensor in moved:
-                if tensor.ndim:
+                if tensor.ndim and len(tensor) % self.mesh.size() == 0:
                     self.xla.distributed.spmd.mark_sharding(tensor, self.mesh, ("rows", *[None] * (tensor.ndim - 1)))
         return moved
 
