@@ -28,14 +28,18 @@ D head width, L layers, C labels.
 """
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
+import datetime
+import io
 import json
 import math
 import os
 import struct
 import sys
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -391,6 +395,17 @@ class Generator(nn.Module):
         embedded = F.gelu(self.generator_predictions["dense"](hidden))             # (..., Hg) -> (..., E)
         return self.generator_lm_head(self.generator_predictions["LayerNorm"](embedded))
 
+    def masked_loss(self, masked: MaskedBatch, attention_mask: Tensor, token_type_ids: Tensor,
+                    slot_total: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """L_MLM = sum(w * nll) / sum(w), and the (B, N, V) logits: of the N slots, never of all T, most of the cost."""
+        hidden = self.electra(masked.input_ids, attention_mask, token_type_ids)                # (B, T, Hg)
+        at_slots = masked.positions[:, :, None].expand(-1, -1, hidden.shape[-1])               # (B, N, Hg)
+        logits = self.predict(hidden.gather(1, at_slots)).float()                              # (B, N, V)
+        nll = F.cross_entropy(logits.flatten(0, 1), masked.original_ids.flatten(),
+                              reduction="none").view_as(masked.weights)                        # (B, N)
+        slots = masked.weights.sum() if slot_total is None else slot_total
+        return (nll * masked.weights).sum() / (slots + EPSILON), logits
+
 
 class Discriminator(nn.Module):
     """The network that is kept: one logit a token, high where it believes the token was replaced."""
@@ -459,15 +474,8 @@ class ElectraForPretraining(nn.Module):
         token_total   real tokens of the whole global batch, where this one is a part of it; None: of this batch
         source        TF run_pretraining.PretrainingModel
         """
-        # 1. The generator predicts the tokens of the N slots (never of all T: that is most of its cost).
-        hidden = self.generator.electra(masked.input_ids, attention_mask, token_type_ids)      # (B, T, Hg)
-        at_slots = masked.positions[:, :, None].expand(-1, -1, hidden.shape[-1])               # (B, N, Hg)
-        logits = self.generator.predict(hidden.gather(1, at_slots)).float()                    # (B, N, V)
-        # 2. L_MLM = sum(w * nll) / sum(w)
-        nll = F.cross_entropy(logits.flatten(0, 1), masked.original_ids.flatten(),
-                              reduction="none").view_as(masked.weights)                        # (B, N)
-        slots = masked.weights.sum() if slot_total is None else slot_total
-        mlm_loss = (nll * masked.weights).sum() / (slots + EPSILON)
+        # 1. and 2. The generator predicts the hidden tokens, and learns from its errors.
+        mlm_loss, logits = self.generator.masked_loss(masked, attention_mask, token_type_ids, slot_total)
         # 3. Its samples replace the originals. argmax has no gradient: the discriminator cannot tell the generator
         #    how to fool it (this is no GAN); the two meet in the shared embeddings alone.
         corrupted_ids, is_replaced = replace_tokens(masked, sample_tokens(logits, noise))
@@ -481,6 +489,22 @@ class ElectraForPretraining(nn.Module):
         loss = mlm_loss + DISCRIMINATOR_WEIGHT * discriminator_loss
         return PretrainOutput(loss, mlm_loss, discriminator_loss, logits.detach(), is_replaced, judged.detach(),
                               masked)
+
+
+class MaskedLanguageModel(Generator):
+    """BERT's objective, the baseline of both papers: the encoder that is kept fills in hidden tokens itself.
+
+    Tokens are hidden as for ELECTRA (85 % of the chosen become [MASK], the others stay), as in the official code's BERT
+    mode, not 80 / 10 / 10: the two runs differ by their objective alone.
+    """
+
+    def forward(self, masked: MaskedBatch, attention_mask: Tensor, token_type_ids: Tensor,
+                noise: Tensor | None = None, slot_total: Tensor | None = None,
+                token_total: Tensor | None = None) -> PretrainOutput:
+        """ElectraForPretraining's arguments and results; what concerns a discriminator is unused, nan or False."""
+        loss, logits = self.masked_loss(masked, attention_mask, token_type_ids, slot_total)
+        absent = torch.full_like(attention_mask, math.nan, dtype=torch.float32)                # (B, T)
+        return PretrainOutput(loss, loss, absent.mean(), logits.detach(), absent > 0, absent, masked)
 
 
 # --- 5. Task heads ---
@@ -616,6 +640,7 @@ class Adam(torch.optim.AdamW):
 
     torch's fused AdamW divides m by c1 = 1 - b1^t and v by c2 = 1 - b2^t. Handing it  lr c1 / sqrt(c2),
     eps / sqrt(c2)  and  decay sqrt(c2) / c1  cancels that exactly, and keeps its single fast kernel.
+    XLA has no such kernel: there the formula itself is computed, on the same state.
 
     groups   of parameter_groups
     source   TF optimization.AdamWeightDecayOptimizer
@@ -628,14 +653,35 @@ class Adam(torch.optim.AdamW):
 
     def update(self, learning_rate: float) -> None:
         """Apply the gradients at `learning_rate` and clear them."""
+        is_xla = self.param_groups[0]["params"][0].device.type == "xla"
         for group in self.param_groups:
             group["updates"] += 1                   # kept in the group, so that state_dict carries it
+            if is_xla:
+                self.update_by_formula(group, learning_rate)
             c1, c2 = (1 - beta ** group["updates"] for beta in group["betas"])
             group["lr"] = learning_rate * group["lr_scale"] * c1 / math.sqrt(c2)
             group["eps"] = self.true_eps / math.sqrt(c2)
             group["weight_decay"] = group["decay"] * math.sqrt(c2) / c1
-        self.step()
+        if not is_xla:
+            self.step()
         self.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def update_by_formula(self, group: dict[str, Any], learning_rate: float) -> None:
+        """Update one group in plain tensor operations.
+
+        The rate is a tensor: XLA compiles numbers into its program, and one that changes means a new program a step.
+        """
+        rate = torch.tensor(learning_rate * group["lr_scale"]).to(group["params"][0].device)
+        for parameter in group["params"]:
+            state, gradient, (b1, b2) = self.state[parameter], parameter.grad, group["betas"]
+            if not state:
+                state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(parameter),
+                             exp_avg_sq=torch.zeros_like(parameter))
+            state["step"] += 1                      # unused here: a CPU or GPU that resumes goes on from it
+            m = state["exp_avg"].mul_(b1).add_(gradient, alpha=1 - b1)
+            v = state["exp_avg_sq"].mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
+            parameter.sub_(rate * (m / (v.sqrt() + self.true_eps) + group["decay"] * parameter))
 
 
 # --- 7. Model folders and checkpoints ---
@@ -650,6 +696,12 @@ def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        system = error if isinstance(error, OSError) else error.__context__        # torch hides what the system said
+        if not isinstance(system, OSError):
+            raise
+        raise OSError(f"{path} could not be written ({system.strerror}): what was there before is whole; make room, "
+                      "and the same command continues") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -708,6 +760,33 @@ def load_encoder(model: nn.Module, directory: str | os.PathLike) -> None:
     weights = {name: tensor for name, tensor in read_weights(folder).items() if name.startswith("electra.")}
     weights |= {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("electra.")}
     load_weights(model, folder, weights)
+
+
+def load_initial(model: nn.Module, directory: str | os.PathLike) -> None:
+    """Start a pre-training model from the weights of another of its kind; ValueError naming a size that differs.
+
+    Positions that the other one lacks keep their initial values: a run at 512 tokens goes on from one at 128.
+    """
+    folder = model_folder(directory)
+    if isinstance(model, ElectraForPretraining):
+        source: nn.Module = load_pretrained(folder)
+        if not (folder / "generator").is_dir():
+            print(f"{folder} has no generator/: its discriminator meets a new one", file=sys.stderr, flush=True)
+    else:
+        load_weights(source := MaskedLanguageModel(read_config(folder)), folder)
+    configs = ([part.config for part in whole.modules() if isinstance(part, ElectraEncoder)]
+               for whole in (source, model))
+    for kind, theirs, ours in zip(("", "generator's "), *configs):
+        for name in ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+                     "intermediate_size", "type_vocab_size"):
+            if getattr(theirs, name) != getattr(ours, name):
+                raise ValueError(f"{folder}: its {kind}{name} is {getattr(theirs, name)}, this run's "
+                                 f"{getattr(ours, name)}: choose the preset or sizes it was trained with")
+    weights = source.state_dict()
+    for name, initial in model.state_dict().items():
+        if name.endswith("position_embeddings.weight"):
+            weights[name] = torch.cat([weights[name], initial[len(weights[name]):]])[:len(initial)]
+    model.load_state_dict(weights)
 
 
 def model_folder(directory: str | os.PathLike) -> Path:
@@ -788,10 +867,15 @@ def load_weights(model: nn.Module, folder: Path, weights: dict[str, Tensor] | No
 def save_checkpoint(directory: Path, step: int, model: nn.Module, optimizer: Adam) -> Path:
     """Write all that resuming needs (weights, moments, updates done) and delete all but the last two.
 
-    Random numbers need no saving: those of step k follow from (seed, k).
+    Random numbers need no saving: those of step k follow from (seed, k). Any kind of device resumes from it.
     """
     path = directory / f"checkpoint-{step:08d}.pt"
-    content = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    on_host = {parameter: parameter.detach().cpu() for parameter in model.parameters()}     # a tied one once
+    state = optimizer.state_dict()
+    moments = {number: {name: tensor.cpu() for name, tensor in entry.items()}
+               for number, entry in state["state"].items()}
+    content = {"step": step, "optimizer": {**state, "state": moments},
+               "model": {name: on_host[weight] for name, weight in model.state_dict(keep_vars=True).items()}}
     write_atomically(path, lambda file: torch.save(content, file))
     for old in sorted(directory.glob("checkpoint-*.pt"))[:-2]:
         old.unlink()
@@ -803,17 +887,22 @@ def load_checkpoint(directory: Path, model: nn.Module, optimizer: Adam) -> int:
 
     raises   ValueError when there are some and all are damaged
     """
-    paths = sorted(directory.glob("checkpoint-*.pt"), reverse=True)
+    paths, damaged = sorted(directory.glob("checkpoint-*.pt"), reverse=True), []
     for path in paths:
         try:
+            with zipfile.ZipFile(path) as archive:              # torch itself compares no checksum
+                if archive.testzip():
+                    raise ValueError("wrong checksum")
             content = torch.load(path, map_location="cpu", weights_only=True)      # load_state_dict moves it
+            model.load_state_dict(content["model"])
+            optimizer.load_state_dict(content["optimizer"])
         except Exception as error:      # torch raises whatever the damaged bytes lead to
-            print(f"{path} is damaged ({type(error).__name__}): set aside as .damaged, trying the one before it",
+            print(f"{path} is damaged or of another model ({type(error).__name__}): trying the one before it",
                   file=sys.stderr, flush=True)
-            path.rename(path.with_suffix(".damaged"))           # or it would count among the last two
+            damaged.append(path)
             continue
-        model.load_state_dict(content["model"])
-        optimizer.load_state_dict(content["optimizer"])
+        for other in damaged:           # set aside, or it would count among the last two
+            other.rename(other.with_suffix(".damaged"))
         return content["step"]
     if paths:
         raise ValueError(f"{directory}: none of its checkpoints is readable: restore one, or choose another --out")
@@ -822,25 +911,115 @@ def load_checkpoint(directory: Path, model: nn.Module, optimizer: Adam) -> int:
 
 # --- 8. Device ---
 
+def open_xla() -> tuple[Any, Any]:
+    """torch_xla with all devices of this machine as one (SPMD), and the mesh that cuts a batch's rows among them."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")          # it warns at every compilation
+    try:
+        import torch_xla
+        from torch_xla import runtime
+        from torch_xla.distributed import spmd
+    except ImportError as error:
+        raise ValueError(f"--tpu: torch_xla does not load beside torch {torch.__version__} ({error}): install the "
+                         "matching pair (pip install torch==2.9.0 torch_xla==2.9.0) or drop --tpu") from None
+    runtime.use_spmd()
+    count = runtime.global_runtime_device_count()
+    # Weights that move to XLA become new tensors; without this they become new parameters, and tied ones part.
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    return torch_xla, spmd.Mesh(range(count), (count,), ("rows",))
+
+
 @dataclass(frozen=True)
 class Device:
-    """Where the arithmetic happens, and in which precision."""
+    """Where the arithmetic happens, in which precision, and with whom: one device, XLA's, or torchrun's processes."""
 
-    kind: str                   # cpu or cuda
+    kind: str                   # cpu, cuda or xla
     precision: str              # float32 or bfloat16
+    rank: int = 0               # number of this process
+    ranks: int = 1              # of so many; each computes its share of a batch's rows
+    xla: Any = None             # torch_xla
+    mesh: Any = None            # its devices
 
     @classmethod
-    def choose(cls, device: str = "auto", precision: str | None = None) -> Device:
-        """auto takes a GPU where there is one; precision None is float32 on a CPU, bfloat16 on a GPU."""
+    def choose(cls, device: str = "auto", precision: str | None = None, tpu: bool = False) -> Device:
+        """auto takes a GPU where there is one; precision None is float32 on a CPU, else bfloat16."""
+        if tpu:
+            xla, mesh = open_xla()
+            return cls("xla", precision or "bfloat16", xla=xla, mesh=mesh)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: torch sees no GPU here; drop the option to run on the CPU")
         return cls(device, precision or ("bfloat16" if device == "cuda" else "float32"))
 
+    def join(self) -> Device:
+        """This device as one of those that torchrun started, each with a process of its own; alone, as it is."""
+        ranks = int(os.environ.get("WORLD_SIZE", 1))
+        if ranks == 1:
+            return self
+        if self.kind == "xla":
+            raise ValueError("--tpu drives all devices from one process: start it without torchrun")
+        if self.kind == "cuda":
+            if (local := int(os.environ["LOCAL_RANK"])) >= torch.cuda.device_count():
+                raise ValueError(f"torchrun started more processes than the {torch.cuda.device_count()} GPUs here: "
+                                 "lower --nproc-per-node")
+            torch.cuda.set_device(local)
+        # A day, because the others wait while the first process tokenizes the corpus; one that dies is noticed at once.
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if self.kind == "cuda" else "gloo",
+                                             timeout=datetime.timedelta(days=1))
+        atexit.register(torch.distributed.destroy_process_group)
+        return dataclasses.replace(self, rank=int(os.environ["RANK"]), ranks=ranks)
+
+    def add_up(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes, in one message; OSError when one of them is gone."""
+        if self.ranks == 1:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        try:
+            torch.distributed.all_reduce(flat)
+        except RuntimeError as error:
+            raise OSError(f"process {self.rank} lost one of the {self.ranks} ({str(error).splitlines()[0]}): the same "
+                          "command continues from the last checkpoint") from None
+        for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+            tensor.copy_(total.view_as(tensor))
+
+    def any(self, claim: bool) -> bool:
+        """Does any process claim it? All have to ask; so this is also where they wait for each other."""
+        claims = torch.tensor(float(claim))
+        self.add_up([claims])
+        return bool(claims)
+
+    @contextlib.contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Let the first process go through the block alone, then the others, silently: they find what it made."""
+        if self.rank:
+            self.any(False)
+        with contextlib.redirect_stderr(io.StringIO()) if self.rank else contextlib.nullcontext():
+            yield
+        if not self.rank:
+            self.any(False)
+
     def put(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Copy host tensors to the device."""
-        return tuple(tensor.to(self.kind) for tensor in tensors)
+        """Copy host tensors to the device; on XLA each device gets its share of the rows, where they divide."""
+        if self.kind == "cuda":         # from pinned memory the copy waits for nothing that is still computed
+            tensors = tuple(tensor.pin_memory() for tensor in tensors)
+        moved = tuple(tensor.to(self.kind, non_blocking=True) for tensor in tensors)
+        if self.xla:
+            for tensor in moved:
+                if tensor.ndim and len(tensor) % self.mesh.size() == 0:
+                    self.xla.distributed.spmd.mark_sharding(tensor, self.mesh, ("rows", *[None] * (tensor.ndim - 1)))
+        return moved
+
+    def noise(self, seeds: Sequence[int], *shape: int) -> Tensor | None:
+        """Uniform numbers in [0, 1) of this shape for each row, from the row's own seed: (rows, *shape).
+
+        So they do not depend on how a batch is divided. None on XLA, whose program draws them itself.
+        """
+        if self.kind == "xla":
+            return None
+        drawn, generator = torch.empty(len(seeds), *shape, device=self.kind), torch.Generator(self.kind)
+        for row, seed in zip(drawn, seeds):
+            row.uniform_(generator=generator.manual_seed(seed))
+        return drawn
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Matrix products in bfloat16 where that is the precision; weights, LayerNorm and losses stay float32."""
@@ -849,5 +1028,10 @@ class Device:
         return torch.autocast(self.kind, dtype=torch.bfloat16)
 
     def seed(self, seed: int) -> None:
-        """Seed what the device draws itself: dropout and sampling noise."""
-        torch.manual_seed(seed)
+        """Seed what the device draws itself: dropout, and on XLA the sampling noise."""
+        (self.xla or torch).manual_seed(seed)
+
+    def flush(self) -> None:
+        """End a part of a step: XLA, which has only noted the operations, compiles and runs them."""
+        if self.xla:
+            self.xla.sync()

@@ -5,6 +5,7 @@ step, the loop that can be stopped at any moment and continued exactly, evaluati
 
     python train_pretrain.py                                  # minutes, on a built-in synthetic corpus
     python train_pretrain.py --preset electramed --corpus pubmed.txt.gz --vocab scivocab.txt --out runs/med
+    torchrun --nproc-per-node 8 train_pretrain.py --preset electramed ...        # the same run on eight GPUs
 
 Where it stands: tokenizer.py and data.py make the batches, electramed.py the model, metrics.py the scores; the
 model this writes (OUT/model, in the Hugging Face layout) is what train_finetune.py starts from.
@@ -16,6 +17,7 @@ Sources: ELECTRAMed Table 1, Bio-ELECTRA section 3, TF run_pretraining.py and co
 """
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 import math
@@ -38,9 +40,9 @@ import torch.nn.functional as F
 import data
 import metrics
 from data import option, say
-from electramed import (PRESETS, Adam, Device, ElectraConfig, ElectraForPretraining, MaskedBatch, PretrainOutput,
-                        learning_rate_at, load_checkpoint, mask_tokens, parameter_groups, save_checkpoint,
-                        save_pretrained)
+from electramed import (PRESETS, Adam, Device, ElectraConfig, ElectraForPretraining, MaskedBatch,
+                        MaskedLanguageModel, PretrainOutput, learning_rate_at, load_checkpoint, load_initial,
+                        mask_tokens, model_folder, parameter_groups, save_checkpoint, save_pretrained)
 from tokenizer import Tokenizer, learn_vocab, preprocess_bluebert
 
 
@@ -61,6 +63,10 @@ class Options:
     vocab_size: int = option(None, "size of the vocabulary that is learnt, wordpieces", at_least=1)
     cased: bool = option(None, "keep capitals and accents (bio-electra does)")
     out: str = option("runs/pretrain", "run folder; the same command on an existing one continues it")
+    init: str | None = option(None, "start from the weights (and the vocabulary) of this run or model folder, with a "
+                              "fresh schedule: for text of another kind, or 512 tokens after 128")
+    objective: str = option("electra", "electra, or mlm: the encoder itself fills in hidden tokens, as BERT does",
+                            choices=["electra", "mlm"])
 
     embedding_size: int = option(None, "width of the embeddings")
     hidden_size: int = option(None, "width of the discriminator")
@@ -73,7 +79,10 @@ class Options:
     dropout: float = option(None, "dropout of hidden states and attention")
 
     steps: int = option(None, "updates", at_least=1)
-    batch_size: int = option(None, "examples in a batch", at_least=1)
+    batch_size: int = option(None, "examples in a batch, over all devices", at_least=1)
+    accumulate: int = option(1, "parts of a device's share of the batch that are computed one after the other: on "
+                             "too small a device, double it until the memory suffices; the result is the same",
+                             at_least=1)
     max_length: int = option(None, "tokens of the longest example", at_least=8)
     learning_rate: float = option(None, "peak learning rate", at_least=0)
     warmup_steps: int = option(None, "updates until the peak", at_least=0)
@@ -82,18 +91,22 @@ class Options:
 
     log_every: int = option(50, "steps between two rows of log.csv", at_least=1)
     eval_every: int = option(1000, "steps between two rows of eval.csv", at_least=1)
-    checkpoint_every: int = option(500, "steps between two checkpoints, of which the last two are kept", at_least=1)
+    checkpoint_every: int = option(500, "steps between two checkpoints, of which the last two are kept; there is "
+                                   "one every ten minutes in any case", at_least=1)
     keep_every: int = option(None, "steps between two models that are kept for good, in OUT/models: what "
                              "train_finetune.py --curve compares (default: a tenth of all)", at_least=1)
     max_minutes: float | None = option(None, "stop after that many minutes; the same command continues", at_least=0)
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
-    precision: str | None = option(None, "default: float32 on the CPU, bfloat16 on a GPU",
+    tpu: bool = option(False, "all XLA devices of this machine, through torch_xla")
+    precision: str | None = option(None, "default: float32 on the CPU, else bfloat16",
                                    choices=["float32", "bfloat16"])
+    compile: bool = option(False, "torch.compile the model, once for each row length: minutes at first, then faster")
 
 
 DATA_FIELDS = ("corpus", "min_pmid", "language", "bluebert", "vocab", "vocab_size", "cased", "max_length",
                "seed")                                                              # shards depend on these
-FREE = ("out", "log_every", "eval_every", "checkpoint_every", "keep_every", "max_minutes", "device", "precision")
+FREE = ("out", "log_every", "eval_every", "checkpoint_every", "keep_every", "max_minutes", "accumulate",
+        "device", "tpu", "precision", "compile")
 # The result depends on all but FREE, so a run that has begun refuses to continue with others.
 FIXED = tuple(field.name for field in dataclasses.fields(Options) if field.name not in FREE)
 
@@ -210,34 +223,83 @@ class BatchOrder:
         rng = np.random.default_rng(data.seed_for(self.options.seed, epoch, "order"))
         return data.plan_batches(self.lengths, self.options.batch_size, self.options.max_length, rng)
 
-    def batch(self, step: int, pad_id: int) -> data.Batch:
-        """The batch of update `step`, counted from 0."""
+    def examples(self, step: int) -> tuple[int, np.ndarray]:
+        """Row length and example numbers of update `step`, counted from 0."""
         epoch, index = divmod(step, self.per_epoch)
         width, rows = self.plan(epoch)[index]
-        return data.pad_batch([self.shards.example(number) for number in self.shards.train[rows]], width, pad_id)
+        return width, self.shards.train[rows]
+
+    def batch(self, step: int, pad_id: int) -> data.Batch:
+        """The batch of update `step`."""
+        width, numbers = self.examples(step)
+        return data.pad_batch([self.shards.example(number) for number in numbers], width, pad_id)
 
 
 # --- 3. One step ---
 
-def forward(model: ElectraForPretraining, batch: data.Batch, seed: int, step: int,
-            device: Device) -> PretrainOutput:
-    """Mask a batch on the host, move it, and run both networks; all randomness comes from (seed, step)."""
+class HostBatch(NamedTuple):
+    """A whole masked batch, and what its two losses are divided by, on whatever devices its parts are computed."""
+
+    masked: MaskedBatch
+    attention_mask: torch.Tensor        # (B, T)
+    token_type_ids: torch.Tensor        # (B, T)
+    slot_total: torch.Tensor            # () masked slots
+    token_total: torch.Tensor           # () real tokens
+
+
+def mask_batch(batch: data.Batch, config: ElectraConfig, seed: int, step: int) -> HostBatch:
+    """Mask a batch on the host, by a generator seeded from (seed, step)."""
     ids, real, segments = map(torch.from_numpy, batch)                             # each (B, T)
-    generator = torch.Generator().manual_seed(data.seed_for(seed, step, "mask"))
-    masked = mask_tokens(ids, real, model.config, generator)
-    device.seed(data.seed_for(seed, step, "device"))                               # dropout and sampling noise
+    masked = mask_tokens(ids, real, config, torch.Generator().manual_seed(data.seed_for(seed, step, "mask")))
+    return HostBatch(masked, real, segments, masked.weights.sum(), real.sum().float())
+
+
+def forward(model: ElectraForPretraining | MaskedLanguageModel, batch: HostBatch, rows: range, seed: int, step: int,
+            device: Device) -> PretrainOutput:
+    """Move some rows of a batch to the device and compute their share of the losses.
+
+    The sampling noise is seeded from (seed, step, row) and dropout from (seed, step, first row): but for dropout the
+    result does not depend on how the batch is divided.
+    """
+    *parts, slot_total, token_total = device.put(
+        *(part[rows.start:rows.stop] for part in (*batch.masked, *batch[1:3])), *batch[3:])
+    first_seed = data.seed_for(seed, step, "noise") % 2 ** 62
+    noise = (device.noise([first_seed + row for row in rows], parts[1].shape[1], model.config.vocab_size)
+             if isinstance(model, ElectraForPretraining) else None)                # (B, N, V)
+    device.seed(data.seed_for(seed, step, f"device {rows.start}"))
     with device.autocast():
-        return model(MaskedBatch(*device.put(*masked)), *device.put(real, segments))
+        return model(MaskedBatch(*parts[:4]), *parts[4:], noise, slot_total, token_total)
 
 
-def training_step(model: ElectraForPretraining, optimizer: Adam, batch: data.Batch, options: Options, step: int,
-                  device: Device) -> tuple[torch.Tensor, torch.Tensor]:
-    """One update, with the gradient clipped to norm 1; returns the generator's and the discriminator's loss."""
-    output = forward(model, batch, options.seed, step, device)
-    output.loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+class StepResult(NamedTuple):
+    """What a step is judged by."""
+
+    loss: float                         # L_MLM + 50 L_Disc
+    mlm_loss: float                     # nats a masked slot
+    discriminator_loss: float           # nats a token; nan where there is no discriminator
+    gradient_norm: float                # before it is clipped
+
+
+def training_step(model: ElectraForPretraining | MaskedLanguageModel, optimizer: Adam, batch: HostBatch,
+                  options: Options, step: int, device: Device) -> torch.Tensor:
+    """One update, with the gradient clipped to norm 1; returns the StepResult as a tensor (4,).
+
+    The batch is cut into ranks * accumulate parts. Their gradients add up to the whole batch's, since each part's
+    losses are divided by the whole batch's totals.
+    """
+    size = len(batch.attention_mask) // (device.ranks * options.accumulate)
+    losses = torch.zeros(3, device=device.kind)
+    for part in range(device.rank * options.accumulate, (device.rank + 1) * options.accumulate):
+        output = forward(model, batch, range(part * size, (part + 1) * size), options.seed, step, device)
+        output.loss.backward()
+        losses = losses + torch.stack(output[:3]).detach()
+        device.flush()
+    device.add_up([*(weight.grad for weight in model.parameters() if weight.grad is not None), losses])
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.update(learning_rate_at(step, options.steps, options.warmup_steps, options.learning_rate))
-    return output.mlm_loss.detach(), output.discriminator_loss.detach()
+    result = torch.cat([losses, norm[None]])
+    device.flush()
+    return result
 
 
 # --- 4. The loop ---
@@ -277,79 +339,161 @@ class CsvLog:
 
     def write(self, step: int, *values: float) -> None:
         """Append one row and hand it to the system at once."""
-        with open(self.path, "a") as file:
-            file.write(",".join([str(step), *(f"{value:.6g}" for value in values)]) + "\n")
+        try:
+            with open(self.path, "a") as file:
+                file.write(",".join([str(step), *(f"{value:.6g}" for value in values)]) + "\n")
+        except OSError as error:
+            raise OSError(f"{self.path}: {error.strerror}: mend it, and the same command continues") from None
 
 
 def train(options: Options) -> int:
     """Run or continue a pre-training run to its end, or to where it is stopped; returns the exit status."""
     began = time.monotonic()
-    out, device, config = Path(options.out), Device.choose(options.device, options.precision), network(options)
-    # Three ages of a run folder: trained steps fix all that alters the result, data alone fixes what shards
-    # depend on, an empty folder fixes nothing.
-    has_begun = any(out.glob("checkpoint-*.pt"))
-    has_data = any((out / name).exists() for name in ("corpus.txt", "vocab.txt", "shards"))
-    data.claim_run_folder(out, dataclasses.asdict(options), FIXED if has_begun else DATA_FIELDS if has_data else ())
-    tokenizer, shards = prepare_data(options)
-    torch.manual_seed(data.seed_for(options.seed, 0, "weights"))
-    model = ElectraForPretraining(with_vocabulary(config, tokenizer)).to(device.kind)
-    optimizer = Adam(parameter_groups(model, options.weight_decay))
+    out, config = Path(options.out), network(options)
+    options = from_initial(options)
+    device = Device.choose(options.device, options.precision, options.tpu).join()
+    parts = device.ranks * options.accumulate * (device.mesh.size() if device.mesh else 1)
+    if options.batch_size % parts:
+        raise ValueError(f"--batch-size {options.batch_size} does not divide by {parts} (devices times --accumulate): "
+                         "each device computes as many rows at a time")
+    with device.in_turn():
+        # Three ages of a run folder: trained steps fix all that alters the result, data alone fixes what shards
+        # depend on, an empty folder fixes nothing.
+        has_begun = any(out.glob("checkpoint-*.pt"))
+        has_data = any((out / name).exists() for name in ("corpus.txt", "vocab.txt", "shards"))
+        if device.rank == 0:
+            data.claim_run_folder(out, dataclasses.asdict(options),
+                                  FIXED if has_begun else DATA_FIELDS if has_data else ())
+        tokenizer, shards = prepare_data(options)
+        torch.manual_seed(data.seed_for(options.seed, 0, "weights"))
+        kind = ElectraForPretraining if options.objective == "electra" else MaskedLanguageModel
+        model = kind(with_vocabulary(config, tokenizer))
+        if options.init and not has_begun:
+            check_vocabulary(options.init, tokenizer)
+            load_initial(model, options.init)
+        model.to(device.kind)
+        if options.compile:
+            torch._dynamo.config.recompile_limit = 64           # one a row length; beyond it, torch gives up silently
+            model.compile(dynamic=False)
+        optimizer = Adam(parameter_groups(model, options.weight_decay))
+        step = load_checkpoint(out, model, optimizer)
     deadline = math.inf if options.max_minutes is None else began + 60 * options.max_minutes
-    with Stop() as stop:
-        step = run_steps(model, optimizer, tokenizer, shards, options, device, stop, deadline)
+    try:
+        with Stop() as stop:
+            step = run_steps(model, optimizer, tokenizer, shards, options, device, step, stop, deadline)
+    except torch.OutOfMemoryError:
+        raise ValueError(f"the GPU's memory does not suffice: repeat the command with --accumulate "
+                         f"{2 * options.accumulate}; the result is the same") from None
     if step < options.steps:
         say(f"stopped after step {step:,} of {options.steps:,}; the same command continues")
         return 130 if stop.signal == signal.SIGINT else 0
-    save_pretrained(model, out / "model", tokenizer)
-    summarise(out, model, shards, options, device)
+    if device.rank == 0:
+        save_pretrained(model, out / "model", tokenizer)
+        summarise(out, model, shards, options, device)
     return 0
 
 
-def run_steps(model: ElectraForPretraining, optimizer: Adam, tokenizer: Tokenizer, shards: data.Shards,
-              options: Options, device: Device, stop: Stop, deadline: float) -> int:
-    """The training loop, from the newest checkpoint on; logs, evaluates and saves on the way.
+def from_initial(options: Options) -> Options:
+    """Take the vocabulary from the --init folder, unless --vocab is given; refuse what cannot be meant."""
+    if options.tpu and (options.device != "auto" or options.compile):
+        raise ValueError("--tpu chooses the device, and XLA always compiles: drop --device and --compile")
+    if not options.init:
+        if options.preset == "bio-electra-pp":
+            raise ValueError("--preset bio-electra-pp goes on from a bio-electra run, on full papers: pass its folder "
+                             "by --init, or start with --preset bio-electra")
+        return options
+    folder = model_folder(options.init)
+    if not options.vocab and not (folder / "vocab.txt").is_file():
+        raise ValueError(f"{folder} has no vocab.txt: pass --vocab, the vocabulary this model was trained with")
+    return dataclasses.replace(options, vocab=options.vocab or str(folder))
+
+
+def check_vocabulary(init: str, tokenizer: Tokenizer) -> None:
+    """Raise ValueError when a model was trained with other wordpieces than the tokenizer's."""
+    folder = model_folder(init)
+    if (folder / "vocab.txt").is_file() and Tokenizer.from_file(folder).pieces != tokenizer.pieces:
+        raise ValueError(f"--init {init} was trained with another vocabulary than the one given: drop --vocab")
+
+
+CHECKPOINT_SECONDS = 600            # however slow the steps are, no more than this is lost
+
+
+def run_steps(model: ElectraForPretraining | MaskedLanguageModel, optimizer: Adam, tokenizer: Tokenizer,
+              shards: data.Shards, options: Options, device: Device, step: int, stop: Stop, deadline: float) -> int:
+    """The training loop, after `step` updates; the first process logs, evaluates and saves on the way.
 
     deadline   in seconds of time.monotonic()
     returns    updates done, fewer than options.steps when it was stopped
     raises     ValueError when a loss is not finite
     """
-    out, order = Path(options.out), BatchOrder(shards, options)
-    step = load_checkpoint(out, model, optimizer)
-    log = CsvLog(out / "log.csv", step, LOG_COLUMNS)
-    evaluations = CsvLog(out / "eval.csv", step, Evaluation._fields)
-    say(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters, "
-        f"{len(order.lengths):,} examples, {device.kind} {device.precision}"
-        + (f", continuing after step {step:,}" if step else ""))
-    progress, tokens, since = data.Progress(options.steps, "steps", step), 0, time.monotonic()
-    is_stopped = since >= deadline
-    while step < options.steps and not is_stopped:
-        batch = order.batch(step, model.config.pad_token_id)
-        losses = training_step(model, optimizer, batch, options, step, device)
-        step += 1
-        tokens += int(batch.attention_mask.sum())
-        is_last, is_stopped = step == options.steps, stop.signal is not None or time.monotonic() >= deadline
-        is_logged = step == 1 or step % options.log_every == 0 or is_last
-        is_saved = step % options.checkpoint_every == 0 or is_last or is_stopped
-        if is_logged or is_saved:
-            mlm_loss, discriminator_loss = (loss.item() for loss in losses)
-            if not math.isfinite(mlm_loss + discriminator_loss):        # a checkpoint of nan would end the run for good
-                raise ValueError(f"the loss of step {step} is not finite (generator {mlm_loss}, discriminator "
-                                 f"{discriminator_loss}): start again with a lower --learning-rate and another --out")
-        now = time.monotonic()
-        if is_logged:
-            rate = learning_rate_at(step - 1, options.steps, options.warmup_steps, options.learning_rate)
-            log.write(step, rate, mlm_loss, discriminator_loss, tokens / (now - since))
-            tokens, since = 0, now
-            progress.show(step, f"generator {mlm_loss:.2f}, discriminator {discriminator_loss:.3f} nats")
-        if len(shards.held_out) and (step % options.eval_every == 0 or is_last):
-            evaluations.write(*evaluate(step, held_out_outputs(model, shards, options, device)))
-        if step % options.keep_every == 0:
-            save_pretrained(model, out / "models" / f"step-{step:08d}", tokenizer)
-        if is_saved:
-            save_checkpoint(out, step, model, optimizer)
-        since += time.monotonic() - now                                 # tokens per second of training alone
-    progress.finish()
+    out, order, is_writer = Path(options.out), BatchOrder(shards, options), device.rank == 0
+    if is_writer:
+        log = CsvLog(out / "log.csv", step, LOG_COLUMNS)
+        evaluations = CsvLog(out / "eval.csv", step, Evaluation._fields)
+        count = device.mesh.size() if device.mesh else device.ranks
+        say(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters, "
+            f"{len(order.lengths):,} examples, {device.kind} {device.precision}" + (f" x {count}" if count > 1 else "")
+            + (f", continuing after step {step:,}" if step else ""))
+    progress, tokens, since = data.Progress(options.steps, "steps", step), 0.0, time.monotonic()
+    recent: list[torch.Tensor] = []                                     # results of the steps since the last look
+    saved_at, is_stopped = since, device.any(since >= deadline)
+
+    def prepare(step: int) -> HostBatch:
+        return mask_batch(order.batch(step, model.config.pad_token_id), model.config, options.seed, step)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as ahead:             # reads and masks the next batch meanwhile
+        upcoming = ahead.submit(prepare, step)
+        while step < options.steps and not is_stopped:
+            batch, upcoming = upcoming.result(), ahead.submit(prepare, step + 1)
+            result = training_step(model, optimizer, batch, options, step, device)
+            step += 1
+            is_stopped = device.any(stop.signal is not None or time.monotonic() >= deadline)
+            if not is_writer:
+                continue
+            recent.append(result)
+            tokens += float(batch.token_total)
+            is_last, now = step == options.steps, time.monotonic()
+            is_logged = step == 1 or step % options.log_every == 0 or is_last
+            is_saved = (step % options.checkpoint_every == 0 or now - saved_at >= CHECKPOINT_SECONDS or is_last
+                        or is_stopped)
+            is_evaluated = len(shards.held_out) > 0 and (step % options.eval_every == 0 or is_last)
+            is_kept = step % options.keep_every == 0
+            if is_logged or is_saved or is_kept:
+                last = check_results([StepResult(*each.tolist()) for each in recent], step, order, options)
+                recent, now = [], time.monotonic()                      # the device has caught up with the host
+            if is_logged:
+                rate = learning_rate_at(step - 1, options.steps, options.warmup_steps, options.learning_rate)
+                log.write(step, rate, last.mlm_loss, last.discriminator_loss, tokens / (now - since))
+                tokens, since = 0.0, now
+                progress.show(step, f"generator {last.mlm_loss:.2f}, discriminator {last.discriminator_loss:.3f} nats")
+            if is_evaluated:
+                evaluations.write(*evaluate(step, held_out_outputs(model, shards, options, device)))
+            if is_kept:
+                save_pretrained(model, out / "models" / f"step-{step:08d}", tokenizer)
+            if is_saved:
+                save_checkpoint(out, step, model, optimizer)
+                saved_at = time.monotonic()
+            since += time.monotonic() - now                             # tokens per second of training alone
+    if is_writer:
+        progress.finish()
     return step
+
+
+def check_results(results: list[StepResult], step: int, order: BatchOrder, options: Options) -> StepResult:
+    """The last of the results of the steps up to `step`; ValueError for the first that is not finite.
+
+    Before any checkpoint: one of nan would end the run for good.
+    """
+    for number, result in enumerate(results, step - len(results) + 1):
+        if not math.isfinite(result.loss + result.gradient_norm):
+            width, examples = order.examples(number - 1)
+            good = max(Path(options.out).glob("checkpoint-*.pt"), default=None)
+            raise ValueError(
+                f"step {number} is not finite: generator {result.mlm_loss}, discriminator {result.discriminator_loss}, "
+                f"gradient norm {result.gradient_norm}; its batch: seed {options.seed}, {width} tokens, examples "
+                + " ".join(map(str, examples[:8])) + (f" and {len(examples) - 8} more" if len(examples) > 8 else "")
+                + f"; last good checkpoint: {good or 'none'}; start again with a lower --learning-rate, another --out")
+    return results[-1]
 
 
 # --- 5. Evaluation ---
@@ -359,7 +503,7 @@ EVALUATION_STEP = 2 ** 32           # seeds apart from those of any training ste
 
 
 class Evaluation(NamedTuple):
-    """One row of eval.csv, on held-out documents."""
+    """One row of eval.csv, on held-out documents; nan for a discriminator that is not there (--objective mlm)."""
 
     step: int
     mlm_loss: float                     # nats a masked slot
@@ -371,7 +515,7 @@ class Evaluation(NamedTuple):
     discriminator_auc: float            # without padding, which TF counts as negatives
 
 
-def held_out_outputs(model: ElectraForPretraining, shards: data.Shards, options: Options,
+def held_out_outputs(model: ElectraForPretraining | MaskedLanguageModel, shards: data.Shards, options: Options,
                      device: Device) -> dict[str, np.ndarray]:
     """Run the model over held-out examples with fixed masks; one entry a masked slot or a real token.
 
@@ -382,18 +526,20 @@ def held_out_outputs(model: ElectraForPretraining, shards: data.Shards, options:
     plan = data.plan_batches(shards.lengths[numbers], 64, options.max_length, rng, keep_rest=True)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("nll", "is_right", "logits", "is_replaced")}
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):     # its few batches are worth no compilation
         for index, (width, rows) in enumerate(plan):
-            batch = data.pad_batch([shards.example(number) for number in numbers[rows]], width,
-                                   model.config.pad_token_id)
             # Seeded by the number of the batch: every evaluation hides the same tokens.
-            output = forward(model, batch, options.seed, EVALUATION_STEP + index, device)
-            originals, is_slot = output.masked.original_ids, output.masked.weights.bool().cpu()
+            step = EVALUATION_STEP + index
+            batch = mask_batch(data.pad_batch([shards.example(number) for number in numbers[rows]], width,
+                                              model.config.pad_token_id), model.config, options.seed, step)
+            output = forward(model, batch, range(len(rows)), options.seed, step, device)
+            originals, is_slot = output.masked.original_ids, batch.masked.weights.bool()
             nll = F.cross_entropy(output.generator_logits.transpose(1, 2), originals, reduction="none")
             is_right = output.generator_logits.argmax(-1) == originals
+            device.flush()              # all results at once: what is fetched alone, XLA would compile alone
             parts["nll"].append(nll.cpu()[is_slot].numpy())
             parts["is_right"].append(is_right.cpu()[is_slot].numpy())
-            is_real = torch.from_numpy(batch.attention_mask).bool()
+            is_real = batch.attention_mask.bool()
             parts["logits"].append(output.discriminator_logits.cpu()[is_real].numpy())
             parts["is_replaced"].append(output.is_replaced.cpu()[is_real].numpy())
     model.train()
@@ -402,6 +548,8 @@ def held_out_outputs(model: ElectraForPretraining, shards: data.Shards, options:
 
 def evaluate(step: int, found: dict[str, np.ndarray]) -> Evaluation:
     """Both networks' losses and scores, from held_out_outputs."""
+    if np.isnan(found["logits"]).all():                 # --objective mlm
+        return Evaluation(step, float(found["nll"].mean()), float(found["is_right"].mean()), *[math.nan] * 5)
     said, truth = found["logits"] > 0, found["is_replaced"]
     bce = np.logaddexp(0, np.where(truth, -found["logits"], found["logits"]))      # -ln sigmoid(+-logit)
     return Evaluation(
@@ -423,7 +571,7 @@ def blind_baselines(shards: data.Shards, is_replaced: np.ndarray,
     return metrics.unigram_entropy(counts), metrics.binary_entropy(float(is_replaced.mean()))
 
 
-def summarise(out: Path, model: ElectraForPretraining, shards: data.Shards, options: Options,
+def summarise(out: Path, model: ElectraForPretraining | MaskedLanguageModel, shards: data.Shards, options: Options,
               device: Device) -> None:
     """Print what was learnt beside what needs no learning, and what to do next."""
     if len(shards.held_out):
@@ -433,10 +581,11 @@ def summarise(out: Path, model: ElectraForPretraining, shards: data.Shards, opti
         result = evaluate(options.steps, found)
         print(f"\non held-out documents      learnt    blind\n"
               f"masked-token loss         {result.mlm_loss:7.3f}  {blind_mlm:7.3f}  nats (unigram entropy)\n"
-              f"masked-token accuracy     {result.mlm_accuracy:7.3f}\n"
-              f"replaced-token loss       {result.discriminator_loss:7.3f}  {blind_replaced:7.3f}  nats "
-              f"(entropy of the replaced rate, {found['is_replaced'].mean():.3f})\n"
-              f"replaced-token AUC        {result.discriminator_auc:7.3f}  {0.5:7.3f}")
+              f"masked-token accuracy     {result.mlm_accuracy:7.3f}")
+        if options.objective == "electra":
+            print(f"replaced-token loss       {result.discriminator_loss:7.3f}  {blind_replaced:7.3f}  nats "
+                  f"(entropy of the replaced rate, {found['is_replaced'].mean():.3f})\n"
+                  f"replaced-token AUC        {result.discriminator_auc:7.3f}  {0.5:7.3f}")
     else:
         print("\nno held-out documents to measure on: the corpus has fewer than "
               f"{data.HELD_OUT_EVERY} (an empty line ends a document)")

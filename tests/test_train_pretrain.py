@@ -1,9 +1,12 @@
 """Pre-training end to end on a net of a few thousand weights: runs, stops, resumes, refuses."""
 import csv
 import dataclasses
+import io
 import math
 import os
 import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,6 +211,211 @@ def test_opening_a_log_drops_the_rows_that_will_be_run_again_and_a_torn_one(tmp_
     assert path.read_text() == "step,loss\n1,0.5\n2,0.4\n3,0.25\n"
 
 
+def without_the_last_checkpoint(finished: Path, out: Path) -> Path:
+    """A copy of the finished run as it was between steps 8 and 12; returns its checkpoint."""
+    shutil.copytree(finished, out, dirs_exist_ok=True)
+    (out / "checkpoint-00000012.pt").unlink()
+    return out / "checkpoint-00000008.pt"
+
+
+def other_tensors(content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({**torch.load(io.BytesIO(content), weights_only=True), "model": {"weight": torch.zeros(3)}}, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("damage", [
+    lambda content: b"", lambda content: content[:-2000], lambda content: bytes(len(content)),
+    lambda content: content[:60_000] + bytes(1000) + content[61_000:], other_tensors],
+    ids=["empty", "cut off", "zeros", "a block of zeros", "another model"])
+def test_a_damaged_checkpoint_falls_back_on_the_one_before_it(damage, corpus, finished, tmp_path, capsys):
+    good = without_the_last_checkpoint(finished, tmp_path)
+    newest = tmp_path / "checkpoint-00000010.pt"
+    newest.write_bytes(damage(good.read_bytes()))
+    assert train_pretrain.main(command(corpus, tmp_path)[2:]) == 0
+    said = capsys.readouterr().err
+    assert f"{newest} is damaged" in said and "continuing after step 8" in said
+    assert_same_run(tmp_path, finished)
+
+
+def test_when_all_checkpoints_are_damaged_nothing_is_renamed(corpus, finished, tmp_path, capsys):
+    without_the_last_checkpoint(finished, tmp_path).write_bytes(b"")
+    assert "none of its checkpoints is readable" in fails(command(corpus, tmp_path)[2:], capsys)
+    assert [path.name for path in tmp_path.glob("checkpoint*")] == ["checkpoint-00000008.pt"]
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_it_whole_and_says_so(corpus, finished, tmp_path, capsys):
+    good = without_the_last_checkpoint(finished, tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))         # bytes: no file of a checkpoint's size
+    try:
+        message = fails(command(corpus, tmp_path)[2:], capsys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "checkpoint-00000012.pt could not be written" in message and "make room" in message
+    assert list(tmp_path.glob("checkpoint*")) == [good] and not list(tmp_path.glob("*.tmp"))
+    assert train_pretrain.main(command(corpus, tmp_path)[2:]) == 0
+    assert_same_run(tmp_path, finished)
+
+
+def test_checkpoints_are_also_made_by_the_clock(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_pretrain, "CHECKPOINT_SECONDS", 0)
+    arguments = command(corpus, tmp_path, "--checkpoint-every", "1000", "--steps", "5")[2:]
+    assert train_pretrain.main(arguments) == 0
+    assert [path.name for path in sorted(tmp_path.glob("checkpoint-*"))] == [
+        "checkpoint-00000004.pt", "checkpoint-00000005.pt"]
+
+
+# --- one batch on several devices, or in several parts ---
+
+def assert_equal_within_rounding(out: Path, finished: Path) -> None:
+    ours, theirs = weights(out), weights(finished)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+    ours, theirs = ([list(map(float, row.values()))[:4] for row in rows(path / "log.csv")] for path in (out, finished))
+    assert [row[0] for row in ours] == [row[0] for row in theirs]
+    assert np.allclose(ours, theirs, rtol=1e-5)
+
+
+def test_a_batch_in_parts_gives_the_whole_batchs_losses_and_weights(corpus, finished, tmp_path):
+    """Without dropout; and a run that has begun may continue with other parts."""
+    good = without_the_last_checkpoint(finished, tmp_path / "begun")
+    for out in (tmp_path / "whole", good.parent):
+        assert train_pretrain.main(command(corpus, out, "--accumulate", "4")[2:]) == 0
+        assert_equal_within_rounding(out, finished)
+
+
+def torchrun(corpus: Path, out: Path, *more: str) -> subprocess.Popen:
+    """Two processes on the CPU, with gloo."""
+    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                             *command(corpus, out, *more)[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                            text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_two_processes_give_the_losses_and_weights_of_one(corpus, finished, tmp_path):
+    """Each takes half of the rows, here in two parts; one of them writes."""
+    process = torchrun(corpus, tmp_path, "--accumulate", "2")
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert said.count("17,665 parameters") == said.count("tokenizing") == 1 and "cpu float32 x 2" in said
+    assert_equal_within_rounding(tmp_path, finished)
+    assert [int(row["step"]) for row in rows(tmp_path / "eval.csv")] == [6, 12]
+
+
+def wait_for_rows(process: subprocess.Popen, path: Path, count: int) -> None:
+    while not path.exists() or len(path.read_text().splitlines()) <= count:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+
+
+def test_sigterm_to_torchrun_saves_and_a_process_that_dies_ends_the_others_with_an_error(corpus, tmp_path):
+    long = ("--steps", "100000", "--checkpoint-every", "10")
+    process = torchrun(corpus, tmp_path, *long)
+    wait_for_rows(process, tmp_path / "log.csv", 3)
+    process.terminate()
+    process.communicate(timeout=60)
+    step = int(rows(tmp_path / "log.csv")[-1]["step"])
+    assert (tmp_path / f"checkpoint-{step:08d}.pt").exists()            # of the very last step, whatever the cadence
+    process = torchrun(corpus, tmp_path, *long)
+    wait_for_rows(process, tmp_path / "log.csv", step + 20)
+    children = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True)
+    os.kill(int(children.stdout.split()[1]), signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0 and "error: process 0 lost one of the 2" in said
+    steps = [int(row["step"]) for row in rows(tmp_path / "log.csv")]
+    assert steps == list(range(1, len(steps) + 1))                      # none lost, none twice
+
+
+def test_a_batch_that_does_not_divide_is_refused(corpus, tmp_path, capsys):
+    assert "--batch-size 8 does not divide by 3" in fails(command(corpus, tmp_path, "--accumulate", "3")[2:], capsys)
+
+
+def test_without_torch_xla_the_tpu_option_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch_xla", None)
+    message = fails(["--tpu", "--out", str(tmp_path)], capsys)
+    assert "pip install torch==2.9.0 torch_xla==2.9.0" in message and torch.__version__ in message
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_the_same(corpus, finished, tmp_path):
+    assert train_pretrain.main(command(corpus, tmp_path, "--compile")[2:]) == 0
+    assert_equal_within_rounding(tmp_path, finished)
+
+
+# --- stages and objectives ---
+
+def test_init_takes_weights_and_vocabulary_and_starts_a_fresh_schedule(corpus, finished, tmp_path):
+    """The first update has a learning rate of 0: after it the weights are still those of --init, in both networks."""
+    arguments = command(corpus, tmp_path, "--init", str(finished), "--steps", "1", "--vocab-size", "77")[2:]
+    assert train_pretrain.main(arguments) == 0
+    ours, theirs = (electramed.load_pretrained(path).state_dict() for path in (tmp_path, finished))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert [row["step"] for row in rows(tmp_path / "log.csv")] == ["1"]
+    assert (tmp_path / "model/vocab.txt").read_text() == (finished / "model/vocab.txt").read_text()
+    state = torch.load(tmp_path / "checkpoint-00000001.pt", weights_only=True)["optimizer"]
+    assert {group["updates"] for group in state["param_groups"]} == {1}
+
+
+def test_the_position_table_is_reused_where_the_new_one_is_longer(tiny_config, tmp_path):
+    short, long = (electramed.ElectraForPretraining(dataclasses.replace(tiny_config, max_position_embeddings=length))
+                   for length in (128, 512))
+    electramed.save_pretrained(short, tmp_path)
+    initial = {name: tensor.clone() for name, tensor in long.state_dict().items()}
+    electramed.load_initial(long, tmp_path)
+    for name, tensor in long.state_dict().items():
+        before = short.state_dict()[name]
+        assert torch.equal(tensor[:len(before)], before)
+        assert torch.equal(tensor[len(before):], initial[name][len(before):])
+    assert len(long.discriminator.electra.embeddings.position_embeddings.weight) == 512
+
+
+def test_init_refuses_other_sizes_another_vocabulary_and_a_folder_without_one(corpus, finished, tmp_path, capsys):
+    start = command(corpus, tmp_path, "--init", str(finished))[2:]
+    assert "hidden_size is 16, this run's 32" in fails([*start, "--hidden-size", "32"], capsys)
+    assert "num_attention_heads is 2, this run's 4" in fails([*start, "--num-attention-heads", "4"], capsys)
+    Tokenizer([*Tokenizer.from_file(finished).pieces[:-1], "zzz"]).save(tmp_path / "other")
+    start[start.index("--out") + 1] = str(tmp_path / "b")
+    assert "another vocabulary" in fails([*start, "--vocab", str(tmp_path / "other")], capsys)
+    shutil.copytree(finished / "model", tmp_path / "bare")
+    (tmp_path / "bare/vocab.txt").unlink()
+    assert "pass --vocab" in fails([*start, "--init", str(tmp_path / "bare")], capsys)
+    assert "no config.json" in fails([*start, "--init", str(tmp_path / "nothing")], capsys)
+
+
+def test_bio_electra_pp_asks_for_the_run_it_goes_on_from(tmp_path, capsys):
+    assert "pass its folder by --init" in fails(["--preset", "bio-electra-pp", "--out", str(tmp_path)], capsys)
+
+
+def test_the_bert_baseline_trains_the_encoder_that_fine_tuning_starts_from(corpus, tmp_path, capsys):
+    arguments = command(corpus, tmp_path / "mlm", "--objective", "mlm", "--hidden-size", "32")[2:]
+    assert train_pretrain.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "masked-token loss" in said and "replaced-token" not in said
+    log, evaluations = rows(tmp_path / "mlm/log.csv"), rows(tmp_path / "mlm/eval.csv")
+    assert float(log[0]["mlm_loss"]) == pytest.approx(math.log(200), rel=0.03)
+    assert {row["discriminator_loss"] for row in (*log, *evaluations)} == {"nan"}
+    assert float(evaluations[-1]["mlm_loss"]) < float(log[0]["mlm_loss"])
+    head = electramed.TokenTagger(electramed.read_config(tmp_path / "mlm/model"), 3)
+    electramed.load_encoder(head, tmp_path / "mlm")
+    trained = torch.load(tmp_path / "mlm/checkpoint-00000012.pt", weights_only=True)["model"]
+    assert head.config.hidden_size == 32            # the large network's, not a generator's
+    assert all(torch.equal(tensor, trained[f"electra.{name}"]) for name, tensor in head.electra.state_dict().items())
+    arguments[arguments.index("--out") + 1] = str(tmp_path / "next")
+    assert train_pretrain.main([*arguments, "--init", str(tmp_path / "mlm"), "--steps", "1"]) == 0
+
+
+def test_the_bert_baselines_loss_is_the_cross_entropy_of_the_hidden_tokens(tiny_config):
+    model = electramed.MaskedLanguageModel(tiny_config)
+    ids = torch.tensor([[2, *range(5, 45), 3]])
+    ones = torch.ones_like(ids)
+    masked = electramed.mask_tokens(ids, ones, tiny_config, torch.Generator().manual_seed(0))
+    output = model(masked, ones, 0 * ones)
+    chosen = masked.positions[0][masked.weights[0] > 0]
+    logits = model.predict(model.electra(masked.input_ids, ones, 0 * ones))[0, chosen]
+    expected = -logits.log_softmax(-1)[range(len(chosen)), ids[0, chosen]].mean()
+    assert output.loss.item() == output.mlm_loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 # --- wrong input ---
 
 def fails(arguments: list[str], capsys) -> str:
@@ -253,9 +461,15 @@ def test_a_shard_folder_needs_the_vocabulary_it_was_built_with(finished, tmp_pat
     assert_same_run(tmp_path / "c", finished)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(corpus, tmp_path, capsys):
-    assert "not finite" in fails([*SMALL, "--corpus", str(corpus), "--out", str(tmp_path), "--learning-rate",
-                                  "1e30"], capsys)
+def test_a_loss_that_is_not_finite_stops_naming_step_batch_and_last_good_checkpoint(corpus, tmp_path, capsys):
+    """The first update has rate 0, the second makes the weights huge, the third finds out; the log would at 12."""
+    message = fails([*SMALL, "--corpus", str(corpus), "--out", str(tmp_path), "--learning-rate", "1e30", "--log-every",
+                     "12", "--checkpoint-every", "2"], capsys)
+    options = train_pretrain.complete(train_pretrain.Options(max_length=48, batch_size=8))
+    width, examples = train_pretrain.BatchOrder(data.open_shards(tmp_path / "shards"), options).examples(2)
+    assert "step 3 is not finite" in message
+    assert f"last good checkpoint: {tmp_path / 'checkpoint-00000002.pt'};" in message
+    assert f"seed 0, {width} tokens, examples {' '.join(map(str, examples))};" in message
 
 
 def test_wrong_input_gives_one_line_status_2_and_no_traceback(tmp_path):

@@ -1,0 +1,139 @@
+"""The same step and the same loop on XLA, for real: eight virtual devices on the CPU stand for a TPU v3-8's cores.
+
+torch_xla needs a torch of its own version, so these tests run in an environment of their own: .ci/run makes it.
+"""
+import dataclasses
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import train_pretrain
+from electramed import Adam, Device, ElectraForPretraining, load_pretrained, parameter_groups
+
+SIZES = ("--embedding-size 16 --hidden-size 32 --num-attention-heads 2 --intermediate-size 64 --num-hidden-layers 1 "
+         "--max-length 48 --batch-size 16 --steps 20 --warmup-steps 4 --learning-rate 2e-3 --vocab-size 200 "
+         "--log-every 1 --eval-every 10 --checkpoint-every 5 --seed 2").split()
+HOST = Device.choose("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def xla() -> Device:
+    pytest.importorskip("torch_xla", reason="torch_xla is not installed: pip install -e '.[tpu]'", exc_type=ImportError)
+    os.environ.update(PJRT_DEVICE="CPU", CPU_NUM_DEVICES="8")
+    device = Device.choose(tpu=True)
+    assert device.mesh.size() == 8 and device.precision == "bfloat16"
+    return device
+
+
+@pytest.fixture(autouse=True)
+def two_row_lengths(monkeypatch):
+    """Each length is compiled, and a compiler for eight devices takes its time."""
+    monkeypatch.setattr(data, "bucket_widths", lambda max_length: np.array([32, 48]))
+
+
+@pytest.fixture
+def noise_of_the_host(monkeypatch):
+    """XLA draws the sampling noise in its program; here it takes the CPU's, so that both compute the same."""
+    drawn_on_host = Device.noise
+    monkeypatch.setattr(Device, "noise", lambda self, *of: self.put(drawn_on_host(HOST, *of))[0])
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory) -> list[str]:
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text(data.synthetic_corpus(200))
+    return [*SIZES, "--corpus", str(path), "--out"]
+
+
+@pytest.fixture(scope="module")
+def prepared(arguments, tmp_path_factory):
+    """Options, tokenizer and shards of a small run."""
+    out = str(tmp_path_factory.mktemp("run"))
+    options = train_pretrain.complete(data.parse_options(train_pretrain.Options, "", [*arguments, out]))
+    return options, *train_pretrain.prepare_data(options)
+
+
+def compilations() -> int:
+    import torch_xla.debug.metrics
+    return (torch_xla.debug.metrics.metric_data("CompileTime") or [0])[0]
+
+
+def new_model(options, tokenizer, device, dropout) -> ElectraForPretraining:
+    config = train_pretrain.with_vocabulary(train_pretrain.network(options), tokenizer)
+    torch.manual_seed(0)
+    return ElectraForPretraining(dataclasses.replace(
+        config, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)).to(device.kind)
+
+
+def run(prepared, device, dropout=0.0):
+    """Twenty steps; returns both losses, the row length and the compilations so far of each."""
+    options, tokenizer, shards = prepared
+    model = new_model(options, tokenizer, device, dropout)
+    optimizer, order = Adam(parameter_groups(model, 0.01)), train_pretrain.BatchOrder(shards, options)
+    losses, widths, counts = [], [], []
+    for step in range(options.steps):
+        batch = train_pretrain.mask_batch(order.batch(step, 0), model.config, options.seed, step)
+        result = train_pretrain.training_step(model, optimizer, batch, options, step, device)
+        losses.append(result.tolist()[1:3])
+        widths.append(batch.attention_mask.shape[1])
+        counts.append(compilations())
+    return torch.tensor(losses), widths, counts
+
+
+def test_weights_that_are_tied_stay_tied(prepared, xla):
+    model = new_model(*prepared[:2], xla, 0.0)
+    embeddings = model.discriminator.electra.embeddings
+    assert model.generator.generator_lm_head.weight is embeddings.word_embeddings.weight
+    assert embeddings.word_embeddings.weight.device.type == "xla"
+
+
+def test_losses_equal_the_cpus_within_1e_4_over_20_steps(prepared, noise_of_the_host, xla):
+    """In float32, without dropout, with noise drawn on the host."""
+    ours, _, _ = run(prepared, dataclasses.replace(xla, precision="float32"))
+    theirs, _, _ = run(prepared, HOST)
+    assert (ours - theirs).abs().max() < 1e-4
+
+
+def test_losses_with_the_defaults_stay_near_the_cpus_and_nothing_is_compiled_after_each_length_was_seen_twice(
+        prepared, xla):
+    """bfloat16, dropout and noise of its own: the first step within 0.05, all within 0.3."""
+    ours, widths, counts = run(prepared, xla, dropout=0.1)
+    theirs, _, _ = run(prepared, HOST, dropout=0.1)
+    gaps = (ours - theirs).abs().amax(1)
+    assert gaps[0] < 0.05 and gaps.max() < 0.3
+    warm = max([step for step, width in enumerate(widths) if width == length][1] for length in (32, 48))
+    assert 0 < counts[warm] == counts[-1] and warm < 15, (widths, counts)
+
+
+def test_a_run_goes_on_from_the_cpu_to_xla_and_back(arguments, noise_of_the_host, tmp_path, capsys):
+    """The same rows in log.csv and eval.csv as without any change, also where a batch is computed in two parts."""
+    moved, unmoved = tmp_path / "moved", tmp_path / "unmoved"
+    assert train_pretrain.main([*arguments, str(moved)]) == 0
+    shutil.copytree(moved, unmoved)
+    (moved / "checkpoint-00000020.pt").unlink()
+    assert train_pretrain.main([*arguments, str(moved), "--tpu", "--precision", "float32", "--accumulate", "2",
+                                "--checkpoint-every", "2"]) == 0
+    assert "xla float32 x 8, continuing after step 15" in capsys.readouterr().err
+    (moved / "checkpoint-00000020.pt").unlink()
+    assert train_pretrain.main([*arguments, str(moved)]) == 0
+    assert "cpu float32, continuing after step 18" in capsys.readouterr().err
+    for name, columns in (("log.csv", slice(0, 4)), ("eval.csv", slice(None))):
+        ours, theirs = ([row.split(",")[columns] for row in (folder / name).read_text().splitlines()[1:]]
+                        for folder in (moved, unmoved))
+        assert [row[0] for row in ours] == [row[0] for row in theirs]
+        assert torch.allclose(*(torch.tensor([[float(value) for value in row] for row in rows])
+                                for rows in (ours, theirs)), rtol=1e-3, atol=1e-4), name
+    ours, theirs = (load_pretrained(folder).state_dict() for folder in (moved, unmoved))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-3) for name in ours)
+
+
+@pytest.mark.parametrize("more, message", [
+    (["--device", "cpu"], "drop --device"), (["--compile"], "drop --device and --compile"),
+    (["--batch-size", "12"], "--batch-size 12 does not divide by 8")])
+def test_what_xla_cannot_do_is_said(arguments, tmp_path, capsys, more, message):
+    assert train_pretrain.main([*arguments, str(tmp_path), "--tpu", *more]) == 2
+    assert message in capsys.readouterr().err
