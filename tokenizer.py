@@ -41,7 +41,7 @@ from typing import Any
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD_LENGTH = 100         # characters; a longer word is one [UNK] (`tokenizers`: 100, official: 200)
-CACHE_SIZE = 2 ** 17          # texts: about 25 MB; twice as many make encoding 5 % faster on 254 MB of text
+CACHE_SIZE = 2 ** 17          # texts in each of a cache's two generations: about 25 MB
 MIN_PAIR_COUNT = 2            # occurrences; a pair of pieces seen once says nothing about the language
 COMMON_CHARACTERS = 0.9999    # share of a corpus's characters that the alphabet must be able to spell
 RARE_CHARACTERS = 0.1         # share of the vocabulary up to which rarer ones may follow
@@ -199,18 +199,22 @@ def write_atomically(path: Path, text: str) -> None:
 class Cache(dict[str, Any]):
     """Remember what a function gave for each text: its `__getitem__` finds what is known without leaving C.
 
-    Memory is bounded: texts longer than any word are not kept, and a full cache starts anew, which costs less
-    than to keep account of what was used last. What is frequent is back at once.
+    Memory is bounded: texts longer than any word are not kept, and what has filled up becomes the generation
+    before, from which only what is asked for again comes back. To keep account of the last uses would cost more.
     """
 
     def __init__(self, function: Callable[[str], Any]) -> None:
         super().__init__()
         self.function = function
+        self.before: dict[str, Any] = {}
 
     def __missing__(self, text: str) -> Any:
-        value = self.function(text)
+        value = self.before.get(text)
+        if value is None:
+            value = self.function(text)
         if len(text) <= MAX_WORD_LENGTH:
             if len(self) >= CACHE_SIZE:
+                self.before = dict(self)
                 self.clear()
             self[text] = value
         return value
@@ -242,6 +246,7 @@ class Tokenizer:
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = ids
         self._table = CharacterTable(lowercase)
         self._longest_piece = max(map(len, self.pieces))
+        self._continuing = {piece[2:]: index for piece, index in self.vocab.items() if piece.startswith("##")}
         self._spelled = Cache(self._spell)
         self._encoded, self._located = Cache(self._encode_chunk), Cache(self._locate_chunk)
 
@@ -306,8 +311,17 @@ class Tokenizer:
         return [piece for word in split_words(text, self._table) for piece, _ in self.wordpieces(word)]
 
     def _spell(self, word: str) -> tuple[int, ...]:
-        """Give the ids of a normalised word."""
-        return tuple([self.vocab[piece] for piece, _ in self.wordpieces(word)])
+        """Give the ids of a normalised word: `wordpieces` in half of its time, for ## is nowhere put before."""
+        ids, start, table = [], 0, self.vocab       # no word begins with #, which is a word of its own
+        while start < len(word) <= MAX_WORD_LENGTH:
+            for end in range(min(len(word), start + self._longest_piece), start, -1):
+                if (piece_id := table.get(word[start:end])) is not None:
+                    break
+            else:
+                return (self.unk_id,)
+            ids.append(piece_id)
+            start, table = end, self._continuing
+        return tuple(ids) or (self.unk_id,)
 
     def _encode_chunk(self, chunk: str) -> tuple[int, ...]:
         """Give the ids of a chunk."""
