@@ -375,7 +375,8 @@ class Generator(nn.Module):
         hidden = self.electra(masked.input_ids, attention_mask, token_type_ids)                # (B, T, Hg)
         at_slots = masked.positions[:, :, None].expand(-1, -1, hidden.shape[-1])               # (B, N, Hg)
         logits = self.predict(hidden.gather(1, at_slots)).float()                              # (B, N, V)
-        nll = F.cross_entropy(logits.transpose(1, 2), masked.original_ids, reduction="none")   # (B, N)
+        nll = F.cross_entropy(logits.flatten(0, 1), masked.original_ids.flatten(),
+                              reduction="none").view_as(masked.weights)                        # (B, N)
         slots = masked.weights.sum() if slot_total is None else slot_total
         return (nll * masked.weights).sum() / (slots + EPSILON), logits
 
