@@ -1427,7 +1427,7 @@ def decode_answers(examples: Sequence[Question], features: Sequence[Feature], lo
 
 
 def findable_answers(examples: Sequence[Question], features: Sequence[Feature]) -> list[list[Answer]]:
-    """The gold answers of each example that decode_answers can give: their score is the ceiling of any model's.
+    """The gold answers of each example that decode_answers can give: their score is the ceiling of exact answers.
 
     Such an answer begins and ends where a piece does, is short, and lies whole in the window that its first piece
     belongs to. Where gold is a list of synonyms (BioASQ's test sets), every place that reads like one counts.
@@ -2028,6 +2028,9 @@ def run_command(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         say("\ninterrupted; the same command continues")
         return 130
+    except BrokenPipeError:                     # who reads our output, head say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         say(f"error: {error}")
         return 2

@@ -579,7 +579,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
                                 epilog="example: python tokenizer.py learn corpus/*.txt.xz --size 8000 "
                                        "--out vocabulary/vocab.txt")
     learn.add_argument("corpus", nargs="+", metavar="CORPUS",
-                       help="files data.py reads, or folders: text with one sentence on each line, also .gz and .xz")
+                       help="text (one sentence a line, an empty line between documents), PubMed or PMC XML, "
+                            ".gz, .xz or .tar of them, or folders of all these")
     learn.add_argument("--size", type=int, required=True, metavar="N",
                        help="pieces in the vocabulary, special tokens included: 8000 suits a corpus of a few "
                             "million words, SciVocab has 31090")

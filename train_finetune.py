@@ -6,6 +6,7 @@ and submission format.
 
     python train_finetune.py --task demo-ner                          # after train_pretrain.py: ten seconds
     python train_finetune.py --task ncbi-disease --data corpora --init runs/med --seeds 5
+    python train_finetune.py --out runs/finetune/ncbi-disease --predict notes.txt            # read raw text
 
 Where it stands: data.py reads task files and makes features, electramed.py holds the heads, metrics.py the
 scores. `--init` takes a pre-training run, a fine-tuned run (SQuAD first, then BioASQ), or a published folder.
@@ -28,7 +29,7 @@ import math
 import os
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -516,6 +517,7 @@ def read_splits(options: Options, seed: int) -> tuple[dict[str, list], str]:
 
 def prepare(options: Options, init: Path | None, like: Path | None, seed: int) -> Prepared:
     """Read the task's files, and the tokenizer, and make the features; says what was cut, split or has no answer."""
+    device = Device.choose(options.device, options.precision)
     examples, test_set = read_splits(options, seed)
     task = data.with_labels(data.TASKS[options.task], examples["train"])
     if task != data.TASKS[options.task]:
@@ -539,7 +541,6 @@ def prepare(options: Options, init: Path | None, like: Path | None, seed: int) -
             say(f"*** {', '.join(sorted(unknown))}: not in the training set, so always missed in {split} ***")
         if task.kind == "qa":
             say_what_can_be_found(task, split, part, features[split])
-    device = Device.choose(options.device, options.precision)
     return Prepared(task, task.labels, tokenizer, config, init, device, examples, features, test_set)
 
 
@@ -553,7 +554,7 @@ def say_what_can_be_found(task: Task, split: str, examples: list[data.Question],
     asked = {identifier(example.id) for example in examples}
     answered = {identifier(example.id) for example, answers in zip(examples, found) if answers}
     say(f"{split}: {len(asked - answered)} of {len(asked)} questions have no gold answer that is a span of a window; "
-        f"gold fed back scores {task.metric} {100 * ceiling:.2f}, the ceiling")
+        f"gold fed back scores {task.metric} {100 * ceiling:.2f}, the ceiling of exact answers")
 
 
 def training_texts(examples: list) -> list[str]:
@@ -611,8 +612,9 @@ def run_seeds(options: Options) -> tuple[str, list[Measures]]:
     unfinished = [seed for seed, folder in enumerate(folders) if not (folder / "scores.json").is_file()]
     prepared = None
     for seed in unfinished:
-        if not prepared or prepared.test_set != "test set":                # a part of a file: each seed tests another
-            prepared = prepare(options, init, like, 0 if options.search else seed)     # but the one searched on
+        # Of a file that is cut each seed tests another part, but after a search all test the part it left out.
+        if not prepared or prepared.test_set != "test set" and not options.search:
+            prepared = prepare(options, init, like, 0 if options.search else seed)
         scores = run_seed(seed, prepared, options, folders[seed])
         metric = prepared.task.metric
         say(f"seed {seed}: test {metric} {100 * scores[metric]:.2f}")
@@ -711,6 +713,8 @@ class Reader(NamedTuple):
     def outputs(self, features: list[Feature]) -> list[np.ndarray]:
         """The head's output for each feature, as probabilities but for questions."""
         outputs = predict(self.model, features, self.options, self.tokenizer.pad_id, self.device)
+        if self.options.tag_loss == "binary":
+            return [np.exp(-np.logaddexp(0, -output)) for output in outputs]               # a sigmoid for each tag
         return [np.exp(output - np.logaddexp.reduce(output, axis=-1, keepdims=True)) if self.labels else output
                 for output in outputs]
 
@@ -721,12 +725,15 @@ def open_reader(options: Options) -> Reader:
     try:
         labels = list(json.loads((folder / "config.json").read_bytes()).get("id2label", {}).values())   # qa: none
         trained = json.loads((Path(options.out) / "options.json").read_bytes())
-        options = dataclasses.replace(options, task=trained["task"], max_length=trained["max_length"])
-    except (OSError, KeyError) as error:
+        options = dataclasses.replace(options, **{name: trained[name] for name in ("task", "max_length", "tag_loss")})
+        kind = data.find_task(options.task).kind
+        if not labels and kind != "qa":
+            raise ValueError("config.json has no id2label")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{options.out}: not a run of train_finetune.py ({error!r}): "
                          "fine-tune first, or pass its folder by --out") from None
     device = Device.choose(options.device, options.precision)
-    model = PARTS_OF[data.TASKS[options.task].kind].head(read_config(folder), len(labels))
+    model = PARTS_OF[kind].head(read_config(folder), len(labels))
     load_weights(model, folder)
     return Reader(model.to(device.kind), Tokenizer.from_file(folder), labels, options, device)
 
@@ -793,7 +800,9 @@ def find_answers(reader: Reader, pairs: list[tuple[str, str]]) -> list[dict[str,
 def parse_pair(line: str, where: str) -> tuple[str, str]:
     """Read a question and its passage from a line of JSON."""
     try:
-        question, passage = (str(json.loads(line)[name]) for name in ("question", "passage"))
+        question, passage = (json.loads(line)[name] for name in ("question", "passage"))
+        if not (isinstance(question, str) and isinstance(passage, str)):
+            raise TypeError
     except (ValueError, KeyError, TypeError):
         raise ValueError(f'{where}: expected {{"question": "...", "passage": "..."}} in JSON, '
                          f"found {line[:60]!r}") from None
@@ -810,16 +819,25 @@ def mark(result: dict[str, Any]) -> str:
     return label + (result["question"] + "\n" if "question" in result else "") + text
 
 
+def input_lines(path: str) -> Iterator[tuple[int, str]]:
+    """The lines of a file, or of standard input for "-", with their numbers; ValueError where they are not UTF-8."""
+    if path != "-":
+        yield from data.numbered_lines(path)
+        return
+    try:
+        yield from enumerate(sys.stdin, start=1)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input: not UTF-8 ({error.reason}): convert it to UTF-8") from None
+
+
 def predict_lines(options: Options) -> None:
     """Read the lines of a file or of standard input; print one JSON line for each, or marked text on a terminal."""
     reader = open_reader(options)
     kind = data.TASKS[reader.options.task].kind
     readers: dict[str, Callable[..., list[dict[str, Any]]]] = {"ner": find_entities, "qa": find_answers}
     read = readers.get(kind, find_labels)
-    is_stdin = options.predict == "-"
-    numbered = enumerate(sys.stdin, start=1) if is_stdin else data.numbered_lines(str(options.predict))
-    lines = ((number, line.strip()) for number, line in numbered if line.strip())
-    size = 1 if is_stdin and sys.stdin.isatty() else 256            # lines at a time: one is answered at once
+    lines = ((number, line.strip()) for number, line in input_lines(str(options.predict)) if line.strip())
+    size = 1 if options.predict == "-" and sys.stdin.isatty() else 256      # lines at a time: one is answered at once
     while block := list(itertools.islice(lines, size)):
         inputs = [line if kind in ("ner", "re") else parse_pair(line, f"{options.predict} line {number}")
                   for number, line in block]
@@ -831,7 +849,7 @@ def predict_lines(options: Options) -> None:
 
 def run(options: Options) -> int:
     """Do what the options ask for, and print its result; returns 0."""
-    if options.predict:
+    if options.predict is not None:
         predict_lines(options)
     elif options.curve:
         print(score_curve(options), flush=True)
@@ -847,7 +865,7 @@ def complete(options: Options) -> Options:
         raise ValueError(f"--class-weights are for ranking; {options.task} is of the kind {task.kind}")
     if options.tag_loss != "softmax" and task.kind != "ner":
         raise ValueError(f"--tag-loss {options.tag_loss} is for entities; {options.task} is of the kind {task.kind}")
-    if bool(options.search) + options.curve + bool(options.predict) > 1:
+    if bool(options.search) + options.curve + (options.predict is not None) > 1:
         raise ValueError("--search, --curve and --predict are three different things to do: choose one")
     if options.search and options.search > (size := math.prod(map(len, GRID.values()))):
         raise ValueError(f"--search {options.search}: the grid has {size} points")

@@ -458,7 +458,7 @@ def run_steps(model: ElectraForPretraining | MaskedLanguageModel, optimizer: Ada
                         or is_stopped)
             is_evaluated = len(shards.held_out) > 0 and (step % options.eval_every == 0 or is_last)
             is_kept = step % options.keep_every == 0
-            if is_logged or is_saved or is_kept:
+            if is_logged or is_evaluated or is_saved or is_kept:
                 last = check_results([StepResult(*each.tolist()) for each in recent], step, order, options)
                 recent, now = [], time.monotonic()                      # the device has caught up with the host
             if is_logged:

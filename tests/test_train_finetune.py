@@ -474,12 +474,15 @@ def test_what_cannot_be_read_is_named(pretrained, tmp_path, capsys):
     assert train_finetune.main(["--out", str(pretrained), "--predict", "x"]) == 2
     assert "not a run of train_finetune.py" in capsys.readouterr().err
     assert run("demo-qa", pretrained, tmp_path / "qa") == 0
+    assert train_finetune.main(["--out", str(tmp_path / "qa"), "--predict", ""]) == 2       # an empty shell variable
+    assert "No such file" in capsys.readouterr().err
     ask = ["--out", str(tmp_path / "qa"), "--predict", str(tmp_path / "input.txt")]
     assert train_finetune.main(ask) == 2
     assert "input.txt" in capsys.readouterr().err
-    (tmp_path / "input.txt").write_text('\n{"question": "what ?"}\n')
-    assert train_finetune.main(ask) == 2
-    assert "input.txt line 2: expected {\"question\"" in capsys.readouterr().err
+    for line in ('{"question": "what ?"}', '{"question": "what ?", "passage": null}', "[1]", "what ?"):
+        (tmp_path / "input.txt").write_text(f"\n{line}\n")
+        assert train_finetune.main(ask) == 2
+        assert "input.txt line 2: expected {\"question\"" in capsys.readouterr().err
 
 
 # --- files of one's own, and wrong input ---
