@@ -1,6 +1,6 @@
 """Compare the speed of tokenizer.py with that of the `tokenizers` package, both on one thread.
 
-    python tests/bench_tokenizer.py               # a sample of 20 MB: real text where ELECTRAMED_DATA is set
+    python tests/bench_tokenizer.py               # a sample of 40 MB: real text where ELECTRAMED_DATA is set
     python tests/bench_tokenizer.py --megabytes 254 --rounds 1      # all of it
 
 The two take turns, one batch of 1,000 lines each, so that whatever else the machine does slows down both. Every
@@ -78,7 +78,7 @@ def compare(path, lowercase, batches, rounds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=float, default=20)
+    parser.add_argument("--megabytes", type=float, default=40)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     lines = read_lines(options.megabytes)
