@@ -144,6 +144,30 @@ def test_every_example_is_drawn_once_an_epoch_and_step_k_is_a_function_of_k(fini
                for a, step in zip(later, (3, order.per_epoch + 1)))
 
 
+def test_an_update_clips_the_gradient_to_norm_one(finished):
+    """After one update the first moments are a tenth of the gradient: their norm is 0.1, whatever its own was."""
+    model = electramed.load_pretrained(finished)
+    optimizer = electramed.Adam(electramed.parameter_groups(model, 0.0))
+    options = train_pretrain.complete(train_pretrain.Options(max_length=48, batch_size=8))
+    order = train_pretrain.BatchOrder(data.open_shards(finished / "shards"), options)
+    batch = train_pretrain.mask_batch(order.batch(0, 0), model.config, 0, 0)
+    result = train_pretrain.training_step(model, optimizer, batch, options, 0, electramed.Device("cpu", "float32"))
+    moments = torch.cat([state["exp_avg"].flatten() for state in optimizer.state.values()])
+    assert train_pretrain.StepResult(*result.tolist()).gradient_norm > 1
+    assert moments.norm().item() == pytest.approx(0.1, rel=1e-4)
+
+
+def test_padding_counts_neither_in_the_loss_nor_in_the_auc_on_held_out_documents(finished):
+    """One judgement for each real token: the official code counts padding among the originals."""
+    shards = data.open_shards(finished / "shards")
+    options = train_pretrain.complete(train_pretrain.Options(max_length=48, batch_size=8))
+    found = train_pretrain.held_out_outputs(electramed.load_pretrained(finished), shards, options,
+                                            electramed.Device("cpu", "float32"))
+    numbers = shards.held_out[:train_pretrain.EVALUATION_EXAMPLES]
+    assert len(found["logits"]) == len(found["is_replaced"]) == shards.lengths[numbers].sum()
+    assert len(set(shards.lengths[numbers])) > 1                    # so there is padding
+
+
 def test_the_blind_masked_token_loss_is_the_entropy_of_the_ordinary_tokens(finished):
     shards = data.open_shards(finished / "shards")
     ids = np.concatenate([shards.example(number)[0] for number in shards.train])
