@@ -10,14 +10,12 @@ import itertools
 import multiprocessing
 import os
 import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import data                                                                             # noqa: E402
-import tokenizer as wordpieces                                                          # noqa: E402
+import data
+import tokenizer as wordpieces
 
 CORPUS = 26e9           # bytes of ELECTRAMed's corpus
 

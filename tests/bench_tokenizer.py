@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 
 os.environ.update(RAYON_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")    # read when the package is imported
-import tokenizers    # noqa: E402
+import tokenizers
 
-import data    # noqa: E402
-from tokenizer import Tokenizer, learn_vocab    # noqa: E402
+import data
+from tokenizer import Tokenizer, learn_vocab
 
 BATCH = 1000    # lines
 

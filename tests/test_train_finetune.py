@@ -436,6 +436,14 @@ def test_entities_of_raw_text_stand_at_their_characters(pretrained, tmp_path, ca
     assert "slowed  \x1b[1mChronic kelmarin FEVER\x1b[0m [Disease] in adults." in marked
 
 
+@pytest.mark.parametrize("loss, chances", [("softmax", [0.1192, 0.8808]), ("binary", [0.5, 0.8808])])
+def test_scores_are_the_probabilities_the_tagger_was_trained_to_give(loss, chances, tiny_tokenizer, monkeypatch):
+    """Of logits 0 and 2: e^0 / (e^0 + e^2) and the rest, or a sigmoid of each."""
+    monkeypatch.setattr(train_finetune, "predict", lambda *arguments: [np.array([[0.0, 2.0]])])
+    reader = train_finetune.Reader(None, tiny_tokenizer, ["O", "B"], train_finetune.Options(tag_loss=loss), None)
+    assert reader.outputs([])[0][0] == pytest.approx(chances, abs=1e-4)
+
+
 def test_a_word_longer_than_a_window_is_still_one_word(pretrained, tmp_path, capsys):
     assert run("demo-ner", pretrained, tmp_path / "out", "--max-length", "16") == 0
     result, = read(tmp_path / "out", "a" + "-b" * 200 + "\n", tmp_path, capsys)
