@@ -949,6 +949,10 @@ class Device:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: torch sees no GPU here; drop the option to run on the CPU")
+        if device == "cpu":
+            # Weights and activations that fade out pass 1e-38 after some thousand steps, and products of such
+            # "denormal" numbers are many times slower: take them for 0.
+            torch.set_flush_denormal(True)
         return cls(device, precision or ("bfloat16" if device == "cuda" else "float32"))
 
     def join(self) -> Device:

@@ -1190,6 +1190,19 @@ def test_a_missing_gpu_is_an_error_that_says_what_to_do():
         Device.choose("cuda")
 
 
+def test_a_cpu_takes_numbers_too_small_to_be_normal_for_zero():
+    """1e-40 needs a denormal float32, which a matrix product computes many times slower."""
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor cannot")
+    small = torch.full((4, 4), 1e-20)
+    try:
+        assert (small @ small > 0).all()
+        Device.choose("cpu")
+        assert (small @ small == 0).all()
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_a_seed_decides_what_the_device_draws():
     device, draws = Device.choose("cpu"), []
     for seed in (3, 3, 4):
