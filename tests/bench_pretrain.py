@@ -35,6 +35,10 @@ CASES = {                       # preset -> (length, rows on a CPU, rows on a GP
     "small": (128, 16, 512),
     "base": (512, 4, 64),
 }
+PAPERS = {                      # preset -> the run of that size, tokens in its batches
+    "small": ("Bio-ELECTRA", 1_800_000 * 64 * 256),
+    "base": ("ELECTRAMed", 1_000_000 * 256 * 512),
+}
 VOCABULARY = 31090              # SciVocab's
 CLS, SEP, MASK = 102, 103, 104
 IGNORED = -100                  # transformers' label of a position that is not masked
@@ -198,7 +202,7 @@ def abstract_lengths():
 
 
 def compare(name, device, is_compiled, options, figures):
-    """Ours beside transformers': tokens a second, their ratio, peak memory, and on a GPU the share of its peak."""
+    """Ours beside transformers': tokens a second, peak memory, their ratio, days a paper takes, share of the peak."""
     length, rows = CASES[name][0], CASES[name][1 if device.kind == "cpu" else 2]
     config = preset(name)
     warm, *batches = (bench_batch([length] * rows, length, config, device, seed) for seed in range(options.rounds + 1))
@@ -212,6 +216,10 @@ def compare(name, device, is_compiled, options, figures):
         print(f"{title}: {who} {value:.3f} s a step ({min(times[who]):.3f} to {max(times[who]):.3f})", flush=True)
         figures[f"{title}: {who}, tokens a second"] = f"{rows * length / value:,.0f}"
         figures[f"{title}: {who}, peak memory in GiB"] = f"{peaks[who] / 2**30:.2f}"
+    if name in PAPERS:
+        paper, tokens = PAPERS[name]
+        figures[f"{title}: days for the {tokens / 1e9:.1f} G tokens of {paper}"] = (
+            f"{tokens / (rows * length / median['ours']) / 86_400:,.1f}")
     figures[f"{title}: times as fast as transformers"] = f"{median['transformers'] / median['ours']:.2f}"
     if device.kind == "cuda":
         share = flop_per_token(config, length) * rows * length / median["ours"] / measured_peak(device)

@@ -1,0 +1,160 @@
+"""Draw the README's pictures from what runs wrote: SVG below 100 kB in .github/.
+
+    python tests/draw_pictures.py sentence runs/best "A sentence to follow through one step."
+    python tests/draw_pictures.py losses runs/best 6.9                        # and the unigram entropy, nats
+    python tests/draw_pictures.py scores ELECTRA=runs/curve/curve.csv MLM=runs/curve-mlm/curve.csv
+
+The first needs no package but the project's own, the others matplotlib.
+"""
+from __future__ import annotations
+
+import html
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+import data
+from electramed import load_pretrained, mask_tokens, model_folder, replace_tokens, sample_tokens
+from tokenizer import Tokenizer
+
+PICTURES = Path(__file__).resolve().parent.parent / ".github"
+
+
+# --- 1. A sentence through one step ---
+
+class Followed(NamedTuple):
+    """One token on its way through a step."""
+
+    original: str
+    masked: str                 # what the generator reads
+    sampled: str                # what the discriminator reads
+    is_chosen: bool
+    is_replaced: bool
+    belief: float               # the discriminator's probability that it was replaced
+
+
+def follow(run: str, text: str, seed: int) -> list[Followed]:
+    """Mask a sentence, fill it in with the generator's samples, ask the discriminator about every token."""
+    model, tokenizer = load_pretrained(run).eval(), Tokenizer.from_file(model_folder(run))
+    ids = torch.tensor([[tokenizer.cls_id, *tokenizer.encode(text), tokenizer.sep_id]])        # (1, T)
+    real, segments = torch.ones_like(ids), torch.zeros_like(ids)
+    generator = torch.Generator().manual_seed(seed)
+    masked = mask_tokens(ids, real, model.config, generator)
+    with torch.no_grad():
+        logits = model.generator_logits(masked.input_ids, real, segments)[0, masked.positions]     # (1, N, V)
+        sampled = sample_tokens(logits, torch.rand(logits.shape, generator=generator))
+        corrupted, is_replaced = replace_tokens(masked, sampled)                                    # (1, T) both
+        belief = model.discriminator_logits(corrupted, real, segments).sigmoid()
+    is_chosen = torch.zeros_like(ids).scatter_add(1, masked.positions, masked.weights.long()) > 0
+    rows = (ids, masked.input_ids, corrupted, is_chosen, is_replaced, belief)
+    return [Followed(*(tokenizer.pieces[int(i)] for i in token[:3]), bool(token[3]), bool(token[4]), float(token[5]))
+            for token in zip(*(row[0] for row in rows))]
+
+
+CHARACTER, ROW, LABEL, WIDTH = 7.3, 23, 92, 880         # pixels: of a character, a row, the row names, a line
+NAMES = ("the text", "masked", "sampled", "judged")
+
+
+def colour(belief: float) -> str:
+    """White at 0, a strong orange at 1."""
+    return "#" + "".join(f"{round(255 + (end - 255) * belief):02x}" for end in (240, 110, 30))
+
+
+def sentence_svg(tokens: list[Followed], title: str) -> str:
+    """Lines of tokens, each with four rows: as written, as the generator reads it, as it is replaced, as it is judged.
+
+    Chosen tokens are bold; replaced ones are framed where they are judged.
+    """
+    parts, x, y, height = [], float(LABEL), 40, 4 * ROW + 18
+
+    def write(x: float, y: float, text: str, style: str = "") -> None:
+        parts.append(f'<text x="{x:.0f}" y="{y}" {style}>{html.escape(text)}</text>')
+
+    write(8, 22, title, 'font-weight="bold"')
+    for number, token in enumerate(tokens):
+        words = (token.original, token.masked, token.sampled, f"{100 * token.belief:.0f} %")
+        width = CHARACTER * max(map(len, words)) + 10
+        if x + width > WIDTH:
+            x, y = float(LABEL), y + height
+        if x == LABEL:
+            for row, name in enumerate(NAMES):
+                write(8, y + row * ROW + 16, name, 'fill="#777"')
+        parts.append(f'<rect x="{x + 1:.0f}" y="{y + 3 * ROW}" width="{width - 2:.0f}" height="{ROW - 2}" rx="3" '
+                     f'fill="{colour(token.belief)}" stroke="{"#a00000" if token.is_replaced else "#ddd"}" '
+                     f'stroke-width="{2 if token.is_replaced else 1}"/>')
+        for row, word in enumerate(words):
+            is_bold = token.is_chosen and row < 3
+            write(x + width / 2, y + row * ROW + 16, word,
+                  'text-anchor="middle"' + (' font-weight="bold"' if is_bold else ""))
+        x += width
+    style = 'font-family="monospace" font-size="12" fill="#111"'
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH + 10}" height="{y + height}" {style}>'
+            f'<rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n')
+
+
+# --- 2. Curves ---
+
+def read_columns(path: str | Path) -> dict[str, np.ndarray]:
+    """The columns of a CSV file with a head line."""
+    head, *rows = Path(path).read_text().splitlines()
+    return dict(zip(head.split(","), np.array([[float(value) for value in row.split(",")] for row in rows]).T))
+
+
+def new_figure(count: int) -> tuple[Any, list[Any]]:
+    """A matplotlib figure with `count` plots beside each other; its text stays text."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "electramed"}      # the same file every time
+    figure = Figure(figsize=(4.6 * count, 3.3), layout="constrained")
+    return figure, [figure.add_subplot(1, count, number + 1) for number in range(count)]
+
+
+def draw_losses(run: str, blind: float) -> Any:
+    """Both networks on held-out documents against steps: eval.csv of a run."""
+    found = read_columns(Path(run) / "eval.csv")
+    figure, (left, right) = new_figure(2)
+    left.plot(found["step"], found["mlm_loss"])
+    left.axhline(blind, color="grey", linestyle="--")
+    left.set(xlabel="steps", ylabel="nats", title="masked-token loss (dashed: unigram entropy)")
+    right.plot(found["step"], found["discriminator_auc"])
+    right.axhline(0.5, color="grey", linestyle="--")
+    right.set(xlabel="steps", title="replaced-token AUC (dashed: chance)")
+    return figure
+
+
+def draw_scores(curves: list[str]) -> Any:
+    """Test scores against pre-training steps, NAME=curve.csv each, with their 95 % intervals."""
+    figure, (axes,) = new_figure(1)
+    for curve in curves:
+        name, _, path = curve.partition("=")
+        columns = read_columns(path)
+        metric = list(columns)[1]
+        share = columns["step"] / columns["step"].max()
+        axes.plot(share, columns[metric], marker="o", markersize=3, label=name)
+        axes.fill_between(share, columns["low"], columns["high"], alpha=0.2)
+    axes.set(xlabel="share of the pre-training compute", ylabel=f"test {metric}, percent")
+    axes.legend()
+    return figure
+
+
+def main(arguments: list[str]) -> int:
+    """Draw one picture; returns the exit status."""
+    match arguments:
+        case ["sentence", run, text]:
+            svg = sentence_svg(follow(run, text, seed=0), "one step of replaced-token detection, token by token")
+            data.write_bytes(PICTURES / "sentence.svg", svg.encode())
+        case ["losses", run, blind]:
+            draw_losses(run, float(blind)).savefig(PICTURES / "losses.svg", metadata={"Date": None})
+        case ["scores", *curves] if curves:
+            draw_scores(curves).savefig(PICTURES / "scores.svg", metadata={"Date": None})
+        case _:
+            print(__doc__, file=sys.stderr)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,114 @@
+"""The README keeps its word: its quick commands run as they stand, its options exist, its counts and links are true."""
+import gzip
+import importlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+import data
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+# Run one after the other in one folder; what the README marks with minutes or hours is not among them.
+QUICK = [
+    "python tokenizer.py learn pubmed/*.xml.gz --size 31000 --out vocab/vocab.txt",
+    "python data.py build pubmed/*.xml.gz --min-pmid 10000000 --vocab vocab --max-length 512 --out shards",
+    "python data.py info shards",
+    "python data.py verify shards",
+    "python train_finetune.py --task demo-ner",
+    'echo "Sulloene slowed ganbael in adults." | python train_finetune.py --out runs/finetune/demo-ner --predict -',
+]
+
+PUBMED = """<PubmedArticleSet>{}</PubmedArticleSet>"""
+RECORD = """<PubmedArticle><MedlineCitation><PMID>{}</PMID><Article><ArticleTitle>{}</ArticleTitle>
+<Abstract><AbstractText>{}</AbstractText></Abstract></Article></MedlineCitation></PubmedArticle>"""
+
+
+def commands() -> list[list[str]]:
+    """The words of every line of a block that calls one of our modules, up to a pipe, a comment or `...`."""
+    lines = "\n".join(block for language, block in BLOCKS if not language).replace("\\\n", " ").splitlines()
+    found = []
+    for line in lines:
+        words = shlex.split(line, comments=True) if "python " in line or line.startswith("torchrun") else []
+        modules = [i for i, word in enumerate(words) if re.fullmatch(r"(train_\w+|data|tokenizer)\.py", word)]
+        if modules:
+            words = words[modules[0]:]
+            found.append(words[:next((i for i, word in enumerate(words) if word in ("...", "|", ";", "&&")), None)])
+    return found
+
+
+def test_every_option_that_the_readme_names_exists():
+    checked = 0
+    for module, *arguments in commands():
+        if module.startswith("train_"):
+            trainer = importlib.import_module(module.removesuffix(".py"))
+            if not any("$" in word for word in arguments):          # no variables of the shell
+                trainer.complete(data.parse_options(trainer.Options, "", arguments))
+                checked += 1
+            known = {"--" + name.replace("_", "-") for name in trainer.Options.__dataclass_fields__}
+        else:
+            known = set(re.findall(r'"(--[a-z-]+)"', (ROOT / module).read_text()))
+        assert {word for word in arguments if word.startswith("--")} <= known, (module, arguments)
+    assert checked >= 10
+
+
+def test_line_counts_are_true():
+    counts = dict(re.findall(r"\[(\w+\.py)\]\(\w+\.py\) \| ([\d,]+) \|", README))
+    assert counts == {path.name: str(len(path.read_text().splitlines())) for path in ROOT.glob("*.py")}
+
+
+def test_links_lead_somewhere_and_pictures_are_small_and_well_formed():
+    targets = re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", README)
+    local = {first or second for first, second in targets if "://" not in first + second}
+    assert {"electramed.py", ".github/sentence.svg"} <= local
+    for target in local:
+        assert (ROOT / target).exists(), target
+    for picture in (ROOT / ".github").glob("*.svg"):
+        assert ElementTree.parse(picture).getroot().tag.endswith("svg")
+        assert picture.stat().st_size < 100_000 and str(picture.relative_to(ROOT)) in local
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder as after the main job, but that it ran twenty steps; and a small PubMed file."""
+    folder = tmp_path_factory.mktemp("readme")
+    for module in ROOT.glob("*.py"):
+        shutil.copy(module, folder)
+    (folder / "pubmed").mkdir()
+    records = [RECORD.format(20_000_000 + number, *document.text.split(". ", 1)) for number in range(200)
+               if ". " in (document := data.SyntheticWorld(0).document(number)).text]
+    (folder / "pubmed" / "one.xml.gz").write_bytes(gzip.compress(PUBMED.format("".join(records)).encode()))
+    run_in(folder, "python train_pretrain.py --steps 20")
+    return folder
+
+
+def run_in(folder: Path, command: str) -> str:
+    """Run a line of the shell; returns what it prints."""
+    command = re.sub(r"\bpython\b", shlex.quote(sys.executable), command, count=1)
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "ELECTRAMED_DATA")}
+    done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_quick_commands_run_as_they_stand(place):
+    for command in QUICK:
+        assert any(command in block.replace("\\\n", "") for _, block in BLOCKS) or f"`{command}`" in README, command
+        printed = run_in(place, command)
+        assert printed, command
+    assert '"text": "Sulloene slowed ganbael in adults."' in printed
+
+
+def test_the_python_example_runs_as_it_stands(place):
+    (code,) = [block for language, block in BLOCKS if language == "python"]
+    (place / "example.py").write_text(code)
+    assert "tensor" in run_in(place, "python example.py")
