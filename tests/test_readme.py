@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import data
+import draw_pictures
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -87,7 +88,7 @@ def place(tmp_path_factory) -> Path:
     records = [RECORD.format(20_000_000 + number, *document.text.split(". ", 1)) for number in range(200)
                if ". " in (document := data.SyntheticWorld(0).document(number)).text]
     (folder / "pubmed" / "one.xml.gz").write_bytes(gzip.compress(PUBMED.format("".join(records)).encode()))
-    run_in(folder, "python train_pretrain.py --steps 20")
+    run_in(folder, "python train_pretrain.py --steps 20 --eval-every 10")
     return folder
 
 
@@ -112,3 +113,29 @@ def test_the_python_example_runs_as_it_stands(place):
     (code,) = [block for language, block in BLOCKS if language == "python"]
     (place / "example.py").write_text(code)
     assert "tensor" in run_in(place, "python example.py")
+
+
+def test_the_picture_follows_a_sentence_as_training_does(place, tmp_path, monkeypatch):
+    text = "Sulloene slowed ganbael in adults and in children with fever."
+    tokens = draw_pictures.follow(str(place / "runs" / "pretrain"), text, seed=1)
+    assert [tokens[0].original, tokens[-1].original] == ["[CLS]", "[SEP]"]
+    assert sum(token.is_chosen for token in tokens) == min(round(0.15 * len(tokens)), int(0.155 * len(tokens)))
+    for token in tokens:
+        assert token.is_replaced == (token.sampled != token.original)
+        assert token.is_chosen or token.original == token.masked == token.sampled
+        assert token.masked in (token.original, "[MASK]") and 0 < token.belief < 1
+    monkeypatch.setattr(draw_pictures, "PICTURES", tmp_path)
+    assert draw_pictures.main(["sentence", str(place / "runs" / "pretrain"), text]) == 0
+    root = ElementTree.parse(tmp_path / "sentence.svg").getroot()
+    drawn = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert drawn.count("[CLS]") == 3 and drawn.count("judged") >= 1
+
+
+def test_curves_are_drawn_from_what_runs_wrote(place, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: no curves")
+    monkeypatch.setattr(draw_pictures, "PICTURES", tmp_path)
+    (tmp_path / "curve.csv").write_text("step,f1,low,high\n10,20.5,18,23\n20,30,27,33\n")
+    assert draw_pictures.main(["losses", str(place / "runs" / "pretrain"), "5.3"]) == 0
+    assert draw_pictures.main(["scores", f"one={tmp_path / 'curve.csv'}", f"two={tmp_path / 'curve.csv'}"]) == 0
+    for name in ("losses", "scores"):
+        assert ElementTree.parse(tmp_path / f"{name}.svg").getroot().tag.endswith("svg")
