@@ -1458,11 +1458,9 @@ def findable_answers(examples: Sequence[Question], features: Sequence[Feature]) 
 SYLLABLES = "ba cor del fa gan hu jor kel lo mar nev or pel qui ras sul tam ul vor xan zi".split()
 ENDINGS = "ab an ax el ene ia in is ol on or ux".split()            # shared by all types, on purpose
 SALTS = "acetate citrate fumarate sulfate tartrate".split() * 3     # a family each; a family has four members
-DISEASE_NOUNS = ("fibrosis colitis sarcoma fever neuropathy dystrophy arthritis psoriasis epilepsy "
-                 "lymphoma").split()
+DISEASE_NOUNS = "fibrosis colitis sarcoma fever neuropathy dystrophy arthritis psoriasis epilepsy lymphoma".split()
 EFFECT_NOUNS = "rash oedema vertigo colic anaemia".split()
-GENE_NOUNS = ("kinase ligase protease receptor channel transporter helicase phosphatase synthase "
-              "reductase").split()
+GENE_NOUNS = "kinase ligase protease receptor channel transporter helicase phosphatase synthase reductase".split()
 DRUGS = 4 * len(SALTS)                                           # 60; 40 diseases, 40 genes, 20 side effects
 
 # slots -> verbs of house style 0 | those of style 1. The training sets of the demo tasks are in style 0, the
@@ -1506,6 +1504,7 @@ LABORATORY = """
 
 
 def in_frames(frames: str, verb: str, target: str) -> str:
+    """Fill the verb and what it acts on into shared frames."""
     return frames.replace("VERBED", verb).replace("TARGET", target)
 
 
@@ -1607,32 +1606,34 @@ QUESTIONS = {"gene": "which gene was {blocked} by {drug} ?", "disease": "what wa
              "weeks": "for how many weeks was {drug} given ?"}
 
 
-class Mention(NamedTuple):
-    """An entity of a sentence."""
-
-    type: str                   # Drug, Disease or Gene
-    start: int                  # half-open range of words
-    end: int
-
-
-class Relation(NamedTuple):
-    """What a sentence says of two of its mentions."""
-
-    label: str                  # treats, causes, inhibits or false
-    first: int                  # indices into the sentence's mentions
-    second: int
-
-
 class SyntheticSentence(NamedTuple):
     """A sentence with all that is known about it."""
 
     words: list[str]
-    mentions: list[Mention]
-    relations: list[Relation]   # none, one or two
+    places: dict[str, tuple[int, int]]          # slot -> the words where it first stands, a half-open range
+    relations: list[tuple[str, ...]]            # (label, slot, slot), none to two: treats, causes, inhibits or false
 
     @property
     def text(self) -> str:
-        return join_words(self.words)
+        """Write it as it is printed: "( 5 mg ) ." becomes "(5 mg)."."""
+        return tidy(" ".join(self.words))
+
+    @property
+    def tags(self) -> list[str]:
+        """Tag each word: B-Type opens an entity, I-Type continues it, O is outside (IOB2)."""
+        tags = ["O"] * len(self.words)
+        for slot, (start, end) in self.places.items():
+            if kind := ENTITY_TYPES.get(slot):
+                tags[start:end] = [f"B-{kind}"] + [f"I-{kind}"] * (end - start - 1)
+        return tags
+
+    def anonymised(self, *slots: str) -> str:
+        """Write the text with the entities of these slots as @DRUG$, @GENE$ or @DISEASE$."""
+        words = list(self.words)
+        for slot in sorted(slots, key=self.places.__getitem__, reverse=True):       # right first: places stay true
+            start, end = self.places[slot]
+            words[start:end] = [f"@{ENTITY_TYPES[slot].upper()}$"]
+        return tidy(" ".join(words))
 
 
 class SyntheticDocument(NamedTuple):
@@ -1643,57 +1644,33 @@ class SyntheticDocument(NamedTuple):
 
     @property
     def text(self) -> str:
+        """Join the sentences by spaces."""
         return " ".join(sentence.text for sentence in self.sentences)
 
 
-class Template(NamedTuple):
-    """A sentence with slots."""
-
-    tokens: list[list[str]]                     # the alternatives of each token: words or {slot}s
-    relations: list[tuple[str, str, str]]       # (label, first slot, second slot)
+def tidy(text: str) -> str:
+    """Drop the spaces around marks that prose does not have there."""
+    return re.sub(r" (?=[.,:?)])|(?<=\() ", "", text)
 
 
-def join_words(words: list[str]) -> str:
-    """Write words as a plain sentence: "( 5 mg ) ." becomes "(5 mg)."."""
-    return " ".join(words).replace(" .", ".").replace(" ,", ",").replace(" :", ":").replace(
-        " ?", "?").replace("( ", "(").replace(" )", ")")
-
-
-def parse_templates(groups: dict[str, str]) -> list[Template]:
-    """Read one section of TEMPLATES: {"treats drug disease": lines} -> one Template a line."""
-    templates = []
-    for stated, lines in groups.items():
-        relations = [(label, first, second) for label, first, second
-                     in (relation.split() for relation in stated.split(";") if relation)]
-        for line in lines.strip().splitlines():
-            templates.append(Template([token.split("/") for token in line.split()], relations))
-    return templates
-
-
-def fill_template(template: Template, facts: dict[str, list[str]], rng: random.Random,
-                  stated: dict[str, str]) -> SyntheticSentence:
-    """Write one sentence; note in `stated` how each slot reads where it first stands."""
+def fill_template(template: list[str], relations: list[tuple[str, ...]], facts: dict[str, str],
+                  rng: random.Random) -> SyntheticSentence:
+    """Write one sentence: the facts in the slots, one of the alternatives of each choice."""
     words: list[str] = []
-    mentions: list[Mention] = []
-    order: dict[str, int] = {}                  # slot -> number of its mention
-    for alternatives in template.tokens:
-        token = alternatives[0] if len(alternatives) == 1 else rng.choice(alternatives)
-        slot = token[1:-1] if token[0] == "{" else None
+    places: dict[str, tuple[int, int]] = {}
+    for token in template:
+        if "/" in token:
+            token = rng.choice(token.split("/"))
         start = len(words)
-        words += facts[slot] if slot else [token]
-        if start == 0:
-            words[0] = words[0].capitalize()
-        if slot in ENTITY_TYPES:
-            order[slot] = len(mentions)
-            mentions.append(Mention(ENTITY_TYPES[slot], start, len(words)))
-        if slot and slot not in stated:
-            stated[slot] = " ".join(words[start:])
-    relations = [Relation(label, order[first], order[second]) for label, first, second in template.relations]
-    return SyntheticSentence(words, mentions, relations)
+        words += token.format_map(facts).split()
+        if token[0] == "{":
+            places.setdefault(token[1:-1], (start, len(words)))
+    words[0] = words[0].capitalize()
+    return SyntheticSentence(words, places, relations)
 
 
 def house_style(number: int) -> int:
-    """The style abstract `number` is written in: 0 for every third round of the drugs, else 1."""
+    """Tell the style abstract `number` is written in: 0 for every third round of the drugs, else 1."""
     return int(number // DRUGS % 3 > 0)
 
 
@@ -1716,10 +1693,12 @@ class SyntheticWorld:
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
-        self.sections = {section: parse_templates(groups) for section, groups in TEMPLATES.items()}
-        self.verbs = [(slots, [[[[form] for form in verb.split()] for verb in style.split(",")]
-                               for style in styles.split("|")]) for slots, styles in VERBS.items()]
-        self.questions = list(zip(QUESTIONS, parse_templates({"": "\n".join(QUESTIONS.values())})))
+        self.templates = {
+            section: [(line.split(), [tuple(relation.split()) for relation in stated.split(";") if relation])
+                      for stated, lines in groups.items() for line in lines.strip().splitlines()]
+            for section, groups in TEMPLATES.items()}
+        self.verbs = [(slots, [[verb.split() for verb in style.split(",")] for style in styles.split("|")])
+                      for slots, styles in VERBS.items()]
         rng = random.Random(seed)
         names = invent_names(rng)
 
@@ -1728,15 +1707,14 @@ class SyntheticWorld:
 
         drugs = entities(SALTS, "{name}", "{name}", "{name} {noun}", "{name}")
         genes = entities(GENE_NOUNS, "{name}", "{name} {noun}", "{name}", "{name}")
-        diseases = entities(DISEASE_NOUNS,
-                            "{name}", "{name} {noun}", "chronic {name} {noun}", "{name} {noun}")
+        diseases = entities(DISEASE_NOUNS, "{name}", "{name} {noun}", "chronic {name} {noun}", "{name} {noun}")
         effects = entities(EFFECT_NOUNS, "{name}", "{noun}", "acute {name} {noun}", "{name} {noun}")
-        sites, cells, trials = ([next(names) for _ in range(20)] for _ in range(3))
+        sites, cells, trials = (list(itertools.islice(names, 20)) for _ in range(3))
 
-        self.facts: list[dict[str, list[str]]] = []             # of each drug: slot -> words
+        self.facts: list[dict[str, str]] = []                   # of each drug, by slot
         for index in range(DRUGS):
             target, harm = index % len(diseases), 4 * (index // 12) + index % 4     # a gene a disease
-            facts = {
+            self.facts.append({
                 "drug": drugs[index], "rival": drugs[index ^ 1],    # ^ 1: the neighbour in the same family
                 "gene": genes[target], "paralog": genes[target ^ 1],
                 "disease": diseases[target], "failed": diseases[target ^ 1],
@@ -1746,8 +1724,7 @@ class SyntheticWorld:
                 "schedule": rng.choice(["once daily", "twice daily", "at night", "every morning"]),
                 # ranges that do not meet: which number is meant is plain from the number
                 "dose": f"{rng.randrange(5, 100, 5)} mg", "weeks": str(rng.randint(2, 30)),
-                "percent": str(rng.randint(31, 69)), "number": str(rng.randrange(100, 500, 20))}
-            self.facts.append({slot: words.split() for slot, words in facts.items()})
+                "percent": str(rng.randint(31, 69)), "number": str(rng.randrange(100, 500, 20))})
 
     def document(self, number: int) -> SyntheticDocument:
         """Write abstract `number`: six to nine sentences on drug number % DRUGS.
@@ -1760,82 +1737,60 @@ class SyntheticWorld:
         for slots, styles in self.verbs:
             facts.update(zip(slots, rng.choice(styles[house_style(number)])))
         left_out = rng.sample(OPTIONAL, rng.randint(3, len(OPTIONAL)))
-        sentences, stated = [], dict[str, str]()
-        for section, templates in self.sections.items():
-            if section not in left_out:
-                sentences.append(fill_template(rng.choice(templates), facts, rng, stated))
-        questions = []
-        for slot, question in self.questions:
-            if slot in stated:
-                asked = fill_template(question, facts, rng, {})
-                questions.append((asked.text, stated[slot]))
-        return SyntheticDocument(sentences, questions)
+        sentences = [fill_template(*rng.choice(templates), facts, rng)
+                     for section, templates in self.templates.items() if section not in left_out]
+        answers: dict[str, str] = {}                            # how each slot reads where it first stands
+        for sentence in sentences:
+            for slot, (start, end) in sentence.places.items():
+                answers.setdefault(slot, " ".join(sentence.words[start:end]))
+        return SyntheticDocument(sentences, [
+            (tidy(question.format_map(facts).capitalize()), answers[slot])
+            for slot, question in QUESTIONS.items() if slot in answers])
 
 
-DEMO_SPLITS = {"train": (10_000_000, 200), "dev": (20_000_000, 200), "test": (30_000_000, 800)}
+DEMO_SPLITS = {"train": (10_000_000, 200), "dev": (20_000_000, 200), "test": (30_000_000, 800)}     # first, examples
 DEMO_TRAIN_DRUGS = range(24, 40)
 
 
-def sentence_tags(sentence: SyntheticSentence) -> list[str]:
-    """Tag each word: B-Type opens a mention, I-Type continues it, O is outside (IOB2)."""
-    tags = ["O"] * len(sentence.words)
-    for kind, start, end in sentence.mentions:
-        tags[start:end] = [f"B-{kind}"] + [f"I-{kind}"] * (end - start - 1)
-    return tags
-
-
-def anonymise(sentence: SyntheticSentence, relation: Relation) -> str:
-    """Write the sentence with the two related mentions as @DRUG$, @GENE$ or @DISEASE$."""
-    words = list(sentence.words)
-    for index in sorted((relation.first, relation.second), reverse=True):   # right first: spans stay true
-        kind, start, end = sentence.mentions[index]
-        words[start:end] = [f"@{kind.upper()}$"]
-    return join_words(words)
-
-
 def demo_examples(name: str, split: str, seed: int = 0) -> list:
-    """Make the examples of demo-ner, demo-re or demo-qa."""
+    """Make the examples of demo-ner, demo-re or demo-qa.
+
+    The training set has its own drugs and its own verbs; development and test sets have neither.
+    """
     world, (first, size) = SyntheticWorld(seed), DEMO_SPLITS[split]
+    numbers = (number for number in itertools.count(first)
+               if {house_style(number) == 0, number % DRUGS in DEMO_TRAIN_DRUGS} == {split == "train"})
+    examples = (example for number in numbers for example in document_examples(name, number, world.document(number)))
+    return list(itertools.islice(examples, size))
 
-    def examples() -> Iterator:
-        for number in itertools.count(first):
-            # The training set has its own drugs and its own verbs; development and test sets have neither.
-            if {house_style(number) == 0, number % DRUGS in DEMO_TRAIN_DRUGS} != {split == "train"}:
-                continue
-            document = world.document(number)
-            if name == "demo-qa":
-                index = number // DRUGS % len(document.questions)
-                question, answer = document.questions[index]
-                found = re.search(rf"\b{re.escape(answer)}\b", document.text)
-                assert found, "every answer stands in its document"
-                start = found.start()
-                yield Question(str(number), question, document.text, [(answer, start)])
-                continue
-            for position, sentence in enumerate(document.sentences):
-                if name == "demo-ner":
-                    yield TaggedSentence(sentence.words, sentence_tags(sentence))
-                else:
-                    for relation in sentence.relations:     # two pairs of one sentence: two examples
-                        text = anonymise(sentence, relation)
-                        yield LabelledText(f"{number}.{position}", text, relation.label)
 
-    return list(itertools.islice(examples(), size))
+def document_examples(name: str, number: int, document: SyntheticDocument) -> Iterator:
+    """Yield what abstract `number` gives for a demo task: tagged sentences, relations, or one of its questions."""
+    if name == "demo-qa":
+        question, answer = document.questions[number // DRUGS % len(document.questions)]
+        found = re.search(rf"\b{re.escape(answer)}\b", document.text)
+        assert found, "every answer stands in its document"
+        yield Question(str(number), question, document.text, [(answer, found.start())])
+    elif name == "demo-ner":
+        yield from (TaggedSentence(sentence.words, sentence.tags) for sentence in document.sentences)
+    else:
+        for position, sentence in enumerate(document.sentences):
+            for label, *slots in sentence.relations:            # two pairs of one sentence: two examples
+                yield LabelledText(f"{number}.{position}", sentence.anonymised(*slots), label)
 
 
 def synthetic_corpus(documents: int, seed: int = 0) -> str:
-    """Write abstracts 0 to documents - 1 as corpus text: a sentence a line, an empty line between documents.
+    """Write abstracts 0 to documents - 1 as corpus text: a sentence a line, an empty line after each document.
 
     Three abstracts in four are cut into documents of two sentences. Where to look is learnt faster on
     short rows, and carries over to the long ones.
     """
-    world, lines = SyntheticWorld(seed), []
+    world, text = SyntheticWorld(seed), []
     for number in range(documents):
-        sentences = world.document(number).sentences
-        passage = 2 if number // DRUGS % 4 else len(sentences)
-        for position, sentence in enumerate(sentences, start=1):
-            is_last = position % passage == 0 or position == len(sentences)
-            lines.append(sentence.text + ("\n\n" if is_last else "\n"))
-    return "".join(lines)
+        lines = [sentence.text + "\n" for sentence in world.document(number).sentences]
+        size = 2 if number // DRUGS % 4 else len(lines)         # sentences
+        text += ["".join(lines[start:start + size]) + "\n" for start in range(0, len(lines), size)]
+    return "".join(text)
 
 
 # --- 8. Command line ---

@@ -1818,19 +1818,20 @@ def test_the_corpus_reads_back_sentence_by_sentence(tmp_path):
     assert all(len(document) > 1 for document in documents)
 
 
-def test_mentions_relations_and_answers_are_where_they_are_said_to_be():
+def test_entities_relations_and_answers_are_where_they_are_said_to_be():
     world = SyntheticWorld(0)
-    types = {label[2:] for label in TASKS["demo-ner"].labels if label != "O"}
     for number in range(300):
         document = world.document(number)
         assert document.text == " ".join(sentence.text for sentence in document.sentences)
         for sentence in document.sentences:
-            taken = [word for _, start, end in sentence.mentions for word in range(start, end)]
+            taken = [word for place in sentence.places.values() for word in range(*place)]
             assert len(taken) == len(set(taken)) and set(taken) <= set(range(len(sentence.words)))
-            assert all(mention.start < mention.end and mention.type in types for mention in sentence.mentions)
-            for label, first, second in sentence.relations:
+            assert all(start < end for start, end in sentence.places.values())
+            assert sum(tag[0] == "B" for tag in sentence.tags) == len(sentence.places.keys() & data.ENTITY_TYPES.keys())
+            for label, *slots in sentence.relations:
                 assert label in TASKS["demo-re"].labels
-                assert first != second and {first, second} <= set(range(len(sentence.mentions)))
+                first, second = (" ".join(sentence.words[slice(*sentence.places[slot])]) for slot in slots)
+                assert first != second and first in sentence.text and second in sentence.text
         assert document.questions and all(answer in document.text for _, answer in document.questions)
 
 
