@@ -44,7 +44,6 @@ import sys
 import tarfile
 import threading
 import time
-import types
 import typing
 import urllib.request
 import zlib
@@ -1795,13 +1794,18 @@ def synthetic_corpus(documents: int, seed: int = 0) -> str:
 
 # --- 8. Command line ---
 
+def say(text: str) -> None:
+    """Tell what is going on, on stderr: stdout is for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class Progress:
     """One line about long work: done, of how many, rate, time left. Plain lines where there is no terminal."""
 
     def __init__(self, total: int | None, unit: str, start: int = 0) -> None:
         self.total, self.unit, self.start = total, unit, start
         self.began = self.shown = time.monotonic()
-        self.is_terminal = sys.stderr.isatty()
+        self.rewind = "\r\x1b[2K" if sys.stderr.isatty() else ""      # to write over the line that stands there
         self.line = ""
 
     def show(self, done: int, note: str = "") -> None:
@@ -1814,15 +1818,80 @@ class Progress:
             self.line += f", {left // 3600:.0f} h {left % 3600 / 60:.0f} min left" if left >= 3600 else (
                 f", {left / 60:.0f} min left" if left >= 90 else f", {left:.0f} s left")
         self.line += f"  {note}" if note else ""
-        if now - self.shown >= (0.2 if self.is_terminal else 10):
+        if now - self.shown >= (0.2 if self.rewind else 10):
             self.shown = now
-            print(f"\r\x1b[2K{self.line}" if self.is_terminal else self.line,
-                  end="" if self.is_terminal else "\n", file=sys.stderr, flush=True)
+            print(self.rewind + self.line, end="" if self.rewind else "\n", file=sys.stderr, flush=True)
 
     def finish(self) -> None:
         """Print the last state, and end the line."""
         if self.line:
-            print(f"\r\x1b[2K{self.line}" if self.is_terminal else self.line, file=sys.stderr, flush=True)
+            say(self.rewind + self.line)
+
+
+def option(default: Any, help: str, choices: Sequence[str] | None = None, at_least: float | None = None) -> Any:
+    """Declare a field of an options dataclass, with what its command-line flag needs."""
+    return dataclasses.field(default_factory=lambda: default,
+                             metadata={"help": help, "choices": choices, "at_least": at_least})
+
+
+def parse_options(cls: type, description: str, arguments: Sequence[str] | None = None) -> Any:
+    """Build a command line from a dataclass (a flag --like-this for each field) and parse it into an instance.
+
+    raises   ValueError naming the flag whose number is below its bound; what argparse refuses exits with status 2
+    """
+    parser = argparse.ArgumentParser(description=description)
+    fields, types, defaults = dataclasses.fields(cls), typing.get_type_hints(cls), cls()
+    flags = {field.name: "--" + field.name.replace("_", "-") for field in fields}
+    for field in fields:
+        kind, default, help = types[field.name], getattr(defaults, field.name), field.metadata["help"]
+        if kind is bool:
+            parser.add_argument(flags[field.name], action="store_true", default=default, help=help)
+            continue
+        one, *_ = typing.get_args(kind) or [kind]                   # of a list; or int | None: None is "not given"
+        parser.add_argument(flags[field.name], type=one, nargs="+" if typing.get_origin(kind) is list else None,
+                            default=default, choices=field.metadata["choices"],
+                            help=help + ("" if default in (None, []) else " (default: %(default)s)"))
+    options = cls(**vars(parser.parse_args(arguments)))
+    for field in fields:
+        value, low = getattr(options, field.name), field.metadata["at_least"]
+        if None not in (value, low) and not value >= low:           # "not >=": nan fails too
+            raise ValueError(f"{flags[field.name]} must be at least {low}, not {value}")
+    return options
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Run a command; bad input becomes one line on stderr and exit status 2, Ctrl-C exit status 130."""
+    try:
+        return command()
+    except KeyboardInterrupt:
+        say("\ninterrupted; the same command continues")
+        return 130
+    except BrokenPipeError:                     # who reads our output, head say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        say(f"error: {error}")
+        return 2
+
+
+def claim_run_folder(folder: Path, now: dict[str, Any], fixed: Iterable[str]) -> None:
+    """Record a run's options in its folder.
+
+    fixed    names of the options that what is there already depends on
+    raises   ValueError when one of them is another now, naming it
+    """
+    path = folder / "options.json"
+    if path.exists():
+        try:
+            before = dict(json.loads(path.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: damaged ({error}): restore it, or choose another --out") from None
+        for name in fixed:
+            if before.get(name) != now[name]:
+                raise ValueError(f"{folder} holds a run with --{name.replace('_', '-')} {before.get(name)}, now "
+                                 f"{now[name]}: repeat its options to continue it, or choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, json.dumps(now, indent=1).encode())
 
 
 def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> None:
@@ -1851,50 +1920,31 @@ def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> N
         write_bytes(path, content)
 
 
-def option(default: Any, help: str, **argparse_arguments: Any) -> Any:
-    """A field of an options dataclass, with what its command-line flag needs: help, choices, at_least a number."""
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: default, metadata={"help": help, **argparse_arguments})
-    return dataclasses.field(default=default, metadata={"help": help, **argparse_arguments})
-
-
-def parse_options(cls: type, description: str, arguments: Sequence[str] | None = None) -> Any:
-    """Build a command line from a dataclass (a flag --like-this for each field) and parse it into an instance."""
-    parser = argparse.ArgumentParser(description=description)
-    types_of, bounds = typing.get_type_hints(cls), {}
-    for field in dataclasses.fields(cls):
-        flag, extra = "--" + field.name.replace("_", "-"), dict(field.metadata)
-        bounds[field.name] = extra.pop("at_least", None)
-        kind = types_of[field.name]
-        if isinstance(kind, types.UnionType):                       # int | None: None means "not given"
-            kind = typing.get_args(kind)[0]
-        default = (field.default_factory() if field.default_factory is not dataclasses.MISSING
-                   else field.default)
-        if kind is bool:
-            parser.add_argument(flag, action="store_true", default=default, help=extra["help"])
-            continue
-        if typing.get_origin(kind) is list:
-            kind, extra["nargs"] = typing.get_args(kind)[0], "+"
-        if default not in (None, []):
-            extra["help"] += " (default: %(default)s)"
-        parser.add_argument(flag, type=kind, default=default, **extra)
-    options = cls(**vars(parser.parse_args(arguments)))
-    for name, low in bounds.items():
-        value = getattr(options, name)
-        if low is not None and value is not None and not value >= low:          # "not >=": nan fails too
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {low}, not {value}")
-    return options
+def describe_shards(shards: Shards) -> str:
+    """Describe a shard folder in four lines: what the text is, examples, padding."""
+    total = {key: sum(entry[key] for entry in shards.index["shards"]) for key in (
+        "documents", "sentences", "words", "wordpieces", "unknown", "tokens", "examples", "held_out")}
+    max_length = shards.index["max_length"]
+    widths = bucket_widths(max_length)
+    padded = widths[np.searchsorted(widths, shards.lengths)].sum()
+    return (f"{total['documents']:,} documents, {total['sentences']:,} sentences, {total['words']:,} words\n"
+            f"{total['wordpieces']:,} wordpieces, {total['wordpieces'] / total['words']:.3f} a word, "
+            f"{total['unknown'] / total['wordpieces']:.3%} of them unknown\n"
+            f"{total['examples']:,} examples of at most {max_length} tokens, {total['tokens']:,} together; "
+            f"{total['held_out']:,} examples held out\n"
+            f"padding {1 - total['tokens'] / padded:.1%} in batches by length, "
+            f"{1 - total['tokens'] / (total['examples'] * max_length):.1%} if all were padded to {max_length}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """python data.py build | info | verify | fetch; returns the exit status"""
+    """Run python data.py build | info | verify | fetch; returns the exit status."""
     parser = argparse.ArgumentParser(description="Make and inspect shards (a corpus tokenized for pre-training); "
                                      "fetch published data sets.")
     commands = parser.add_subparsers(dest="command", required=True)
     published = [name for name, task in TASKS.items() if task.source.partition(", ")[0] in COMMITS]
     build = commands.add_parser("build", help="tokenize a corpus into a shard folder; repeat to continue")
-    build.add_argument("corpus", nargs="+", help="text, PubMed or PMC XML, .gz, .xz or .tar of "
-                       "them, or folders of all these")
+    build.add_argument("corpus", nargs="+",
+                       help="text, PubMed or PMC XML, .gz, .xz or .tar of them, or folders of all these")
     build.add_argument("--vocab", required=True, help="vocab.txt, or the folder it is in")
     build.add_argument("--cased", action="store_true", help="keep capitals and accents (default: what the "
                        "tokenizer_config.json beside the vocabulary says, or drop them)")
@@ -1930,65 +1980,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         print(describe_shards(open_shards(options.shards if options.command == "info" else options.out)))
     return 0
-
-
-def describe_shards(shards: Shards) -> str:
-    """A few lines about a shard folder: what the text is, examples, padding."""
-    total: dict[str, int] = collections.Counter()
-    for entry in shards.index["shards"]:
-        for key, value in entry.items():
-            if key not in ("sha256", "position"):
-                total[key] += value
-    max_length = shards.index["max_length"]
-    widths = bucket_widths(max_length)
-    padded = widths[np.searchsorted(widths, shards.lengths)].sum()
-    return (f"{total['documents']:,} documents, {total['sentences']:,} sentences, {total['words']:,} words\n"
-            f"{total['wordpieces']:,} wordpieces, {total['wordpieces'] / total['words']:.3f} a word, "
-            f"{total['unknown'] / total['wordpieces']:.3%} of them unknown\n"
-            f"{total['examples']:,} examples of at most {max_length} tokens, {total['tokens']:,} together; "
-            f"{total['held_out']:,} examples held out\n"
-            f"padding {1 - total['tokens'] / padded:.1%} in batches by length, "
-            f"{1 - total['tokens'] / (total['examples'] * max_length):.1%} if all were padded to {max_length}")
-
-
-def say(text: str) -> None:
-    """Tell what is going on, on stderr: stdout is for results."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def claim_run_folder(folder: Path, now: dict[str, Any], fixed: Iterable[str]) -> None:
-    """Record a run's options in its folder.
-
-    fixed    names of the options that what is there already depends on
-    raises   ValueError when one of them is another now, naming it
-    """
-    path = folder / "options.json"
-    if path.exists():
-        try:
-            before = dict(json.loads(path.read_bytes()))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: damaged ({error}): restore it, or choose another --out") from None
-        for name in fixed:
-            if before.get(name) != now[name]:
-                raise ValueError(f"{folder} holds a run with --{name.replace('_', '-')} {before.get(name)}, now "
-                                 f"{now[name]}: repeat its options to continue it, or choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, json.dumps(now, indent=1).encode())
-
-
-def run_command(command: Callable[[], int]) -> int:
-    """Run a command; bad input becomes one line on stderr and exit status 2, Ctrl-C exit status 130."""
-    try:
-        return command()
-    except KeyboardInterrupt:
-        say("\ninterrupted; the same command continues")
-        return 130
-    except BrokenPipeError:                     # who reads our output, head say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ValueError, OSError) as error:
-        say(f"error: {error}")
-        return 2
 
 
 if __name__ == "__main__":

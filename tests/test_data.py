@@ -1879,7 +1879,7 @@ def test_demo_splits_share_no_document_with_each_other_or_the_corpus(monkeypatch
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    corpus: list[str] = data.option([], "files to read", metavar="PATH")
+    corpus: list[str] = data.option([], "files to read")
     batch_size: int = data.option(8, "examples of a step")
     learning_rate: float = data.option(1e-3, "of the peak")
     max_minutes: float | None = data.option(None, "stop after these minutes")
@@ -1911,7 +1911,7 @@ def test_help_tells_every_flag_and_default(capsys):
         parse_options(Options, "What it does.", ["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert stop.value.code == 0
-    for part in ("What it does.", "--batch-size", "examples of a step (default: 8)", "--corpus PATH",
+    for part in ("What it does.", "--batch-size", "examples of a step (default: 8)", "--corpus CORPUS",
                  "stop after these minutes --", "(default: [16, 32])", "{auto,cpu}", "compile the model"):
         assert part in text
 
@@ -1991,9 +1991,9 @@ def test_a_number_below_its_bound_is_refused_by_its_flag():
             parse_options(Bounded, "", arguments)
 
 
-def command(*arguments):
+def command(*arguments, cwd=None):
     """Run data.py as a user would."""
-    done = subprocess.run([sys.executable, str(ROOT / "data.py"), *map(str, arguments)],
+    done = subprocess.run([sys.executable, str(ROOT / "data.py"), *map(str, arguments)], cwd=cwd,
                           capture_output=True, text=True, timeout=60)
     return done.returncode, done.stdout, done.stderr
 
@@ -2054,11 +2054,9 @@ def test_wrong_input_gives_one_line_and_status_2(tmp_path, arguments, message):
     write(tmp_path / "latin.txt", b"caf\xe9\n")
     build_shards([write(tmp_path / "c.txt", "w1\n")], NUMBERED, tmp_path / "damaged", workers=1)
     write(tmp_path / "damaged" / "00000.starts.npy", b"")
-    done = subprocess.run([sys.executable, str(ROOT / "data.py"), *arguments.split()], cwd=tmp_path,
-                          capture_output=True, text=True, timeout=60)
-    lines = done.stderr.splitlines()
-    assert done.returncode == 2 and done.stdout == ""
-    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
+    status, out, err = command(*arguments.split(), cwd=tmp_path)
+    assert status == 2 and not out
+    assert len(err.splitlines()) == 1 and err.startswith("error: ") and message in err
 
 
 def test_an_unknown_command_gives_status_2():
