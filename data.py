@@ -35,7 +35,6 @@ import itertools
 import json
 import lzma
 import multiprocessing
-import operator
 import os
 import random
 import re
@@ -877,11 +876,11 @@ class Task(NamedTuple):
 
     kind: str                                       # ner, re, qa, classify or rank
     folder: str = ""                                # below the data root; "" for tasks without files
+    source: str = ""                                # where the files are published
     labels: tuple[str, ...] = ()                    # all of them; () accepts any
     negative: str | None = None                     # re: the label that means "no relation", not scored
     metric: str = "f1"                              # the score that chooses an epoch
     files: tuple[tuple[str, ...], ...] = ()         # names of train, dev, test where they are not the usual ones
-    source: str = ""                                # where the files are published
     parts: tuple[str, int, bool] | None = None      # where train or test is not there: the split to cut instead,
     #                                                 into how many parts, and whether one of them is for dev
 
@@ -890,30 +889,28 @@ STANDARD_FILES = tuple(tuple(f"{stem}{suffix}" for stem in stems for suffix in (
                        for stems in (("train",), ("dev", "devel"), ("test",)))
 JNLPBA = ("O", *(f"{tag}-{kind}" for kind in ("DNA", "RNA", "cell_line", "cell_type", "protein") for tag in "BI"))
 CHEMPROT = ("CPR:3", "CPR:4", "CPR:5", "CPR:6", "CPR:9")
+DDI = ("DDI-false", "DDI-advise", "DDI-effect", "DDI-int", "DDI-mechanism")
 MIOLO, OZYURT = "gmpoli/electramed, data/", "SciCrunch/bio_electra, electra/data/finetuning_data/"
 TASKS = {
-    "ncbi-disease": Task("ner", "ner/ncbi-disease", ("O", "B-Disease", "I-Disease"),
-                         source=MIOLO + "NER/NCBI-disease"),
-    "bc5cdr": Task("ner", "ner/bc5cdr", ("O", "B-Entity", "I-Entity"), source=MIOLO + "NER/bc5cdr"),
-    "jnlpba": Task("ner", "ner/jnlpba", JNLPBA, source=MIOLO + "NER/JNLPBA"),
-    "bc4chemd": Task("ner", "ner/bc4chemd", source=OZYURT + "bc4chemd"),
-    "bc2gm": Task("ner", "ner/bc2gm", ("O", "B-GENE", "I-GENE"), source=OZYURT + "bc2gm"),
-    "linnaeus": Task("ner", "ner/linnaeus", source=OZYURT + "linnaeus"),
-    "chemprot": Task("re", "re/chemprot", ("false", *CHEMPROT), "false", source=MIOLO + "RE/chemprot"),
-    "chemprot-tsv": Task("re", "re/chemprot-tsv", ("False", *CHEMPROT), "False", source=OZYURT + "chemprot"),
-    "ddi2013": Task("re", "re/ddi-2013", ("DDI-false", "DDI-advise", "DDI-effect", "DDI-int", "DDI-mechanism"),
-                    "DDI-false", source=MIOLO + "RE/ddi-2013"),
-    "gad": Task("re", "re/gad", ("0", "1"), "0", source=OZYURT + "gad", parts=("train", 10, True)),
-    "squad": Task("qa", "qa/squad", source="rajpurkar.github.io/SQuAD-explorer", parts=("dev", 6, False),
+    "ncbi-disease": Task("ner", "ner/ncbi-disease", MIOLO + "NER/NCBI-disease", ("O", "B-Disease", "I-Disease")),
+    "bc5cdr": Task("ner", "ner/bc5cdr", MIOLO + "NER/bc5cdr", ("O", "B-Entity", "I-Entity")),
+    "jnlpba": Task("ner", "ner/jnlpba", MIOLO + "NER/JNLPBA", JNLPBA),
+    "bc4chemd": Task("ner", "ner/bc4chemd", OZYURT + "bc4chemd"),
+    "bc2gm": Task("ner", "ner/bc2gm", OZYURT + "bc2gm", ("O", "B-GENE", "I-GENE")),
+    "linnaeus": Task("ner", "ner/linnaeus", OZYURT + "linnaeus"),
+    "chemprot": Task("re", "re/chemprot", MIOLO + "RE/chemprot", ("false", *CHEMPROT), "false"),
+    "chemprot-tsv": Task("re", "re/chemprot-tsv", OZYURT + "chemprot", ("False", *CHEMPROT), "False"),
+    "ddi2013": Task("re", "re/ddi-2013", MIOLO + "RE/ddi-2013", DDI, "DDI-false"),
+    "gad": Task("re", "re/gad", OZYURT + "gad", ("0", "1"), "0", parts=("train", 10, True)),
+    "squad": Task("qa", "qa/squad", "rajpurkar.github.io/SQuAD-explorer", parts=("dev", 6, False),
                   files=(("train-v1.1.json",), *[("dev-v1.1.json", "xquad.en.json")] * 2)),
-    "bioasq7b": Task("qa", "qa/bioasq", metric="mrr", source=MIOLO + "QA/BioASQ",
-                     files=(("BioASQ-train-factoid-7b.json", "BioASQ-train-factoid-*.json"), ("*dev*.json",),
-                            ("BioASQ-test-factoid-7b-*.json",))),
-    "bioasq8b": Task("qa", "qa/bioasq8b", source=OZYURT + "bioasq",
+    "bioasq7b": Task("qa", "qa/bioasq", MIOLO + "QA/BioASQ", metric="mrr", files=(
+        ("BioASQ-train-factoid-7b.json", "BioASQ-train-factoid-*.json"), ("*dev*.json",),
+        ("BioASQ-test-factoid-7b-*.json",))),
+    "bioasq8b": Task("qa", "qa/bioasq8b", OZYURT + "bioasq",
                      files=(("train*.json",), ("dev.json",), ("test.json", "dev.json"))),
-    "yesno": Task("classify", "qa/yesno", ("0", "1"), metric="macro_f1", source=OZYURT + "yesno"),
-    "rerank": Task("rank", "qa/reranker", ("0", "1"), metric="mrr", source=OZYURT + "reranker",
-                   parts=("dev", 5, False)),
+    "yesno": Task("classify", "qa/yesno", OZYURT + "yesno", ("0", "1"), metric="macro_f1"),
+    "rerank": Task("rank", "qa/reranker", OZYURT + "reranker", ("0", "1"), metric="mrr", parts=("dev", 5, False)),
     "demo-ner": Task("ner", labels=("O", "B-Disease", "I-Disease", "B-Drug", "I-Drug", "B-Gene", "I-Gene")),
     "demo-re": Task("re", labels=("false", "treats", "causes", "inhibits"), negative="false"),
     "demo-qa": Task("qa"),
@@ -927,59 +924,46 @@ SPLITS = ("train", "dev", "test")
 GITHUB = "https://raw.githubusercontent.com"
 COMMITS = {"gmpoli/electramed": "674c6151001cae52d2abba7b4d0c0677a7c5f01a",
            "SciCrunch/bio_electra": "7a53526773e047c02f03400f61a906a636b9054d"}
-# Git blob, task and name of each file below the task's source. Train files last: as long as one is not there, all
-# that is missing is fetched, so an interrupted fetch leaves no set that looks whole. bioasq7b has no development set
-# here: bioasq8b's dev.json shares questions with its test batches.
+# Task, then name and git blob of files below its source. Train files last: as long as one is not there, all that is
+# missing is fetched, so an interrupted fetch leaves no set that looks whole. bioasq7b has no development set here:
+# bioasq8b's dev.json shares questions with its test batches.
 PUBLISHED_FILES = """
-88d1646e63a69b547bc3b9130149ee07eafe7904 ncbi-disease dev.txt
-d75a6e42036632fead309afeb255537c726d182d ncbi-disease test.txt
-4895ef60010515fcb2ccb7dce851a8433bedd904 ncbi-disease train.txt
-2ca9babbec34d94bec30ae6874f6ca70215b5746 bc5cdr dev.txt
-7423daffe86397388e429f9671d6c7f972910360 bc5cdr test.txt
-0951ed269e1b1561b81bd7d5472648b9336f09bc bc5cdr train.txt
-2b517edf6e3738ff12e875195890ae2195208594 jnlpba dev.txt
-bad88167217a1fe444d0f0f394e62cfddfc34626 jnlpba test.txt
-a6318ff48c8b8b82d9f6276f167adb7b3bf6f4bb jnlpba train.txt
-607eed70e400da4ce4fd6efea26910458dc71626 bc4chemd dev.txt
-ce2aeda424709c92e05b022f4f8429970e47444e bc4chemd test.txt
-f46f93b33d2152d83bbe6302557f48b809b53d2f bc4chemd train.txt
-c083f1ef3d6c9113715c9782af67e1c6da31f6e4 bc2gm dev.txt
-666f49afd8efeafbe34c846efb70be3f1fd92b5b bc2gm test.txt
-4cff7095a25ecda147466ab4b4a81a315d8641bd bc2gm train.txt
-179aa3511bfa65d79b72a3872a933b60d9dca7c5 linnaeus dev.txt
-b3d846994dc82cd212e992b048a4f9589764778b linnaeus test.txt
-c6f292a574a1a891ce7cc1b693cd0531171b30c7 linnaeus train.txt
-7d98f7bc25ec470b4a19e2cd8eeb11382f69b357 chemprot dev.csv
-b3e23a6ec0838dc441c1cd20081fae888264c426 chemprot test.csv
-ce4f21b372980e11d8da360249c3022f4be10909 chemprot train.csv
-201dd471a065bff4a20c53f56a38495e8b6c8064 chemprot-tsv dev.tsv
-06f1ba4ecf0c79b8c15f2de8abea0124a89b1250 chemprot-tsv test.tsv
-644856894743580e11fad0a17ccf9ddef4b7ade4 chemprot-tsv train.tsv
-48888205c94d3271090964041300f1787a2bf3be ddi2013 dev.csv
-1c80e62329fb9dff90dd0c46e7b8273b2eca4808 ddi2013 test.csv
-6085b354a4a0dd6175a44d31ef42325daa263d57 ddi2013 train.csv
-0ffc3a8e5f029faee71b17de3537c8a853eeac0f gad dev.tsv
-0ffc3a8e5f029faee71b17de3537c8a853eeac0f gad test.tsv
-03f3109745ed6b55b72075891f66bfe8a473d444 gad train.tsv
-61a2bc42271283ddad3fa5184a641b75d55c3754 bioasq7b 7B1_golden.json
-abff98032f2677089328da5f4171f532b086bca8 bioasq7b 7B2_golden.json
-3cb6827d1da79a967dc23b3f718b45a04c20a86e bioasq7b 7B3_golden.json
-b1bcffcdec281048b3686f16448ad9c34d6d8284 bioasq7b 7B4_golden.json
-6f5a78717d2ad179354a0f1c53be4c920150b03c bioasq7b 7B5_golden.json
-33bd5b73c823e444254be2621cb4b09e8d7b0cbc bioasq7b BioASQ-test-factoid-7b-1.json
-3ecef07d9d8e966abde924ab17630ebaac3b602c bioasq7b BioASQ-test-factoid-7b-2.json
-afc68b24fa8e1687c25878ed24c987139a1c31c5 bioasq7b BioASQ-test-factoid-7b-3.json
-51a209563def21f935e1d0250369bb4d3c55d30e bioasq7b BioASQ-test-factoid-7b-4.json
-c1e185b9318611c3cb0588a195452d5684619ff3 bioasq7b BioASQ-test-factoid-7b-5.json
-f1f71528a1558354a35c0978408e77aef77d361b bioasq7b BioASQ-train-factoid-7b.json
-3fff09fc6370d8c8a23b8269913c94f776335ad2 bioasq8b dev.json
-9d5fa4f82577e1eb20bcdcf54a0d6fe9da6de1ad bioasq8b train.json
-a7531645fc0611fd2c05dadfeed3d749aeee2cfe yesno dev.tsv
-a7531645fc0611fd2c05dadfeed3d749aeee2cfe yesno test.tsv
-2b53cf61b9d93a195da9a727a3ef4dddc8140936 yesno train.tsv
-76c45b5d95faf59a3bcafe0ea7841425452527c1 rerank dev.tsv
-76c45b5d95faf59a3bcafe0ea7841425452527c1 rerank test.tsv
-9f7a9b2692855528f654a2e3b866ce0a2a696ff4 rerank train.tsv
+ncbi-disease dev.txt 88d1646e63a69b547bc3b9130149ee07eafe7904 test.txt d75a6e42036632fead309afeb255537c726d182d
+ncbi-disease train.txt 4895ef60010515fcb2ccb7dce851a8433bedd904
+bc5cdr dev.txt 2ca9babbec34d94bec30ae6874f6ca70215b5746 test.txt 7423daffe86397388e429f9671d6c7f972910360
+bc5cdr train.txt 0951ed269e1b1561b81bd7d5472648b9336f09bc
+jnlpba dev.txt 2b517edf6e3738ff12e875195890ae2195208594 test.txt bad88167217a1fe444d0f0f394e62cfddfc34626
+jnlpba train.txt a6318ff48c8b8b82d9f6276f167adb7b3bf6f4bb
+bc4chemd dev.txt 607eed70e400da4ce4fd6efea26910458dc71626 test.txt ce2aeda424709c92e05b022f4f8429970e47444e
+bc4chemd train.txt f46f93b33d2152d83bbe6302557f48b809b53d2f
+bc2gm dev.txt c083f1ef3d6c9113715c9782af67e1c6da31f6e4 test.txt 666f49afd8efeafbe34c846efb70be3f1fd92b5b
+bc2gm train.txt 4cff7095a25ecda147466ab4b4a81a315d8641bd
+linnaeus dev.txt 179aa3511bfa65d79b72a3872a933b60d9dca7c5 test.txt b3d846994dc82cd212e992b048a4f9589764778b
+linnaeus train.txt c6f292a574a1a891ce7cc1b693cd0531171b30c7
+chemprot dev.csv 7d98f7bc25ec470b4a19e2cd8eeb11382f69b357 test.csv b3e23a6ec0838dc441c1cd20081fae888264c426
+chemprot train.csv ce4f21b372980e11d8da360249c3022f4be10909
+chemprot-tsv dev.tsv 201dd471a065bff4a20c53f56a38495e8b6c8064 test.tsv 06f1ba4ecf0c79b8c15f2de8abea0124a89b1250
+chemprot-tsv train.tsv 644856894743580e11fad0a17ccf9ddef4b7ade4
+ddi2013 dev.csv 48888205c94d3271090964041300f1787a2bf3be test.csv 1c80e62329fb9dff90dd0c46e7b8273b2eca4808
+ddi2013 train.csv 6085b354a4a0dd6175a44d31ef42325daa263d57
+gad dev.tsv 0ffc3a8e5f029faee71b17de3537c8a853eeac0f test.tsv 0ffc3a8e5f029faee71b17de3537c8a853eeac0f
+gad train.tsv 03f3109745ed6b55b72075891f66bfe8a473d444
+bioasq7b 7B1_golden.json 61a2bc42271283ddad3fa5184a641b75d55c3754
+bioasq7b 7B2_golden.json abff98032f2677089328da5f4171f532b086bca8
+bioasq7b 7B3_golden.json 3cb6827d1da79a967dc23b3f718b45a04c20a86e
+bioasq7b 7B4_golden.json b1bcffcdec281048b3686f16448ad9c34d6d8284
+bioasq7b 7B5_golden.json 6f5a78717d2ad179354a0f1c53be4c920150b03c
+bioasq7b BioASQ-test-factoid-7b-1.json 33bd5b73c823e444254be2621cb4b09e8d7b0cbc
+bioasq7b BioASQ-test-factoid-7b-2.json 3ecef07d9d8e966abde924ab17630ebaac3b602c
+bioasq7b BioASQ-test-factoid-7b-3.json afc68b24fa8e1687c25878ed24c987139a1c31c5
+bioasq7b BioASQ-test-factoid-7b-4.json 51a209563def21f935e1d0250369bb4d3c55d30e
+bioasq7b BioASQ-test-factoid-7b-5.json c1e185b9318611c3cb0588a195452d5684619ff3
+bioasq7b BioASQ-train-factoid-7b.json f1f71528a1558354a35c0978408e77aef77d361b
+bioasq8b dev.json 3fff09fc6370d8c8a23b8269913c94f776335ad2 train.json 9d5fa4f82577e1eb20bcdcf54a0d6fe9da6de1ad
+yesno dev.tsv a7531645fc0611fd2c05dadfeed3d749aeee2cfe test.tsv a7531645fc0611fd2c05dadfeed3d749aeee2cfe
+yesno train.tsv 2b53cf61b9d93a195da9a727a3ef4dddc8140936
+rerank dev.tsv 76c45b5d95faf59a3bcafe0ea7841425452527c1 test.tsv 76c45b5d95faf59a3bcafe0ea7841425452527c1
+rerank train.tsv 9f7a9b2692855528f654a2e3b866ce0a2a696ff4
 """
 
 
@@ -1007,7 +991,7 @@ def read_task(name: str, split: str, directory: str | os.PathLike | None = None)
 
 
 def find_task(name: str) -> Task:
-    """The task, or the kind, of this name."""
+    """Look up the task, or the kind, of this name; ValueError for none."""
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}: expected one of {', '.join(TASKS)}")
     return TASKS[name]
@@ -1020,25 +1004,25 @@ def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
     """
     assert task.parts, "only tasks with parts are cut"
     _, count, has_dev = task.parts
-    group_of = operator.attrgetter({"re": "text", "qa": "article", "rank": "group"}[task.kind])
-    groups = list(dict.fromkeys(map(group_of, examples)))
+    key = {"re": "text", "qa": "article", "rank": "group"}[task.kind]
+    groups = list(dict.fromkeys(getattr(example, key) for example in examples))
     random.Random(0).shuffle(groups)
     part_of = {group: number % count for number, group in enumerate(groups)}
-    use_of = {(fold + 1) % count: "dev", fold % count: "test"} if has_dev else {fold % count: "test"}
-    splits: dict[str, list] = {"train": [], **{use: [] for use in sorted(use_of.values())}}
-    for example in examples:
-        splits[use_of.get(part_of[group_of(example)], "train")].append(example)
-    return splits
+    use_of = ["train"] * count                                      # of each part
+    use_of[(fold + 1) % count] = "dev" if has_dev else "train"
+    use_of[fold % count] = "test"
+    return {split: [example for example in examples if use_of[part_of[getattr(example, key)]] == split]
+            for split in SPLITS if split in use_of}
 
 
 def label_counts(kind: str, examples: Sequence) -> collections.Counter[str]:
-    """How often each label or tag occurs; none in questions."""
+    """Count how often each label or tag occurs; none in questions."""
     return collections.Counter(label for example in examples if kind != "qa"
                                for label in (example.tags if kind == "ner" else [example.label]))
 
 
 def with_labels(task: Task, examples: Sequence) -> Task:
-    """A task that names no labels with those of its training examples: O or the negative one, the others sorted.
+    """Give a task without labels those of its training examples: O or the negative one, the others sorted.
 
     The negative label of relations that have none yet is the most frequent one.
     """
@@ -1050,29 +1034,28 @@ def with_labels(task: Task, examples: Sequence) -> Task:
 
 
 def missing_files(name: str, directory: str | os.PathLike, base: str = GITHUB) -> list[tuple[str, Path, str]]:
-    """Address, local path and git blob of a published task's files that are not below the data root.
+    """List address, local path and git blob of a published task's files that are not below the data root.
 
     Empty where the folder itself holds a file of the task: what is published is not mixed with a set of one's own.
     """
-    task, folder = find_task(name), Path(directory)
-    if any(any(folder.glob(pattern)) for patterns in task.files or STANDARD_FILES for pattern in patterns):
+    task, root = find_task(name), Path(directory)
+    if any(any(root.glob(pattern)) for patterns in task.files or STANDARD_FILES for pattern in patterns):
         return []
-    for part in Path(task.folder).parts:
-        folder = below(folder, part) or folder / part
+    folder = below(root, task.folder)
     repository, _, place = task.source.partition(", ")
     return [(f"{base}/{repository}/{COMMITS[repository]}/{place}/{file}", folder / file, blob)
-            for blob, owner, file in map(str.split, PUBLISHED_FILES.strip().splitlines())
-            if owner == name and not (folder / file).is_file()]
+            for owner, *files in map(str.split, PUBLISHED_FILES.strip().splitlines()) if owner == name
+            for file, blob in zip(files[::2], files[1::2]) if not (folder / file).is_file()]
 
 
 def find_split(name: str, split: str, directory: str | os.PathLike | None) -> list[Path]:
-    """The files of a split, sorted; FileNotFoundError saying what is expected where."""
+    """Find the files of a split, sorted; FileNotFoundError saying what is expected where."""
     task = find_task(name)
     if directory is None:
         raise FileNotFoundError(f"{name}: no data folder given (--data, or the variable ELECTRAMED_DATA)")
     root = Path(directory)
     patterns = (task.files or STANDARD_FILES)[SPLITS.index(split)]
-    for folder in filter(None, [root, below(root, task.folder)]):
+    for folder in (root, below(root, task.folder)):
         for pattern in patterns:
             if found := sorted(folder.glob(pattern)):
                 return found
@@ -1085,14 +1068,12 @@ def find_split(name: str, split: str, directory: str | os.PathLike | None) -> li
         + f": expected {' or '.join(patterns)}" + how)
 
 
-def below(root: Path, folder: str) -> Path | None:
-    """A relative folder as it lies on the disk, where upper and lower case may differ; None if absent or ""."""
+def below(root: Path, folder: str) -> Path:
+    """Find a folder below the root as it lies on the disk, where upper and lower case may differ."""
     for part in Path(folder).parts:
         same = [path for path in root.glob("*") if path.is_dir() and path.name.casefold() == part.casefold()]
-        if not same:
-            return None
-        root = min(same)
-    return root if folder else None
+        root = min(same, default=root / part)
+    return root
 
 
 def check_label(label: str, labels: Sequence[str], path: Path, number: int) -> str:
@@ -1122,8 +1103,7 @@ def read_tagged(path: Path, labels: Sequence[str] = ()) -> list[TaggedSentence]:
                 raise ValueError(f"{path} line {number}: expected a word and its tag in two or more columns, "
                                  f"found {line!r}")
             if not re.fullmatch(r"O|[BI](-.+)?", columns[-1]):
-                raise ValueError(f"{path} line {number}: expected a tag O, B-TYPE or I-TYPE, "
-                                 f"found {columns[-1]!r}")
+                raise ValueError(f"{path} line {number}: expected a tag O, B-TYPE or I-TYPE, found {columns[-1]!r}")
             words.append(columns[0])
             tags.append(check_label(columns[-1], labels, path, number))
     return sentences
@@ -1143,7 +1123,7 @@ def split_row(line: str) -> list[str]:
 
 
 def read_rows(path: Path, *forms: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
-    """The tab-separated rows after the header line, if there is one, with their line numbers.
+    """Yield the tab-separated rows after the header line, if there is one, with their line numbers.
 
     forms    names of the columns; the number of columns of the first line decides which holds
     """
@@ -1184,10 +1164,10 @@ def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
     The golden file of BioASQ-test-factoid-7b-1.json is 7B1_golden.json in the same folder; without it the
     questions have no `gold` and can be answered but not scored.
     """
-    is_test = re.fullmatch(r"BioASQ-test-factoid-(\d+)b-(\d+)\.json", path.name)
-    batch = int(is_test[2]) if is_test else None
-    golden_path = path.with_name(f"{is_test[1]}B{is_test[2]}_golden.json") if is_test else None
-    golden = read_golden(golden_path) if golden_path and golden_path.is_file() else {}
+    batch, golden = None, {}
+    if is_test := re.fullmatch(r"BioASQ-test-factoid-(\d+)b-(\d+)\.json", path.name):
+        batch, golden_path = int(is_test[2]), path.with_name(f"{is_test[1]}B{is_test[2]}_golden.json")
+        golden = read_golden(golden_path) if golden_path.is_file() else {}
     questions: list[Question] = []
     content = read_json(path)
     if isinstance(content, dict) and "questions" in content:
@@ -1195,13 +1175,12 @@ def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
     try:
         for a, article in enumerate(content["data"]):
             for p, paragraph in enumerate(article["paragraphs"]):
-                where = f"data[{a}].paragraphs[{p}]"
                 for entry in paragraph["qas"]:
                     answers = [(answer["text"], answer["answer_start"]) for answer in entry.get("answers", [])]
                     for text, start in answers:
                         if start < 0 or paragraph["context"][start:start + len(text)] != text:
-                            raise ValueError(f"{path}: {where}: question {entry['id']}: the context does not have "
-                                             f"the answer {text!r} at character {start}")
+                            raise ValueError(f"{path}: data[{a}].paragraphs[{p}]: question {entry['id']}: the context "
+                                             f"does not have the answer {text!r} at character {start}")
                     questions.append(Question(entry["id"], entry["question"], paragraph["context"], answers,
                                               batch, golden.get(re.split("[_:]", entry["id"])[0]), a))
     except (KeyError, TypeError, AttributeError) as error:
@@ -1210,7 +1189,7 @@ def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
 
 
 def read_snippets(path: Path, entries: Any) -> list[Question]:
-    """A question for each snippet that has an exact answer of a BioASQ factoid or list question.
+    """Make a question of each snippet that has an exact answer of a BioASQ factoid or list question.
 
     The answer is the first occurrence, as whole words in any case, of the longest name that occurs. Questions
     without such a snippet are left out, and counted.
@@ -1233,13 +1212,13 @@ def read_snippets(path: Path, entries: Any) -> list[Question]:
 
 
 def exact_names(entry: dict[str, Any]) -> list[str]:
-    """All names in a BioASQ question's exact_answer: a name, a list of names, or a list of such lists."""
+    """List the names in a BioASQ question's exact_answer: a name, a list of names, or a list of such lists."""
     groups = entry["exact_answer"] if isinstance(entry["exact_answer"], list) else [entry["exact_answer"]]
     return [name for group in groups for name in (group if isinstance(group, list) else [group])]
 
 
 def read_golden(path: Path) -> dict[str, list[str]]:
-    """The synonyms of each factoid question of a BioASQ file with answers."""
+    """Read the synonyms of each factoid question of a BioASQ file with answers."""
     try:
         return {entry["id"]: exact_names(entry) for entry in read_json(path)["questions"]
                 if entry["type"] == "factoid"}
@@ -1287,9 +1266,10 @@ def split_windows(length: int, capacity: int, stride: int) -> list[tuple[int, in
 
 
 def best_windows(length: int, windows: list[tuple[int, int]]) -> np.ndarray:
-    """For each piece, the number of the window in which it has most context: the larger smaller side.
+    """Find for each piece the window in which it has most context: the larger smaller side.
 
-    So every piece belongs to exactly one window.   source   TF qa_tasks.is_max_context
+    returns   (length,) numbers of windows: every piece belongs to exactly one
+    source    TF qa_tasks.is_max_context
     """
     pieces = np.arange(length)
     context = np.array([np.where((pieces >= start) & (pieces < end),
@@ -1301,7 +1281,7 @@ def encode_tagging(examples: Sequence[TaggedSentence], tokenizer: Any, labels: S
                    max_length: int) -> tuple[list[Feature], str]:
     """Cut sentences into windows; a word's label stands on its first wordpiece, in its best window only.
 
-    No word is lost however long the sentence.   returns   features, and a note on what was split
+    returns   features, and a note on what was split; no word is lost, however long the sentence
     """
     number_of = {label: number for number, label in enumerate(labels)}
     capacity = max_length - 2                                                      # [CLS] and [SEP]
@@ -1324,7 +1304,7 @@ def encode_tagging(examples: Sequence[TaggedSentence], tokenizer: Any, labels: S
 
 def decode_tags(examples: Sequence[TaggedSentence], features: Sequence[Feature],
                 predictions: Sequence[Sequence[int]], labels: Sequence[str]) -> list[list[str]]:
-    """One tag a word from the predicted label ids of each feature's positions."""
+    """Turn the predicted label ids of each feature's positions into one tag a word."""
     tags = [["O"] * len(example.words) for example in examples]
     for feature, predicted in zip(features, predictions):
         for position, word in feature.spots:
@@ -1334,7 +1314,7 @@ def decode_tags(examples: Sequence[TaggedSentence], features: Sequence[Feature],
 
 def encode_classification(examples: Sequence[Any], tokenizer: Any, labels: Sequence[str],
                           max_length: int) -> tuple[list[Feature], str]:
-    """One feature a LabelledText or Candidate; of a pair that is too long, the longer part is cut piece by piece.
+    """Make one feature a LabelledText or Candidate; of a pair that is too long, the longer part is cut piece by piece.
 
     returns   features, and a note on how many examples were cut at max_length
     source    TF classification_tasks.truncate_seq_pair
@@ -1355,7 +1335,7 @@ def encode_classification(examples: Sequence[Any], tokenizer: Any, labels: Seque
 
 def encode_questions(examples: Sequence[Question], tokenizer: Any, max_length: int, stride: int = 128,
                      question_length: int = 64) -> tuple[list[Feature], str]:
-    """[CLS] question [SEP] window of the passage [SEP]; labels are the positions of the first gold answer.
+    """Write [CLS] question [SEP] window of the passage [SEP]; labels are the positions of the first gold answer.
 
     stride            pieces between the starts of two windows of one passage, at most half a window
     question_length   pieces the question is cut to
@@ -1369,23 +1349,17 @@ def encode_questions(examples: Sequence[Question], tokenizer: Any, max_length: i
         if capacity < 2:
             raise ValueError(f"question {example.id} of {len(question)} pieces leaves no room for a passage in "
                              f"{max_length} tokens: raise the maximum length")
-        gold = answer_pieces(offsets, *example.answers[0]) if example.answers else None
+        text, first = example.answers[0] if example.answers else ("", 0)
+        gold = [piece for piece, (begin, end) in enumerate(offsets) if end > first and begin < first + len(text)]
         windows = split_windows(len(ids), capacity, min(stride, capacity // 2))
         owner = best_windows(len(ids), windows)
         for window, (start, end) in enumerate(windows):
-            is_here = gold is not None and start <= gold[0] and gold[1] < end
-            labels = tuple(before + piece - start for piece in gold) if gold and is_here else (0, 0)
-            spots = [(before + piece - start, *offsets[piece], owner[piece] == window)
-                     for piece in range(start, end)]
+            is_here = gold and start <= gold[0] and gold[-1] < end
+            labels = (before + gold[0] - start, before + gold[-1] - start) if is_here else (0, 0)
+            spots = [(before + piece - start, *offsets[piece], owner[piece] == window) for piece in range(start, end)]
             features.append(Feature(number, [tokenizer.cls_id, *question, tokenizer.sep_id, *ids[start:end],
                                              tokenizer.sep_id], before, labels, spots))
     return features, f"{len(features):,} windows"
-
-
-def answer_pieces(offsets: Sequence[tuple[int, int]], text: str, start: int) -> tuple[int, int] | None:
-    """First and last piece that touch the answer's characters; None when there is none."""
-    touching = [piece for piece, (begin, end) in enumerate(offsets) if end > start and begin < start + len(text)]
-    return (touching[0], touching[-1]) if touching else None
 
 
 class Answer(NamedTuple):
@@ -1399,7 +1373,7 @@ class Answer(NamedTuple):
 
 def decode_answers(examples: Sequence[Question], features: Sequence[Feature], logits: Sequence[np.ndarray],
                    best: int = 20, max_pieces: int = MAX_ANSWER_PIECES) -> list[list[Answer]]:
-    """The n best spans of each example over all its windows, best first.
+    """Find the n best spans of each example over all its windows, best first.
 
     logits   (T, 2) for each feature: start and end
     best     starts and ends considered in a window, and spans kept
@@ -1410,12 +1384,10 @@ def decode_answers(examples: Sequence[Question], features: Sequence[Feature], lo
     for feature, scores in zip(features, logits):
         spot_of = {spot[0]: spot for spot in feature.spots}
         starts, ends = (np.argsort(-scores[:, side], kind="stable")[:best].tolist() for side in (0, 1))
-        for start in starts:
-            for end in ends:
-                if (start in spot_of and end in spot_of and spot_of[start][3]
-                        and start <= end < start + max_pieces):
-                    candidates[feature.example].append((float(scores[start, 0] + scores[end, 1]),
-                                                        spot_of[start][1], spot_of[end][2]))
+        for start, end in itertools.product(starts, ends):
+            if start in spot_of and end in spot_of and spot_of[start][3] and start <= end < start + max_pieces:
+                candidates[feature.example].append((float(scores[start, 0] + scores[end, 1]),
+                                                    spot_of[start][1], spot_of[end][2]))
     answers: list[list[Answer]] = []
     for example, spans in zip(examples, candidates):
         kept = list(dict.fromkeys(sorted(spans, key=lambda span: -span[0])))[:best]
@@ -1426,7 +1398,7 @@ def decode_answers(examples: Sequence[Question], features: Sequence[Feature], lo
 
 
 def findable_answers(examples: Sequence[Question], features: Sequence[Feature]) -> list[list[Answer]]:
-    """The gold answers of each example that decode_answers can give: their score is the ceiling of exact answers.
+    """Find the gold answers of each example that decode_answers can give: the ceiling of the exact answers.
 
     Such an answer begins and ends where a piece does, is short, and lies whole in the window that its first piece
     belongs to. Where gold is a list of synonyms (BioASQ's test sets), every place that reads like one counts.

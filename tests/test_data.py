@@ -2087,7 +2087,7 @@ def server(monkeypatch):
             pass
 
     blobs = {name: hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() for name, content in CONTENT.items()}
-    monkeypatch.setattr(data, "PUBLISHED_FILES", "".join(f"{blob} gad {name}\n" for name, blob in blobs.items()))
+    monkeypatch.setattr(data, "PUBLISHED_FILES", "".join(f"gad {name} {blob}\n" for name, blob in blobs.items()))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
     server.files, server.asked, server.more = {f"{GAD}/{name}": text for name, text in CONTENT.items()}, [], 0
