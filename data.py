@@ -49,7 +49,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 from xml.parsers import expat
 
 import numpy as np
@@ -103,27 +103,27 @@ def ends_sentence(text: str, start: int, found: re.Match) -> bool:
     """Tell whether the marks found end the sentence that began at `start`; looks 200 characters around at most."""
     stop, mark = found.start(), found[0].rstrip()
     following = (text[found.end():found.end() + 40].lstrip("\"'“‘«([").split() or [""])[0]
-    if following.islower() and not re.search(r"\d|^[α-ω]-", following):
+    if following.islower() and not re.search(r"\d|^[α-ω]-", following):                # p53 and β-actin open sentences
         return False
     before = text[max(start, stop - 200):stop]
     if before.rfind("(") > before.rfind(")") and ")" not in mark and CLOSING_BRACKET.match(text, found.end()):
         return False
+    if mark[0] != "." or mark[1:2] and not mark[1].isdigit():                           # no full stop, or not alone
+        return True
     words = before.split()[-2:]
     word = words[-1].lstrip("\"'“‘«([") if words else ""
-    if mark[0] != "." or mark[1:2] and not mark[1].isdigit():
-        return True
     if word.lower() in NEVER_LAST or word.lower() in BEFORE_NUMBER and following[:1].isdigit():
         return False
-    if before.isdigit() and start + len(before) == stop:                # a number that heads a paragraph
+    if before.isdigit() and start + len(before) == stop:                                # it heads a paragraph
         return False
     if word.lower() in RARELY_LAST or re.fullmatch(r"[A-Z]|(?:[A-Za-z]{1,2}\.)+[A-Za-z]{1,2}", word):
-        is_name = words[0].lower() in LETTERED or words[0][-1].isdigit()            # "at 37 C."
+        is_name = words[0].lower() in LETTERED or words[0][-1].isdigit()                # "at 37 C."
         return following.lower().rstrip(",") in OPENERS or len(words) == 2 and len(word) == 1 and is_name
     return True
 
 
 def corpus_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
-    """The given files, and all files below the given folders (sorted) that are not hidden."""
+    """List the given files, and all files below the given folders (sorted) that are not hidden."""
     files: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
@@ -137,7 +137,7 @@ def corpus_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
 
 
 def decompressed(file: Any) -> io.BufferedReader:
-    """The content of an open file, plain, gzip or xz; its first bytes tell which, whatever its name."""
+    """Read an open file that is plain, gzip or xz; its first bytes tell which, whatever its name."""
     packed = io.BufferedReader(file, READ_BYTES)
     magic = packed.peek(6)
     if magic.startswith(b"\x1f\x8b"):
@@ -147,8 +147,22 @@ def decompressed(file: Any) -> io.BufferedReader:
     return packed
 
 
+def damaged_archive(place: str, error: BaseException) -> ValueError:
+    """Word the error of an archive that cannot be read to its end."""
+    return ValueError(f"{place}: the archive is truncated or damaged ({error}): fetch it again")
+
+
+def decode_line(line: bytes, number: int, place: str | os.PathLike) -> str:
+    """Decode a line and drop its end, of the first also a byte order mark; ValueError where it is not UTF-8."""
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} line {number}: not UTF-8 ({error.reason} at byte {error.start} of the line): "
+                         "convert the file to UTF-8") from None
+
+
 def numbered_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line without its end); a byte order mark is dropped.
+    """Yield (line number from 1, line without its end) of a file, compressed or not.
 
     Lines end at \\n alone (a preceding \\r goes too): text from PDF files holds characters such as U+2028
     that str.splitlines would also break at.
@@ -157,18 +171,10 @@ def numbered_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
     number = 0
     try:
         with open(path, "rb", buffering=0) as raw:
-            file = decompressed(raw)
-            for number, line in enumerate(file, start=1):
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} line {number}: not UTF-8 ({error.reason} at byte {error.start} of the line): "
-                         "convert the file to UTF-8") from None
+            for number, line in enumerate(decompressed(raw), start=1):
+                yield number, decode_line(line, number, path)
     except DAMAGED as error:
         raise damaged_archive(f"{path} after line {number}", error) from None
-
-
-def damaged_archive(place: str, error: BaseException) -> ValueError:
-    return ValueError(f"{place}: the archive is truncated or damaged ({error}): fetch it again")
 
 
 class Piece(NamedTuple):
@@ -244,7 +250,7 @@ def cut_text(file: io.BufferedReader, name: str, raw: io.FileIO) -> Iterator[Pie
 
 
 def last_border(text: bytes) -> int:
-    """Where the last empty line ends, behind which a new document begins; 0 without one."""
+    """Find where the last empty line ends, behind which a new document begins; 0 without one."""
     end = text.rfind(b"\n")
     while end >= 0:
         start = text.rfind(b"\n", 0, end)
@@ -263,7 +269,7 @@ class Reading(NamedTuple):
 
 
 def describe_reading(reading: Reading) -> dict[str, Any]:
-    """The same for index.json, functions by name."""
+    """Write down for index.json what is taken, functions by name."""
     return {**reading._asdict(), "preprocess": getattr(reading.preprocess, "__name__", None)}
 
 
@@ -280,7 +286,7 @@ def read_documents(path: str | os.PathLike, reading: Reading = Reading()) -> Ite
 
 
 def piece_documents(piece: Piece, reading: Reading) -> Iterator[Document]:
-    """The documents of one piece, each sentence preprocessed."""
+    """Yield the documents of one piece, each sentence preprocessed."""
     for document in xml_documents(piece, reading) if piece.is_xml else text_documents(piece):
         if reading.preprocess:
             document = list(filter(None, map(reading.preprocess, document)))
@@ -289,18 +295,10 @@ def piece_documents(piece: Piece, reading: Reading) -> Iterator[Document]:
 
 
 def text_documents(piece: Piece) -> Iterator[Document]:
-    """The documents of a text; ValueError naming the line where it is not UTF-8."""
-    assert piece.content is not None, "text comes with its bytes"
-    try:
-        text = piece.content.decode("utf-8-sig" if piece.line == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        before = error.object[:error.start]
-        raise ValueError(f"{piece.name} line {piece.line + before.count(10)}: not UTF-8 ({error.reason} at byte "
-                         f"{len(before) - before.rfind(10) - 1} of the line): convert the file to UTF-8") from None
+    """Yield the documents of a text; ValueError naming the line where it is not UTF-8."""
     document: Document = []
-    for line in text.split("\n"):
-        sentence = line.strip()
-        if sentence:
+    for number, line in enumerate(io.BytesIO(piece.content or b""), start=piece.line):
+        if sentence := decode_line(line, number, piece.name).strip():
             document.append(sentence)
         elif document:
             yield document
@@ -324,7 +322,7 @@ CITATIONS = re.compile(r" ?(?:\[ ?\0 ?\]|\( ?\0 ?\)|\0)")
 
 
 def xml_documents(piece: Piece, reading: Reading) -> Iterator[Document]:
-    """The documents of PubMed's or PMC's XML, in constant memory.
+    """Yield the documents of PubMed's or PMC's XML, in constant memory.
 
     Entities that the file declares itself are refused (a few lines of them can stand for gigabytes), files it
     refers to are never opened; the named characters of HTML are known.
@@ -334,7 +332,7 @@ def xml_documents(piece: Piece, reading: Reading) -> Iterator[Document]:
     parser, fed = reader.parser, 0
     with open(piece.name, "rb", buffering=0) if piece.content is None else io.BytesIO(piece.content) as raw:
         try:
-            file = decompressed(typing.cast(BinaryIO, raw))
+            file = decompressed(raw)
             while chunk := file.read(1 << 16):
                 parser.Parse(chunk, False)
                 fed += len(chunk)
@@ -361,8 +359,8 @@ class XmlReader:
         self.parser.CharacterDataHandler, self.parser.EntityDeclHandler = self.characters, self.refuse_entity
         self.parser.DefaultHandler = self.named_character
         self.documents: list[Document] = []
-        self.tags: list[str] = []               # of the open elements
-        self.inside = self.hidden = 0           # how many of them are in wanted text, in hidden parts
+        self.open = [("", "outside")]           # tag of each open element, and whether it is inside wanted text,
+        #                                         outside of all of it, or hidden with all that it holds
         self.document: Document = []
         self.languages: list[str] = []
         self.pmid: int | None = None
@@ -371,31 +369,33 @@ class XmlReader:
         self.marks: list[tuple[int, bool]] = []         # where its open references and superscripts begin
 
     def error(self, what: str) -> ValueError:
+        """Word an error with the place that the parser has reached."""
         return ValueError(f"{self.name} line {self.parser.CurrentLineNumber}: {what}")
 
     def refuse_entity(self, name: str, *_: Any) -> None:
+        """Stop at an entity that the file declares itself."""
         raise self.error(f"declares the entity {name}: expected PubMed's or PMC's XML, which declares none")
 
     def named_character(self, markup: str) -> None:
-        """Markup without a handler, among it references such as &alpha; that only a file not opened declares."""
+        """Take markup without a handler, among it references such as &alpha; that only a file not opened declares."""
         if markup.startswith("&"):
             self.characters(html.unescape(markup))
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
-        tag = tag.rpartition(":")[2]                            # mml:math
-        if not self.tags and tag not in XML_ROOTS:
+        """Enter an element: is its text wanted, does a paragraph end before it, does a record begin?"""
+        tag, (parent, state) = tag.rpartition(":")[2], self.open[-1]            # mml:math
+        if len(self.open) == 1 and tag not in XML_ROOTS:
             raise self.error(f"root element {tag}: expected {', '.join(sorted(XML_ROOTS))}")
-        parent = self.tags[-1] if self.tags else ""
-        self.tags.append(tag)
-        if len(self.tags) > 1000:
+        if len(self.open) > 1000:
             raise self.error("more than 1,000 elements inside each other")
-        if self.hidden or tag in HIDDEN:
-            self.hidden += 1
-            return
-        if tag in RECORDS:
+        if state == "hidden" or tag in HIDDEN:
+            state = "hidden"
+        elif tag in WANTED and WANTED[tag] in (None, parent):
+            state = "inside"
+        self.open.append((tag, state))
+        if tag in RECORDS and state != "hidden":
             self.document, self.languages, self.pmid, self.size = [], [], None, 0
-        if self.inside or tag in WANTED and WANTED[tag] in (None, parent):
-            self.inside += 1
+        if state == "inside":
             if tag in PARAGRAPHS:
                 self.end_paragraph(parent)
             elif tag in ("sup", "xref"):
@@ -404,29 +404,27 @@ class XmlReader:
                 self.characters(" ")
 
     def characters(self, text: str) -> None:
-        if self.inside and not self.hidden:
+        """Take text where it is wanted."""
+        if self.open[-1][1] == "inside":
             self.text.append(text)
             self.size += len(text)
             if self.size > BLOCK_BYTES:
                 raise self.error(f"a document of more than {BLOCK_BYTES:,} characters: cut it")
 
     def end(self, tag: str) -> None:
-        tag = self.tags.pop()
-        if self.hidden:
-            self.hidden -= 1
-            return
-        if self.inside:
-            self.inside -= 1
+        """Leave an element: does a paragraph end with it, or a record?"""
+        tag, state = self.open.pop()
+        if state == "inside":
             if tag in PARAGRAPHS:
                 self.end_paragraph(tag)
             elif tag in ("sup", "xref"):
                 self.end_mark(*self.marks.pop())
-        if tag in RECORDS and self.document and (self.pmid is None or self.pmid >= self.reading.min_pmid) and (
-                self.reading.language is None or self.pmid is None or self.reading.language in self.languages):
+        if tag in RECORDS and state != "hidden" and self.document and (self.pmid is None or (
+                self.pmid >= self.reading.min_pmid and self.reading.language in (None, *self.languages))):
             self.documents.append(self.document)
 
     def end_mark(self, start: int, is_citation: bool) -> None:
-        """Citations by number become a NUL, which no XML holds; those with names stay: 10<sup>6</sup> is 10^6."""
+        """Mark a citation by number with a NUL, which no XML holds; those with names stay. 10<sup>6</sup> is 10^6."""
         content = "".join(self.text[start:])
         if is_citation and not any(map(str.isalpha, content)):
             self.text[start:] = "\0"
@@ -456,8 +454,7 @@ class XmlReader:
 Segments = tuple[list[int], list[int]]          # wordpieces of segment A and of segment B (may be empty)
 
 
-def build_examples(documents: Iterable[list[list[int]]], max_length: int,
-                   rng: random.Random) -> Iterator[Segments]:
+def build_examples(documents: Iterable[list[list[int]]], max_length: int, rng: random.Random) -> Iterator[Segments]:
     """Cut documents into examples of at most max_length tokens, [CLS] A [SEP] B [SEP] counted.
 
     documents   sentences as lists of wordpiece ids
@@ -549,15 +546,13 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Any, out: str | 
         raise ValueError(f"max_length {max_length} leaves no room for text: use at least 8")
     folder, files = Path(out), corpus_files(paths)
     folder.mkdir(parents=True, exist_ok=True)
-    index: dict[str, Any] = {
-        "format": FORMAT_VERSION, "vocabulary": vocabulary_hash(tokenizer), "max_length": max_length, "seed": seed,
-        "text": describe_reading(reading), "sources": [[file.name, file.stat().st_size] for file in files],
-        "complete": False, "shards": []}
-    if (folder / "index.json").exists():
-        index = continue_index(folder, index)
-        if index["complete"]:
-            return
-    shards, size = index["shards"], sum(file.stat().st_size for file in files)      # bytes, perhaps compressed 4 to 1
+    sources: list[list[Any]] = [[file.name, file.stat().st_size] for file in files]
+    wanted = {"format": FORMAT_VERSION, "vocabulary": vocabulary_hash(tokenizer), "max_length": max_length,
+              "seed": seed, "text": describe_reading(reading), "sources": sources}
+    index = continue_index(folder, wanted)
+    if index["complete"]:
+        return
+    shards, size = index["shards"], sum(size for _, size in sources)                # bytes, perhaps compressed 4 to 1
     job = functools.partial(write_shard, folder, tokenizer, max_length, seed, reading)
     blocks = itertools.islice(read_blocks(files), len(shards), None)
     progress = Progress(size // 10 ** 6, "MB of the corpus", shards[-1]["position"] // 10 ** 6 if shards else 0)
@@ -575,7 +570,7 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Any, out: str | 
 
 
 def map_in_processes(job: Callable[[Block], dict], blocks: Iterable[Block], workers: int) -> Iterator[dict]:
-    """job(block) for each block, in order; a worker waits while two blocks more than there are workers are held.
+    """Yield job(block) for each block, in order; at most two blocks more than there are workers are held at a time.
 
     raises   what a job raises; ChildProcessError when a worker was killed
     """
@@ -615,18 +610,20 @@ def run_job(block: Block) -> dict:
 
 
 def vocabulary_hash(tokenizer: Any) -> str:
-    """SHA-256 over all pieces and the casing: two tokenizers with one hash give the same ids."""
+    """Hash all pieces and the casing by SHA-256: two tokenizers with one hash give the same ids."""
     content = "\n".join([*tokenizer.pieces, f"lowercase={tokenizer.lowercase}"])
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def continue_index(folder: Path, wanted: dict) -> dict:
-    """The index of an existing folder; ValueError when it was built from something else than is wanted now."""
+def continue_index(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Read the folder's index.json, or begin one; ValueError where it was built from something else than wanted."""
+    if not (folder / "index.json").exists():
+        return {**wanted, "complete": False, "shards": []}
     index = read_index(folder)
-    for key in ("format", "vocabulary", "max_length", "seed", "text", "sources"):
-        if index.get(key) != wanted[key]:
+    for key, value in wanted.items():
+        if index.get(key) != value:
             raise ValueError(f"{folder} was built with another {key} ({str(index.get(key)):.100}, now "
-                             f"{str(wanted[key]):.100}): choose another folder or delete this one")
+                             f"{str(value):.100}): choose another folder or delete this one")
     return index
 
 
@@ -707,8 +704,7 @@ def verify_shards(path: str | os.PathLike) -> int:
         for name in ("tokens", "starts", "first"):
             digest.update((folder / f"{number:05d}.{name}.npy").read_bytes())
         if digest.hexdigest() != entry["sha256"]:
-            raise ValueError(f"{folder}: shard {number:05d} is damaged (its SHA-256 differs): "
-                             "build the shards anew")
+            raise ValueError(f"{folder}: shard {number:05d} is damaged (its SHA-256 differs): build the shards anew")
     return len(entries)
 
 
@@ -731,8 +727,7 @@ class Shards:
             self.firsts.append(self.load(number, "first"))
             sizes = len(self.starts[-1]) - 1, len(self.firsts[-1]), len(self.load(number, "tokens"))
             if sizes != (entry["examples"], entry["examples"], entry["tokens"]):
-                raise ValueError(f"{self.folder}: shard {number:05d} and index.json disagree: "
-                                 "build the shards anew")
+                raise ValueError(f"{self.folder}: shard {number:05d} and index.json disagree: build the shards anew")
         self.lengths = np.concatenate([np.diff(starts) for starts in self.starts])
         self.offsets = np.cumsum([0] + [entry["examples"] for entry in self.index["shards"]])
         is_held_out = np.zeros(len(self.lengths), bool)
@@ -743,7 +738,7 @@ class Shards:
         self.tokens = functools.lru_cache(maxsize=512)(lambda number: self.load(number, "tokens"))
 
     def load(self, number: int, name: str) -> np.ndarray:
-        """One array of one shard; the tokens as a memory map."""
+        """Read one array of one shard, the tokens as a memory map."""
         path = self.folder / f"{number:05d}.{name}.npy"
         try:
             return np.load(path, mmap_mode="r" if name == "tokens" else None)
@@ -751,7 +746,7 @@ class Shards:
             raise ValueError(f"{path}: truncated or damaged ({error}): build the shards anew") from None
 
     def example(self, number: int) -> tuple[np.ndarray, int]:
-        """The token ids of one example, and how many of them are segment A with its [CLS] and [SEP]."""
+        """Return the token ids of one example, and how many of them are segment A with its [CLS] and [SEP]."""
         shard = int(np.searchsorted(self.offsets, number, side="right")) - 1
         row = number - self.offsets[shard]
         start, end = self.starts[shard][row:row + 2]
@@ -766,7 +761,7 @@ def open_shards(path: str | os.PathLike) -> Shards:
 # --- 4. Batches ---
 
 class Batch(NamedTuple):
-    """Padded rows, int64; what every model here takes."""
+    """Padded rows, int64: what every model takes."""
 
     input_ids: np.ndarray           # (B, T)
     attention_mask: np.ndarray      # (B, T) 1 on real tokens
@@ -774,13 +769,13 @@ class Batch(NamedTuple):
 
 
 def seed_for(seed: int, step: int, purpose: str) -> int:
-    """A seed for one purpose in one step: random numbers depend on (seed, step) alone, never on history."""
+    """Derive a seed for one purpose in one step: random numbers depend on (seed, step) alone, never on history."""
     sequence = np.random.SeedSequence([seed, step, zlib.crc32(purpose.encode())])
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))        # 63 bits: torch's seeds are signed
 
 
 def bucket_widths(max_length: int) -> np.ndarray:
-    """The few row lengths batches are padded to, ascending: 16 24 32 40 48 64 80 104 128, and so on.
+    """List the few row lengths batches are padded to, ascending: 16 24 32 40 48 64 80 104 128, and so on.
 
     Multiples of 8, each about 1.2 times the one before: an example wastes a twelfth of its row on average, and
     a compiler that specialises on shapes sees few.
