@@ -1780,7 +1780,7 @@ class Progress:
         now = time.monotonic()
         rate = (done - self.start) / max(now - self.began, 1e-9)
         self.line = f"{done:,}" + (f" of {self.total:,}" if self.total else "") + f" {self.unit}, {rate:,.1f}/s"
-        if self.total:
+        if self.total and rate:                                     # else how long it takes is unknown
             left = (self.total - done) / max(rate, 1e-9)
             self.line += f", {left // 3600:.0f} h {left % 3600 / 60:.0f} min left" if left >= 3600 else (
                 f", {left / 60:.0f} min left" if left >= 90 else f", {left:.0f} s left")

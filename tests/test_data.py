@@ -1964,6 +1964,13 @@ def test_progress_counts_its_rate_from_where_it_resumed(monkeypatch, capsys):
     assert capsys.readouterr().err == "1,050 documents, 5.0/s\n"
 
 
+def test_progress_tells_no_time_left_before_anything_is_done(monkeypatch, capsys):
+    clock = iter([0.0, 20.0])
+    monkeypatch.setattr(data.time, "monotonic", clock.__next__)
+    data.Progress(40, "steps", start=8).show(8)
+    assert capsys.readouterr().err == "8 of 40 steps, 0.0/s\n"
+
+
 @pytest.mark.parametrize("error, status, said", [
     (ValueError("train.csv line 3: expected 3 columns, found 2"), 2,
      "error: train.csv line 3: expected 3 columns, found 2\n"),
