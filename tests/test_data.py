@@ -390,7 +390,7 @@ def test_sentences_cover_all_but_white_space_in_order(text):
 
 @pytest.mark.parametrize("unit", [".", "a. ", "(A. ", ".)", ".[1", "\n ", "\n", ". ", "a.1,", "A. B) "])
 def test_time_to_find_sentences_grows_with_the_text_alone(unit):
-    with time_limit(5):                                                # quadratic: hours
+    with time_limit(60):                                               # quadratic: hours
         split_sentences(unit * 100_000)
 
 
@@ -1588,7 +1588,7 @@ def test_a_long_sentence_is_read_in_windows_that_share_no_label():
 
 @pytest.mark.parametrize("max_length", [2, 3])
 def test_rows_without_room_for_windows_are_refused(max_length):
-    with time_limit(0.2), pytest.raises(ValueError):
+    with time_limit(20), pytest.raises(ValueError):
         encode_tagging([TaggedSentence(["abcdef"], ["O"])], SPELLER, TAGS, max_length)
 
 
