@@ -35,7 +35,6 @@ import itertools
 import json
 import lzma
 import multiprocessing
-import operator
 import os
 import random
 import re
@@ -44,14 +43,13 @@ import sys
 import tarfile
 import threading
 import time
-import types
 import typing
 import urllib.request
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 from xml.parsers import expat
 
 import numpy as np
@@ -105,27 +103,27 @@ def ends_sentence(text: str, start: int, found: re.Match) -> bool:
     """Tell whether the marks found end the sentence that began at `start`; looks 200 characters around at most."""
     stop, mark = found.start(), found[0].rstrip()
     following = (text[found.end():found.end() + 40].lstrip("\"'“‘«([").split() or [""])[0]
-    if following.islower() and not re.search(r"\d|^[α-ω]-", following):
+    if following.islower() and not re.search(r"\d|^[α-ω]-", following):                # p53 and β-actin open sentences
         return False
     before = text[max(start, stop - 200):stop]
     if before.rfind("(") > before.rfind(")") and ")" not in mark and CLOSING_BRACKET.match(text, found.end()):
         return False
+    if mark[0] != "." or mark[1:2] and not mark[1].isdigit():                           # no full stop, or not alone
+        return True
     words = before.split()[-2:]
     word = words[-1].lstrip("\"'“‘«([") if words else ""
-    if mark[0] != "." or mark[1:2] and not mark[1].isdigit():
-        return True
     if word.lower() in NEVER_LAST or word.lower() in BEFORE_NUMBER and following[:1].isdigit():
         return False
-    if before.isdigit() and start + len(before) == stop:                # a number that heads a paragraph
+    if before.isdigit() and start + len(before) == stop:                                # it heads a paragraph
         return False
     if word.lower() in RARELY_LAST or re.fullmatch(r"[A-Z]|(?:[A-Za-z]{1,2}\.)+[A-Za-z]{1,2}", word):
-        is_name = words[0].lower() in LETTERED or words[0][-1].isdigit()            # "at 37 C."
+        is_name = words[0].lower() in LETTERED or words[0][-1].isdigit()                # "at 37 C."
         return following.lower().rstrip(",") in OPENERS or len(words) == 2 and len(word) == 1 and is_name
     return True
 
 
 def corpus_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
-    """The given files, and all files below the given folders (sorted) that are not hidden."""
+    """List the given files, and all files below the given folders (sorted) that are not hidden."""
     files: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
@@ -139,7 +137,7 @@ def corpus_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
 
 
 def decompressed(file: Any) -> io.BufferedReader:
-    """The content of an open file, plain, gzip or xz; its first bytes tell which, whatever its name."""
+    """Read an open file that is plain, gzip or xz; its first bytes tell which, whatever its name."""
     packed = io.BufferedReader(file, READ_BYTES)
     magic = packed.peek(6)
     if magic.startswith(b"\x1f\x8b"):
@@ -149,8 +147,22 @@ def decompressed(file: Any) -> io.BufferedReader:
     return packed
 
 
+def damaged_archive(place: str, error: BaseException) -> ValueError:
+    """Word the error of an archive that cannot be read to its end."""
+    return ValueError(f"{place}: the archive is truncated or damaged ({error}): fetch it again")
+
+
+def decode_line(line: bytes, number: int, place: str | os.PathLike) -> str:
+    """Decode a line and drop its end, of the first also a byte order mark; ValueError where it is not UTF-8."""
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} line {number}: not UTF-8 ({error.reason} at byte {error.start} of the line): "
+                         "convert the file to UTF-8") from None
+
+
 def numbered_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line without its end); a byte order mark is dropped.
+    """Yield (line number from 1, line without its end) of a file, compressed or not.
 
     Lines end at \\n alone (a preceding \\r goes too): text from PDF files holds characters such as U+2028
     that str.splitlines would also break at.
@@ -159,18 +171,10 @@ def numbered_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
     number = 0
     try:
         with open(path, "rb", buffering=0) as raw:
-            file = decompressed(raw)
-            for number, line in enumerate(file, start=1):
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} line {number}: not UTF-8 ({error.reason} at byte {error.start} of the line): "
-                         "convert the file to UTF-8") from None
+            for number, line in enumerate(decompressed(raw), start=1):
+                yield number, decode_line(line, number, path)
     except DAMAGED as error:
         raise damaged_archive(f"{path} after line {number}", error) from None
-
-
-def damaged_archive(place: str, error: BaseException) -> ValueError:
-    return ValueError(f"{place}: the archive is truncated or damaged ({error}): fetch it again")
 
 
 class Piece(NamedTuple):
@@ -246,7 +250,7 @@ def cut_text(file: io.BufferedReader, name: str, raw: io.FileIO) -> Iterator[Pie
 
 
 def last_border(text: bytes) -> int:
-    """Where the last empty line ends, behind which a new document begins; 0 without one."""
+    """Find where the last empty line ends, behind which a new document begins; 0 without one."""
     end = text.rfind(b"\n")
     while end >= 0:
         start = text.rfind(b"\n", 0, end)
@@ -265,7 +269,7 @@ class Reading(NamedTuple):
 
 
 def describe_reading(reading: Reading) -> dict[str, Any]:
-    """The same for index.json, functions by name."""
+    """Write down for index.json what is taken, functions by name."""
     return {**reading._asdict(), "preprocess": getattr(reading.preprocess, "__name__", None)}
 
 
@@ -282,7 +286,7 @@ def read_documents(path: str | os.PathLike, reading: Reading = Reading()) -> Ite
 
 
 def piece_documents(piece: Piece, reading: Reading) -> Iterator[Document]:
-    """The documents of one piece, each sentence preprocessed."""
+    """Yield the documents of one piece, each sentence preprocessed."""
     for document in xml_documents(piece, reading) if piece.is_xml else text_documents(piece):
         if reading.preprocess:
             document = list(filter(None, map(reading.preprocess, document)))
@@ -291,18 +295,10 @@ def piece_documents(piece: Piece, reading: Reading) -> Iterator[Document]:
 
 
 def text_documents(piece: Piece) -> Iterator[Document]:
-    """The documents of a text; ValueError naming the line where it is not UTF-8."""
-    assert piece.content is not None, "text comes with its bytes"
-    try:
-        text = piece.content.decode("utf-8-sig" if piece.line == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        before = error.object[:error.start]
-        raise ValueError(f"{piece.name} line {piece.line + before.count(10)}: not UTF-8 ({error.reason} at byte "
-                         f"{len(before) - before.rfind(10) - 1} of the line): convert the file to UTF-8") from None
+    """Yield the documents of a text; ValueError naming the line where it is not UTF-8."""
     document: Document = []
-    for line in text.split("\n"):
-        sentence = line.strip()
-        if sentence:
+    for number, line in enumerate(io.BytesIO(piece.content or b""), start=piece.line):
+        if sentence := decode_line(line, number, piece.name).strip():
             document.append(sentence)
         elif document:
             yield document
@@ -326,7 +322,7 @@ CITATIONS = re.compile(r" ?(?:\[ ?\0 ?\]|\( ?\0 ?\)|\0)")
 
 
 def xml_documents(piece: Piece, reading: Reading) -> Iterator[Document]:
-    """The documents of PubMed's or PMC's XML, in constant memory.
+    """Yield the documents of PubMed's or PMC's XML, in constant memory.
 
     Entities that the file declares itself are refused (a few lines of them can stand for gigabytes), files it
     refers to are never opened; the named characters of HTML are known.
@@ -336,7 +332,7 @@ def xml_documents(piece: Piece, reading: Reading) -> Iterator[Document]:
     parser, fed = reader.parser, 0
     with open(piece.name, "rb", buffering=0) if piece.content is None else io.BytesIO(piece.content) as raw:
         try:
-            file = decompressed(typing.cast(BinaryIO, raw))
+            file = decompressed(raw)
             while chunk := file.read(1 << 16):
                 parser.Parse(chunk, False)
                 fed += len(chunk)
@@ -363,8 +359,8 @@ class XmlReader:
         self.parser.CharacterDataHandler, self.parser.EntityDeclHandler = self.characters, self.refuse_entity
         self.parser.DefaultHandler = self.named_character
         self.documents: list[Document] = []
-        self.tags: list[str] = []               # of the open elements
-        self.inside = self.hidden = 0           # how many of them are in wanted text, in hidden parts
+        self.open = [("", "outside")]           # tag of each open element, and whether it is inside wanted text,
+        #                                         outside of all of it, or hidden with all that it holds
         self.document: Document = []
         self.languages: list[str] = []
         self.pmid: int | None = None
@@ -373,31 +369,33 @@ class XmlReader:
         self.marks: list[tuple[int, bool]] = []         # where its open references and superscripts begin
 
     def error(self, what: str) -> ValueError:
+        """Word an error with the place that the parser has reached."""
         return ValueError(f"{self.name} line {self.parser.CurrentLineNumber}: {what}")
 
     def refuse_entity(self, name: str, *_: Any) -> None:
+        """Stop at an entity that the file declares itself."""
         raise self.error(f"declares the entity {name}: expected PubMed's or PMC's XML, which declares none")
 
     def named_character(self, markup: str) -> None:
-        """Markup without a handler, among it references such as &alpha; that only a file not opened declares."""
+        """Take markup without a handler, among it references such as &alpha; that only a file not opened declares."""
         if markup.startswith("&"):
             self.characters(html.unescape(markup))
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
-        tag = tag.rpartition(":")[2]                            # mml:math
-        if not self.tags and tag not in XML_ROOTS:
+        """Enter an element: is its text wanted, does a paragraph end before it, does a record begin?"""
+        tag, (parent, state) = tag.rpartition(":")[2], self.open[-1]            # mml:math
+        if len(self.open) == 1 and tag not in XML_ROOTS:
             raise self.error(f"root element {tag}: expected {', '.join(sorted(XML_ROOTS))}")
-        parent = self.tags[-1] if self.tags else ""
-        self.tags.append(tag)
-        if len(self.tags) > 1000:
+        if len(self.open) > 1000:
             raise self.error("more than 1,000 elements inside each other")
-        if self.hidden or tag in HIDDEN:
-            self.hidden += 1
-            return
-        if tag in RECORDS:
+        if state == "hidden" or tag in HIDDEN:
+            state = "hidden"
+        elif tag in WANTED and WANTED[tag] in (None, parent):
+            state = "inside"
+        self.open.append((tag, state))
+        if tag in RECORDS and state != "hidden":
             self.document, self.languages, self.pmid, self.size = [], [], None, 0
-        if self.inside or tag in WANTED and WANTED[tag] in (None, parent):
-            self.inside += 1
+        if state == "inside":
             if tag in PARAGRAPHS:
                 self.end_paragraph(parent)
             elif tag in ("sup", "xref"):
@@ -406,29 +404,27 @@ class XmlReader:
                 self.characters(" ")
 
     def characters(self, text: str) -> None:
-        if self.inside and not self.hidden:
+        """Take text where it is wanted."""
+        if self.open[-1][1] == "inside":
             self.text.append(text)
             self.size += len(text)
             if self.size > BLOCK_BYTES:
                 raise self.error(f"a document of more than {BLOCK_BYTES:,} characters: cut it")
 
     def end(self, tag: str) -> None:
-        tag = self.tags.pop()
-        if self.hidden:
-            self.hidden -= 1
-            return
-        if self.inside:
-            self.inside -= 1
+        """Leave an element: does a paragraph end with it, or a record?"""
+        tag, state = self.open.pop()
+        if state == "inside":
             if tag in PARAGRAPHS:
                 self.end_paragraph(tag)
             elif tag in ("sup", "xref"):
                 self.end_mark(*self.marks.pop())
-        if tag in RECORDS and self.document and (self.pmid is None or self.pmid >= self.reading.min_pmid) and (
-                self.reading.language is None or self.pmid is None or self.reading.language in self.languages):
+        if tag in RECORDS and state != "hidden" and self.document and (self.pmid is None or (
+                self.pmid >= self.reading.min_pmid and self.reading.language in (None, *self.languages))):
             self.documents.append(self.document)
 
     def end_mark(self, start: int, is_citation: bool) -> None:
-        """Citations by number become a NUL, which no XML holds; those with names stay: 10<sup>6</sup> is 10^6."""
+        """Mark a citation by number with a NUL, which no XML holds; those with names stay. 10<sup>6</sup> is 10^6."""
         content = "".join(self.text[start:])
         if is_citation and not any(map(str.isalpha, content)):
             self.text[start:] = "\0"
@@ -458,8 +454,7 @@ class XmlReader:
 Segments = tuple[list[int], list[int]]          # wordpieces of segment A and of segment B (may be empty)
 
 
-def build_examples(documents: Iterable[list[list[int]]], max_length: int,
-                   rng: random.Random) -> Iterator[Segments]:
+def build_examples(documents: Iterable[list[list[int]]], max_length: int, rng: random.Random) -> Iterator[Segments]:
     """Cut documents into examples of at most max_length tokens, [CLS] A [SEP] B [SEP] counted.
 
     documents   sentences as lists of wordpiece ids
@@ -551,15 +546,13 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Any, out: str | 
         raise ValueError(f"max_length {max_length} leaves no room for text: use at least 8")
     folder, files = Path(out), corpus_files(paths)
     folder.mkdir(parents=True, exist_ok=True)
-    index: dict[str, Any] = {
-        "format": FORMAT_VERSION, "vocabulary": vocabulary_hash(tokenizer), "max_length": max_length, "seed": seed,
-        "text": describe_reading(reading), "sources": [[file.name, file.stat().st_size] for file in files],
-        "complete": False, "shards": []}
-    if (folder / "index.json").exists():
-        index = continue_index(folder, index)
-        if index["complete"]:
-            return
-    shards, size = index["shards"], sum(file.stat().st_size for file in files)      # bytes, perhaps compressed 4 to 1
+    sources: list[list[Any]] = [[file.name, file.stat().st_size] for file in files]
+    wanted = {"format": FORMAT_VERSION, "vocabulary": vocabulary_hash(tokenizer), "max_length": max_length,
+              "seed": seed, "text": describe_reading(reading), "sources": sources}
+    index = continue_index(folder, wanted)
+    if index["complete"]:
+        return
+    shards, size = index["shards"], sum(size for _, size in sources)                # bytes, perhaps compressed 4 to 1
     job = functools.partial(write_shard, folder, tokenizer, max_length, seed, reading)
     blocks = itertools.islice(read_blocks(files), len(shards), None)
     progress = Progress(size // 10 ** 6, "MB of the corpus", shards[-1]["position"] // 10 ** 6 if shards else 0)
@@ -577,7 +570,7 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Any, out: str | 
 
 
 def map_in_processes(job: Callable[[Block], dict], blocks: Iterable[Block], workers: int) -> Iterator[dict]:
-    """job(block) for each block, in order; a worker waits while two blocks more than there are workers are held.
+    """Yield job(block) for each block, in order; at most two blocks more than there are workers are held at a time.
 
     raises   what a job raises; ChildProcessError when a worker was killed
     """
@@ -617,18 +610,20 @@ def run_job(block: Block) -> dict:
 
 
 def vocabulary_hash(tokenizer: Any) -> str:
-    """SHA-256 over all pieces and the casing: two tokenizers with one hash give the same ids."""
+    """Hash all pieces and the casing by SHA-256: two tokenizers with one hash give the same ids."""
     content = "\n".join([*tokenizer.pieces, f"lowercase={tokenizer.lowercase}"])
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def continue_index(folder: Path, wanted: dict) -> dict:
-    """The index of an existing folder; ValueError when it was built from something else than is wanted now."""
+def continue_index(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Read the folder's index.json, or begin one; ValueError where it was built from something else than wanted."""
+    if not (folder / "index.json").exists():
+        return {**wanted, "complete": False, "shards": []}
     index = read_index(folder)
-    for key in ("format", "vocabulary", "max_length", "seed", "text", "sources"):
-        if index.get(key) != wanted[key]:
+    for key, value in wanted.items():
+        if index.get(key) != value:
             raise ValueError(f"{folder} was built with another {key} ({str(index.get(key)):.100}, now "
-                             f"{str(wanted[key]):.100}): choose another folder or delete this one")
+                             f"{str(value):.100}): choose another folder or delete this one")
     return index
 
 
@@ -709,8 +704,7 @@ def verify_shards(path: str | os.PathLike) -> int:
         for name in ("tokens", "starts", "first"):
             digest.update((folder / f"{number:05d}.{name}.npy").read_bytes())
         if digest.hexdigest() != entry["sha256"]:
-            raise ValueError(f"{folder}: shard {number:05d} is damaged (its SHA-256 differs): "
-                             "build the shards anew")
+            raise ValueError(f"{folder}: shard {number:05d} is damaged (its SHA-256 differs): build the shards anew")
     return len(entries)
 
 
@@ -733,8 +727,7 @@ class Shards:
             self.firsts.append(self.load(number, "first"))
             sizes = len(self.starts[-1]) - 1, len(self.firsts[-1]), len(self.load(number, "tokens"))
             if sizes != (entry["examples"], entry["examples"], entry["tokens"]):
-                raise ValueError(f"{self.folder}: shard {number:05d} and index.json disagree: "
-                                 "build the shards anew")
+                raise ValueError(f"{self.folder}: shard {number:05d} and index.json disagree: build the shards anew")
         self.lengths = np.concatenate([np.diff(starts) for starts in self.starts])
         self.offsets = np.cumsum([0] + [entry["examples"] for entry in self.index["shards"]])
         is_held_out = np.zeros(len(self.lengths), bool)
@@ -745,7 +738,7 @@ class Shards:
         self.tokens = functools.lru_cache(maxsize=512)(lambda number: self.load(number, "tokens"))
 
     def load(self, number: int, name: str) -> np.ndarray:
-        """One array of one shard; the tokens as a memory map."""
+        """Read one array of one shard, the tokens as a memory map."""
         path = self.folder / f"{number:05d}.{name}.npy"
         try:
             return np.load(path, mmap_mode="r" if name == "tokens" else None)
@@ -753,7 +746,7 @@ class Shards:
             raise ValueError(f"{path}: truncated or damaged ({error}): build the shards anew") from None
 
     def example(self, number: int) -> tuple[np.ndarray, int]:
-        """The token ids of one example, and how many of them are segment A with its [CLS] and [SEP]."""
+        """Return the token ids of one example, and how many of them are segment A with its [CLS] and [SEP]."""
         shard = int(np.searchsorted(self.offsets, number, side="right")) - 1
         row = number - self.offsets[shard]
         start, end = self.starts[shard][row:row + 2]
@@ -768,7 +761,7 @@ def open_shards(path: str | os.PathLike) -> Shards:
 # --- 4. Batches ---
 
 class Batch(NamedTuple):
-    """Padded rows, int64; what every model here takes."""
+    """Padded rows, int64: what every model takes."""
 
     input_ids: np.ndarray           # (B, T)
     attention_mask: np.ndarray      # (B, T) 1 on real tokens
@@ -776,13 +769,13 @@ class Batch(NamedTuple):
 
 
 def seed_for(seed: int, step: int, purpose: str) -> int:
-    """A seed for one purpose in one step: random numbers depend on (seed, step) alone, never on history."""
+    """Derive a seed for one purpose in one step: random numbers depend on (seed, step) alone, never on history."""
     sequence = np.random.SeedSequence([seed, step, zlib.crc32(purpose.encode())])
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))        # 63 bits: torch's seeds are signed
 
 
 def bucket_widths(max_length: int) -> np.ndarray:
-    """The few row lengths batches are padded to, ascending: 16 24 32 40 48 64 80 104 128, and so on.
+    """List the few row lengths batches are padded to, ascending: 16 24 32 40 48 64 80 104 128, and so on.
 
     Multiples of 8, each about 1.2 times the one before: an example wastes a twelfth of its row on average, and
     a compiler that specialises on shapes sees few.
@@ -878,11 +871,11 @@ class Task(NamedTuple):
 
     kind: str                                       # ner, re, qa, classify or rank
     folder: str = ""                                # below the data root; "" for tasks without files
+    source: str = ""                                # where the files are published
     labels: tuple[str, ...] = ()                    # all of them; () accepts any
     negative: str | None = None                     # re: the label that means "no relation", not scored
     metric: str = "f1"                              # the score that chooses an epoch
     files: tuple[tuple[str, ...], ...] = ()         # names of train, dev, test where they are not the usual ones
-    source: str = ""                                # where the files are published
     parts: tuple[str, int, bool] | None = None      # where train or test is not there: the split to cut instead,
     #                                                 into how many parts, and whether one of them is for dev
 
@@ -891,30 +884,28 @@ STANDARD_FILES = tuple(tuple(f"{stem}{suffix}" for stem in stems for suffix in (
                        for stems in (("train",), ("dev", "devel"), ("test",)))
 JNLPBA = ("O", *(f"{tag}-{kind}" for kind in ("DNA", "RNA", "cell_line", "cell_type", "protein") for tag in "BI"))
 CHEMPROT = ("CPR:3", "CPR:4", "CPR:5", "CPR:6", "CPR:9")
+DDI = ("DDI-false", "DDI-advise", "DDI-effect", "DDI-int", "DDI-mechanism")
 MIOLO, OZYURT = "gmpoli/electramed, data/", "SciCrunch/bio_electra, electra/data/finetuning_data/"
 TASKS = {
-    "ncbi-disease": Task("ner", "ner/ncbi-disease", ("O", "B-Disease", "I-Disease"),
-                         source=MIOLO + "NER/NCBI-disease"),
-    "bc5cdr": Task("ner", "ner/bc5cdr", ("O", "B-Entity", "I-Entity"), source=MIOLO + "NER/bc5cdr"),
-    "jnlpba": Task("ner", "ner/jnlpba", JNLPBA, source=MIOLO + "NER/JNLPBA"),
-    "bc4chemd": Task("ner", "ner/bc4chemd", source=OZYURT + "bc4chemd"),
-    "bc2gm": Task("ner", "ner/bc2gm", ("O", "B-GENE", "I-GENE"), source=OZYURT + "bc2gm"),
-    "linnaeus": Task("ner", "ner/linnaeus", source=OZYURT + "linnaeus"),
-    "chemprot": Task("re", "re/chemprot", ("false", *CHEMPROT), "false", source=MIOLO + "RE/chemprot"),
-    "chemprot-tsv": Task("re", "re/chemprot-tsv", ("False", *CHEMPROT), "False", source=OZYURT + "chemprot"),
-    "ddi2013": Task("re", "re/ddi-2013", ("DDI-false", "DDI-advise", "DDI-effect", "DDI-int", "DDI-mechanism"),
-                    "DDI-false", source=MIOLO + "RE/ddi-2013"),
-    "gad": Task("re", "re/gad", ("0", "1"), "0", source=OZYURT + "gad", parts=("train", 10, True)),
-    "squad": Task("qa", "qa/squad", source="rajpurkar.github.io/SQuAD-explorer", parts=("dev", 6, False),
+    "ncbi-disease": Task("ner", "ner/ncbi-disease", MIOLO + "NER/NCBI-disease", ("O", "B-Disease", "I-Disease")),
+    "bc5cdr": Task("ner", "ner/bc5cdr", MIOLO + "NER/bc5cdr", ("O", "B-Entity", "I-Entity")),
+    "jnlpba": Task("ner", "ner/jnlpba", MIOLO + "NER/JNLPBA", JNLPBA),
+    "bc4chemd": Task("ner", "ner/bc4chemd", OZYURT + "bc4chemd"),
+    "bc2gm": Task("ner", "ner/bc2gm", OZYURT + "bc2gm", ("O", "B-GENE", "I-GENE")),
+    "linnaeus": Task("ner", "ner/linnaeus", OZYURT + "linnaeus"),
+    "chemprot": Task("re", "re/chemprot", MIOLO + "RE/chemprot", ("false", *CHEMPROT), "false"),
+    "chemprot-tsv": Task("re", "re/chemprot-tsv", OZYURT + "chemprot", ("False", *CHEMPROT), "False"),
+    "ddi2013": Task("re", "re/ddi-2013", MIOLO + "RE/ddi-2013", DDI, "DDI-false"),
+    "gad": Task("re", "re/gad", OZYURT + "gad", ("0", "1"), "0", parts=("train", 10, True)),
+    "squad": Task("qa", "qa/squad", "rajpurkar.github.io/SQuAD-explorer", parts=("dev", 6, False),
                   files=(("train-v1.1.json",), *[("dev-v1.1.json", "xquad.en.json")] * 2)),
-    "bioasq7b": Task("qa", "qa/bioasq", metric="mrr", source=MIOLO + "QA/BioASQ",
-                     files=(("BioASQ-train-factoid-7b.json", "BioASQ-train-factoid-*.json"), ("*dev*.json",),
-                            ("BioASQ-test-factoid-7b-*.json",))),
-    "bioasq8b": Task("qa", "qa/bioasq8b", source=OZYURT + "bioasq",
+    "bioasq7b": Task("qa", "qa/bioasq", MIOLO + "QA/BioASQ", metric="mrr", files=(
+        ("BioASQ-train-factoid-7b.json", "BioASQ-train-factoid-*.json"), ("*dev*.json",),
+        ("BioASQ-test-factoid-7b-*.json",))),
+    "bioasq8b": Task("qa", "qa/bioasq8b", OZYURT + "bioasq",
                      files=(("train*.json",), ("dev.json",), ("test.json", "dev.json"))),
-    "yesno": Task("classify", "qa/yesno", ("0", "1"), metric="macro_f1", source=OZYURT + "yesno"),
-    "rerank": Task("rank", "qa/reranker", ("0", "1"), metric="mrr", source=OZYURT + "reranker",
-                   parts=("dev", 5, False)),
+    "yesno": Task("classify", "qa/yesno", OZYURT + "yesno", ("0", "1"), metric="macro_f1"),
+    "rerank": Task("rank", "qa/reranker", OZYURT + "reranker", ("0", "1"), metric="mrr", parts=("dev", 5, False)),
     "demo-ner": Task("ner", labels=("O", "B-Disease", "I-Disease", "B-Drug", "I-Drug", "B-Gene", "I-Gene")),
     "demo-re": Task("re", labels=("false", "treats", "causes", "inhibits"), negative="false"),
     "demo-qa": Task("qa"),
@@ -928,59 +919,46 @@ SPLITS = ("train", "dev", "test")
 GITHUB = "https://raw.githubusercontent.com"
 COMMITS = {"gmpoli/electramed": "674c6151001cae52d2abba7b4d0c0677a7c5f01a",
            "SciCrunch/bio_electra": "7a53526773e047c02f03400f61a906a636b9054d"}
-# Git blob, task and name of each file below the task's source. Train files last: as long as one is not there, all
-# that is missing is fetched, so an interrupted fetch leaves no set that looks whole. bioasq7b has no development set
-# here: bioasq8b's dev.json shares questions with its test batches.
+# Task, then name and git blob of files below its source. Train files last: as long as one is not there, all that is
+# missing is fetched, so an interrupted fetch leaves no set that looks whole. bioasq7b has no development set here:
+# bioasq8b's dev.json shares questions with its test batches.
 PUBLISHED_FILES = """
-88d1646e63a69b547bc3b9130149ee07eafe7904 ncbi-disease dev.txt
-d75a6e42036632fead309afeb255537c726d182d ncbi-disease test.txt
-4895ef60010515fcb2ccb7dce851a8433bedd904 ncbi-disease train.txt
-2ca9babbec34d94bec30ae6874f6ca70215b5746 bc5cdr dev.txt
-7423daffe86397388e429f9671d6c7f972910360 bc5cdr test.txt
-0951ed269e1b1561b81bd7d5472648b9336f09bc bc5cdr train.txt
-2b517edf6e3738ff12e875195890ae2195208594 jnlpba dev.txt
-bad88167217a1fe444d0f0f394e62cfddfc34626 jnlpba test.txt
-a6318ff48c8b8b82d9f6276f167adb7b3bf6f4bb jnlpba train.txt
-607eed70e400da4ce4fd6efea26910458dc71626 bc4chemd dev.txt
-ce2aeda424709c92e05b022f4f8429970e47444e bc4chemd test.txt
-f46f93b33d2152d83bbe6302557f48b809b53d2f bc4chemd train.txt
-c083f1ef3d6c9113715c9782af67e1c6da31f6e4 bc2gm dev.txt
-666f49afd8efeafbe34c846efb70be3f1fd92b5b bc2gm test.txt
-4cff7095a25ecda147466ab4b4a81a315d8641bd bc2gm train.txt
-179aa3511bfa65d79b72a3872a933b60d9dca7c5 linnaeus dev.txt
-b3d846994dc82cd212e992b048a4f9589764778b linnaeus test.txt
-c6f292a574a1a891ce7cc1b693cd0531171b30c7 linnaeus train.txt
-7d98f7bc25ec470b4a19e2cd8eeb11382f69b357 chemprot dev.csv
-b3e23a6ec0838dc441c1cd20081fae888264c426 chemprot test.csv
-ce4f21b372980e11d8da360249c3022f4be10909 chemprot train.csv
-201dd471a065bff4a20c53f56a38495e8b6c8064 chemprot-tsv dev.tsv
-06f1ba4ecf0c79b8c15f2de8abea0124a89b1250 chemprot-tsv test.tsv
-644856894743580e11fad0a17ccf9ddef4b7ade4 chemprot-tsv train.tsv
-48888205c94d3271090964041300f1787a2bf3be ddi2013 dev.csv
-1c80e62329fb9dff90dd0c46e7b8273b2eca4808 ddi2013 test.csv
-6085b354a4a0dd6175a44d31ef42325daa263d57 ddi2013 train.csv
-0ffc3a8e5f029faee71b17de3537c8a853eeac0f gad dev.tsv
-0ffc3a8e5f029faee71b17de3537c8a853eeac0f gad test.tsv
-03f3109745ed6b55b72075891f66bfe8a473d444 gad train.tsv
-61a2bc42271283ddad3fa5184a641b75d55c3754 bioasq7b 7B1_golden.json
-abff98032f2677089328da5f4171f532b086bca8 bioasq7b 7B2_golden.json
-3cb6827d1da79a967dc23b3f718b45a04c20a86e bioasq7b 7B3_golden.json
-b1bcffcdec281048b3686f16448ad9c34d6d8284 bioasq7b 7B4_golden.json
-6f5a78717d2ad179354a0f1c53be4c920150b03c bioasq7b 7B5_golden.json
-33bd5b73c823e444254be2621cb4b09e8d7b0cbc bioasq7b BioASQ-test-factoid-7b-1.json
-3ecef07d9d8e966abde924ab17630ebaac3b602c bioasq7b BioASQ-test-factoid-7b-2.json
-afc68b24fa8e1687c25878ed24c987139a1c31c5 bioasq7b BioASQ-test-factoid-7b-3.json
-51a209563def21f935e1d0250369bb4d3c55d30e bioasq7b BioASQ-test-factoid-7b-4.json
-c1e185b9318611c3cb0588a195452d5684619ff3 bioasq7b BioASQ-test-factoid-7b-5.json
-f1f71528a1558354a35c0978408e77aef77d361b bioasq7b BioASQ-train-factoid-7b.json
-3fff09fc6370d8c8a23b8269913c94f776335ad2 bioasq8b dev.json
-9d5fa4f82577e1eb20bcdcf54a0d6fe9da6de1ad bioasq8b train.json
-a7531645fc0611fd2c05dadfeed3d749aeee2cfe yesno dev.tsv
-a7531645fc0611fd2c05dadfeed3d749aeee2cfe yesno test.tsv
-2b53cf61b9d93a195da9a727a3ef4dddc8140936 yesno train.tsv
-76c45b5d95faf59a3bcafe0ea7841425452527c1 rerank dev.tsv
-76c45b5d95faf59a3bcafe0ea7841425452527c1 rerank test.tsv
-9f7a9b2692855528f654a2e3b866ce0a2a696ff4 rerank train.tsv
+ncbi-disease dev.txt 88d1646e63a69b547bc3b9130149ee07eafe7904 test.txt d75a6e42036632fead309afeb255537c726d182d
+ncbi-disease train.txt 4895ef60010515fcb2ccb7dce851a8433bedd904
+bc5cdr dev.txt 2ca9babbec34d94bec30ae6874f6ca70215b5746 test.txt 7423daffe86397388e429f9671d6c7f972910360
+bc5cdr train.txt 0951ed269e1b1561b81bd7d5472648b9336f09bc
+jnlpba dev.txt 2b517edf6e3738ff12e875195890ae2195208594 test.txt bad88167217a1fe444d0f0f394e62cfddfc34626
+jnlpba train.txt a6318ff48c8b8b82d9f6276f167adb7b3bf6f4bb
+bc4chemd dev.txt 607eed70e400da4ce4fd6efea26910458dc71626 test.txt ce2aeda424709c92e05b022f4f8429970e47444e
+bc4chemd train.txt f46f93b33d2152d83bbe6302557f48b809b53d2f
+bc2gm dev.txt c083f1ef3d6c9113715c9782af67e1c6da31f6e4 test.txt 666f49afd8efeafbe34c846efb70be3f1fd92b5b
+bc2gm train.txt 4cff7095a25ecda147466ab4b4a81a315d8641bd
+linnaeus dev.txt 179aa3511bfa65d79b72a3872a933b60d9dca7c5 test.txt b3d846994dc82cd212e992b048a4f9589764778b
+linnaeus train.txt c6f292a574a1a891ce7cc1b693cd0531171b30c7
+chemprot dev.csv 7d98f7bc25ec470b4a19e2cd8eeb11382f69b357 test.csv b3e23a6ec0838dc441c1cd20081fae888264c426
+chemprot train.csv ce4f21b372980e11d8da360249c3022f4be10909
+chemprot-tsv dev.tsv 201dd471a065bff4a20c53f56a38495e8b6c8064 test.tsv 06f1ba4ecf0c79b8c15f2de8abea0124a89b1250
+chemprot-tsv train.tsv 644856894743580e11fad0a17ccf9ddef4b7ade4
+ddi2013 dev.csv 48888205c94d3271090964041300f1787a2bf3be test.csv 1c80e62329fb9dff90dd0c46e7b8273b2eca4808
+ddi2013 train.csv 6085b354a4a0dd6175a44d31ef42325daa263d57
+gad dev.tsv 0ffc3a8e5f029faee71b17de3537c8a853eeac0f test.tsv 0ffc3a8e5f029faee71b17de3537c8a853eeac0f
+gad train.tsv 03f3109745ed6b55b72075891f66bfe8a473d444
+bioasq7b 7B1_golden.json 61a2bc42271283ddad3fa5184a641b75d55c3754
+bioasq7b 7B2_golden.json abff98032f2677089328da5f4171f532b086bca8
+bioasq7b 7B3_golden.json 3cb6827d1da79a967dc23b3f718b45a04c20a86e
+bioasq7b 7B4_golden.json b1bcffcdec281048b3686f16448ad9c34d6d8284
+bioasq7b 7B5_golden.json 6f5a78717d2ad179354a0f1c53be4c920150b03c
+bioasq7b BioASQ-test-factoid-7b-1.json 33bd5b73c823e444254be2621cb4b09e8d7b0cbc
+bioasq7b BioASQ-test-factoid-7b-2.json 3ecef07d9d8e966abde924ab17630ebaac3b602c
+bioasq7b BioASQ-test-factoid-7b-3.json afc68b24fa8e1687c25878ed24c987139a1c31c5
+bioasq7b BioASQ-test-factoid-7b-4.json 51a209563def21f935e1d0250369bb4d3c55d30e
+bioasq7b BioASQ-test-factoid-7b-5.json c1e185b9318611c3cb0588a195452d5684619ff3
+bioasq7b BioASQ-train-factoid-7b.json f1f71528a1558354a35c0978408e77aef77d361b
+bioasq8b dev.json 3fff09fc6370d8c8a23b8269913c94f776335ad2 train.json 9d5fa4f82577e1eb20bcdcf54a0d6fe9da6de1ad
+yesno dev.tsv a7531645fc0611fd2c05dadfeed3d749aeee2cfe test.tsv a7531645fc0611fd2c05dadfeed3d749aeee2cfe
+yesno train.tsv 2b53cf61b9d93a195da9a727a3ef4dddc8140936
+rerank dev.tsv 76c45b5d95faf59a3bcafe0ea7841425452527c1 test.tsv 76c45b5d95faf59a3bcafe0ea7841425452527c1
+rerank train.tsv 9f7a9b2692855528f654a2e3b866ce0a2a696ff4
 """
 
 
@@ -1008,7 +986,7 @@ def read_task(name: str, split: str, directory: str | os.PathLike | None = None)
 
 
 def find_task(name: str) -> Task:
-    """The task, or the kind, of this name."""
+    """Look up the task, or the kind, of this name; ValueError for none."""
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}: expected one of {', '.join(TASKS)}")
     return TASKS[name]
@@ -1021,25 +999,25 @@ def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
     """
     assert task.parts, "only tasks with parts are cut"
     _, count, has_dev = task.parts
-    group_of = operator.attrgetter({"re": "text", "qa": "article", "rank": "group"}[task.kind])
-    groups = list(dict.fromkeys(map(group_of, examples)))
+    key = {"re": "text", "qa": "article", "rank": "group"}[task.kind]
+    groups = list(dict.fromkeys(getattr(example, key) for example in examples))
     random.Random(0).shuffle(groups)
     part_of = {group: number % count for number, group in enumerate(groups)}
-    use_of = {(fold + 1) % count: "dev", fold % count: "test"} if has_dev else {fold % count: "test"}
-    splits: dict[str, list] = {"train": [], **{use: [] for use in sorted(use_of.values())}}
-    for example in examples:
-        splits[use_of.get(part_of[group_of(example)], "train")].append(example)
-    return splits
+    use_of = ["train"] * count                                      # of each part
+    use_of[(fold + 1) % count] = "dev" if has_dev else "train"
+    use_of[fold % count] = "test"
+    return {split: [example for example in examples if use_of[part_of[getattr(example, key)]] == split]
+            for split in SPLITS if split in use_of}
 
 
 def label_counts(kind: str, examples: Sequence) -> collections.Counter[str]:
-    """How often each label or tag occurs; none in questions."""
+    """Count how often each label or tag occurs; none in questions."""
     return collections.Counter(label for example in examples if kind != "qa"
                                for label in (example.tags if kind == "ner" else [example.label]))
 
 
 def with_labels(task: Task, examples: Sequence) -> Task:
-    """A task that names no labels with those of its training examples: O or the negative one, the others sorted.
+    """Give a task without labels those of its training examples: O or the negative one, the others sorted.
 
     The negative label of relations that have none yet is the most frequent one.
     """
@@ -1051,29 +1029,28 @@ def with_labels(task: Task, examples: Sequence) -> Task:
 
 
 def missing_files(name: str, directory: str | os.PathLike, base: str = GITHUB) -> list[tuple[str, Path, str]]:
-    """Address, local path and git blob of a published task's files that are not below the data root.
+    """List address, local path and git blob of a published task's files that are not below the data root.
 
     Empty where the folder itself holds a file of the task: what is published is not mixed with a set of one's own.
     """
-    task, folder = find_task(name), Path(directory)
-    if any(any(folder.glob(pattern)) for patterns in task.files or STANDARD_FILES for pattern in patterns):
+    task, root = find_task(name), Path(directory)
+    if any(any(root.glob(pattern)) for patterns in task.files or STANDARD_FILES for pattern in patterns):
         return []
-    for part in Path(task.folder).parts:
-        folder = below(folder, part) or folder / part
+    folder = below(root, task.folder)
     repository, _, place = task.source.partition(", ")
     return [(f"{base}/{repository}/{COMMITS[repository]}/{place}/{file}", folder / file, blob)
-            for blob, owner, file in map(str.split, PUBLISHED_FILES.strip().splitlines())
-            if owner == name and not (folder / file).is_file()]
+            for owner, *files in map(str.split, PUBLISHED_FILES.strip().splitlines()) if owner == name
+            for file, blob in zip(files[::2], files[1::2]) if not (folder / file).is_file()]
 
 
 def find_split(name: str, split: str, directory: str | os.PathLike | None) -> list[Path]:
-    """The files of a split, sorted; FileNotFoundError saying what is expected where."""
+    """Find the files of a split, sorted; FileNotFoundError saying what is expected where."""
     task = find_task(name)
     if directory is None:
         raise FileNotFoundError(f"{name}: no data folder given (--data, or the variable ELECTRAMED_DATA)")
     root = Path(directory)
     patterns = (task.files or STANDARD_FILES)[SPLITS.index(split)]
-    for folder in filter(None, [root, below(root, task.folder)]):
+    for folder in (root, below(root, task.folder)):
         for pattern in patterns:
             if found := sorted(folder.glob(pattern)):
                 return found
@@ -1086,14 +1063,12 @@ def find_split(name: str, split: str, directory: str | os.PathLike | None) -> li
         + f": expected {' or '.join(patterns)}" + how)
 
 
-def below(root: Path, folder: str) -> Path | None:
-    """A relative folder as it lies on the disk, where upper and lower case may differ; None if absent or ""."""
+def below(root: Path, folder: str) -> Path:
+    """Find a folder below the root as it lies on the disk, where upper and lower case may differ."""
     for part in Path(folder).parts:
         same = [path for path in root.glob("*") if path.is_dir() and path.name.casefold() == part.casefold()]
-        if not same:
-            return None
-        root = min(same)
-    return root if folder else None
+        root = min(same, default=root / part)
+    return root
 
 
 def check_label(label: str, labels: Sequence[str], path: Path, number: int) -> str:
@@ -1123,8 +1098,7 @@ def read_tagged(path: Path, labels: Sequence[str] = ()) -> list[TaggedSentence]:
                 raise ValueError(f"{path} line {number}: expected a word and its tag in two or more columns, "
                                  f"found {line!r}")
             if not re.fullmatch(r"O|[BI](-.+)?", columns[-1]):
-                raise ValueError(f"{path} line {number}: expected a tag O, B-TYPE or I-TYPE, "
-                                 f"found {columns[-1]!r}")
+                raise ValueError(f"{path} line {number}: expected a tag O, B-TYPE or I-TYPE, found {columns[-1]!r}")
             words.append(columns[0])
             tags.append(check_label(columns[-1], labels, path, number))
     return sentences
@@ -1144,7 +1118,7 @@ def split_row(line: str) -> list[str]:
 
 
 def read_rows(path: Path, *forms: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
-    """The tab-separated rows after the header line, if there is one, with their line numbers.
+    """Yield the tab-separated rows after the header line, if there is one, with their line numbers.
 
     forms    names of the columns; the number of columns of the first line decides which holds
     """
@@ -1185,10 +1159,10 @@ def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
     The golden file of BioASQ-test-factoid-7b-1.json is 7B1_golden.json in the same folder; without it the
     questions have no `gold` and can be answered but not scored.
     """
-    is_test = re.fullmatch(r"BioASQ-test-factoid-(\d+)b-(\d+)\.json", path.name)
-    batch = int(is_test[2]) if is_test else None
-    golden_path = path.with_name(f"{is_test[1]}B{is_test[2]}_golden.json") if is_test else None
-    golden = read_golden(golden_path) if golden_path and golden_path.is_file() else {}
+    batch, golden = None, {}
+    if is_test := re.fullmatch(r"BioASQ-test-factoid-(\d+)b-(\d+)\.json", path.name):
+        batch, golden_path = int(is_test[2]), path.with_name(f"{is_test[1]}B{is_test[2]}_golden.json")
+        golden = read_golden(golden_path) if golden_path.is_file() else {}
     questions: list[Question] = []
     content = read_json(path)
     if isinstance(content, dict) and "questions" in content:
@@ -1196,13 +1170,12 @@ def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
     try:
         for a, article in enumerate(content["data"]):
             for p, paragraph in enumerate(article["paragraphs"]):
-                where = f"data[{a}].paragraphs[{p}]"
                 for entry in paragraph["qas"]:
                     answers = [(answer["text"], answer["answer_start"]) for answer in entry.get("answers", [])]
                     for text, start in answers:
                         if start < 0 or paragraph["context"][start:start + len(text)] != text:
-                            raise ValueError(f"{path}: {where}: question {entry['id']}: the context does not have "
-                                             f"the answer {text!r} at character {start}")
+                            raise ValueError(f"{path}: data[{a}].paragraphs[{p}]: question {entry['id']}: the context "
+                                             f"does not have the answer {text!r} at character {start}")
                     questions.append(Question(entry["id"], entry["question"], paragraph["context"], answers,
                                               batch, golden.get(re.split("[_:]", entry["id"])[0]), a))
     except (KeyError, TypeError, AttributeError) as error:
@@ -1211,7 +1184,7 @@ def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
 
 
 def read_snippets(path: Path, entries: Any) -> list[Question]:
-    """A question for each snippet that has an exact answer of a BioASQ factoid or list question.
+    """Make a question of each snippet that has an exact answer of a BioASQ factoid or list question.
 
     The answer is the first occurrence, as whole words in any case, of the longest name that occurs. Questions
     without such a snippet are left out, and counted.
@@ -1234,13 +1207,13 @@ def read_snippets(path: Path, entries: Any) -> list[Question]:
 
 
 def exact_names(entry: dict[str, Any]) -> list[str]:
-    """All names in a BioASQ question's exact_answer: a name, a list of names, or a list of such lists."""
+    """List the names in a BioASQ question's exact_answer: a name, a list of names, or a list of such lists."""
     groups = entry["exact_answer"] if isinstance(entry["exact_answer"], list) else [entry["exact_answer"]]
     return [name for group in groups for name in (group if isinstance(group, list) else [group])]
 
 
 def read_golden(path: Path) -> dict[str, list[str]]:
-    """The synonyms of each factoid question of a BioASQ file with answers."""
+    """Read the synonyms of each factoid question of a BioASQ file with answers."""
     try:
         return {entry["id"]: exact_names(entry) for entry in read_json(path)["questions"]
                 if entry["type"] == "factoid"}
@@ -1288,9 +1261,10 @@ def split_windows(length: int, capacity: int, stride: int) -> list[tuple[int, in
 
 
 def best_windows(length: int, windows: list[tuple[int, int]]) -> np.ndarray:
-    """For each piece, the number of the window in which it has most context: the larger smaller side.
+    """Find for each piece the window in which it has most context: the larger smaller side.
 
-    So every piece belongs to exactly one window.   source   TF qa_tasks.is_max_context
+    returns   (length,) numbers of windows: every piece belongs to exactly one
+    source    TF qa_tasks.is_max_context
     """
     pieces = np.arange(length)
     context = np.array([np.where((pieces >= start) & (pieces < end),
@@ -1302,7 +1276,7 @@ def encode_tagging(examples: Sequence[TaggedSentence], tokenizer: Any, labels: S
                    max_length: int) -> tuple[list[Feature], str]:
     """Cut sentences into windows; a word's label stands on its first wordpiece, in its best window only.
 
-    No word is lost however long the sentence.   returns   features, and a note on what was split
+    returns   features, and a note on what was split; no word is lost, however long the sentence
     """
     number_of = {label: number for number, label in enumerate(labels)}
     capacity = max_length - 2                                                      # [CLS] and [SEP]
@@ -1325,7 +1299,7 @@ def encode_tagging(examples: Sequence[TaggedSentence], tokenizer: Any, labels: S
 
 def decode_tags(examples: Sequence[TaggedSentence], features: Sequence[Feature],
                 predictions: Sequence[Sequence[int]], labels: Sequence[str]) -> list[list[str]]:
-    """One tag a word from the predicted label ids of each feature's positions."""
+    """Turn the predicted label ids of each feature's positions into one tag a word."""
     tags = [["O"] * len(example.words) for example in examples]
     for feature, predicted in zip(features, predictions):
         for position, word in feature.spots:
@@ -1335,7 +1309,7 @@ def decode_tags(examples: Sequence[TaggedSentence], features: Sequence[Feature],
 
 def encode_classification(examples: Sequence[Any], tokenizer: Any, labels: Sequence[str],
                           max_length: int) -> tuple[list[Feature], str]:
-    """One feature a LabelledText or Candidate; of a pair that is too long, the longer part is cut piece by piece.
+    """Make one feature a LabelledText or Candidate; of a pair that is too long, the longer part is cut piece by piece.
 
     returns   features, and a note on how many examples were cut at max_length
     source    TF classification_tasks.truncate_seq_pair
@@ -1356,7 +1330,7 @@ def encode_classification(examples: Sequence[Any], tokenizer: Any, labels: Seque
 
 def encode_questions(examples: Sequence[Question], tokenizer: Any, max_length: int, stride: int = 128,
                      question_length: int = 64) -> tuple[list[Feature], str]:
-    """[CLS] question [SEP] window of the passage [SEP]; labels are the positions of the first gold answer.
+    """Write [CLS] question [SEP] window of the passage [SEP]; labels are the positions of the first gold answer.
 
     stride            pieces between the starts of two windows of one passage, at most half a window
     question_length   pieces the question is cut to
@@ -1370,23 +1344,17 @@ def encode_questions(examples: Sequence[Question], tokenizer: Any, max_length: i
         if capacity < 2:
             raise ValueError(f"question {example.id} of {len(question)} pieces leaves no room for a passage in "
                              f"{max_length} tokens: raise the maximum length")
-        gold = answer_pieces(offsets, *example.answers[0]) if example.answers else None
+        text, first = example.answers[0] if example.answers else ("", 0)
+        gold = [piece for piece, (begin, end) in enumerate(offsets) if end > first and begin < first + len(text)]
         windows = split_windows(len(ids), capacity, min(stride, capacity // 2))
         owner = best_windows(len(ids), windows)
         for window, (start, end) in enumerate(windows):
-            is_here = gold is not None and start <= gold[0] and gold[1] < end
-            labels = tuple(before + piece - start for piece in gold) if gold and is_here else (0, 0)
-            spots = [(before + piece - start, *offsets[piece], owner[piece] == window)
-                     for piece in range(start, end)]
+            is_here = gold and start <= gold[0] and gold[-1] < end
+            labels = (before + gold[0] - start, before + gold[-1] - start) if is_here else (0, 0)
+            spots = [(before + piece - start, *offsets[piece], owner[piece] == window) for piece in range(start, end)]
             features.append(Feature(number, [tokenizer.cls_id, *question, tokenizer.sep_id, *ids[start:end],
                                              tokenizer.sep_id], before, labels, spots))
     return features, f"{len(features):,} windows"
-
-
-def answer_pieces(offsets: Sequence[tuple[int, int]], text: str, start: int) -> tuple[int, int] | None:
-    """First and last piece that touch the answer's characters; None when there is none."""
-    touching = [piece for piece, (begin, end) in enumerate(offsets) if end > start and begin < start + len(text)]
-    return (touching[0], touching[-1]) if touching else None
 
 
 class Answer(NamedTuple):
@@ -1400,7 +1368,7 @@ class Answer(NamedTuple):
 
 def decode_answers(examples: Sequence[Question], features: Sequence[Feature], logits: Sequence[np.ndarray],
                    best: int = 20, max_pieces: int = MAX_ANSWER_PIECES) -> list[list[Answer]]:
-    """The n best spans of each example over all its windows, best first.
+    """Find the n best spans of each example over all its windows, best first.
 
     logits   (T, 2) for each feature: start and end
     best     starts and ends considered in a window, and spans kept
@@ -1411,12 +1379,10 @@ def decode_answers(examples: Sequence[Question], features: Sequence[Feature], lo
     for feature, scores in zip(features, logits):
         spot_of = {spot[0]: spot for spot in feature.spots}
         starts, ends = (np.argsort(-scores[:, side], kind="stable")[:best].tolist() for side in (0, 1))
-        for start in starts:
-            for end in ends:
-                if (start in spot_of and end in spot_of and spot_of[start][3]
-                        and start <= end < start + max_pieces):
-                    candidates[feature.example].append((float(scores[start, 0] + scores[end, 1]),
-                                                        spot_of[start][1], spot_of[end][2]))
+        for start, end in itertools.product(starts, ends):
+            if start in spot_of and end in spot_of and spot_of[start][3] and start <= end < start + max_pieces:
+                candidates[feature.example].append((float(scores[start, 0] + scores[end, 1]),
+                                                    spot_of[start][1], spot_of[end][2]))
     answers: list[list[Answer]] = []
     for example, spans in zip(examples, candidates):
         kept = list(dict.fromkeys(sorted(spans, key=lambda span: -span[0])))[:best]
@@ -1427,7 +1393,7 @@ def decode_answers(examples: Sequence[Question], features: Sequence[Feature], lo
 
 
 def findable_answers(examples: Sequence[Question], features: Sequence[Feature]) -> list[list[Answer]]:
-    """The gold answers of each example that decode_answers can give: their score is the ceiling of exact answers.
+    """Find the gold answers of each example that decode_answers can give: the ceiling of the exact answers.
 
     Such an answer begins and ends where a piece does, is short, and lies whole in the window that its first piece
     belongs to. Where gold is a list of synonyms (BioASQ's test sets), every place that reads like one counts.
@@ -1458,11 +1424,9 @@ def findable_answers(examples: Sequence[Question], features: Sequence[Feature]) 
 SYLLABLES = "ba cor del fa gan hu jor kel lo mar nev or pel qui ras sul tam ul vor xan zi".split()
 ENDINGS = "ab an ax el ene ia in is ol on or ux".split()            # shared by all types, on purpose
 SALTS = "acetate citrate fumarate sulfate tartrate".split() * 3     # a family each; a family has four members
-DISEASE_NOUNS = ("fibrosis colitis sarcoma fever neuropathy dystrophy arthritis psoriasis epilepsy "
-                 "lymphoma").split()
+DISEASE_NOUNS = "fibrosis colitis sarcoma fever neuropathy dystrophy arthritis psoriasis epilepsy lymphoma".split()
 EFFECT_NOUNS = "rash oedema vertigo colic anaemia".split()
-GENE_NOUNS = ("kinase ligase protease receptor channel transporter helicase phosphatase synthase "
-              "reductase").split()
+GENE_NOUNS = "kinase ligase protease receptor channel transporter helicase phosphatase synthase reductase".split()
 DRUGS = 4 * len(SALTS)                                           # 60; 40 diseases, 40 genes, 20 side effects
 
 # slots -> verbs of house style 0 | those of style 1. The training sets of the demo tasks are in style 0, the
@@ -1506,6 +1470,7 @@ LABORATORY = """
 
 
 def in_frames(frames: str, verb: str, target: str) -> str:
+    """Fill the verb and what it acts on into shared frames."""
     return frames.replace("VERBED", verb).replace("TARGET", target)
 
 
@@ -1607,32 +1572,34 @@ QUESTIONS = {"gene": "which gene was {blocked} by {drug} ?", "disease": "what wa
              "weeks": "for how many weeks was {drug} given ?"}
 
 
-class Mention(NamedTuple):
-    """An entity of a sentence."""
-
-    type: str                   # Drug, Disease or Gene
-    start: int                  # half-open range of words
-    end: int
-
-
-class Relation(NamedTuple):
-    """What a sentence says of two of its mentions."""
-
-    label: str                  # treats, causes, inhibits or false
-    first: int                  # indices into the sentence's mentions
-    second: int
-
-
 class SyntheticSentence(NamedTuple):
     """A sentence with all that is known about it."""
 
     words: list[str]
-    mentions: list[Mention]
-    relations: list[Relation]   # none, one or two
+    places: dict[str, tuple[int, int]]          # slot -> the words where it first stands, a half-open range
+    relations: list[tuple[str, ...]]            # (label, slot, slot), none to two: treats, causes, inhibits or false
 
     @property
     def text(self) -> str:
-        return join_words(self.words)
+        """Write it as it is printed: "( 5 mg ) ." becomes "(5 mg)."."""
+        return tidy(" ".join(self.words))
+
+    @property
+    def tags(self) -> list[str]:
+        """Tag each word: B-Type opens an entity, I-Type continues it, O is outside (IOB2)."""
+        tags = ["O"] * len(self.words)
+        for slot, (start, end) in self.places.items():
+            if kind := ENTITY_TYPES.get(slot):
+                tags[start:end] = [f"B-{kind}"] + [f"I-{kind}"] * (end - start - 1)
+        return tags
+
+    def anonymised(self, *slots: str) -> str:
+        """Write the text with the entities of these slots as @DRUG$, @GENE$ or @DISEASE$."""
+        words = list(self.words)
+        for slot in sorted(slots, key=self.places.__getitem__, reverse=True):       # right first: places stay true
+            start, end = self.places[slot]
+            words[start:end] = [f"@{ENTITY_TYPES[slot].upper()}$"]
+        return tidy(" ".join(words))
 
 
 class SyntheticDocument(NamedTuple):
@@ -1643,57 +1610,33 @@ class SyntheticDocument(NamedTuple):
 
     @property
     def text(self) -> str:
+        """Join the sentences by spaces."""
         return " ".join(sentence.text for sentence in self.sentences)
 
 
-class Template(NamedTuple):
-    """A sentence with slots."""
-
-    tokens: list[list[str]]                     # the alternatives of each token: words or {slot}s
-    relations: list[tuple[str, str, str]]       # (label, first slot, second slot)
+def tidy(text: str) -> str:
+    """Drop the spaces around marks that prose does not have there."""
+    return re.sub(r" (?=[.,:?)])|(?<=\() ", "", text)
 
 
-def join_words(words: list[str]) -> str:
-    """Write words as a plain sentence: "( 5 mg ) ." becomes "(5 mg)."."""
-    return " ".join(words).replace(" .", ".").replace(" ,", ",").replace(" :", ":").replace(
-        " ?", "?").replace("( ", "(").replace(" )", ")")
-
-
-def parse_templates(groups: dict[str, str]) -> list[Template]:
-    """Read one section of TEMPLATES: {"treats drug disease": lines} -> one Template a line."""
-    templates = []
-    for stated, lines in groups.items():
-        relations = [(label, first, second) for label, first, second
-                     in (relation.split() for relation in stated.split(";") if relation)]
-        for line in lines.strip().splitlines():
-            templates.append(Template([token.split("/") for token in line.split()], relations))
-    return templates
-
-
-def fill_template(template: Template, facts: dict[str, list[str]], rng: random.Random,
-                  stated: dict[str, str]) -> SyntheticSentence:
-    """Write one sentence; note in `stated` how each slot reads where it first stands."""
+def fill_template(template: list[str], relations: list[tuple[str, ...]], facts: dict[str, str],
+                  rng: random.Random) -> SyntheticSentence:
+    """Write one sentence: the facts in the slots, one of the alternatives of each choice."""
     words: list[str] = []
-    mentions: list[Mention] = []
-    order: dict[str, int] = {}                  # slot -> number of its mention
-    for alternatives in template.tokens:
-        token = alternatives[0] if len(alternatives) == 1 else rng.choice(alternatives)
-        slot = token[1:-1] if token[0] == "{" else None
+    places: dict[str, tuple[int, int]] = {}
+    for token in template:
+        if "/" in token:
+            token = rng.choice(token.split("/"))
         start = len(words)
-        words += facts[slot] if slot else [token]
-        if start == 0:
-            words[0] = words[0].capitalize()
-        if slot in ENTITY_TYPES:
-            order[slot] = len(mentions)
-            mentions.append(Mention(ENTITY_TYPES[slot], start, len(words)))
-        if slot and slot not in stated:
-            stated[slot] = " ".join(words[start:])
-    relations = [Relation(label, order[first], order[second]) for label, first, second in template.relations]
-    return SyntheticSentence(words, mentions, relations)
+        words += token.format_map(facts).split()
+        if token[0] == "{":
+            places.setdefault(token[1:-1], (start, len(words)))
+    words[0] = words[0].capitalize()
+    return SyntheticSentence(words, places, relations)
 
 
 def house_style(number: int) -> int:
-    """The style abstract `number` is written in: 0 for every third round of the drugs, else 1."""
+    """Tell the style abstract `number` is written in: 0 for every third round of the drugs, else 1."""
     return int(number // DRUGS % 3 > 0)
 
 
@@ -1716,10 +1659,12 @@ class SyntheticWorld:
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
-        self.sections = {section: parse_templates(groups) for section, groups in TEMPLATES.items()}
-        self.verbs = [(slots, [[[[form] for form in verb.split()] for verb in style.split(",")]
-                               for style in styles.split("|")]) for slots, styles in VERBS.items()]
-        self.questions = list(zip(QUESTIONS, parse_templates({"": "\n".join(QUESTIONS.values())})))
+        self.templates = {
+            section: [(line.split(), [tuple(relation.split()) for relation in stated.split(";") if relation])
+                      for stated, lines in groups.items() for line in lines.strip().splitlines()]
+            for section, groups in TEMPLATES.items()}
+        self.verbs = [(slots, [[verb.split() for verb in style.split(",")] for style in styles.split("|")])
+                      for slots, styles in VERBS.items()]
         rng = random.Random(seed)
         names = invent_names(rng)
 
@@ -1728,15 +1673,14 @@ class SyntheticWorld:
 
         drugs = entities(SALTS, "{name}", "{name}", "{name} {noun}", "{name}")
         genes = entities(GENE_NOUNS, "{name}", "{name} {noun}", "{name}", "{name}")
-        diseases = entities(DISEASE_NOUNS,
-                            "{name}", "{name} {noun}", "chronic {name} {noun}", "{name} {noun}")
+        diseases = entities(DISEASE_NOUNS, "{name}", "{name} {noun}", "chronic {name} {noun}", "{name} {noun}")
         effects = entities(EFFECT_NOUNS, "{name}", "{noun}", "acute {name} {noun}", "{name} {noun}")
-        sites, cells, trials = ([next(names) for _ in range(20)] for _ in range(3))
+        sites, cells, trials = (list(itertools.islice(names, 20)) for _ in range(3))
 
-        self.facts: list[dict[str, list[str]]] = []             # of each drug: slot -> words
+        self.facts: list[dict[str, str]] = []                   # of each drug, by slot
         for index in range(DRUGS):
             target, harm = index % len(diseases), 4 * (index // 12) + index % 4     # a gene a disease
-            facts = {
+            self.facts.append({
                 "drug": drugs[index], "rival": drugs[index ^ 1],    # ^ 1: the neighbour in the same family
                 "gene": genes[target], "paralog": genes[target ^ 1],
                 "disease": diseases[target], "failed": diseases[target ^ 1],
@@ -1746,8 +1690,7 @@ class SyntheticWorld:
                 "schedule": rng.choice(["once daily", "twice daily", "at night", "every morning"]),
                 # ranges that do not meet: which number is meant is plain from the number
                 "dose": f"{rng.randrange(5, 100, 5)} mg", "weeks": str(rng.randint(2, 30)),
-                "percent": str(rng.randint(31, 69)), "number": str(rng.randrange(100, 500, 20))}
-            self.facts.append({slot: words.split() for slot, words in facts.items()})
+                "percent": str(rng.randint(31, 69)), "number": str(rng.randrange(100, 500, 20))})
 
     def document(self, number: int) -> SyntheticDocument:
         """Write abstract `number`: six to nine sentences on drug number % DRUGS.
@@ -1760,85 +1703,68 @@ class SyntheticWorld:
         for slots, styles in self.verbs:
             facts.update(zip(slots, rng.choice(styles[house_style(number)])))
         left_out = rng.sample(OPTIONAL, rng.randint(3, len(OPTIONAL)))
-        sentences, stated = [], dict[str, str]()
-        for section, templates in self.sections.items():
-            if section not in left_out:
-                sentences.append(fill_template(rng.choice(templates), facts, rng, stated))
-        questions = []
-        for slot, question in self.questions:
-            if slot in stated:
-                asked = fill_template(question, facts, rng, {})
-                questions.append((asked.text, stated[slot]))
-        return SyntheticDocument(sentences, questions)
+        sentences = [fill_template(*rng.choice(templates), facts, rng)
+                     for section, templates in self.templates.items() if section not in left_out]
+        answers: dict[str, str] = {}                            # how each slot reads where it first stands
+        for sentence in sentences:
+            for slot, (start, end) in sentence.places.items():
+                answers.setdefault(slot, " ".join(sentence.words[start:end]))
+        return SyntheticDocument(sentences, [
+            (tidy(question.format_map(facts).capitalize()), answers[slot])
+            for slot, question in QUESTIONS.items() if slot in answers])
 
 
-DEMO_SPLITS = {"train": (10_000_000, 200), "dev": (20_000_000, 200), "test": (30_000_000, 800)}
+DEMO_SPLITS = {"train": (10_000_000, 200), "dev": (20_000_000, 200), "test": (30_000_000, 800)}     # first, examples
 DEMO_TRAIN_DRUGS = range(24, 40)
 
 
-def sentence_tags(sentence: SyntheticSentence) -> list[str]:
-    """Tag each word: B-Type opens a mention, I-Type continues it, O is outside (IOB2)."""
-    tags = ["O"] * len(sentence.words)
-    for kind, start, end in sentence.mentions:
-        tags[start:end] = [f"B-{kind}"] + [f"I-{kind}"] * (end - start - 1)
-    return tags
-
-
-def anonymise(sentence: SyntheticSentence, relation: Relation) -> str:
-    """Write the sentence with the two related mentions as @DRUG$, @GENE$ or @DISEASE$."""
-    words = list(sentence.words)
-    for index in sorted((relation.first, relation.second), reverse=True):   # right first: spans stay true
-        kind, start, end = sentence.mentions[index]
-        words[start:end] = [f"@{kind.upper()}$"]
-    return join_words(words)
-
-
 def demo_examples(name: str, split: str, seed: int = 0) -> list:
-    """Make the examples of demo-ner, demo-re or demo-qa."""
+    """Make the examples of demo-ner, demo-re or demo-qa.
+
+    The training set has its own drugs and its own verbs; development and test sets have neither.
+    """
     world, (first, size) = SyntheticWorld(seed), DEMO_SPLITS[split]
+    numbers = (number for number in itertools.count(first)
+               if {house_style(number) == 0, number % DRUGS in DEMO_TRAIN_DRUGS} == {split == "train"})
+    examples = (example for number in numbers for example in document_examples(name, number, world.document(number)))
+    return list(itertools.islice(examples, size))
 
-    def examples() -> Iterator:
-        for number in itertools.count(first):
-            # The training set has its own drugs and its own verbs; development and test sets have neither.
-            if {house_style(number) == 0, number % DRUGS in DEMO_TRAIN_DRUGS} != {split == "train"}:
-                continue
-            document = world.document(number)
-            if name == "demo-qa":
-                index = number // DRUGS % len(document.questions)
-                question, answer = document.questions[index]
-                found = re.search(rf"\b{re.escape(answer)}\b", document.text)
-                assert found, "every answer stands in its document"
-                start = found.start()
-                yield Question(str(number), question, document.text, [(answer, start)])
-                continue
-            for position, sentence in enumerate(document.sentences):
-                if name == "demo-ner":
-                    yield TaggedSentence(sentence.words, sentence_tags(sentence))
-                else:
-                    for relation in sentence.relations:     # two pairs of one sentence: two examples
-                        text = anonymise(sentence, relation)
-                        yield LabelledText(f"{number}.{position}", text, relation.label)
 
-    return list(itertools.islice(examples(), size))
+def document_examples(name: str, number: int, document: SyntheticDocument) -> Iterator:
+    """Yield what abstract `number` gives for a demo task: tagged sentences, relations, or one of its questions."""
+    if name == "demo-qa":
+        question, answer = document.questions[number // DRUGS % len(document.questions)]
+        found = re.search(rf"\b{re.escape(answer)}\b", document.text)
+        assert found, "every answer stands in its document"
+        yield Question(str(number), question, document.text, [(answer, found.start())])
+    elif name == "demo-ner":
+        yield from (TaggedSentence(sentence.words, sentence.tags) for sentence in document.sentences)
+    else:
+        for position, sentence in enumerate(document.sentences):
+            for label, *slots in sentence.relations:            # two pairs of one sentence: two examples
+                yield LabelledText(f"{number}.{position}", sentence.anonymised(*slots), label)
 
 
 def synthetic_corpus(documents: int, seed: int = 0) -> str:
-    """Write abstracts 0 to documents - 1 as corpus text: a sentence a line, an empty line between documents.
+    """Write abstracts 0 to documents - 1 as corpus text: a sentence a line, an empty line after each document.
 
     Three abstracts in four are cut into documents of two sentences. Where to look is learnt faster on
     short rows, and carries over to the long ones.
     """
-    world, lines = SyntheticWorld(seed), []
+    world, text = SyntheticWorld(seed), []
     for number in range(documents):
-        sentences = world.document(number).sentences
-        passage = 2 if number // DRUGS % 4 else len(sentences)
-        for position, sentence in enumerate(sentences, start=1):
-            is_last = position % passage == 0 or position == len(sentences)
-            lines.append(sentence.text + ("\n\n" if is_last else "\n"))
-    return "".join(lines)
+        lines = [sentence.text + "\n" for sentence in world.document(number).sentences]
+        size = 2 if number // DRUGS % 4 else len(lines)         # sentences
+        text += ["".join(lines[start:start + size]) + "\n" for start in range(0, len(lines), size)]
+    return "".join(text)
 
 
 # --- 8. Command line ---
+
+def say(text: str) -> None:
+    """Tell what is going on, on stderr: stdout is for results."""
+    print(text, file=sys.stderr, flush=True)
+
 
 class Progress:
     """One line about long work: done, of how many, rate, time left. Plain lines where there is no terminal."""
@@ -1846,7 +1772,7 @@ class Progress:
     def __init__(self, total: int | None, unit: str, start: int = 0) -> None:
         self.total, self.unit, self.start = total, unit, start
         self.began = self.shown = time.monotonic()
-        self.is_terminal = sys.stderr.isatty()
+        self.rewind = "\r\x1b[2K" if sys.stderr.isatty() else ""      # to write over the line that stands there
         self.line = ""
 
     def show(self, done: int, note: str = "") -> None:
@@ -1854,20 +1780,85 @@ class Progress:
         now = time.monotonic()
         rate = (done - self.start) / max(now - self.began, 1e-9)
         self.line = f"{done:,}" + (f" of {self.total:,}" if self.total else "") + f" {self.unit}, {rate:,.1f}/s"
-        if self.total:
+        if self.total and rate:                                     # else how long it takes is unknown
             left = (self.total - done) / max(rate, 1e-9)
             self.line += f", {left // 3600:.0f} h {left % 3600 / 60:.0f} min left" if left >= 3600 else (
                 f", {left / 60:.0f} min left" if left >= 90 else f", {left:.0f} s left")
         self.line += f"  {note}" if note else ""
-        if now - self.shown >= (0.2 if self.is_terminal else 10):
+        if now - self.shown >= (0.2 if self.rewind else 10):
             self.shown = now
-            print(f"\r\x1b[2K{self.line}" if self.is_terminal else self.line,
-                  end="" if self.is_terminal else "\n", file=sys.stderr, flush=True)
+            print(self.rewind + self.line, end="" if self.rewind else "\n", file=sys.stderr, flush=True)
 
     def finish(self) -> None:
         """Print the last state, and end the line."""
         if self.line:
-            print(f"\r\x1b[2K{self.line}" if self.is_terminal else self.line, file=sys.stderr, flush=True)
+            say(self.rewind + self.line)
+
+
+def option(default: Any, help: str, choices: Sequence[str] | None = None, at_least: float | None = None) -> Any:
+    """Declare a field of an options dataclass, with what its command-line flag needs."""
+    return dataclasses.field(default_factory=lambda: default,
+                             metadata={"help": help, "choices": choices, "at_least": at_least})
+
+
+def parse_options(cls: type, description: str, arguments: Sequence[str] | None = None) -> Any:
+    """Build a command line from a dataclass (a flag --like-this for each field) and parse it into an instance.
+
+    raises   ValueError naming the flag whose number is below its bound; what argparse refuses exits with status 2
+    """
+    parser = argparse.ArgumentParser(description=description)
+    fields, types, defaults = dataclasses.fields(cls), typing.get_type_hints(cls), cls()
+    flags = {field.name: "--" + field.name.replace("_", "-") for field in fields}
+    for field in fields:
+        kind, default, help = types[field.name], getattr(defaults, field.name), field.metadata["help"]
+        if kind is bool:
+            parser.add_argument(flags[field.name], action="store_true", default=default, help=help)
+            continue
+        one, *_ = typing.get_args(kind) or [kind]                   # of a list; or int | None: None is "not given"
+        parser.add_argument(flags[field.name], type=one, nargs="+" if typing.get_origin(kind) is list else None,
+                            default=default, choices=field.metadata["choices"],
+                            help=help + ("" if default in (None, []) else " (default: %(default)s)"))
+    options = cls(**vars(parser.parse_args(arguments)))
+    for field in fields:
+        value, low = getattr(options, field.name), field.metadata["at_least"]
+        if None not in (value, low) and not value >= low:           # "not >=": nan fails too
+            raise ValueError(f"{flags[field.name]} must be at least {low}, not {value}")
+    return options
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Run a command; bad input becomes one line on stderr and exit status 2, Ctrl-C exit status 130."""
+    try:
+        return command()
+    except KeyboardInterrupt:
+        say("\ninterrupted; the same command continues")
+        return 130
+    except BrokenPipeError:                     # who reads our output, head say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        say(f"error: {error}")
+        return 2
+
+
+def claim_run_folder(folder: Path, now: dict[str, Any], fixed: Iterable[str]) -> None:
+    """Record a run's options in its folder.
+
+    fixed    names of the options that what is there already depends on
+    raises   ValueError when one of them is another now, naming it
+    """
+    path = folder / "options.json"
+    if path.exists():
+        try:
+            before = dict(json.loads(path.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: damaged ({error}): restore it, or choose another --out") from None
+        for name in fixed:
+            if before.get(name) != now[name]:
+                raise ValueError(f"{folder} holds a run with --{name.replace('_', '-')} {before.get(name)}, now "
+                                 f"{now[name]}: repeat its options to continue it, or choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, json.dumps(now, indent=1).encode())
 
 
 def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> None:
@@ -1896,50 +1887,31 @@ def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> N
         write_bytes(path, content)
 
 
-def option(default: Any, help: str, **argparse_arguments: Any) -> Any:
-    """A field of an options dataclass, with what its command-line flag needs: help, choices, at_least a number."""
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: default, metadata={"help": help, **argparse_arguments})
-    return dataclasses.field(default=default, metadata={"help": help, **argparse_arguments})
-
-
-def parse_options(cls: type, description: str, arguments: Sequence[str] | None = None) -> Any:
-    """Build a command line from a dataclass (a flag --like-this for each field) and parse it into an instance."""
-    parser = argparse.ArgumentParser(description=description)
-    types_of, bounds = typing.get_type_hints(cls), {}
-    for field in dataclasses.fields(cls):
-        flag, extra = "--" + field.name.replace("_", "-"), dict(field.metadata)
-        bounds[field.name] = extra.pop("at_least", None)
-        kind = types_of[field.name]
-        if isinstance(kind, types.UnionType):                       # int | None: None means "not given"
-            kind = typing.get_args(kind)[0]
-        default = (field.default_factory() if field.default_factory is not dataclasses.MISSING
-                   else field.default)
-        if kind is bool:
-            parser.add_argument(flag, action="store_true", default=default, help=extra["help"])
-            continue
-        if typing.get_origin(kind) is list:
-            kind, extra["nargs"] = typing.get_args(kind)[0], "+"
-        if default not in (None, []):
-            extra["help"] += " (default: %(default)s)"
-        parser.add_argument(flag, type=kind, default=default, **extra)
-    options = cls(**vars(parser.parse_args(arguments)))
-    for name, low in bounds.items():
-        value = getattr(options, name)
-        if low is not None and value is not None and not value >= low:          # "not >=": nan fails too
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {low}, not {value}")
-    return options
+def describe_shards(shards: Shards) -> str:
+    """Describe a shard folder in four lines: what the text is, examples, padding."""
+    total = {key: sum(entry[key] for entry in shards.index["shards"]) for key in (
+        "documents", "sentences", "words", "wordpieces", "unknown", "tokens", "examples", "held_out")}
+    max_length = shards.index["max_length"]
+    widths = bucket_widths(max_length)
+    padded = widths[np.searchsorted(widths, shards.lengths)].sum()
+    return (f"{total['documents']:,} documents, {total['sentences']:,} sentences, {total['words']:,} words\n"
+            f"{total['wordpieces']:,} wordpieces, {total['wordpieces'] / total['words']:.3f} a word, "
+            f"{total['unknown'] / total['wordpieces']:.3%} of them unknown\n"
+            f"{total['examples']:,} examples of at most {max_length} tokens, {total['tokens']:,} together; "
+            f"{total['held_out']:,} examples held out\n"
+            f"padding {1 - total['tokens'] / padded:.1%} in batches by length, "
+            f"{1 - total['tokens'] / (total['examples'] * max_length):.1%} if all were padded to {max_length}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """python data.py build | info | verify | fetch; returns the exit status"""
+    """Run python data.py build | info | verify | fetch; returns the exit status."""
     parser = argparse.ArgumentParser(description="Make and inspect shards (a corpus tokenized for pre-training); "
                                      "fetch published data sets.")
     commands = parser.add_subparsers(dest="command", required=True)
     published = [name for name, task in TASKS.items() if task.source.partition(", ")[0] in COMMITS]
     build = commands.add_parser("build", help="tokenize a corpus into a shard folder; repeat to continue")
-    build.add_argument("corpus", nargs="+", help="text, PubMed or PMC XML, .gz, .xz or .tar of "
-                       "them, or folders of all these")
+    build.add_argument("corpus", nargs="+",
+                       help="text, PubMed or PMC XML, .gz, .xz or .tar of them, or folders of all these")
     build.add_argument("--vocab", required=True, help="vocab.txt, or the folder it is in")
     build.add_argument("--cased", action="store_true", help="keep capitals and accents (default: what the "
                        "tokenizer_config.json beside the vocabulary says, or drop them)")
@@ -1975,65 +1947,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         print(describe_shards(open_shards(options.shards if options.command == "info" else options.out)))
     return 0
-
-
-def describe_shards(shards: Shards) -> str:
-    """A few lines about a shard folder: what the text is, examples, padding."""
-    total: dict[str, int] = collections.Counter()
-    for entry in shards.index["shards"]:
-        for key, value in entry.items():
-            if key not in ("sha256", "position"):
-                total[key] += value
-    max_length = shards.index["max_length"]
-    widths = bucket_widths(max_length)
-    padded = widths[np.searchsorted(widths, shards.lengths)].sum()
-    return (f"{total['documents']:,} documents, {total['sentences']:,} sentences, {total['words']:,} words\n"
-            f"{total['wordpieces']:,} wordpieces, {total['wordpieces'] / total['words']:.3f} a word, "
-            f"{total['unknown'] / total['wordpieces']:.3%} of them unknown\n"
-            f"{total['examples']:,} examples of at most {max_length} tokens, {total['tokens']:,} together; "
-            f"{total['held_out']:,} examples held out\n"
-            f"padding {1 - total['tokens'] / padded:.1%} in batches by length, "
-            f"{1 - total['tokens'] / (total['examples'] * max_length):.1%} if all were padded to {max_length}")
-
-
-def say(text: str) -> None:
-    """Tell what is going on, on stderr: stdout is for results."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def claim_run_folder(folder: Path, now: dict[str, Any], fixed: Iterable[str]) -> None:
-    """Record a run's options in its folder.
-
-    fixed    names of the options that what is there already depends on
-    raises   ValueError when one of them is another now, naming it
-    """
-    path = folder / "options.json"
-    if path.exists():
-        try:
-            before = dict(json.loads(path.read_bytes()))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: damaged ({error}): restore it, or choose another --out") from None
-        for name in fixed:
-            if before.get(name) != now[name]:
-                raise ValueError(f"{folder} holds a run with --{name.replace('_', '-')} {before.get(name)}, now "
-                                 f"{now[name]}: repeat its options to continue it, or choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, json.dumps(now, indent=1).encode())
-
-
-def run_command(command: Callable[[], int]) -> int:
-    """Run a command; bad input becomes one line on stderr and exit status 2, Ctrl-C exit status 130."""
-    try:
-        return command()
-    except KeyboardInterrupt:
-        say("\ninterrupted; the same command continues")
-        return 130
-    except BrokenPipeError:                     # who reads our output, head say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ValueError, OSError) as error:
-        say(f"error: {error}")
-        return 2
 
 
 if __name__ == "__main__":
