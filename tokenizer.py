@@ -572,9 +572,10 @@ def preprocess_bluebert(text: str) -> str:
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        prog="tokenizer.py", description="Learn a wordpiece vocabulary from a corpus.",
+        usage="tokenizer.py learn CORPUS [CORPUS ...] --size N --out FILE [--cased]",
+        description="Learn a wordpiece vocabulary from a corpus.",
         epilog="example: python tokenizer.py learn corpus/*.txt.xz --size 8000 --out vocabulary/vocab.txt")
-    parser.add_argument("command", choices=["learn"], help="the one there is")
+    parser.add_argument("command", choices=["learn"], help="what to do")
     parser.add_argument("corpus", nargs="+", metavar="CORPUS",
                         help="text (one sentence a line, an empty line between documents), PubMed or PMC XML, "
                              ".gz, .xz or .tar of them, or folders of all these")
