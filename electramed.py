@@ -36,7 +36,7 @@ import io
 import json
 import math
 import os
-import struct
+import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -51,6 +51,10 @@ from torch import Tensor, nn
 DISCRIMINATOR_WEIGHT = 50.0         # TF configure_pretraining.py: the binary loss is small and gets a large weight
 HIDE_PROBABILITY = 0.85             # TF pretrain_helpers.mask: of the chosen tokens; the other 15 % stay readable
 EPSILON = 1e-6                      # keeps a loss over zero tokens at 0 instead of nan
+IGNORED_LABEL = -100                # a position without a label: later wordpieces of a word, special tokens, padding
+# What two networks must agree in before weights can go from one to the other.
+SIZES = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+         "intermediate_size", "type_vocab_size")
 
 
 # --- 1. Configuration and presets ---
@@ -79,9 +83,7 @@ class ElectraConfig:
     mask_prob: float = 0.15                     # share of the tokens of a row that are chosen
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-                 "intermediate_size", "max_position_embeddings", "type_vocab_size")
-        for name in sizes:
+        for name in (*SIZES, "max_position_embeddings"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
@@ -98,7 +100,7 @@ class ElectraConfig:
                              f"{self.num_attention_heads} attention heads")
 
     def num_slots(self, length: int) -> int:
-        """N, the masked slots of a row padded to `length` tokens: 19 at 128, 79 at 512.
+        """Give N, the masked slots of a row padded to `length` tokens: 19 at 128, 79 at 512.
 
         TF fixes N by the configured maximum, and ELECTRAMed's released configuration computes it before the
         maximum is set to 512, which leaves N = 19; here it follows from the actual length.
@@ -106,17 +108,16 @@ class ElectraConfig:
         return max(1, int((self.mask_prob + 0.005) * length))
 
     def generator(self) -> ElectraConfig:
-        """The generator's configuration: same depth and embeddings, narrower by `generator_size`.
+        """Derive the generator's configuration: same depth and embeddings, narrower by `generator_size`.
 
         Heads are 64 wide, and so is the narrowest generator (our rule: it concerns `tiny` alone).
         """
         hidden = min(self.hidden_size, max(64, round(self.hidden_size * self.generator_size)))
         heads = next(heads for heads in range(max(1, hidden // 64), 0, -1) if hidden % heads == 0)
-        return dataclasses.replace(self, hidden_size=hidden, num_attention_heads=heads,
-                                   intermediate_size=4 * hidden)
+        return dataclasses.replace(self, hidden_size=hidden, num_attention_heads=heads, intermediate_size=4 * hidden)
 
     def to_json(self) -> str:
-        """This configuration as the text of a config.json that Hugging Face reads too."""
+        """Write this configuration as the text of a config.json that Hugging Face reads too."""
         return json.dumps({"model_type": "electra", "hidden_act": "gelu", **dataclasses.asdict(self)}, indent=2)
 
     @classmethod
@@ -161,21 +162,21 @@ PRESETS = {
 # --- 2. Encoder ---
 
 def draw_kept(shape: torch.Size, p: float) -> Tensor:
-    """Booleans on the CPU, False with probability `p`, from 16 random bits each: a quarter of bernoulli_'s time."""
+    """Draw booleans on the CPU, False with probability `p`, by 16 random bits: a quarter of bernoulli_'s time."""
     count = shape.numel()
     bits = torch.empty(count // 4 + 1, dtype=torch.int64).random_(-2**63, None).view(torch.int16)      # 4 a number
     return bits[:count].view(shape) >= round(p * 2**16) - 2**15
 
 
 def dropout(x: Tensor, p: float, is_training: bool) -> Tensor:
-    """F.dropout, whose noise is a sixth of pre-training on a CPU and there drawn by draw_kept."""
+    """Do what F.dropout does, whose noise is a sixth of pre-training on a CPU and there drawn by draw_kept."""
     if p == 0 or not is_training or x.device.type != "cpu":
         return F.dropout(x, p, is_training)
     return x * (draw_kept(x.shape, p) / (1 - p)).to(x.dtype)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, may_attend: Tensor, p: float) -> Tensor:
-    """dropout(softmax(Q K^T / sqrt(D) + mask)) V, where the mask adds -inf at padding.
+    """Compute dropout(softmax(Q K^T / sqrt(D) + mask)) V, where the mask adds -inf at padding.
 
     (B, A, T, D) each and the (B, 1, 1, T) boolean mask, False at padding -> (B, A, T, D). One fused kernel does
     it, but none of the CPU's has dropout: there the formula is written out, in two thirds of torch's time.
@@ -221,7 +222,7 @@ class EncoderLayer(nn.Module):
             "output": nn.ModuleDict({"dense": nn.Linear(hidden, hidden),
                                      "LayerNorm": nn.LayerNorm(hidden, eps=config.layer_norm_eps)})})
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(hidden, inner)})
-        self.output: Any = nn.ModuleDict({"dense": nn.Linear(inner, hidden),
+        self.output = nn.ModuleDict({"dense": nn.Linear(inner, hidden),
                                      "LayerNorm": nn.LayerNorm(hidden, eps=config.layer_norm_eps)})
         self.heads = config.num_attention_heads
         self.dropout, self.attention_dropout = config.hidden_dropout_prob, config.attention_probs_dropout_prob
@@ -397,7 +398,7 @@ class Generator(nn.Module):
 
     def masked_loss(self, masked: MaskedBatch, attention_mask: Tensor, token_type_ids: Tensor,
                     slot_total: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """L_MLM = sum(w * nll) / sum(w), and the (B, N, V) logits: of the N slots, never of all T, most of the cost."""
+        """Compute L_MLM = sum(w * nll) / sum(w) and the (B, N, V) logits, at the N slots alone: all T cost far more."""
         hidden = self.electra(masked.input_ids, attention_mask, token_type_ids)                # (B, T, Hg)
         at_slots = masked.positions[:, :, None].expand(-1, -1, hidden.shape[-1])               # (B, N, Hg)
         logits = self.predict(hidden.gather(1, at_slots)).float()                              # (B, N, V)
@@ -467,7 +468,7 @@ class ElectraForPretraining(nn.Module):
     def forward(self, masked: MaskedBatch, attention_mask: Tensor, token_type_ids: Tensor,
                 noise: Tensor | None = None, slot_total: Tensor | None = None,
                 token_total: Tensor | None = None) -> PretrainOutput:
-        """One step of replaced-token detection: predict, sample, replace, judge, add up.
+        """Take one step of replaced-token detection: predict, sample, replace, judge, add up.
 
         noise         (B, N, V) uniform, for tests; None draws it
         slot_total    masked slots and
@@ -494,8 +495,8 @@ class ElectraForPretraining(nn.Module):
 class MaskedLanguageModel(Generator):
     """BERT's objective, the baseline of both papers: the encoder that is kept fills in hidden tokens itself.
 
-    Tokens are hidden as for ELECTRA (85 % of the chosen become [MASK], the others stay), as in the official code's BERT
-    mode, not 80 / 10 / 10: the two runs differ by their objective alone.
+    Tokens are hidden as for ELECTRA (85 % of the chosen become [MASK], the others stay), as in TF's BERT mode, not
+    80 / 10 / 10: the two runs differ by their objective alone.
     """
 
     def forward(self, masked: MaskedBatch, attention_mask: Tensor, token_type_ids: Tensor,
@@ -508,9 +509,6 @@ class MaskedLanguageModel(Generator):
 
 
 # --- 5. Task heads ---
-
-IGNORED_LABEL = -100        # a position that carries no label: later wordpieces of a word, special tokens, padding
-
 
 class TokenTagger(nn.Module):
     """One label a token: entity recognition. One dense layer, without dropout, as in TF tagging_tasks.py."""
@@ -528,7 +526,7 @@ class TokenTagger(nn.Module):
 
     @staticmethod
     def loss(logits: Tensor, labels: Tensor, is_binary: bool = False) -> Tensor:
-        """Mean cross-entropy over the labelled positions; labels (B, T), IGNORED_LABEL elsewhere.
+        """Average the cross-entropy over the labelled positions; labels (B, T), IGNORED_LABEL elsewhere.
 
         is_binary   each label against the rest: the sum over the labels of a sigmoid's binary cross-entropy, instead
                     of one softmax over them. The largest logit is the prediction either way.
@@ -566,7 +564,7 @@ class SequenceClassifier(nn.Module):
 
     @staticmethod
     def loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy, weighted by the label's class_weights (C,) where given; labels (B,)."""
+        """Average the cross-entropy, weighted by the label's class_weights (C,) where given; labels (B,)."""
         return F.cross_entropy(logits.float(), labels, class_weights)
 
 
@@ -587,22 +585,21 @@ class SpanExtractor(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         """(B, T) ids, mask and segments (1 on the passage and its [SEP]) -> (B, T, 2) logits."""
         logits = self.qa_outputs(self.electra(input_ids, attention_mask, token_type_ids)).float()
-        # allowed: the passage without the [SEP] that closes it, and position 0
         has_next = F.pad(attention_mask[:, 1:], (0, 1))            # 0 on the last real token, the passage's [SEP]
-        is_allowed = token_type_ids * has_next + F.pad(torch.ones_like(token_type_ids[:, :1]),
-                                                       (0, token_type_ids.shape[1] - 1))       # (B, T)
-        return logits.masked_fill(is_allowed[:, :, None] == 0, -1e4)
+        is_allowed = (token_type_ids * has_next).bool()                            # (B, T) the passage without it
+        is_allowed[:, 0] = True                                                    # and [CLS]
+        return logits.masked_fill(~is_allowed[:, :, None], -1e4)
 
     @staticmethod
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean of the cross-entropies of start and end; labels (B, 2), (0, 0) for "no answer"."""
+        """Average the cross-entropies of start and end; labels (B, 2), (0, 0) for "no answer"."""
         return F.cross_entropy(logits, labels)      # softmax over dim 1 = T, for start and end alike
 
 
 # --- 6. Optimiser and schedule ---
 
 def learning_rate_at(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
-    """lr of update `step`, counted from 0: linear decay times linear warm-up.
+    """Give the lr of update `step`, counted from 0: linear decay times linear warm-up.
 
     The product, not "up, then down" (TF optimization.create_optimizer): the first update has lr 0 when there is
     a warm-up, and the peak is not quite reached.
@@ -619,18 +616,15 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
     weight_decay  on everything, embeddings too, but LayerNorms and biases
     source        TF optimization._get_layer_lrs and AdamWeightDecayOptimizer._do_use_weight_decay
     """
-    names = [name for name, _ in model.named_parameters()]
-    layers = 1 + max(int(name.split("layer.")[1].split(".")[0]) for name in names if ".layer." in name)
+    config: ElectraConfig = model.config                                           # type: ignore[assignment]
+    head_depth = config.num_hidden_layers + 2
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
-        if ".layer." in name:
-            depth = 1 + int(name.split("layer.")[1].split(".")[0])
-        else:
-            depth = 0 if "embeddings" in name else layers + 2
+        layer = re.search(r"\.layer\.(\d+)\.", name)
+        depth = int(layer[1]) + 1 if layer else 0 if "embeddings" in name else head_depth
         decay = 0.0 if "LayerNorm" in name or name.endswith("bias") else weight_decay
-        groups.setdefault((layer_decay ** (layers + 2 - depth), decay), []).append(parameter)
-    return [{"params": parameters, "lr_scale": scale, "decay": decay}
-            for (scale, decay), parameters in groups.items()]
+        groups.setdefault((layer_decay ** (head_depth - depth), decay), []).append(parameter)
+    return [{"params": parameters, "lr_scale": scale, "decay": decay} for (scale, decay), parameters in groups.items()]
 
 
 class Adam(torch.optim.AdamW):
@@ -646,10 +640,10 @@ class Adam(torch.optim.AdamW):
     source   TF optimization.AdamWeightDecayOptimizer
     """
 
-    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float] = (0.9, 0.999),
-                 eps: float = 1e-6) -> None:
-        super().__init__([{**group, "updates": 0} for group in groups], lr=0.0, betas=betas, fused=True)
-        self.true_eps = eps
+    true_eps = 1e-6             # the "eps" of torch's groups changes with every update
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__([{**group, "updates": 0} for group in groups], lr=0.0, betas=(0.9, 0.999), fused=True)
 
     def update(self, learning_rate: float) -> None:
         """Apply the gradients at `learning_rate` and clear them."""
@@ -777,8 +771,7 @@ def load_initial(model: nn.Module, directory: str | os.PathLike) -> None:
     configs = ([part.config for part in whole.modules() if isinstance(part, ElectraEncoder)]
                for whole in (source, model))
     for kind, theirs, ours in zip(("", "generator's "), *configs):
-        for name in ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-                     "intermediate_size", "type_vocab_size"):
+        for name in SIZES:
             if getattr(theirs, name) != getattr(ours, name):
                 raise ValueError(f"{folder}: its {kind}{name} is {getattr(theirs, name)}, this run's "
                                  f"{getattr(ours, name)}: choose the preset or sizes it was trained with")
@@ -790,7 +783,7 @@ def load_initial(model: nn.Module, directory: str | os.PathLike) -> None:
 
 
 def model_folder(directory: str | os.PathLike) -> Path:
-    """The folder that holds config.json: the given one, or model/ in it when it is a run of ours."""
+    """Find the folder that holds config.json: the given one, or model/ in it when it is a run of ours."""
     for folder in (Path(directory), Path(directory) / "model"):
         if (folder / "config.json").is_file():
             return folder
@@ -815,7 +808,7 @@ def read_config(folder: Path) -> ElectraConfig:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The state dict of a model folder, from model.safetensors or pytorch_model.bin."""
+    """Read the state dict of a model folder, from model.safetensors or pytorch_model.bin."""
     safetensors, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
     if safetensors.is_file():
         return read_safetensors(safetensors)
@@ -833,13 +826,13 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
              "I64": torch.int64}
     content = bytearray(path.read_bytes())
     try:
-        size, = struct.unpack("<Q", content[:8])
+        size = int.from_bytes(content[:8], "little")
         header = json.loads(content[8:8 + size])
         header.pop("__metadata__", None)
         return {name: torch.frombuffer(content, dtype=types[entry["dtype"]], count=math.prod(entry["shape"]),
                                        offset=8 + size + entry["data_offsets"][0]).view(entry["shape"])
                 for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
 
 
@@ -887,8 +880,8 @@ def load_checkpoint(directory: Path, model: nn.Module, optimizer: Adam) -> int:
 
     raises   ValueError when there are some and all are damaged
     """
-    paths, damaged = sorted(directory.glob("checkpoint-*.pt"), reverse=True), []
-    for path in paths:
+    paths = sorted(directory.glob("checkpoint-*.pt"), reverse=True)
+    for number, path in enumerate(paths):
         try:
             with zipfile.ZipFile(path) as archive:              # torch itself compares no checksum
                 if archive.testzip():
@@ -899,10 +892,9 @@ def load_checkpoint(directory: Path, model: nn.Module, optimizer: Adam) -> int:
         except Exception as error:      # torch raises whatever the damaged bytes lead to
             print(f"{path} is damaged or of another model ({type(error).__name__}): trying the one before it",
                   file=sys.stderr, flush=True)
-            damaged.append(path)
             continue
-        for other in damaged:           # set aside, or it would count among the last two
-            other.rename(other.with_suffix(".damaged"))
+        for damaged in paths[:number]:          # set aside, or they would count among the last two
+            damaged.rename(damaged.with_suffix(".damaged"))
         return content["step"]
     if paths:
         raise ValueError(f"{directory}: none of its checkpoints is readable: restore one, or choose another --out")
@@ -912,7 +904,7 @@ def load_checkpoint(directory: Path, model: nn.Module, optimizer: Adam) -> int:
 # --- 8. Device ---
 
 def open_xla() -> tuple[Any, Any]:
-    """torch_xla with all devices of this machine as one (SPMD), and the mesh that cuts a batch's rows among them."""
+    """Load torch_xla, all devices of this machine as one (SPMD), and the mesh that cuts a batch's rows among them."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")          # it warns at every compilation
     try:
         import torch_xla
@@ -941,7 +933,7 @@ class Device:
 
     @classmethod
     def choose(cls, device: str = "auto", precision: str | None = None, tpu: bool = False) -> Device:
-        """auto takes a GPU where there is one; precision None is float32 on a CPU, else bfloat16."""
+        """Choose one: auto takes a GPU where there is one; precision None is float32 on a CPU, else bfloat16."""
         if tpu:
             xla, mesh = open_xla()
             return cls("xla", precision or "bfloat16", xla=xla, mesh=mesh)
@@ -956,7 +948,7 @@ class Device:
         return cls(device, precision or ("bfloat16" if device == "cuda" else "float32"))
 
     def join(self) -> Device:
-        """This device as one of those that torchrun started, each with a process of its own; alone, as it is."""
+        """Join the devices that torchrun started a process for, each its own; alone, stay as it is."""
         ranks = int(os.environ.get("WORLD_SIZE", 1))
         if ranks == 1:
             return self
@@ -967,7 +959,7 @@ class Device:
                 raise ValueError(f"torchrun started more processes than the {torch.cuda.device_count()} GPUs here: "
                                  "lower --nproc-per-node")
             torch.cuda.set_device(local)
-        # A day, because the others wait while the first process tokenizes the corpus; one that dies is noticed at once.
+        # A day, for the others wait while the first process tokenizes the corpus; one that dies is noticed at once.
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if self.kind == "cuda" else "gloo",
                                              timeout=datetime.timedelta(days=1))
         atexit.register(torch.distributed.destroy_process_group)
@@ -987,7 +979,7 @@ class Device:
             tensor.copy_(total.view_as(tensor))
 
     def any(self, claim: bool) -> bool:
-        """Does any process claim it? All have to ask; so this is also where they wait for each other."""
+        """Tell whether any process claims it. All have to ask; so this is also where they wait for each other."""
         claims = torch.tensor(float(claim))
         self.add_up([claims])
         return bool(claims)
@@ -1014,7 +1006,7 @@ class Device:
         return moved
 
     def noise(self, seeds: Sequence[int], *shape: int) -> Tensor | None:
-        """Uniform numbers in [0, 1) of this shape for each row, from the row's own seed: (rows, *shape).
+        """Draw numbers in [0, 1) of this shape for each row, from the row's own seed: (rows, *shape).
 
         So they do not depend on how a batch is divided. None on XLA, whose program draws them itself.
         """
@@ -1026,7 +1018,7 @@ class Device:
         return drawn
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """Matrix products in bfloat16 where that is the precision; weights, LayerNorm and losses stay float32."""
+        """Multiply matrices in bfloat16 where that is the precision; weights, LayerNorm and losses stay float32."""
         if self.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.kind, dtype=torch.bfloat16)

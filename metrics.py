@@ -110,17 +110,18 @@ class Scores:
 
     @property
     def precision(self) -> float:
+        """Share of what was found that is right."""
         return _ratio(self.true_positives, self.true_positives + self.false_positives)
 
     @property
     def recall(self) -> float:
+        """Share of what there is to find that was found."""
         return _ratio(self.true_positives, self.true_positives + self.false_negatives)
 
     @property
     def f1(self) -> float:
-        # 2 P R / (P + R), written in the counts: one rounding, so that it stays between P and R
-        return _ratio(2 * self.true_positives,
-                      2 * self.true_positives + self.false_positives + self.false_negatives)
+        """2 P R / (P + R), written in the counts: one rounding, so that it stays between P and R."""
+        return _ratio(2 * self.true_positives, 2 * self.true_positives + self.false_positives + self.false_negatives)
 
 
 def compare(gold: set[tuple], predicted: set[tuple]) -> Scores:
@@ -178,8 +179,7 @@ def entity_scores(gold_tags: Sequence[Sequence[str]], predicted_tags: Sequence[S
 def relation_scores(gold: Sequence[str], predicted: Sequence[str], negative: str) -> Scores:
     """Score relations over every label but the negative one, which is never a true positive.
 
-    gold, predicted   one label per row of the file; a pair with two labels stands on two rows and is
-                      counted on each
+    gold, predicted   one label per row of the file; a pair with two labels stands on two rows and is counted on each
     negative          the label for "no relation", spelt as in the file: false, False, DDI-false, 0
     returns   micro Scores over the positive labels, per_type by label; one positive label in place of
               another is wrong (for the predicted label) and missed (for the gold one)
@@ -228,7 +228,7 @@ def normalise_squad_answer(text: str) -> str:
 
 
 def squad_f1(predicted: str, gold: str) -> float:
-    """F1 of two answers as bags of normalised words; an empty bag scores 0, even against another."""
+    """Compute F1 of two answers as bags of normalised words; an empty bag scores 0, even against another."""
     bag, gold_bag = (Counter(normalise_squad_answer(text).split()) for text in (predicted, gold))
     shared = (bag & gold_bag).total()  # the minimum of the two counts of each word
     return _ratio(2 * shared, bag.total() + gold_bag.total())  # 2 P R / (P + R), P = shared / bag
@@ -330,8 +330,7 @@ class FactoidScores(NamedTuple):
     coverage: float  # share of questions with any answer; the others score 0 above
 
 
-def bioasq_factoid_scores(gold: Mapping[str, Sequence[str]],
-                          predicted: Mapping[str, Sequence[str]]) -> FactoidScores:
+def bioasq_factoid_scores(gold: Mapping[str, Sequence[str]], predicted: Mapping[str, Sequence[str]]) -> FactoidScores:
     """Score ranked answers: one is right when it equals any synonym but for case.
 
     gold       {question id: [synonym, ...]}
@@ -356,7 +355,7 @@ def bioasq_factoid_scores(gold: Mapping[str, Sequence[str]],
 # --- 6. Ranking ---
 
 def reranking_mrr(groups: Mapping[str, Sequence[tuple[float, int]]]) -> float:
-    """Mean reciprocal rank of the first relevant candidate, over all groups.
+    """Average the reciprocal rank of the first relevant candidate over all groups.
 
     groups    {question: [(probability, label), ...]}, label 1 for a relevant candidate, else 0; equal
               probabilities keep their input order; a group without a relevant candidate scores 0
@@ -390,7 +389,7 @@ def batch_score_total(mrr: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Probability that a positive outscores a negative, a tie counting one half.
+    """Measure the probability that a positive outscores a negative, a tie counting one half.
 
     labels, scores   equally many, any shape; labels 0 or 1
     returns   0.5, that of a blind guess, when one class is absent
@@ -415,7 +414,7 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
 # --- 7. Blind baselines, mean and spread ---
 
 def unigram_entropy(counts: ArrayLike) -> float:
-    """Entropy in nats of the distribution behind token counts: the loss of a guesser who ignores the context.
+    """Measure the entropy of the distribution behind token counts, in nats: the loss of who ignores the context.
 
     counts    occurrences per vocabulary entry; zeros are welcome, none at all gives 0.0
     raises    ValueError for a negative count
@@ -428,7 +427,7 @@ def unigram_entropy(counts: ArrayLike) -> float:
 
 
 def binary_entropy(p: float) -> float:
-    """Entropy in nats of a coin that falls 1 with probability p: the loss of always saying p.
+    """Measure the entropy of a coin that falls 1 with probability p, in nats: the loss of always saying p.
 
     raises    ValueError for p outside [0, 1]
     """
@@ -445,7 +444,7 @@ class MeanAndSd(NamedTuple):
 
 
 def mean_and_sd(values: Sequence[float]) -> MeanAndSd:
-    """Mean and sample standard deviation of the scores of several seeds.
+    """Compute mean and sample standard deviation of the scores of several seeds.
 
     raises    ValueError when there is no value
     """
@@ -457,7 +456,7 @@ def mean_and_sd(values: Sequence[float]) -> MeanAndSd:
 
 
 def confidence_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Interval that holds the mean of a normal population with probability `level`: mean +- t sd / sqrt(n).
+    """Give the interval that holds the mean of a normal population with probability `level`: mean +- t sd / sqrt(n).
 
     values    scores of several seeds; of one alone nothing is known: (nan, nan)
     source    Student's t with n - 1 degrees of freedom: P(|T| < sqrt(n - 1) tan a) is the integral of cos^(n-2)

@@ -233,8 +233,7 @@ class Tokenizer:
     vocab_list  pieces in the order of their ids; a piece that continues a word starts with ##
     lowercase   True for uncased vocabularies (SciVocab): lower-cases and drops accents;
                 False for cased ones (Bio-ELECTRA): keeps both
-    raises      ValueError when the list is empty, has no [PAD], [UNK], [CLS], [SEP] or [MASK], or has a
-                piece twice
+    raises      ValueError when the list is empty, has no [PAD], [UNK], [CLS], [SEP] or [MASK], or has a piece twice
     """
 
     def __init__(self, vocab_list: Iterable[str], lowercase: bool = True) -> None:
@@ -285,9 +284,8 @@ class Tokenizer:
 
         "interleukin" -> [("inter", 5), ("##leukin", 6)]
 
-        returns   (piece, characters it covers) in order; one [UNK] that covers the word where it is too long
-                  or a part of it is not in the vocabulary. Half a spelling is never given: it would look
-                  like another word.
+        returns   (piece, characters it covers) in order; one [UNK] that covers the word where it is too long or a part
+                  of it is not in the vocabulary. Half a spelling is never given: it would look like another word.
         source    official WordpieceTokenizer
         """
         unknown = [("[UNK]", len(word))]
@@ -573,20 +571,20 @@ def preprocess_bluebert(text: str) -> str:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="tokenizer.py", description="Learn a wordpiece vocabulary.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    learn = commands.add_parser("learn", help="learn a vocabulary from a corpus",
-                                epilog="example: python tokenizer.py learn corpus/*.txt.xz --size 8000 "
-                                       "--out vocabulary/vocab.txt")
-    learn.add_argument("corpus", nargs="+", metavar="CORPUS",
-                       help="text (one sentence a line, an empty line between documents), PubMed or PMC XML, "
-                            ".gz, .xz or .tar of them, or folders of all these")
-    learn.add_argument("--size", type=int, required=True, metavar="N",
-                       help="pieces in the vocabulary, special tokens included: 8000 suits a corpus of a few "
-                            "million words, SciVocab has 31090")
-    learn.add_argument("--out", type=Path, required=True, metavar="FILE",
-                       help="the vocab.txt to write; its casing is noted in tokenizer_config.json beside it")
-    learn.add_argument("--cased", action="store_true", help="keep capitals and accents (default: drop both)")
+    parser = argparse.ArgumentParser(
+        usage="tokenizer.py learn CORPUS [CORPUS ...] --size N --out FILE [--cased]",
+        description="Learn a wordpiece vocabulary from a corpus.",
+        epilog="example: python tokenizer.py learn corpus/*.txt.xz --size 8000 --out vocabulary/vocab.txt")
+    parser.add_argument("command", choices=["learn"], help="what to do")
+    parser.add_argument("corpus", nargs="+", metavar="CORPUS",
+                        help="text (one sentence a line, an empty line between documents), PubMed or PMC XML, "
+                             ".gz, .xz or .tar of them, or folders of all these")
+    parser.add_argument("--size", type=int, required=True, metavar="N",
+                        help="pieces in the vocabulary, special tokens included: 8000 suits a corpus of a few "
+                             "million words, SciVocab has 31090")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE",
+                        help="the vocab.txt to write; its casing is noted in tokenizer_config.json beside it")
+    parser.add_argument("--cased", action="store_true", help="keep capitals and accents (default: drop both)")
     return parser.parse_args(arguments)
 
 
@@ -616,9 +614,8 @@ def learn_command(options: argparse.Namespace) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    options = parse_arguments(arguments)
     try:
-        print(learn_command(options))
+        print(learn_command(parse_arguments(arguments)))
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""Pre-train ELECTRA: a generator hides and guesses tokens, a discriminator learns to find the replaced ones.
+"""Pre-train ELECTRA: a generator guesses hidden tokens, a discriminator learns to find those that it replaced.
 
 After reading this file you hold the whole of pre-training but the model itself: from a corpus to shards, one
 step, the loop that can be stopped at any moment and continued exactly, evaluation on held-out documents.
@@ -98,8 +98,7 @@ class Options:
     max_minutes: float | None = option(None, "stop after that many minutes; the same command continues", at_least=0)
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
     tpu: bool = option(False, "all XLA devices of this machine, through torch_xla")
-    precision: str | None = option(None, "default: float32 on the CPU, else bfloat16",
-                                   choices=["float32", "bfloat16"])
+    precision: str | None = option(None, "default: float32 on the CPU, else bfloat16", choices=["float32", "bfloat16"])
     compile: bool = option(False, "torch.compile the model, once for each row length: minutes at first, then faster")
 
 
@@ -109,24 +108,23 @@ FREE = ("out", "log_every", "eval_every", "checkpoint_every", "keep_every", "max
         "device", "tpu", "precision", "compile")
 # The result depends on all but FREE, so a run that has begun refuses to continue with others.
 FIXED = tuple(field.name for field in dataclasses.fields(Options) if field.name not in FREE)
+# What of them a preset's model decides.
+MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(Options) if hasattr(ElectraConfig, field.name))
 
 ELECTRA_SMALL = {"steps": 1_000_000, "batch_size": 128, "max_length": 128, "learning_rate": 5e-4,
-                 "warmup_steps": 10_000, "weight_decay": 0.01, "vocab_size": 30522}
+                 "warmup_steps": 10_000, "weight_decay": 0.01}
 ELECTRA_BASE = {**ELECTRA_SMALL, "batch_size": 256, "max_length": 512, "learning_rate": 2e-4}
-BIO_ELECTRA = {**ELECTRA_SMALL, "steps": 1_800_000, "batch_size": 64, "max_length": 256, "vocab_size": 31620,
-               "cased": True}
+BIO_ELECTRA = {**ELECTRA_SMALL, "steps": 1_800_000, "batch_size": 64, "max_length": 256, "cased": True}
 SCHEDULES: dict[str, dict[str, Any]] = {
     "tiny": {**ELECTRA_SMALL, "steps": 3_000, "batch_size": 16, "warmup_steps": 300,
-             "vocab_size": 2_000},                                         # ours: two and a half minutes on two cores
+             "vocab_size": 2_000},                                         # ours: minutes on two cores
     "small": ELECTRA_SMALL,
     "base": ELECTRA_BASE,
     "large": {**ELECTRA_BASE, "batch_size": 2048},
-    "electramed": {**ELECTRA_BASE, "vocab_size": 31090},                   # ELECTRAMed, Table 1
+    "electramed": ELECTRA_BASE,             # ELECTRAMed, Table 1
     "bio-electra": BIO_ELECTRA,
     "bio-electra-pp": BIO_ELECTRA,          # the same schedule anew, on full papers
 }
-MODEL_FIELDS = ("embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-                "initializer_range", "generator_size", "mask_prob")
 
 
 def complete(options: Options) -> Options:
@@ -140,7 +138,7 @@ def complete(options: Options) -> Options:
 
 
 def network(options: Options) -> ElectraConfig:
-    """The discriminator's configuration for completed options, as far as it needs no vocabulary."""
+    """Make the discriminator's configuration from completed options, as far as it needs no vocabulary."""
     preset = PRESETS[options.preset]
     return dataclasses.replace(
         preset, **{name: getattr(options, name) for name in MODEL_FIELDS},
@@ -149,7 +147,7 @@ def network(options: Options) -> ElectraConfig:
 
 
 def with_vocabulary(config: ElectraConfig, tokenizer: Tokenizer) -> ElectraConfig:
-    """The configuration for this vocabulary: its size and its special ids."""
+    """Fit a configuration to a vocabulary: its size and its special ids."""
     return dataclasses.replace(
         config, vocab_size=len(tokenizer.pieces), pad_token_id=tokenizer.pad_id, cls_token_id=tokenizer.cls_id,
         sep_token_id=tokenizer.sep_id, mask_token_id=tokenizer.mask_id)
@@ -161,7 +159,7 @@ SYNTHETIC_DOCUMENTS = 20_000
 
 
 def prepare_data(options: Options) -> tuple[Tokenizer, data.Shards]:
-    """The tokenizer and the shards of a run, made on first use and found again when it is resumed."""
+    """Make the tokenizer and the shards of a run on first use; find them again when it is resumed."""
     out = Path(options.out)
     corpus = [Path(path) for path in options.corpus]
     reading = data.Reading(options.min_pmid, options.language, preprocess_bluebert if options.bluebert else None)
@@ -184,17 +182,13 @@ def prepare_data(options: Options) -> tuple[Tokenizer, data.Shards]:
             say(f"writing the synthetic corpus to {corpus[0]}")
             data.write_bytes(corpus[0], data.synthetic_corpus(SYNTHETIC_DOCUMENTS, options.seed).encode())
     files = data.corpus_files(corpus)
-    if options.vocab:
-        tokenizer = load_tokenizer(options.vocab, options)
-    elif (out / "vocab.txt").exists():
-        tokenizer = Tokenizer.from_file(out, lowercase=not options.cased)
-    else:
+    if not options.vocab and not (out / "vocab.txt").exists():
         sentences = (sentence for file in files for document in data.read_documents(file, reading)
                      for sentence in document)
         say(f"learning a vocabulary of {options.vocab_size:,} wordpieces")
-        tokenizer = Tokenizer(learn_vocab(sentences, options.vocab_size, lowercase=not options.cased),
-                              lowercase=not options.cased)
-        tokenizer.save(out)
+        pieces = learn_vocab(sentences, options.vocab_size, lowercase=not options.cased)
+        Tokenizer(pieces, lowercase=not options.cased).save(out)
+    tokenizer = load_tokenizer(options.vocab or str(out), options)
     say(f"tokenizing into {out / 'shards'}")
     data.build_shards(corpus, tokenizer, out / "shards", options.max_length, options.seed,
                       workers=None if options.corpus else 1, reading=reading)
@@ -219,18 +213,18 @@ class BatchOrder:
         self.plan = functools.lru_cache(maxsize=1)(self.plan_epoch)
 
     def plan_epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
-        """The batches of one epoch, in order."""
+        """Plan the batches of one epoch, in order."""
         rng = np.random.default_rng(data.seed_for(self.options.seed, epoch, "order"))
         return data.plan_batches(self.lengths, self.options.batch_size, self.options.max_length, rng)
 
     def examples(self, step: int) -> tuple[int, np.ndarray]:
-        """Row length and example numbers of update `step`, counted from 0."""
+        """Tell row length and example numbers of update `step`, counted from 0."""
         epoch, index = divmod(step, self.per_epoch)
         width, rows = self.plan(epoch)[index]
         return width, self.shards.train[rows]
 
     def batch(self, step: int, pad_id: int) -> data.Batch:
-        """The batch of update `step`."""
+        """Read the batch of update `step`."""
         width, numbers = self.examples(step)
         return data.pad_batch([self.shards.example(number) for number in numbers], width, pad_id)
 
@@ -261,14 +255,15 @@ def forward(model: ElectraForPretraining | MaskedLanguageModel, batch: HostBatch
     The sampling noise is seeded from (seed, step, row) and dropout from (seed, step, first row): but for dropout the
     result does not depend on how the batch is divided.
     """
-    *parts, slot_total, token_total = device.put(
-        *(part[rows.start:rows.stop] for part in (*batch.masked, *batch[1:3])), *batch[3:])
-    first_seed = data.seed_for(seed, step, "noise") % 2 ** 62
-    noise = (device.noise([first_seed + row for row in rows], parts[1].shape[1], model.config.vocab_size)
+    whole = (*batch.masked, batch.attention_mask, batch.token_type_ids)
+    *part, slot_total, token_total = device.put(
+        *(tensor[rows.start:rows.stop] for tensor in whole), batch.slot_total, batch.token_total)
+    masked, first_seed = MaskedBatch(*part[:4]), data.seed_for(seed, step, "noise") % 2 ** 62
+    noise = (device.noise([first_seed + row for row in rows], masked.positions.shape[1], model.config.vocab_size)
              if isinstance(model, ElectraForPretraining) else None)                # (B, N, V)
     device.seed(data.seed_for(seed, step, f"device {rows.start}"))
     with device.autocast():
-        return model(MaskedBatch(*parts[:4]), *parts[4:], noise, slot_total, token_total)
+        return model(masked, *part[4:], noise, slot_total, token_total)
 
 
 class StepResult(NamedTuple):
@@ -282,7 +277,7 @@ class StepResult(NamedTuple):
 
 def training_step(model: ElectraForPretraining | MaskedLanguageModel, optimizer: Adam, batch: HostBatch,
                   options: Options, step: int, device: Device) -> torch.Tensor:
-    """One update, with the gradient clipped to norm 1; returns the StepResult as a tensor (4,).
+    """Make one update, with the gradient clipped to norm 1; returns the StepResult as a tensor (4,).
 
     The batch is cut into ranks * accumulate parts. Their gradients add up to the whole batch's, since each part's
     losses are divided by the whole batch's totals.
@@ -349,8 +344,10 @@ class CsvLog:
 def train(options: Options) -> int:
     """Run or continue a pre-training run to its end, or to where it is stopped; returns the exit status."""
     began = time.monotonic()
-    out, config = Path(options.out), network(options)
+    if options.tpu and (options.device != "auto" or options.compile):
+        raise ValueError("--tpu chooses the device, and XLA always compiles: drop --device and --compile")
     options = from_initial(options)
+    out, config = Path(options.out), network(options)
     device = Device.choose(options.device, options.precision, options.tpu).join()
     parts = device.ranks * options.accumulate * (device.mesh.size() if device.mesh else 1)
     if options.batch_size % parts:
@@ -369,7 +366,6 @@ def train(options: Options) -> int:
         kind = ElectraForPretraining if options.objective == "electra" else MaskedLanguageModel
         model = kind(with_vocabulary(config, tokenizer))
         if options.init and not has_begun:
-            check_vocabulary(options.init, tokenizer)
             load_initial(model, options.init)
         model.to(device.kind)
         if options.compile:
@@ -394,25 +390,19 @@ def train(options: Options) -> int:
 
 
 def from_initial(options: Options) -> Options:
-    """Take the vocabulary from the --init folder, unless --vocab is given; refuse what cannot be meant."""
-    if options.tpu and (options.device != "auto" or options.compile):
-        raise ValueError("--tpu chooses the device, and XLA always compiles: drop --device and --compile")
+    """Take the vocabulary from the --init folder; ValueError where it has none, or --vocab is another one."""
     if not options.init:
         if options.preset == "bio-electra-pp":
             raise ValueError("--preset bio-electra-pp goes on from a bio-electra run, on full papers: pass its folder "
                              "by --init, or start with --preset bio-electra")
         return options
     folder = model_folder(options.init)
-    if not options.vocab and not (folder / "vocab.txt").is_file():
-        raise ValueError(f"{folder} has no vocab.txt: pass --vocab, the vocabulary this model was trained with")
+    if not (folder / "vocab.txt").is_file():
+        if not options.vocab:
+            raise ValueError(f"{folder} has no vocab.txt: pass --vocab, the vocabulary this model was trained with")
+    elif options.vocab and Tokenizer.from_file(options.vocab).pieces != Tokenizer.from_file(folder).pieces:
+        raise ValueError(f"--init {options.init} was trained with another vocabulary than the one given: drop --vocab")
     return dataclasses.replace(options, vocab=options.vocab or str(folder))
-
-
-def check_vocabulary(init: str, tokenizer: Tokenizer) -> None:
-    """Raise ValueError when a model was trained with other wordpieces than the tokenizer's."""
-    folder = model_folder(init)
-    if (folder / "vocab.txt").is_file() and Tokenizer.from_file(folder).pieces != tokenizer.pieces:
-        raise ValueError(f"--init {init} was trained with another vocabulary than the one given: drop --vocab")
 
 
 CHECKPOINT_SECONDS = 600            # however slow the steps are, no more than this is lost
@@ -420,7 +410,7 @@ CHECKPOINT_SECONDS = 600            # however slow the steps are, no more than t
 
 def run_steps(model: ElectraForPretraining | MaskedLanguageModel, optimizer: Adam, tokenizer: Tokenizer,
               shards: data.Shards, options: Options, device: Device, step: int, stop: Stop, deadline: float) -> int:
-    """The training loop, after `step` updates; the first process logs, evaluates and saves on the way.
+    """Run the training loop, after `step` updates; the first process logs, evaluates and saves on the way.
 
     deadline   in seconds of time.monotonic()
     returns    updates done, fewer than options.steps when it was stopped
@@ -480,7 +470,7 @@ def run_steps(model: ElectraForPretraining | MaskedLanguageModel, optimizer: Ada
 
 
 def check_results(results: list[StepResult], step: int, order: BatchOrder, options: Options) -> StepResult:
-    """The last of the results of the steps up to `step`; ValueError for the first that is not finite.
+    """Give the last of the results of the steps up to `step`; ValueError for the first that is not finite.
 
     Before any checkpoint: one of nan would end the run for good.
     """
@@ -489,8 +479,8 @@ def check_results(results: list[StepResult], step: int, order: BatchOrder, optio
             width, examples = order.examples(number - 1)
             good = max(Path(options.out).glob("checkpoint-*.pt"), default=None)
             raise ValueError(
-                f"step {number} is not finite: generator {result.mlm_loss}, discriminator {result.discriminator_loss}, "
-                f"gradient norm {result.gradient_norm}; its batch: seed {options.seed}, {width} tokens, examples "
+                f"step {number} is not finite: generator {result.mlm_loss}, discriminator {result.discriminator_loss}"
+                f", gradient norm {result.gradient_norm}; its batch: seed {options.seed}, {width} tokens, examples "
                 + " ".join(map(str, examples[:8])) + (f" and {len(examples) - 8} more" if len(examples) > 8 else "")
                 + f"; last good checkpoint: {good or 'none'}; start again with a lower --learning-rate, another --out")
     return results[-1]
@@ -515,21 +505,25 @@ class Evaluation(NamedTuple):
     discriminator_auc: float            # without padding, which TF counts as negatives
 
 
-def held_out_outputs(model: ElectraForPretraining | MaskedLanguageModel, shards: data.Shards, options: Options,
-                     device: Device) -> dict[str, np.ndarray]:
-    """Run the model over held-out examples with fixed masks; one entry a masked slot or a real token.
+class HeldOut(NamedTuple):
+    """What both networks say of the held-out examples."""
 
-    returns   nll, is_right (slots); logits, is_replaced (tokens)
-    """
+    nll: np.ndarray                     # (slots,) nats
+    is_right: np.ndarray                # (slots,) whether the generator's best guess is the original
+    logits: np.ndarray                  # (tokens,) the discriminator's; nan where there is none
+    is_replaced: np.ndarray             # (tokens,)
+
+
+def held_out_outputs(model: ElectraForPretraining | MaskedLanguageModel, shards: data.Shards, options: Options,
+                     device: Device) -> HeldOut:
+    """Run the model over the first EVALUATION_EXAMPLES held-out examples, with the same masks each time."""
     numbers = shards.held_out[:EVALUATION_EXAMPLES]
-    rng = np.random.default_rng(0)
-    plan = data.plan_batches(shards.lengths[numbers], 64, options.max_length, rng, keep_rest=True)
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("nll", "is_right", "logits", "is_replaced")}
+    plan = data.plan_batches(shards.lengths[numbers], 64, options.max_length, np.random.default_rng(0), keep_rest=True)
+    parts: list[list[np.ndarray]] = []
     model.eval()
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):     # its few batches are worth no compilation
         for index, (width, rows) in enumerate(plan):
-            # Seeded by the number of the batch: every evaluation hides the same tokens.
-            step = EVALUATION_STEP + index
+            step = EVALUATION_STEP + index                              # it seeds the mask
             batch = mask_batch(data.pad_batch([shards.example(number) for number in numbers[rows]], width,
                                               model.config.pad_token_id), model.config, options.seed, step)
             output = forward(model, batch, range(len(rows)), options.seed, step, device)
@@ -537,33 +531,32 @@ def held_out_outputs(model: ElectraForPretraining | MaskedLanguageModel, shards:
             nll = F.cross_entropy(output.generator_logits.transpose(1, 2), originals, reduction="none")
             is_right = output.generator_logits.argmax(-1) == originals
             device.flush()              # all results at once: what is fetched alone, XLA would compile alone
-            parts["nll"].append(nll.cpu()[is_slot].numpy())
-            parts["is_right"].append(is_right.cpu()[is_slot].numpy())
             is_real = batch.attention_mask.bool()
-            parts["logits"].append(output.discriminator_logits.cpu()[is_real].numpy())
-            parts["is_replaced"].append(output.is_replaced.cpu()[is_real].numpy())
+            parts.append([tensor.cpu()[where].numpy() for tensor, where in (
+                (nll, is_slot), (is_right, is_slot), (output.discriminator_logits, is_real),
+                (output.is_replaced, is_real))])
     model.train()
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    return HeldOut(*map(np.concatenate, zip(*parts)))
 
 
-def evaluate(step: int, found: dict[str, np.ndarray]) -> Evaluation:
-    """Both networks' losses and scores, from held_out_outputs."""
-    if np.isnan(found["logits"]).all():                 # --objective mlm
-        return Evaluation(step, float(found["nll"].mean()), float(found["is_right"].mean()), *[math.nan] * 5)
-    said, truth = found["logits"] > 0, found["is_replaced"]
-    bce = np.logaddexp(0, np.where(truth, -found["logits"], found["logits"]))      # -ln sigmoid(+-logit)
-    return Evaluation(
-        step, float(found["nll"].mean()), float(found["is_right"].mean()), float(bce.mean()),
-        float((said == truth).mean()), float((said & truth).sum() / max(1, said.sum())),
-        float((said & truth).sum() / max(1, truth.sum())), metrics.roc_auc(truth, found["logits"]))
+def evaluate(step: int, found: HeldOut) -> Evaluation:
+    """Compute both networks' losses and scores."""
+    generator = step, float(found.nll.mean()), float(found.is_right.mean())
+    if np.isnan(found.logits).all():                    # --objective mlm
+        return Evaluation(*generator, *[math.nan] * 5)
+    said, truth = found.logits > 0, found.is_replaced
+    bce = np.logaddexp(0, np.where(truth, -found.logits, found.logits))            # -ln sigmoid(+-logit)
+    hits = (said & truth).sum()
+    return Evaluation(*generator, float(bce.mean()), float((said == truth).mean()), float(hits / max(1, said.sum())),
+                      float(hits / max(1, truth.sum())), metrics.roc_auc(truth, found.logits))
 
 
 def blind_baselines(shards: data.Shards, is_replaced: np.ndarray,
                     special_ids: list[int | None]) -> tuple[float, float]:
-    """What a model without any context could reach, in nats: (masked-token loss, replaced-token loss).
+    """Measure what a model without any context could reach, in nats: (masked-token loss, replaced-token loss).
 
-    The first is the entropy of the training tokens' frequencies, [CLS] and [SEP] left out; the second the
-    entropy of the share of replaced tokens.
+    The first is the entropy of the tokens' frequencies in 100,000 training examples, [CLS] and [SEP] left out; the
+    second the entropy of the share of replaced tokens.
     """
     sample = shards.train[:100_000]
     counts = np.bincount(np.concatenate([shards.example(number)[0] for number in sample]))      # (V,) or shorter
@@ -576,7 +569,7 @@ def summarise(out: Path, model: ElectraForPretraining | MaskedLanguageModel, sha
     """Print what was learnt beside what needs no learning, and what to do next."""
     if len(shards.held_out):
         found = held_out_outputs(model, shards, options, device)
-        blind_mlm, blind_replaced = blind_baselines(shards, found["is_replaced"],
+        blind_mlm, blind_replaced = blind_baselines(shards, found.is_replaced,
                                                     [model.config.cls_token_id, model.config.sep_token_id])
         result = evaluate(options.steps, found)
         print(f"\non held-out documents      learnt    blind\n"
@@ -584,7 +577,7 @@ def summarise(out: Path, model: ElectraForPretraining | MaskedLanguageModel, sha
               f"masked-token accuracy     {result.mlm_accuracy:7.3f}")
         if options.objective == "electra":
             print(f"replaced-token loss       {result.discriminator_loss:7.3f}  {blind_replaced:7.3f}  nats "
-                  f"(entropy of the replaced rate, {found['is_replaced'].mean():.3f})\n"
+                  f"(entropy of the replaced rate, {found.is_replaced.mean():.3f})\n"
                   f"replaced-token AUC        {result.discriminator_auc:7.3f}  {0.5:7.3f}")
     else:
         print("\nno held-out documents to measure on: the corpus has fewer than "

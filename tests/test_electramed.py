@@ -1032,7 +1032,6 @@ EMBEDDING, OUTPUT = "electra.embeddings.word_embeddings.weight", "generator_lm_h
      "word_embeddings.weight differs from the discriminator's"),
     (lambda folder: change_weights(folder / "generator", without=["generator_predictions.dense.bias"]),
      "generator", "lacks generator_predictions.dense.bias"),
-    # both networks; a generator without embeddings raises KeyError; unlike configurations are told without a file.
     (lambda folder: overwrite(folder / "generator", OUTPUT), "generator", OUTPUT),
     (lambda folder: change_weights(folder / "generator", without=[EMBEDDING, OUTPUT]), "generator", "lacks"),
     (lambda folder: change_config(folder / "generator", vocab_size=30522), "",

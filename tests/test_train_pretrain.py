@@ -164,7 +164,7 @@ def test_padding_counts_neither_in_the_loss_nor_in_the_auc_on_held_out_documents
     found = train_pretrain.held_out_outputs(electramed.load_pretrained(finished), shards, options,
                                             electramed.Device("cpu", "float32"))
     numbers = shards.held_out[:train_pretrain.EVALUATION_EXAMPLES]
-    assert len(found["logits"]) == len(found["is_replaced"]) == shards.lengths[numbers].sum()
+    assert len(found.logits) == len(found.is_replaced) == shards.lengths[numbers].sum()
     assert len(set(shards.lengths[numbers])) > 1                    # so there is padding
 
 
@@ -400,6 +400,7 @@ def test_init_refuses_other_sizes_another_vocabulary_and_a_folder_without_one(co
     Tokenizer([*Tokenizer.from_file(finished).pieces[:-1], "zzz"]).save(tmp_path / "other")
     start[start.index("--out") + 1] = str(tmp_path / "b")
     assert "another vocabulary" in fails([*start, "--vocab", str(tmp_path / "other")], capsys)
+    assert not (tmp_path / "b").exists()                                # found out before any work was done
     shutil.copytree(finished / "model", tmp_path / "bare")
     (tmp_path / "bare/vocab.txt").unlink()
     assert "pass --vocab" in fails([*start, "--init", str(tmp_path / "bare")], capsys)
