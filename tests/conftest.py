@@ -4,6 +4,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
 
 import electramed
 import tokenizer
@@ -44,3 +45,10 @@ def real_data() -> Path:
     if not os.environ.get("ELECTRAMED_DATA"):
         pytest.skip("ELECTRAMED_DATA is not set: the real data sets are not here")
     return Path(os.environ["ELECTRAMED_DATA"])
+
+
+@pytest.fixture(autouse=True)
+def denormals():
+    """Take back what a training on a CPU sets for its process: hypothesis wants floats as IEEE 754 has them."""
+    yield
+    torch.set_flush_denormal(False)
