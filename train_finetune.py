@@ -29,6 +29,7 @@ import math
 import os
 import random
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,8 @@ WARMUP_SHARE = 0.1              # of all steps
 QUESTION_LENGTH = 64            # pieces
 DOCUMENT_STRIDE = 128           # pieces between two windows of a passage
 
+PLACES = 3                      # of one and the same error that errors.md shows
+
 CLASS_WEIGHTS = (1.0, 99.0)     # of wrong and right candidates, with --class-weights; the loss is a weighted mean
 
 # ELECTRAMed, Table 5. The paper gives no epochs: 3 and, for questions, 2 are official ELECTRA's.
@@ -169,6 +172,13 @@ BEST_MRR = (0.4795, 0.5667, 0.5115, 0.6955, 0.3638)
 Measures = dict[str, float]            # name -> score; the names are the rows of the table
 
 
+class Error(NamedTuple):
+    """One thing that is wrong, as errors.md lists it."""
+
+    headings: tuple[str, ...]   # from the widest group down to what is counted: ("Drug", "missed", "jorganux")
+    lines: tuple[str, ...]      # Markdown: where it happened, and what was expected and predicted
+
+
 class Kind(NamedTuple):
     """The parts in which tagging, classification, question answering and ranking differ."""
 
@@ -177,6 +187,12 @@ class Kind(NamedTuple):
     decode: Callable[..., list]                                     # (examples, features, outputs, labels)
     score: Callable[[Task, list, list], Measures]                   # (task, examples, predictions)
     write: Callable[[Task, Path, list, list], None]                 # (task, folder, examples, predictions)
+    errors: Callable[..., tuple[list[Error], str]]                  # (task, examples, features, predictions)
+
+
+def plain(text: str) -> str:
+    """The text on one line, its characters that mean something in Markdown behind a backslash."""
+    return " ".join(text.split()).translate({ord(character): "\\" + character for character in "\\`*[]<"})
 
 
 def precision_recall_f1(scores: metrics.Scores, prefix: str = "") -> Measures:
@@ -201,6 +217,35 @@ def write_tags(task: Task, folder: Path, examples: list[data.TaggedSentence],
     data.write_bytes(folder / "predictions.txt", "\n".join(sentences).encode())
 
 
+def mark_spans(words: list[str], gold: metrics.Span | None, predicted: metrics.Span | None) -> str:
+    """The sentence with the gold entity in **bold** and the predicted one in [brackets], which may overlap it."""
+    shown = [plain(word) for word in words]
+    for span, opening, closing in ((gold, "**", "**"), (predicted, "[", "]")):
+        if span:
+            _, start, end = span
+            shown[start] = opening + shown[start]
+            shown[end - 1] += closing
+    return " ".join(shown)
+
+
+def tag_errors(task: Task, examples: list[data.TaggedSentence], features: list[Feature],
+               predictions: list[list[str]]) -> tuple[list[Error], str]:
+    """Entities of each type that were missed, spurious, or got another boundary or type, by what they read."""
+    errors, count = [], Counter[str]()
+    for example, tags in zip(examples, predictions):
+        for verdict, gold, predicted in metrics.match_entities(*map(metrics.spans_from_tags, (example.tags, tags))):
+            count[verdict] += 1
+            if verdict != "hit":
+                (kind, start, end), *other = filter(None, (gold, predicted))
+                group = f"taken for {other[0][0]}" if verdict == "type" else verdict
+                errors.append(Error((kind or "entity", group, " ".join(example.words[start:end])),
+                                    (mark_spans(example.words, gold, predicted),)))
+    return errors, (f"Of {count.total() - count['spurious']} entities {count['hit']} found, {count['missed']} missed, "
+                    f"{count['boundary']} with another boundary, {count['type']} taken for another type; "
+                    f"{count['spurious']} spurious.\n"
+                    "The gold entity stands in **bold**, the predicted one in [brackets].")
+
+
 def decode_labels(examples: list, features: list[Feature], outputs: list[np.ndarray],
                   labels: Sequence[str]) -> list[str]:
     """The likeliest label of each example."""
@@ -217,6 +262,19 @@ def write_labels(task: Task, folder: Path, examples: list[data.LabelledText], pr
     """Rows of index and label, in the order of the test file."""
     rows = ["index\tlabel", *(f"{example.id}\t{label}" for example, label in zip(examples, predictions))]
     data.write_bytes(folder / "predictions.tsv", ("\n".join(rows) + "\n").encode())
+
+
+def label_errors(task: Task, examples: list[data.LabelledText], features: list[Feature],
+                 predictions: list[str]) -> tuple[list[Error], str]:
+    """False positives, false negatives and confused relations; the negative answer to yes/no questions is 0."""
+    negative, errors = task.negative or "0", []
+    for example, predicted in zip(examples, predictions):
+        if predicted != example.label:
+            group = ("false positives" if example.label == negative
+                     else "false negatives" if predicted == negative else "one for another")
+            errors.append(Error((group, f"{predicted} for {example.label}", example.text),
+                                (plain(example.text_pair),) if example.text_pair is not None else ()))
+    return errors, f"{len(errors)} of {len(examples)} texts have another label than the gold one."
 
 
 def score_yesno(task: Task, examples: list[data.LabelledText], predictions: list[str]) -> Measures:
@@ -242,6 +300,24 @@ def score_ranking(task: Task, examples: list[data.Candidate], predictions: list[
     return {"mrr": metrics.reranking_mrr(groups)}
 
 
+def ranking_errors(task: Task, examples: list[data.Candidate], features: list[Feature],
+                   predictions: list[float]) -> tuple[list[Error], str]:
+    """Questions whose first right candidate is not ranked first, those where it stands lowest before the others."""
+    ranked: dict[str, list[data.Candidate]] = {}
+    for _, example in sorted(zip(predictions, examples), key=lambda pair: -pair[0]):
+        ranked.setdefault(example.group, []).append(example)
+    found = []
+    for question, candidates in ranked.items():
+        ahead = list(itertools.takewhile(lambda candidate: candidate.label != "1", candidates))
+        right = [f"right, rank {len(ahead) + 1} of {len(candidates)}: {plain(candidate.text_pair)}"
+                 for candidate in candidates[len(ahead):][:1]]
+        if ahead:
+            found.append((len(ahead), Error(("not ranked first" if right else "no right candidate", question),
+                                            (*right, f"ranked first: {plain(ahead[0].text_pair)}"))))
+    errors = [error for _, error in sorted(found, key=lambda pair: -pair[0])]
+    return errors, f"{len(errors)} of {len(ranked)} questions have no right candidate in the first place."
+
+
 def write_ranking(task: Task, folder: Path, examples: list[data.Candidate], predictions: list[float]) -> None:
     """Rows of probability, question and candidate, in the order of the test file."""
     rows = ["probability\tquestion\tanswer_candidate",
@@ -250,26 +326,34 @@ def write_ranking(task: Task, folder: Path, examples: list[data.Candidate], pred
     data.write_bytes(folder / "predictions.tsv", ("\n".join(rows) + "\n").encode())
 
 
-def gold_answers(examples: list[data.Question]) -> dict[str, list[str]]:
-    """For each BioASQ question its accepted synonyms, or, where there are none, the answers in its snippets."""
+def question_id(task: Task, example: data.Question) -> str:
+    """What all contexts of a question share: in BioASQ several snippets ask the same."""
+    return metrics.bioasq_question_id(example.id) if task.metric == "mrr" else example.id
+
+
+def gold_answers(task: Task, examples: list[data.Question]) -> dict[str, list[str]]:
+    """For each question its accepted synonyms, or, where there are none, the answers in its contexts."""
     gold: dict[str, list[str]] = {}
     for example in examples:
         accepted = [text for text, _ in example.answers] if example.gold is None else example.gold
-        known = gold.setdefault(metrics.bioasq_question_id(example.id), [])
+        known = gold.setdefault(question_id(task, example), [])
         known += [text for text in accepted if text not in known]
     return gold
 
 
-def best_texts(examples: list[data.Question], predictions: list[list[data.Answer]]) -> dict[str, str]:
-    """SQuAD: the best answer to each question."""
-    return {example.id: answers[0].text if answers else "" for example, answers in zip(examples, predictions)}
+def predicted_texts(task: Task, examples: list[data.Question],
+                    predictions: list[list[data.Answer]]) -> dict[str, list[str]]:
+    """For each question the answers to it, best first; BioASQ's are up to five, merged from all snippets."""
+    if task.metric == "mrr":
+        return metrics.merge_bioasq_snippets({
+            example.id: [(answer.text, answer.probability) for answer in answers]
+            for example, answers in zip(examples, predictions)})
+    return {example.id: [answer.text for answer in answers] for example, answers in zip(examples, predictions)}
 
 
-def merged_texts(examples: list[data.Question], predictions: list[list[data.Answer]]) -> dict[str, list[str]]:
-    """BioASQ: up to five answers to each question, from the answers in all its snippets."""
-    return metrics.merge_bioasq_snippets({
-        example.id: [(answer.text, answer.probability) for answer in answers]
-        for example, answers in zip(examples, predictions)})
+def best_texts(task: Task, examples: list[data.Question], predictions: list[list[data.Answer]]) -> dict[str, str]:
+    """The best answer to each question."""
+    return {question: next(iter(texts), "") for question, texts in predicted_texts(task, examples, predictions).items()}
 
 
 def by_batch(examples: list[data.Question], predictions: list) -> dict[int, tuple[list[data.Question], list]]:
@@ -286,25 +370,49 @@ def by_batch(examples: list[data.Question], predictions: list) -> dict[int, tupl
 def score_answers(task: Task, examples: list[data.Question], predictions: list[list[data.Answer]]) -> Measures:
     """SQuAD's exact match and F1, or BioASQ's measures: over all questions and for each test batch."""
     if task.metric != "mrr":
-        gold = {example.id: [text for text, _ in example.answers] for example in examples}
-        return metrics.squad_scores(best_texts(examples, predictions), gold)._asdict()
+        return metrics.squad_scores(best_texts(task, examples, predictions), gold_answers(task, examples))._asdict()
     parts = {"": (examples, predictions),
              **{f"batch {batch} ": part for batch, part in by_batch(examples, predictions).items()}}
     return {prefix + measure: value for prefix, part in parts.items() for measure, value in
-            metrics.bioasq_factoid_scores(gold_answers(part[0]), merged_texts(*part))._asdict().items()}
+            metrics.bioasq_factoid_scores(gold_answers(task, part[0]), predicted_texts(task, *part))._asdict().items()}
 
 
 def write_answers(task: Task, folder: Path, examples: list[data.Question],
                   predictions: list[list[data.Answer]]) -> None:
     """SQuAD's {id: text}; for BioASQ one submission file a batch, with up to five answers a question."""
-    files: dict[str, Any] = {"predictions.json": best_texts(examples, predictions)}
+    files: dict[str, Any] = {"predictions.json": best_texts(task, examples, predictions)}
     if task.metric == "mrr":
         files = {f"predictions-batch-{batch}.json": {"questions": [
             {"id": identifier, "type": "factoid", "exact_answer": [[text] for text in texts]}
-            for identifier, texts in merged_texts(*part).items()]}
+            for identifier, texts in predicted_texts(task, *part).items()]}
             for batch, part in by_batch(examples, predictions).items()}
     for name, content in files.items():
         data.write_bytes(folder / name, json.dumps(content, indent=1, ensure_ascii=False).encode())
+
+
+def answer_errors(task: Task, examples: list[data.Question], features: list[Feature],
+                  predictions: list[list[data.Answer]]) -> tuple[list[Error], str]:
+    """Questions whose best answer is wrong, by where it stands."""
+    parts: dict[str, list[tuple]] = {}
+    for row in zip(examples, predictions, data.findable_answers(examples, features)):
+        parts.setdefault(question_id(task, row[0]), []).append(row)
+    errors = []
+    for rows in parts.values():
+        asked, answered, findable = map(list, zip(*rows))
+        scores = score_answers(task, asked, answered)
+        if scores.get("exact_match", scores.get("strict_accuracy")) == 1:
+            continue
+        overlaps = any(answer.start < gold.end and gold.start < answer.end
+                       for answers, golds in zip(answered, findable) for answer in answers[:1] for gold in golds)
+        group = ("right, but not first" if scores.get("lenient_accuracy") else "boundary" if overlaps
+                 else "elsewhere" if any(findable) else "out of reach")
+        gold, = gold_answers(task, asked).values()
+        predicted, = predicted_texts(task, asked, answered).values()
+        errors.append(Error((group, asked[0].question), tuple(
+            f"{side}: {' | '.join(map(plain, texts)) or 'none'}"
+            for side, texts in (("gold", gold), ("predicted", predicted[:metrics.FACTOID_ANSWERS])))))
+    return errors, (f"{len(errors)} of {len(parts)} questions are answered wrongly.\nBoundary: the best answer "
+                    "overlaps a gold one; out of reach: no gold answer is a span of a window.")
 
 
 def encode_labels(examples: list, tokenizer: Tokenizer, labels: Sequence[str],
@@ -319,17 +427,42 @@ PARTS_OF = {
                     data.encode_tagging(examples, tokenizer, labels, options.max_length),
                 lambda examples, features, outputs, labels:
                     data.decode_tags(examples, features, [output.argmax(-1) for output in outputs], labels),
-                score_tags, write_tags),
-    "re": Kind(SequenceClassifier, encode_labels, decode_labels, score_labels, write_labels),
-    "classify": Kind(SequenceClassifier, encode_labels, decode_labels, score_yesno, write_labels),
-    "rank": Kind(SequenceClassifier, encode_labels, decode_probabilities, score_ranking, write_ranking),
+                score_tags, write_tags, tag_errors),
+    "re": Kind(SequenceClassifier, encode_labels, decode_labels, score_labels, write_labels, label_errors),
+    "classify": Kind(SequenceClassifier, encode_labels, decode_labels, score_yesno, write_labels, label_errors),
+    "rank": Kind(SequenceClassifier, encode_labels, decode_probabilities, score_ranking, write_ranking,
+                 ranking_errors),
     "qa": Kind(lambda config, num_labels: SpanExtractor(config),
                lambda examples, tokenizer, labels, options:
                    data.encode_questions(examples, tokenizer, options.max_length, DOCUMENT_STRIDE,
                                          QUESTION_LENGTH),
                lambda examples, features, outputs, labels: data.decode_answers(examples, features, outputs),
-               score_answers, write_answers),
+               score_answers, write_answers, answer_errors),
 }
+
+
+def outline(errors: Sequence[Error], depth: int = 0) -> list[str]:
+    """Errors as lines of Markdown under their headings, the most frequent first; of what is equal three places."""
+    groups: dict[str, list[Error]] = {}
+    for error in errors:
+        groups.setdefault(error.headings[depth], []).append(error)
+    lines = []
+    for heading, group in sorted(groups.items(), key=lambda item: -len(item[1])):
+        if depth + 1 < len(group[0].headings):
+            lines += ["", f"##{'#' * depth} {heading}: {len(group)}", *outline(group, depth + 1)]
+        else:
+            times = f"{len(group)} x " if len(group) > 1 else ""
+            lines.append(f"- {times}{plain(heading)}")
+            lines += [f"  - {line}" for error in group[:PLACES] for line in error.lines]
+    return lines
+
+
+def write_errors(path: Path, title: str, errors: list[Error], note: str) -> None:
+    """Write a file to read: what the errors are, how often they occur, and where."""
+    equal = Counter(error.headings for error in errors if error.lines)
+    if left_out := sum(max(0, count - PLACES) for count in equal.values()):
+        note += f"\nOf equal errors the first {PLACES} places are shown, {left_out} are left out."
+    data.write_bytes(path, "\n".join([f"# {title}", "", note, *outline(errors), ""]).encode())
 
 
 # --- 3. Training one seed ---
@@ -434,12 +567,15 @@ def train(seed: int, prepared: Prepared, options: Options) -> tuple[nn.Module, M
 
 
 def run_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> Measures:
-    """Fine-tune once; writes log.csv, the model, the test predictions and scores.json; returns the test scores."""
+    """Fine-tune once; writes log.csv, the model, test predictions, errors.md, scores.json; returns the test scores."""
+    kind, test = PARTS_OF[prepared.task.kind], prepared.examples["test"]
     model, dev_scores, log = train(seed, prepared, options)
     test_scores, predictions = evaluate(model, "test", prepared, options)
     folder.mkdir(parents=True, exist_ok=True)
     data.write_bytes(folder / "log.csv", ("\n".join(log) + "\n").encode())
-    PARTS_OF[prepared.task.kind].write(prepared.task, folder, prepared.examples["test"], predictions)
+    kind.write(prepared.task, folder, test, predictions)
+    write_errors(folder / "errors.md", f"Errors of {options.task}, {prepared.test_set}, seed {seed}",
+                 *kind.errors(prepared.task, test, prepared.features["test"], predictions))
     save_pretrained(model, folder / "model", prepared.tokenizer, prepared.labels)
     record = {"dev": dev_scores, "test": test_scores,
               **({} if prepared.test_set == "test set" else {"test_set": prepared.test_set})}
@@ -550,9 +686,8 @@ def say_what_can_be_found(task: Task, split: str, examples: list[data.Question],
         say(f"*** {without} questions of {split} have no gold answer and score 0: the golden files are missing ***")
     found = data.findable_answers(examples, features)
     ceiling = PARTS_OF[task.kind].score(task, examples, found)[task.metric]
-    identifier = metrics.bioasq_question_id if task.metric == "mrr" else str           # several contexts ask the same
-    asked = {identifier(example.id) for example in examples}
-    answered = {identifier(example.id) for example, answers in zip(examples, found) if answers}
+    asked = {question_id(task, example) for example in examples}
+    answered = {question_id(task, example) for example, answers in zip(examples, found) if answers}
     say(f"{split}: {len(asked - answered)} of {len(asked)} questions have no gold answer that is a span of a window; "
         f"gold fed back scores {task.metric} {100 * ceiling:.2f}, the ceiling of exact answers")
 
@@ -628,7 +763,7 @@ def run_seeds(options: Options) -> tuple[str, list[Measures]]:
     (out / "model").mkdir(exist_ok=True)
     for file in (folders[best] / "model").iterdir():
         data.write_bytes(out / "model" / file.name, file.read_bytes())
-    say(f"predictions are in {folders[best]}, the model in {out / 'model'}; to read a text with it: "
+    say(f"{folders[best]} holds {', '.join(sorted(os.listdir(folders[best])))}; to read a text with its model: "
         f"python train_finetune.py --out {out} --predict FILE")
     return table, [result["test"] for result in results]
 
