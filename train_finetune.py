@@ -30,7 +30,7 @@ import os
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,7 +134,6 @@ GRID: dict[str, tuple[Any, ...]] = {"learning_rate": (1e-5, 5e-5, 1e-4, 5e-4), "
 DEMO = {"epochs": 20, "batch_size": 16, "learning_rate": 1e-3}
 PROTOCOLS["electramed"] |= {"demo-ner": DEMO, "demo-re": DEMO, "demo-qa": {**DEMO, "max_length": 256}}
 
-
 # Test scores in percent: ELECTRAMed, Tables 7, 8 and 9; Bio-ELECTRA, Bio-ELECTRA++ without and with tuning, and
 # Bio-ELECTRA with class weights.
 PAPERS = ("ELECTRAMed", "Bio-ELECTRA", "++", "++ tuned", "weighted")
@@ -170,6 +169,7 @@ BEST_MRR = (0.4795, 0.5667, 0.5115, 0.6955, 0.3638)
 # probability of label 1; (T, 2) for qa, to spans.
 
 Measures = dict[str, float]            # name -> score; the names are the rows of the table
+Answers = list[list[data.Answer]]      # to the question of each example, best first
 
 
 class Error(NamedTuple):
@@ -179,15 +179,23 @@ class Error(NamedTuple):
     lines: tuple[str, ...]      # Markdown: where it happened, and what was expected and predicted
 
 
+Report = tuple[list[Error], str]       # and a note for the head of errors.md
+
+
 class Kind(NamedTuple):
     """The parts in which tagging, classification, question answering and ranking differ."""
 
     head: Callable[[ElectraConfig, int], nn.Module]                 # (configuration, number of labels)
-    encode: Callable[..., tuple[list[Feature], str]]                # (examples, tokenizer, labels, options)
+    encode: Callable[..., tuple[list[Feature], str]]                # (examples, tokenizer, labels, max_length)
     decode: Callable[..., list]                                     # (examples, features, outputs, labels)
     score: Callable[[Task, list, list], Measures]                   # (task, examples, predictions)
     write: Callable[[Task, Path, list, list], None]                 # (task, folder, examples, predictions)
-    errors: Callable[..., tuple[list[Error], str]]                  # (task, examples, features, predictions)
+    errors: Callable[[Task, list, list[Feature], list], Report]     # (task, examples, features, predictions)
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file."""
+    data.write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def plain(text: str) -> str:
@@ -209,8 +217,7 @@ def score_tags(task: Task, examples: list[data.TaggedSentence], predictions: lis
     return precision_recall_f1(metrics.entity_scores([example.tags for example in examples], predictions))
 
 
-def write_tags(task: Task, folder: Path, examples: list[data.TaggedSentence],
-               predictions: list[list[str]]) -> None:
+def write_tags(task: Task, folder: Path, examples: list[data.TaggedSentence], predictions: list[list[str]]) -> None:
     """CoNLL columns: word, gold tag, predicted tag; what the conlleval script reads."""
     sentences = ("".join(f"{word} {gold} {predicted}\n" for word, gold, predicted in
                          zip(example.words, example.tags, tags)) for example, tags in zip(examples, predictions))
@@ -229,7 +236,7 @@ def mark_spans(words: list[str], gold: metrics.Span | None, predicted: metrics.S
 
 
 def tag_errors(task: Task, examples: list[data.TaggedSentence], features: list[Feature],
-               predictions: list[list[str]]) -> tuple[list[Error], str]:
+               predictions: list[list[str]]) -> Report:
     """Entities of each type that were missed, spurious, or got another boundary or type, by what they read."""
     errors, count = [], Counter[str]()
     for example, tags in zip(examples, predictions):
@@ -260,12 +267,12 @@ def score_labels(task: Task, examples: list[data.LabelledText], predictions: lis
 
 def write_labels(task: Task, folder: Path, examples: list[data.LabelledText], predictions: list[str]) -> None:
     """Rows of index and label, in the order of the test file."""
-    rows = ["index\tlabel", *(f"{example.id}\t{label}" for example, label in zip(examples, predictions))]
-    data.write_bytes(folder / "predictions.tsv", ("\n".join(rows) + "\n").encode())
+    write_lines(folder / "predictions.tsv", [
+        "index\tlabel", *(f"{example.id}\t{label}" for example, label in zip(examples, predictions))])
 
 
 def label_errors(task: Task, examples: list[data.LabelledText], features: list[Feature],
-                 predictions: list[str]) -> tuple[list[Error], str]:
+                 predictions: list[str]) -> Report:
     """False positives, false negatives and confused relations; the negative answer to yes/no questions is 0."""
     negative, errors = task.negative or "0", []
     for example, predicted in zip(examples, predictions):
@@ -301,7 +308,7 @@ def score_ranking(task: Task, examples: list[data.Candidate], predictions: list[
 
 
 def ranking_errors(task: Task, examples: list[data.Candidate], features: list[Feature],
-                   predictions: list[float]) -> tuple[list[Error], str]:
+                   predictions: list[float]) -> Report:
     """Questions whose first right candidate is not ranked first, those where it stands lowest before the others."""
     ranked: dict[str, list[data.Candidate]] = {}
     for _, example in sorted(zip(predictions, examples), key=lambda pair: -pair[0]):
@@ -320,10 +327,10 @@ def ranking_errors(task: Task, examples: list[data.Candidate], features: list[Fe
 
 def write_ranking(task: Task, folder: Path, examples: list[data.Candidate], predictions: list[float]) -> None:
     """Rows of probability, question and candidate, in the order of the test file."""
-    rows = ["probability\tquestion\tanswer_candidate",
-            *(f"{probability:.6g}\t{example.text}\t{example.text_pair}"
-              for example, probability in zip(examples, predictions))]
-    data.write_bytes(folder / "predictions.tsv", ("\n".join(rows) + "\n").encode())
+    write_lines(folder / "predictions.tsv", [
+        "probability\tquestion\tanswer_candidate",
+        *(f"{probability:.6g}\t{example.text}\t{example.text_pair}"
+          for example, probability in zip(examples, predictions))])
 
 
 def question_id(task: Task, example: data.Question) -> str:
@@ -331,111 +338,97 @@ def question_id(task: Task, example: data.Question) -> str:
     return metrics.bioasq_question_id(example.id) if task.metric == "mrr" else example.id
 
 
-def gold_answers(task: Task, examples: list[data.Question]) -> dict[str, list[str]]:
-    """For each question its accepted synonyms, or, where there are none, the answers in its contexts."""
+def gold_and_predicted(task: Task, examples: list[data.Question],
+                       predictions: Answers) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """The gold answers to each question, and those predicted, best first.
+
+    Gold are the accepted synonyms or, where there are none, the answers in the question's contexts. What is
+    predicted for BioASQ are up to five answers, merged from all snippets.
+    """
     gold: dict[str, list[str]] = {}
     for example in examples:
         accepted = [text for text, _ in example.answers] if example.gold is None else example.gold
         known = gold.setdefault(question_id(task, example), [])
         known += [text for text in accepted if text not in known]
-    return gold
-
-
-def predicted_texts(task: Task, examples: list[data.Question],
-                    predictions: list[list[data.Answer]]) -> dict[str, list[str]]:
-    """For each question the answers to it, best first; BioASQ's are up to five, merged from all snippets."""
     if task.metric == "mrr":
-        return metrics.merge_bioasq_snippets({
+        return gold, metrics.merge_bioasq_snippets({
             example.id: [(answer.text, answer.probability) for answer in answers]
             for example, answers in zip(examples, predictions)})
-    return {example.id: [answer.text for answer in answers] for example, answers in zip(examples, predictions)}
+    return gold, {example.id: [answer.text for answer in answers] for example, answers in zip(examples, predictions)}
 
 
-def best_texts(task: Task, examples: list[data.Question], predictions: list[list[data.Answer]]) -> dict[str, str]:
-    """The best answer to each question."""
-    return {question: next(iter(texts), "") for question, texts in predicted_texts(task, examples, predictions).items()}
-
-
-def by_batch(examples: list[data.Question], predictions: list) -> dict[int, tuple[list[data.Question], list]]:
+def by_batch(examples: list[data.Question], predictions: Answers) -> dict[int, tuple[list[data.Question], Answers]]:
     """The examples and predictions of each BioASQ test batch."""
-    parts: dict[int, tuple[list[data.Question], list]] = {}
-    for example, prediction in zip(examples, predictions):
+    parts: dict[int, tuple[list[data.Question], Answers]] = {}
+    for example, answers in zip(examples, predictions):
         if example.batch is not None:
             part = parts.setdefault(example.batch, ([], []))
             part[0].append(example)
-            part[1].append(prediction)
+            part[1].append(answers)
     return dict(sorted(parts.items()))
 
 
-def score_answers(task: Task, examples: list[data.Question], predictions: list[list[data.Answer]]) -> Measures:
+def score_answers(task: Task, examples: list[data.Question], predictions: Answers) -> Measures:
     """SQuAD's exact match and F1, or BioASQ's measures: over all questions and for each test batch."""
     if task.metric != "mrr":
-        return metrics.squad_scores(best_texts(task, examples, predictions), gold_answers(task, examples))._asdict()
+        gold, predicted = gold_and_predicted(task, examples, predictions)
+        return metrics.squad_scores({name: next(iter(texts), "") for name, texts in predicted.items()}, gold)._asdict()
     parts = {"": (examples, predictions),
              **{f"batch {batch} ": part for batch, part in by_batch(examples, predictions).items()}}
     return {prefix + measure: value for prefix, part in parts.items() for measure, value in
-            metrics.bioasq_factoid_scores(gold_answers(task, part[0]), predicted_texts(task, *part))._asdict().items()}
+            metrics.bioasq_factoid_scores(*gold_and_predicted(task, *part))._asdict().items()}
 
 
-def write_answers(task: Task, folder: Path, examples: list[data.Question],
-                  predictions: list[list[data.Answer]]) -> None:
+def write_answers(task: Task, folder: Path, examples: list[data.Question], predictions: Answers) -> None:
     """SQuAD's {id: text}; for BioASQ one submission file a batch, with up to five answers a question."""
-    files: dict[str, Any] = {"predictions.json": best_texts(task, examples, predictions)}
+    files: dict[str, Any] = {"predictions.json": {
+        name: next(iter(texts), "") for name, texts in gold_and_predicted(task, examples, predictions)[1].items()}}
     if task.metric == "mrr":
         files = {f"predictions-batch-{batch}.json": {"questions": [
-            {"id": identifier, "type": "factoid", "exact_answer": [[text] for text in texts]}
-            for identifier, texts in predicted_texts(task, *part).items()]}
+            {"id": name, "type": "factoid", "exact_answer": [[text] for text in texts]}
+            for name, texts in gold_and_predicted(task, *part)[1].items()]}
             for batch, part in by_batch(examples, predictions).items()}
     for name, content in files.items():
         data.write_bytes(folder / name, json.dumps(content, indent=1, ensure_ascii=False).encode())
 
 
-def answer_errors(task: Task, examples: list[data.Question], features: list[Feature],
-                  predictions: list[list[data.Answer]]) -> tuple[list[Error], str]:
+def answer_errors(task: Task, examples: list[data.Question], features: list[Feature], predictions: Answers) -> Report:
     """Questions whose best answer is wrong, by where it stands."""
-    parts: dict[str, list[tuple]] = {}
-    for row in zip(examples, predictions, data.findable_answers(examples, features)):
-        parts.setdefault(question_id(task, row[0]), []).append(row)
+    gold, predicted = gold_and_predicted(task, examples, predictions)
+    findable, overlapping = set(), set()        # questions a span can answer; those where a best answer overlaps it
+    for example, spans, answers in zip(examples, data.findable_answers(examples, features), predictions):
+        if spans:
+            findable.add(question_id(task, example))
+        if any(span.start < best.end and best.start < span.end and span.text != best.text
+               for best in answers[:1] for span in spans):
+            overlapping.add(question_id(task, example))
+    normal = str.lower if task.metric == "mrr" else metrics.normalise_squad_answer
     errors = []
-    for rows in parts.values():
-        asked, answered, findable = map(list, zip(*rows))
-        scores = score_answers(task, asked, answered)
-        if scores.get("exact_match", scores.get("strict_accuracy")) == 1:
-            continue
-        overlaps = any(answer.start < gold.end and gold.start < answer.end
-                       for answers, golds in zip(answered, findable) for answer in answers[:1] for gold in golds)
-        group = ("right, but not first" if scores.get("lenient_accuracy") else "boundary" if overlaps
-                 else "elsewhere" if any(findable) else "out of reach")
-        gold, = gold_answers(task, asked).values()
-        predicted, = predicted_texts(task, asked, answered).values()
-        errors.append(Error((group, asked[0].question), tuple(
-            f"{side}: {' | '.join(map(plain, texts)) or 'none'}"
-            for side, texts in (("gold", gold), ("predicted", predicted[:metrics.FACTOID_ANSWERS])))))
-    return errors, (f"{len(errors)} of {len(parts)} questions are answered wrongly.\nBoundary: the best answer "
-                    "overlaps a gold one; out of reach: no gold answer is a span of a window.")
-
-
-def encode_labels(examples: list, tokenizer: Tokenizer, labels: Sequence[str],
-                  options: Options) -> tuple[list[Feature], str]:
-    """Texts and pairs of texts."""
-    return data.encode_classification(examples, tokenizer, labels, options.max_length)
+    for name, question in {question_id(task, example): example.question for example in examples}.items():
+        sides = {"gold": gold[name], "predicted": predicted[name][:metrics.FACTOID_ANSWERS]}
+        is_right = [normal(text) in map(normal, gold[name]) for text in sides["predicted"]]
+        if not any(is_right[:1]):
+            group = ("boundary" if name in overlapping else "right, but not first" if any(is_right)
+                     else "elsewhere" if name in findable else "out of reach")
+            errors.append(Error((group, question), tuple(
+                f"{side}: {' | '.join(map(plain, texts)) or 'none'}" for side, texts in sides.items())))
+    return errors, (f"{len(errors)} of {len(gold)} questions are answered wrongly.\nBoundary: the best answer overlaps "
+                    "a gold one; out of reach: no gold answer is a span of a window.")
 
 
 PARTS_OF = {
-    "ner": Kind(TokenTagger,
-                lambda examples, tokenizer, labels, options:
-                    data.encode_tagging(examples, tokenizer, labels, options.max_length),
+    "ner": Kind(TokenTagger, data.encode_tagging,
                 lambda examples, features, outputs, labels:
                     data.decode_tags(examples, features, [output.argmax(-1) for output in outputs], labels),
                 score_tags, write_tags, tag_errors),
-    "re": Kind(SequenceClassifier, encode_labels, decode_labels, score_labels, write_labels, label_errors),
-    "classify": Kind(SequenceClassifier, encode_labels, decode_labels, score_yesno, write_labels, label_errors),
-    "rank": Kind(SequenceClassifier, encode_labels, decode_probabilities, score_ranking, write_ranking,
+    "re": Kind(SequenceClassifier, data.encode_classification, decode_labels, score_labels, write_labels, label_errors),
+    "classify": Kind(SequenceClassifier, data.encode_classification, decode_labels, score_yesno, write_labels,
+                     label_errors),
+    "rank": Kind(SequenceClassifier, data.encode_classification, decode_probabilities, score_ranking, write_ranking,
                  ranking_errors),
     "qa": Kind(lambda config, num_labels: SpanExtractor(config),
-               lambda examples, tokenizer, labels, options:
-                   data.encode_questions(examples, tokenizer, options.max_length, DOCUMENT_STRIDE,
-                                         QUESTION_LENGTH),
+               lambda examples, tokenizer, labels, max_length:
+                   data.encode_questions(examples, tokenizer, max_length, DOCUMENT_STRIDE, QUESTION_LENGTH),
                lambda examples, features, outputs, labels: data.decode_answers(examples, features, outputs),
                score_answers, write_answers, answer_errors),
 }
@@ -462,7 +455,7 @@ def write_errors(path: Path, title: str, errors: list[Error], note: str) -> None
     equal = Counter(error.headings for error in errors if error.lines)
     if left_out := sum(max(0, count - PLACES) for count in equal.values()):
         note += f"\nOf equal errors the first {PLACES} places are shown, {left_out} are left out."
-    data.write_bytes(path, "\n".join([f"# {title}", "", note, *outline(errors), ""]).encode())
+    write_lines(path, [f"# {title}", "", note, *outline(errors)])
 
 
 # --- 3. Training one seed ---
@@ -551,15 +544,14 @@ def train(seed: int, prepared: Prepared, options: Options) -> tuple[nn.Module, M
             losses.append(loss.detach())
             step += 1
             progress.show(step)
+        log.append(f"{epoch + 1},{torch.stack(losses).mean():.6g},")
         if "dev" in prepared.examples:
             scores, _ = evaluate(model, "dev", prepared, options)
             if scores[task.metric] > best_score:
                 best_score, dev_scores = scores[task.metric], scores
                 best_weights = copy.deepcopy(model.state_dict())
-            log.append(f"{epoch + 1},{torch.stack(losses).mean():.6g},{scores[task.metric]:.6g}")
+            log[-1] += f"{scores[task.metric]:.6g}"
             progress.show(step, f"epoch {epoch + 1}: dev {task.metric} {scores[task.metric]:.4f}")
-        else:
-            log.append(f"{epoch + 1},{torch.stack(losses).mean():.6g},")
     progress.finish()
     if best_weights is not None:
         model.load_state_dict(best_weights)
@@ -572,7 +564,7 @@ def run_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> M
     model, dev_scores, log = train(seed, prepared, options)
     test_scores, predictions = evaluate(model, "test", prepared, options)
     folder.mkdir(parents=True, exist_ok=True)
-    data.write_bytes(folder / "log.csv", ("\n".join(log) + "\n").encode())
+    write_lines(folder / "log.csv", log)
     kind.write(prepared.task, folder, test, predictions)
     write_errors(folder / "errors.md", f"Errors of {options.task}, {prepared.test_set}, seed {seed}",
                  *kind.errors(prepared.task, test, prepared.features["test"], predictions))
@@ -587,16 +579,13 @@ def run_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> M
 
 def find_model(options: Options) -> tuple[Path | None, Path | None]:
     """The folder whose weights to start from, and the folder whose sizes and vocabulary to use."""
-    default = Path("runs/pretrain")
-    has_default = (default / "model" / "config.json").is_file()
-    if options.init and options.init != "none":
-        folder = model_folder(options.init)
-        return folder, folder
-    if not options.init and has_default:
-        return model_folder(default), model_folder(default)
+    default = "runs/pretrain" if Path("runs/pretrain/model/config.json").is_file() else None
+    init, like = options.init or default, options.like or default
+    if init and init != "none":
+        return model_folder(init), model_folder(init)
     say("*** FROM SCRATCH: no pre-trained model is used, the scores will be far lower. "
-        + ("***" if options.init else "Run train_pretrain.py first, or pass --init. ***"))
-    return None, model_folder(options.like or default) if options.like or has_default else None
+        + ("***" if init else "Run train_pretrain.py first, or pass --init. ***"))
+    return None, model_folder(like) if like else None
 
 
 def fingerprint(init: Path | None, like: Path | None) -> str:
@@ -608,30 +597,26 @@ def fingerprint(init: Path | None, like: Path | None) -> str:
     return digest.hexdigest()[:16]
 
 
-def why_absent(options: Options) -> Exception | None:
-    """Why train or test files are not there, after an attempt to fetch what is published; None when they are."""
-    if options.task.startswith("demo-"):
-        return None
+def fetch_absent(options: Options) -> None:
+    """Fetch what is published where the train or test file is not there; the error says what was not to be had."""
     try:
         for split in ("train", "test"):
             data.find_split(options.task, split, options.data)
-        return None
-    except FileNotFoundError as absent:
+    except FileNotFoundError:
         if options.offline or not options.data or not data.missing_files(options.task, options.data):
-            return absent
-    try:
+            raise
         data.fetch_task(options.task, options.data)
-        return None
-    except (OSError, ValueError) as failure:
-        return failure
 
 
 def read_splits(options: Options, seed: int) -> tuple[dict[str, list], str]:
     """Train, dev (where there is one) and test, and what the test set is; where it is a part, another for each seed."""
     task, name = data.TASKS[options.task], options.task
-    if problem := why_absent(options):
+    try:
+        if not name.startswith("demo-"):
+            fetch_absent(options)
+    except (OSError, ValueError) as problem:
         if not task.parts:
-            raise problem
+            raise
         split, count, _ = task.parts
         try:
             examples = data.cut_splits(task, data.read_task(name, split, options.data), seed)
@@ -671,7 +656,7 @@ def prepare(options: Options, init: Path | None, like: Path | None, seed: int) -
                          "positions")
     features = {}
     for split, part in examples.items():
-        features[split], note = PARTS_OF[task.kind].encode(part, tokenizer, task.labels, options)
+        features[split], note = PARTS_OF[task.kind].encode(part, tokenizer, task.labels, options.max_length)
         say(f"{options.task} {split}: {len(part):,} examples, {note}")
         if unknown := data.label_counts(task.kind, part).keys() - set(task.labels):
             say(f"*** {', '.join(sorted(unknown))}: not in the training set, so always missed in {split} ***")
@@ -703,16 +688,15 @@ def score_table(options: Options, results: list[Measures], test_set: str = "test
 
     Below them every seed's score, and for BioASQ the sum over the batches.
     """
-    padding = (None,) * len(PAPERS)
-    published = {measure: (row + padding)[:len(PAPERS)] for measure, row in PUBLISHED.get(options.task, {}).items()}
-    columns = [column for column in range(len(PAPERS)) if any(row[column] for row in published.values())]
+    published = {measure: dict(zip(PAPERS, row)) for measure, row in PUBLISHED.get(options.task, {}).items()}
+    papers = [paper for paper in PAPERS if any(row.get(paper) for row in published.values())]
     measures = dict.fromkeys(measure for result in results for measure in result)      # a type may be in one only
     lines = [f"{options.task}, {test_set}, {len(results)} seed{'s' * (len(results) > 1)}",
-             f"{'':28}{'mean':>8}{'sd':>8}" + "".join(f"{PAPERS[column]:>12}" for column in columns)]
+             f"{'':28}{'mean':>8}{'sd':>8}" + "".join(f"{paper:>12}" for paper in papers)]
     for measure in measures:
         mean, sd = metrics.mean_and_sd([result.get(measure, 0.0) for result in results])
-        row = published.get(measure, padding)
-        figures = "".join(f"{score:12.2f}" if (score := row[column]) else " " * 12 for column in columns)
+        row = published.get(measure, {})
+        figures = "".join(f"{score:12.2f}" if (score := row.get(paper)) else " " * 12 for paper in papers)
         lines.append(f"{measure:28}{100 * mean:8.2f}{100 * sd:8.2f}{figures}".rstrip())
     metric = data.TASKS[options.task].metric
     every = ", ".join(f"{100 * result[metric]:.2f}" for result in results)
@@ -740,25 +724,24 @@ def claim(options: Options, start: str, has_begun: bool) -> None:
 
 def run_seeds(options: Options) -> tuple[str, list[Measures]]:
     """Fine-tune with every seed that is not finished yet; returns the table, also written, and the test scores."""
-    out = Path(options.out)
+    out, metric = Path(options.out), data.TASKS[options.task].metric
     init, like = find_model(options)
     claim(options, fingerprint(init, like), any(out.glob("seed-*/scores.json")))
     folders = [out / f"seed-{seed}" for seed in range(options.seeds)]
-    unfinished = [seed for seed, folder in enumerate(folders) if not (folder / "scores.json").is_file()]
     prepared = None
-    for seed in unfinished:
+    for seed, folder in enumerate(folders):
+        if (folder / "scores.json").is_file():
+            continue
         # Of a file that is cut each seed tests another part, but after a search all test the part it left out.
         if not prepared or prepared.test_set != "test set" and not options.search:
             prepared = prepare(options, init, like, 0 if options.search else seed)
-        scores = run_seed(seed, prepared, options, folders[seed])
-        metric = prepared.task.metric
+        scores = run_seed(seed, prepared, options, folder)
         say(f"seed {seed}: test {metric} {100 * scores[metric]:.2f}")
     results = [json.loads((folder / "scores.json").read_bytes()) for folder in folders]
     test_sets = dict.fromkeys(result.get("test_set", "test set") for result in results)
     table = score_table(options, [result["test"] for result in results], "; ".join(test_sets))
-    data.write_bytes(out / "table.txt", (table + "\n").encode())
+    write_lines(out / "table.txt", [table])
     # The model to use: that of the best development score, never chosen by the test set.
-    metric = data.TASKS[options.task].metric
     best = max(range(options.seeds), key=lambda seed: results[seed]["dev"].get(metric, 0.0))
     (out / "model").mkdir(exist_ok=True)
     for file in (folders[best] / "model").iterdir():
@@ -795,9 +778,8 @@ def search(options: Options) -> Options:
         say(f"trial {number} of {options.search}: {name}: dev {metric} {100 * score:.2f}")
         trials.append((score, trial))
     trials.sort(key=lambda scored: -scored[0])
-    rows = [",".join([*GRID, f"dev_{metric}"]),
-            *(",".join(f"{getattr(trial, key):g}" for key in GRID) + f",{score:.6g}" for score, trial in trials)]
-    data.write_bytes(out / "search.csv", ("\n".join(rows) + "\n").encode())
+    write_lines(out / "search.csv", [",".join([*GRID, f"dev_{metric}"]), *(
+        ",".join(f"{getattr(trial, key):g}" for key in GRID) + f",{score:.6g}" for score, trial in trials)])
     return trials[0][1]
 
 
@@ -819,7 +801,7 @@ def score_curve(options: Options) -> str:
         rows.append((int(model.name.removeprefix("step-")), metrics.mean_and_sd(values).mean,
                      *metrics.confidence_interval(values)))
     lines = [f"step,{metric},low,high", *(f"{step},{mean:.2f},{low:.2f},{high:.2f}" for step, mean, low, high in rows)]
-    data.write_bytes(out / "curve.csv", ("\n".join(lines) + "\n").encode())
+    write_lines(out / "curve.csv", lines)
     try:
         from matplotlib.figure import Figure            # an extra: the figures are complete without a picture
     except ImportError:

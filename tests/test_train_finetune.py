@@ -175,7 +175,7 @@ def test_gold_fed_back_scores_one_through_the_whole_pipeline(name, max_length, p
     task, tokenizer = data.TASKS[name], Tokenizer.from_file(pretrained)
     kind, examples = train_finetune.PARTS_OF[task.kind], data.read_task(name, "test")
     options = train_finetune.complete(train_finetune.Options(task=name, max_length=max_length))
-    features, _ = kind.encode(examples, tokenizer, task.labels, options)
+    features, _ = kind.encode(examples, tokenizer, task.labels, options.max_length)
     predictions = kind.decode(examples, features, gold_outputs(task, features), task.labels)
     assert kind.score(task, examples, predictions)["f1"] == 1
     kind.write(task, tmp_path, examples, predictions)
@@ -241,7 +241,7 @@ def test_gold_pairs_score_one_and_their_opposite_less(name, scores_of_gold, tiny
     (tmp_path / "test.tsv").write_text("label\tquestion\tanswer\n" + rows)
     task, examples = data.TASKS[name], data.read_task(name, "test", tmp_path)
     kind = train_finetune.PARTS_OF[task.kind]
-    features, _ = kind.encode(examples, tiny_tokenizer, task.labels, options_for(name))
+    features, _ = kind.encode(examples, tiny_tokenizer, task.labels, options_for(name).max_length)
     for is_gold in (True, False):
         outputs = [np.eye(2)[feature.labels if is_gold else 1 - feature.labels] * 9 for feature in features]
         predictions = kind.decode(examples, features, outputs, task.labels)
@@ -259,7 +259,7 @@ def test_gold_of_the_published_files_fed_back_scores_one(name, real_data, tmp_pa
     split = {"gad": "train", "rerank": "dev", "squad": "dev"}.get(name, "test")
     kind, examples = train_finetune.PARTS_OF[task.kind], data.read_task(name, split, real_data)
     options = train_finetune.complete(train_finetune.Options(task=name, max_length=96 if task.kind == "qa" else 64))
-    features, _ = kind.encode(examples, tokenizer, task.labels, options)
+    features, _ = kind.encode(examples, tokenizer, task.labels, options.max_length)
     if task.kind == "qa":
         found = data.findable_answers(examples, features)
         outputs = gold_span_outputs(features, found)
