@@ -1,8 +1,8 @@
 """Fine-tune a pre-trained ELECTRA on a task of the papers, and score it as they do.
 
 After reading this file you hold the second half of both papers: a head on top of the discriminator, layer-wise
-learning rates, the choice of the best epoch on the development set, several seeds, and each task's own metric
-and submission format.
+learning rates, the choice of the best epoch on the development set, several seeds, and each task's own metric,
+submission format and list of errors.
 
     python train_finetune.py --task demo-ner                          # after train_pretrain.py: ten seconds
     python train_finetune.py --task ncbi-disease --data corpora --init runs/med --seeds 5
@@ -15,8 +15,8 @@ counts.
 Sources: ELECTRAMed Tables 5 and 7-9; Bio-ELECTRA, its paper and released scripts; TF finetune/ (qa, tagging and
 classification tasks).
 
-    1. Options and protocol    2. The kinds of task          3. Training one seed
-    4. Seeds, search, tables   5. Raw text               6. Command line
+    1. Options and protocol     2. The kinds of task, their errors     3. Training one seed
+    4. Seeds, search, tables    5. Raw text                            6. Command line
 """
 from __future__ import annotations
 
@@ -161,12 +161,12 @@ PUBLISHED: dict[str, dict[str, tuple[float | None, ...]]] = {
 BEST_MRR = (0.4795, 0.5667, 0.5115, 0.6955, 0.3638)
 
 
-# --- 2. The kinds of task ---
+# --- 2. The kinds of task, their errors ---
 #
-# A kind says how examples become features, what the model's output for them means, how that is scored, and in
-# which form it is handed in. An output is what the head gives for one feature, cut to its real tokens:
-# (T, C) for ner, decoded to a tag for each word; (C,) for re and classify, to a label, and for rank, to the
-# probability of label 1; (T, 2) for qa, to spans.
+# A kind says how examples become features, what the model's output for them means, how that is scored, in which
+# form it is handed in, and what is wrong with it. An output is what the head gives for one feature, cut to its
+# real tokens: (T, C) for ner, decoded to a tag for each word; (C,) for re and classify, to a label, and for rank,
+# to the probability of label 1; (T, 2) for qa, to spans.
 
 Measures = dict[str, float]            # name -> score; the names are the rows of the table
 Answers = list[list[data.Answer]]      # to the question of each example, best first
@@ -194,7 +194,7 @@ class Kind(NamedTuple):
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a text file."""
+    """Write a text file, each line with its end."""
     data.write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
 
 
@@ -307,6 +307,14 @@ def score_ranking(task: Task, examples: list[data.Candidate], predictions: list[
     return {"mrr": metrics.reranking_mrr(groups)}
 
 
+def write_ranking(task: Task, folder: Path, examples: list[data.Candidate], predictions: list[float]) -> None:
+    """Rows of probability, question and candidate, in the order of the test file."""
+    write_lines(folder / "predictions.tsv", [
+        "probability\tquestion\tanswer_candidate",
+        *(f"{probability:.6g}\t{example.text}\t{example.text_pair}"
+          for example, probability in zip(examples, predictions))])
+
+
 def ranking_errors(task: Task, examples: list[data.Candidate], features: list[Feature],
                    predictions: list[float]) -> Report:
     """Questions whose first right candidate is not ranked first, those where it stands lowest before the others."""
@@ -315,22 +323,14 @@ def ranking_errors(task: Task, examples: list[data.Candidate], features: list[Fe
         ranked.setdefault(example.group, []).append(example)
     found = []
     for question, candidates in ranked.items():
-        ahead = list(itertools.takewhile(lambda candidate: candidate.label != "1", candidates))
-        right = [f"right, rank {len(ahead) + 1} of {len(candidates)}: {plain(candidate.text_pair)}"
-                 for candidate in candidates[len(ahead):][:1]]
-        if ahead:
-            found.append((len(ahead), Error(("not ranked first" if right else "no right candidate", question),
-                                            (*right, f"ranked first: {plain(ahead[0].text_pair)}"))))
-    errors = [error for _, error in sorted(found, key=lambda pair: -pair[0])]
+        first_right = [rank for rank, candidate in enumerate(candidates) if candidate.label == "1"][:1]
+        if first_right != [0]:
+            group = "not ranked first" if first_right else "no right candidate"
+            found.append((first_right, Error((group, question), (
+                *(f"right, rank {rank + 1} of {len(candidates)}: {plain(candidates[rank].text_pair)}"
+                  for rank in first_right), f"ranked first: {plain(candidates[0].text_pair)}"))))
+    errors = [error for _, error in sorted(found, key=lambda pair: pair[0], reverse=True)]
     return errors, f"{len(errors)} of {len(ranked)} questions have no right candidate in the first place."
-
-
-def write_ranking(task: Task, folder: Path, examples: list[data.Candidate], predictions: list[float]) -> None:
-    """Rows of probability, question and candidate, in the order of the test file."""
-    write_lines(folder / "predictions.tsv", [
-        "probability\tquestion\tanswer_candidate",
-        *(f"{probability:.6g}\t{example.text}\t{example.text_pair}"
-          for example, probability in zip(examples, predictions))])
 
 
 def question_id(task: Task, example: data.Question) -> str:
