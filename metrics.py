@@ -27,6 +27,7 @@ measures; ELECTRAMed tables 7 to 10; Bio-ELECTRA tables 2 to 7.
 7. Blind baselines, mean and spread
 """
 
+import itertools
 import math
 import re
 import statistics
@@ -174,6 +175,38 @@ def entity_scores(gold_tags: Sequence[Sequence[str]], predicted_tags: Sequence[S
     for number, (gold, predicted) in enumerate(zip(gold_tags, predicted_tags), start=1):
         _check_lengths(f"tags of sentence {number}", gold, predicted)
     return compare(_entities(gold_tags), _entities(predicted_tags))
+
+
+class EntityMatch(NamedTuple):
+    """A gold entity, a predicted one, or one of each that overlap, and what that means."""
+
+    verdict: str  # "hit"; "boundary": one type, other borders; "type": another type; "missed"; "spurious"
+    gold: Span | None  # None where spurious
+    predicted: Span | None  # None where missed
+
+
+def match_entities(gold: Sequence[Span], predicted: Sequence[Span]) -> list[EntityMatch]:
+    """Tell what is wrong with the predicted entities of a sentence: a finer split of what entity_scores counts.
+
+    gold, predicted   spans as spans_from_tags returns them: in order, none overlapping another of its own side
+    returns   every span exactly once. Of the pairs that overlap those of one type go before those of two, then
+              those that share most words, then those furthest left; a span whose partners are all taken is
+              missed or spurious. Equal spans overlap no others, so hits are entity_scores' true positives.
+    """
+    def shared_words(pair: tuple[Span, Span]) -> int:
+        return min(pair[0][2], pair[1][2]) - max(pair[0][1], pair[1][1])
+
+    overlaps = [pair for pair in itertools.product(gold, predicted) if shared_words(pair) > 0]
+    overlaps.sort(key=lambda pair: (pair[0][0] != pair[1][0], -shared_words(pair)))
+    matches, missed, spurious = [], list(gold), list(predicted)
+    for goal, found in overlaps:
+        if goal in missed and found in spurious:
+            verdict = "hit" if goal == found else "boundary" if goal[0] == found[0] else "type"
+            matches.append(EntityMatch(verdict, goal, found))
+            missed.remove(goal)
+            spurious.remove(found)
+    return [*matches, *(EntityMatch("missed", span, None) for span in missed),
+            *(EntityMatch("spurious", None, span) for span in spurious)]
 
 
 def relation_scores(gold: Sequence[str], predicted: Sequence[str], negative: str) -> Scores:

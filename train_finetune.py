@@ -1,8 +1,8 @@
 """Fine-tune a pre-trained ELECTRA on a task of the papers, and score it as they do.
 
 After reading this file you hold the second half of both papers: a head on top of the discriminator, layer-wise
-learning rates, the choice of the best epoch on the development set, several seeds, and each task's own metric
-and submission format.
+learning rates, the choice of the best epoch on the development set, several seeds, and each task's own metric,
+submission format and list of errors.
 
     python train_finetune.py --task demo-ner                          # after train_pretrain.py: ten seconds
     python train_finetune.py --task ncbi-disease --data corpora --init runs/med --seeds 5
@@ -15,8 +15,8 @@ counts.
 Sources: ELECTRAMed Tables 5 and 7-9; Bio-ELECTRA, its paper and released scripts; TF finetune/ (qa, tagging and
 classification tasks).
 
-    1. Options and protocol    2. The kinds of task          3. Training one seed
-    4. Seeds, search, tables   5. Raw text               6. Command line
+    1. Options and protocol     2. The kinds of task, their errors     3. Training one seed
+    4. Seeds, search, tables    5. Raw text                            6. Command line
 """
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ import math
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,6 +102,8 @@ WARMUP_SHARE = 0.1              # of all steps
 QUESTION_LENGTH = 64            # pieces
 DOCUMENT_STRIDE = 128           # pieces between two windows of a passage
 
+PLACES = 3                      # of one and the same error that errors.md shows
+
 CLASS_WEIGHTS = (1.0, 99.0)     # of wrong and right candidates, with --class-weights; the loss is a weighted mean
 
 # ELECTRAMed, Table 5. The paper gives no epochs: 3 and, for questions, 2 are official ELECTRA's.
@@ -131,7 +134,6 @@ GRID: dict[str, tuple[Any, ...]] = {"learning_rate": (1e-5, 5e-5, 1e-4, 5e-4), "
 DEMO = {"epochs": 20, "batch_size": 16, "learning_rate": 1e-3}
 PROTOCOLS["electramed"] |= {"demo-ner": DEMO, "demo-re": DEMO, "demo-qa": {**DEMO, "max_length": 256}}
 
-
 # Test scores in percent: ELECTRAMed, Tables 7, 8 and 9; Bio-ELECTRA, Bio-ELECTRA++ without and with tuning, and
 # Bio-ELECTRA with class weights.
 PAPERS = ("ELECTRAMed", "Bio-ELECTRA", "++", "++ tuned", "weighted")
@@ -159,24 +161,46 @@ PUBLISHED: dict[str, dict[str, tuple[float | None, ...]]] = {
 BEST_MRR = (0.4795, 0.5667, 0.5115, 0.6955, 0.3638)
 
 
-# --- 2. The kinds of task ---
+# --- 2. The kinds of task, their errors ---
 #
-# A kind says how examples become features, what the model's output for them means, how that is scored, and in
-# which form it is handed in. An output is what the head gives for one feature, cut to its real tokens:
-# (T, C) for ner, decoded to a tag for each word; (C,) for re and classify, to a label, and for rank, to the
-# probability of label 1; (T, 2) for qa, to spans.
+# A kind says how examples become features, what the model's output for them means, how that is scored, in which
+# form it is handed in, and what is wrong with it. An output is what the head gives for one feature, cut to its
+# real tokens: (T, C) for ner, decoded to a tag for each word; (C,) for re and classify, to a label, and for rank,
+# to the probability of label 1; (T, 2) for qa, to spans.
 
 Measures = dict[str, float]            # name -> score; the names are the rows of the table
+Answers = list[list[data.Answer]]      # to the question of each example, best first
+
+
+class Error(NamedTuple):
+    """One thing that is wrong, as errors.md lists it."""
+
+    headings: tuple[str, ...]   # from the widest group down to what is counted: ("Drug", "missed", "jorganux")
+    lines: tuple[str, ...]      # Markdown: where it happened, and what was expected and predicted
+
+
+Report = tuple[list[Error], str]       # and a note for the head of errors.md
 
 
 class Kind(NamedTuple):
     """The parts in which tagging, classification, question answering and ranking differ."""
 
     head: Callable[[ElectraConfig, int], nn.Module]                 # (configuration, number of labels)
-    encode: Callable[..., tuple[list[Feature], str]]                # (examples, tokenizer, labels, options)
+    encode: Callable[..., tuple[list[Feature], str]]                # (examples, tokenizer, labels, max_length)
     decode: Callable[..., list]                                     # (examples, features, outputs, labels)
     score: Callable[[Task, list, list], Measures]                   # (task, examples, predictions)
     write: Callable[[Task, Path, list, list], None]                 # (task, folder, examples, predictions)
+    errors: Callable[[Task, list, list[Feature], list], Report]     # (task, examples, features, predictions)
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file, each line with its end."""
+    data.write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def plain(text: str) -> str:
+    """The text on one line, its characters that mean something in Markdown behind a backslash."""
+    return " ".join(text.split()).translate({ord(character): "\\" + character for character in "\\`*[]<"})
 
 
 def precision_recall_f1(scores: metrics.Scores, prefix: str = "") -> Measures:
@@ -193,12 +217,40 @@ def score_tags(task: Task, examples: list[data.TaggedSentence], predictions: lis
     return precision_recall_f1(metrics.entity_scores([example.tags for example in examples], predictions))
 
 
-def write_tags(task: Task, folder: Path, examples: list[data.TaggedSentence],
-               predictions: list[list[str]]) -> None:
+def write_tags(task: Task, folder: Path, examples: list[data.TaggedSentence], predictions: list[list[str]]) -> None:
     """CoNLL columns: word, gold tag, predicted tag; what the conlleval script reads."""
     sentences = ("".join(f"{word} {gold} {predicted}\n" for word, gold, predicted in
                          zip(example.words, example.tags, tags)) for example, tags in zip(examples, predictions))
     data.write_bytes(folder / "predictions.txt", "\n".join(sentences).encode())
+
+
+def mark_spans(words: list[str], gold: metrics.Span | None, predicted: metrics.Span | None) -> str:
+    """The sentence with the gold entity in **bold** and the predicted one in [brackets], which may overlap it."""
+    shown = [plain(word) for word in words]
+    for span, opening, closing in ((gold, "**", "**"), (predicted, "[", "]")):
+        if span:
+            _, start, end = span
+            shown[start] = opening + shown[start]
+            shown[end - 1] += closing
+    return " ".join(shown)
+
+
+def tag_errors(task: Task, examples: list[data.TaggedSentence], features: list[Feature],
+               predictions: list[list[str]]) -> Report:
+    """Entities of each type that were missed, spurious, or got another boundary or type, by what they read."""
+    errors, count = [], Counter[str]()
+    for example, tags in zip(examples, predictions):
+        for verdict, gold, predicted in metrics.match_entities(*map(metrics.spans_from_tags, (example.tags, tags))):
+            count[verdict] += 1
+            if verdict != "hit":
+                (kind, start, end), *other = filter(None, (gold, predicted))
+                group = f"taken for {other[0][0]}" if verdict == "type" else verdict
+                errors.append(Error((kind or "entity", group, " ".join(example.words[start:end])),
+                                    (mark_spans(example.words, gold, predicted),)))
+    return errors, (f"Of {count.total() - count['spurious']} entities {count['hit']} found, {count['missed']} missed, "
+                    f"{count['boundary']} with another boundary, {count['type']} taken for another type; "
+                    f"{count['spurious']} spurious.\n"
+                    "The gold entity stands in **bold**, the predicted one in [brackets].")
 
 
 def decode_labels(examples: list, features: list[Feature], outputs: list[np.ndarray],
@@ -215,8 +267,21 @@ def score_labels(task: Task, examples: list[data.LabelledText], predictions: lis
 
 def write_labels(task: Task, folder: Path, examples: list[data.LabelledText], predictions: list[str]) -> None:
     """Rows of index and label, in the order of the test file."""
-    rows = ["index\tlabel", *(f"{example.id}\t{label}" for example, label in zip(examples, predictions))]
-    data.write_bytes(folder / "predictions.tsv", ("\n".join(rows) + "\n").encode())
+    write_lines(folder / "predictions.tsv", [
+        "index\tlabel", *(f"{example.id}\t{label}" for example, label in zip(examples, predictions))])
+
+
+def label_errors(task: Task, examples: list[data.LabelledText], features: list[Feature],
+                 predictions: list[str]) -> Report:
+    """False positives, false negatives and confused relations; the negative answer to yes/no questions is 0."""
+    negative, errors = task.negative or "0", []
+    for example, predicted in zip(examples, predictions):
+        if predicted != example.label:
+            group = ("false positives" if example.label == negative
+                     else "false negatives" if predicted == negative else "one for another")
+            errors.append(Error((group, f"{predicted} for {example.label}", example.text),
+                                (plain(example.text_pair),) if example.text_pair is not None else ()))
+    return errors, f"{len(errors)} of {len(examples)} texts have another label than the gold one."
 
 
 def score_yesno(task: Task, examples: list[data.LabelledText], predictions: list[str]) -> Measures:
@@ -244,92 +309,153 @@ def score_ranking(task: Task, examples: list[data.Candidate], predictions: list[
 
 def write_ranking(task: Task, folder: Path, examples: list[data.Candidate], predictions: list[float]) -> None:
     """Rows of probability, question and candidate, in the order of the test file."""
-    rows = ["probability\tquestion\tanswer_candidate",
-            *(f"{probability:.6g}\t{example.text}\t{example.text_pair}"
-              for example, probability in zip(examples, predictions))]
-    data.write_bytes(folder / "predictions.tsv", ("\n".join(rows) + "\n").encode())
+    write_lines(folder / "predictions.tsv", [
+        "probability\tquestion\tanswer_candidate",
+        *(f"{probability:.6g}\t{example.text}\t{example.text_pair}"
+          for example, probability in zip(examples, predictions))])
 
 
-def gold_answers(examples: list[data.Question]) -> dict[str, list[str]]:
-    """For each BioASQ question its accepted synonyms, or, where there are none, the answers in its snippets."""
+def ranking_errors(task: Task, examples: list[data.Candidate], features: list[Feature],
+                   predictions: list[float]) -> Report:
+    """Questions whose first right candidate is not ranked first, those where it stands lowest before the others."""
+    ranked: dict[str, list[data.Candidate]] = {}
+    for _, example in sorted(zip(predictions, examples), key=lambda pair: -pair[0]):
+        ranked.setdefault(example.group, []).append(example)
+    found = []
+    for question, candidates in ranked.items():
+        first_right = [rank for rank, candidate in enumerate(candidates) if candidate.label == "1"][:1]
+        if first_right != [0]:
+            group = "not ranked first" if first_right else "no right candidate"
+            found.append((first_right, Error((group, question), (
+                *(f"right, rank {rank + 1} of {len(candidates)}: {plain(candidates[rank].text_pair)}"
+                  for rank in first_right), f"ranked first: {plain(candidates[0].text_pair)}"))))
+    errors = [error for _, error in sorted(found, key=lambda pair: pair[0], reverse=True)]
+    return errors, f"{len(errors)} of {len(ranked)} questions have no right candidate in the first place."
+
+
+def question_id(task: Task, example: data.Question) -> str:
+    """What all contexts of a question share: in BioASQ several snippets ask the same."""
+    return metrics.bioasq_question_id(example.id) if task.metric == "mrr" else example.id
+
+
+def gold_and_predicted(task: Task, examples: list[data.Question],
+                       predictions: Answers) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """The gold answers to each question, and those predicted, best first.
+
+    Gold are the accepted synonyms or, where there are none, the answers in the question's contexts. What is
+    predicted for BioASQ are up to five answers, merged from all snippets.
+    """
     gold: dict[str, list[str]] = {}
     for example in examples:
         accepted = [text for text, _ in example.answers] if example.gold is None else example.gold
-        known = gold.setdefault(metrics.bioasq_question_id(example.id), [])
+        known = gold.setdefault(question_id(task, example), [])
         known += [text for text in accepted if text not in known]
-    return gold
+    if task.metric == "mrr":
+        return gold, metrics.merge_bioasq_snippets({
+            example.id: [(answer.text, answer.probability) for answer in answers]
+            for example, answers in zip(examples, predictions)})
+    return gold, {example.id: [answer.text for answer in answers] for example, answers in zip(examples, predictions)}
 
 
-def best_texts(examples: list[data.Question], predictions: list[list[data.Answer]]) -> dict[str, str]:
-    """SQuAD: the best answer to each question."""
-    return {example.id: answers[0].text if answers else "" for example, answers in zip(examples, predictions)}
-
-
-def merged_texts(examples: list[data.Question], predictions: list[list[data.Answer]]) -> dict[str, list[str]]:
-    """BioASQ: up to five answers to each question, from the answers in all its snippets."""
-    return metrics.merge_bioasq_snippets({
-        example.id: [(answer.text, answer.probability) for answer in answers]
-        for example, answers in zip(examples, predictions)})
-
-
-def by_batch(examples: list[data.Question], predictions: list) -> dict[int, tuple[list[data.Question], list]]:
+def by_batch(examples: list[data.Question], predictions: Answers) -> dict[int, tuple[list[data.Question], Answers]]:
     """The examples and predictions of each BioASQ test batch."""
-    parts: dict[int, tuple[list[data.Question], list]] = {}
-    for example, prediction in zip(examples, predictions):
+    parts: dict[int, tuple[list[data.Question], Answers]] = {}
+    for example, answers in zip(examples, predictions):
         if example.batch is not None:
             part = parts.setdefault(example.batch, ([], []))
             part[0].append(example)
-            part[1].append(prediction)
+            part[1].append(answers)
     return dict(sorted(parts.items()))
 
 
-def score_answers(task: Task, examples: list[data.Question], predictions: list[list[data.Answer]]) -> Measures:
+def score_answers(task: Task, examples: list[data.Question], predictions: Answers) -> Measures:
     """SQuAD's exact match and F1, or BioASQ's measures: over all questions and for each test batch."""
     if task.metric != "mrr":
-        gold = {example.id: [text for text, _ in example.answers] for example in examples}
-        return metrics.squad_scores(best_texts(examples, predictions), gold)._asdict()
+        gold, predicted = gold_and_predicted(task, examples, predictions)
+        return metrics.squad_scores({name: next(iter(texts), "") for name, texts in predicted.items()}, gold)._asdict()
     parts = {"": (examples, predictions),
              **{f"batch {batch} ": part for batch, part in by_batch(examples, predictions).items()}}
     return {prefix + measure: value for prefix, part in parts.items() for measure, value in
-            metrics.bioasq_factoid_scores(gold_answers(part[0]), merged_texts(*part))._asdict().items()}
+            metrics.bioasq_factoid_scores(*gold_and_predicted(task, *part))._asdict().items()}
 
 
-def write_answers(task: Task, folder: Path, examples: list[data.Question],
-                  predictions: list[list[data.Answer]]) -> None:
+def write_answers(task: Task, folder: Path, examples: list[data.Question], predictions: Answers) -> None:
     """SQuAD's {id: text}; for BioASQ one submission file a batch, with up to five answers a question."""
-    files: dict[str, Any] = {"predictions.json": best_texts(examples, predictions)}
+    files: dict[str, Any] = {"predictions.json": {
+        name: next(iter(texts), "") for name, texts in gold_and_predicted(task, examples, predictions)[1].items()}}
     if task.metric == "mrr":
         files = {f"predictions-batch-{batch}.json": {"questions": [
-            {"id": identifier, "type": "factoid", "exact_answer": [[text] for text in texts]}
-            for identifier, texts in merged_texts(*part).items()]}
+            {"id": name, "type": "factoid", "exact_answer": [[text] for text in texts]}
+            for name, texts in gold_and_predicted(task, *part)[1].items()]}
             for batch, part in by_batch(examples, predictions).items()}
     for name, content in files.items():
         data.write_bytes(folder / name, json.dumps(content, indent=1, ensure_ascii=False).encode())
 
 
-def encode_labels(examples: list, tokenizer: Tokenizer, labels: Sequence[str],
-                  options: Options) -> tuple[list[Feature], str]:
-    """Texts and pairs of texts."""
-    return data.encode_classification(examples, tokenizer, labels, options.max_length)
+def answer_errors(task: Task, examples: list[data.Question], features: list[Feature], predictions: Answers) -> Report:
+    """Questions whose best answer is wrong, by where it stands."""
+    gold, predicted = gold_and_predicted(task, examples, predictions)
+    findable, overlapping = set(), set()        # questions a span can answer; those where a best answer overlaps it
+    for example, spans, answers in zip(examples, data.findable_answers(examples, features), predictions):
+        if spans:
+            findable.add(question_id(task, example))
+        if any(span.start < best.end and best.start < span.end and span.text != best.text
+               for best in answers[:1] for span in spans):
+            overlapping.add(question_id(task, example))
+    normal = str.lower if task.metric == "mrr" else metrics.normalise_squad_answer
+    errors = []
+    for name, question in {question_id(task, example): example.question for example in examples}.items():
+        sides = {"gold": gold[name], "predicted": predicted[name][:metrics.FACTOID_ANSWERS]}
+        is_right = [normal(text) in map(normal, gold[name]) for text in sides["predicted"]]
+        if not any(is_right[:1]):
+            group = ("boundary" if name in overlapping else "right, but not first" if any(is_right)
+                     else "elsewhere" if name in findable else "out of reach")
+            errors.append(Error((group, question), tuple(
+                f"{side}: {' | '.join(map(plain, texts)) or 'none'}" for side, texts in sides.items())))
+    return errors, (f"{len(errors)} of {len(gold)} questions are answered wrongly.\nBoundary: the best answer overlaps "
+                    "a gold one; out of reach: no gold answer is a span of a window.")
 
 
 PARTS_OF = {
-    "ner": Kind(TokenTagger,
-                lambda examples, tokenizer, labels, options:
-                    data.encode_tagging(examples, tokenizer, labels, options.max_length),
+    "ner": Kind(TokenTagger, data.encode_tagging,
                 lambda examples, features, outputs, labels:
                     data.decode_tags(examples, features, [output.argmax(-1) for output in outputs], labels),
-                score_tags, write_tags),
-    "re": Kind(SequenceClassifier, encode_labels, decode_labels, score_labels, write_labels),
-    "classify": Kind(SequenceClassifier, encode_labels, decode_labels, score_yesno, write_labels),
-    "rank": Kind(SequenceClassifier, encode_labels, decode_probabilities, score_ranking, write_ranking),
+                score_tags, write_tags, tag_errors),
+    "re": Kind(SequenceClassifier, data.encode_classification, decode_labels, score_labels, write_labels, label_errors),
+    "classify": Kind(SequenceClassifier, data.encode_classification, decode_labels, score_yesno, write_labels,
+                     label_errors),
+    "rank": Kind(SequenceClassifier, data.encode_classification, decode_probabilities, score_ranking, write_ranking,
+                 ranking_errors),
     "qa": Kind(lambda config, num_labels: SpanExtractor(config),
-               lambda examples, tokenizer, labels, options:
-                   data.encode_questions(examples, tokenizer, options.max_length, DOCUMENT_STRIDE,
-                                         QUESTION_LENGTH),
+               lambda examples, tokenizer, labels, max_length:
+                   data.encode_questions(examples, tokenizer, max_length, DOCUMENT_STRIDE, QUESTION_LENGTH),
                lambda examples, features, outputs, labels: data.decode_answers(examples, features, outputs),
-               score_answers, write_answers),
+               score_answers, write_answers, answer_errors),
 }
+
+
+def outline(errors: Sequence[Error], depth: int = 0) -> list[str]:
+    """Errors as lines of Markdown under their headings, the most frequent first; of what is equal three places."""
+    groups: dict[str, list[Error]] = {}
+    for error in errors:
+        groups.setdefault(error.headings[depth], []).append(error)
+    lines = []
+    for heading, group in sorted(groups.items(), key=lambda item: -len(item[1])):
+        if depth + 1 < len(group[0].headings):
+            lines += ["", f"##{'#' * depth} {heading}: {len(group)}", *outline(group, depth + 1)]
+        else:
+            times = f"{len(group)} x " if len(group) > 1 else ""
+            lines.append(f"- {times}{plain(heading)}")
+            lines += [f"  - {line}" for error in group[:PLACES] for line in error.lines]
+    return lines
+
+
+def write_errors(path: Path, title: str, errors: list[Error], note: str) -> None:
+    """Write a file to read: what the errors are, how often they occur, and where."""
+    equal = Counter(error.headings for error in errors if error.lines)
+    if left_out := sum(max(0, count - PLACES) for count in equal.values()):
+        note += f"\nOf equal errors the first {PLACES} places are shown, {left_out} are left out."
+    write_lines(path, [f"# {title}", "", note, *outline(errors)])
 
 
 # --- 3. Training one seed ---
@@ -418,15 +544,14 @@ def train(seed: int, prepared: Prepared, options: Options) -> tuple[nn.Module, M
             losses.append(loss.detach())
             step += 1
             progress.show(step)
+        log.append(f"{epoch + 1},{torch.stack(losses).mean():.6g},")
         if "dev" in prepared.examples:
             scores, _ = evaluate(model, "dev", prepared, options)
             if scores[task.metric] > best_score:
                 best_score, dev_scores = scores[task.metric], scores
                 best_weights = copy.deepcopy(model.state_dict())
-            log.append(f"{epoch + 1},{torch.stack(losses).mean():.6g},{scores[task.metric]:.6g}")
+            log[-1] += f"{scores[task.metric]:.6g}"
             progress.show(step, f"epoch {epoch + 1}: dev {task.metric} {scores[task.metric]:.4f}")
-        else:
-            log.append(f"{epoch + 1},{torch.stack(losses).mean():.6g},")
     progress.finish()
     if best_weights is not None:
         model.load_state_dict(best_weights)
@@ -434,12 +559,15 @@ def train(seed: int, prepared: Prepared, options: Options) -> tuple[nn.Module, M
 
 
 def run_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> Measures:
-    """Fine-tune once; writes log.csv, the model, the test predictions and scores.json; returns the test scores."""
+    """Fine-tune once; writes log.csv, the model, test predictions, errors.md, scores.json; returns the test scores."""
+    kind, test = PARTS_OF[prepared.task.kind], prepared.examples["test"]
     model, dev_scores, log = train(seed, prepared, options)
     test_scores, predictions = evaluate(model, "test", prepared, options)
     folder.mkdir(parents=True, exist_ok=True)
-    data.write_bytes(folder / "log.csv", ("\n".join(log) + "\n").encode())
-    PARTS_OF[prepared.task.kind].write(prepared.task, folder, prepared.examples["test"], predictions)
+    write_lines(folder / "log.csv", log)
+    kind.write(prepared.task, folder, test, predictions)
+    write_errors(folder / "errors.md", f"Errors of {options.task}, {prepared.test_set}, seed {seed}",
+                 *kind.errors(prepared.task, test, prepared.features["test"], predictions))
     save_pretrained(model, folder / "model", prepared.tokenizer, prepared.labels)
     record = {"dev": dev_scores, "test": test_scores,
               **({} if prepared.test_set == "test set" else {"test_set": prepared.test_set})}
@@ -451,16 +579,13 @@ def run_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> M
 
 def find_model(options: Options) -> tuple[Path | None, Path | None]:
     """The folder whose weights to start from, and the folder whose sizes and vocabulary to use."""
-    default = Path("runs/pretrain")
-    has_default = (default / "model" / "config.json").is_file()
-    if options.init and options.init != "none":
-        folder = model_folder(options.init)
-        return folder, folder
-    if not options.init and has_default:
-        return model_folder(default), model_folder(default)
+    default = "runs/pretrain" if Path("runs/pretrain/model/config.json").is_file() else None
+    init, like = options.init or default, options.like or default
+    if init and init != "none":
+        return model_folder(init), model_folder(init)
     say("*** FROM SCRATCH: no pre-trained model is used, the scores will be far lower. "
-        + ("***" if options.init else "Run train_pretrain.py first, or pass --init. ***"))
-    return None, model_folder(options.like or default) if options.like or has_default else None
+        + ("***" if init else "Run train_pretrain.py first, or pass --init. ***"))
+    return None, model_folder(like) if like else None
 
 
 def fingerprint(init: Path | None, like: Path | None) -> str:
@@ -472,30 +597,26 @@ def fingerprint(init: Path | None, like: Path | None) -> str:
     return digest.hexdigest()[:16]
 
 
-def why_absent(options: Options) -> Exception | None:
-    """Why train or test files are not there, after an attempt to fetch what is published; None when they are."""
-    if options.task.startswith("demo-"):
-        return None
+def fetch_absent(options: Options) -> None:
+    """Fetch what is published where the train or test file is not there; the error says what was not to be had."""
     try:
         for split in ("train", "test"):
             data.find_split(options.task, split, options.data)
-        return None
-    except FileNotFoundError as absent:
+    except FileNotFoundError:
         if options.offline or not options.data or not data.missing_files(options.task, options.data):
-            return absent
-    try:
+            raise
         data.fetch_task(options.task, options.data)
-        return None
-    except (OSError, ValueError) as failure:
-        return failure
 
 
 def read_splits(options: Options, seed: int) -> tuple[dict[str, list], str]:
     """Train, dev (where there is one) and test, and what the test set is; where it is a part, another for each seed."""
     task, name = data.TASKS[options.task], options.task
-    if problem := why_absent(options):
+    try:
+        if not name.startswith("demo-"):
+            fetch_absent(options)
+    except (OSError, ValueError) as problem:
         if not task.parts:
-            raise problem
+            raise
         split, count, _ = task.parts
         try:
             examples = data.cut_splits(task, data.read_task(name, split, options.data), seed)
@@ -535,7 +656,7 @@ def prepare(options: Options, init: Path | None, like: Path | None, seed: int) -
                          "positions")
     features = {}
     for split, part in examples.items():
-        features[split], note = PARTS_OF[task.kind].encode(part, tokenizer, task.labels, options)
+        features[split], note = PARTS_OF[task.kind].encode(part, tokenizer, task.labels, options.max_length)
         say(f"{options.task} {split}: {len(part):,} examples, {note}")
         if unknown := data.label_counts(task.kind, part).keys() - set(task.labels):
             say(f"*** {', '.join(sorted(unknown))}: not in the training set, so always missed in {split} ***")
@@ -550,9 +671,8 @@ def say_what_can_be_found(task: Task, split: str, examples: list[data.Question],
         say(f"*** {without} questions of {split} have no gold answer and score 0: the golden files are missing ***")
     found = data.findable_answers(examples, features)
     ceiling = PARTS_OF[task.kind].score(task, examples, found)[task.metric]
-    identifier = metrics.bioasq_question_id if task.metric == "mrr" else str           # several contexts ask the same
-    asked = {identifier(example.id) for example in examples}
-    answered = {identifier(example.id) for example, answers in zip(examples, found) if answers}
+    asked = {question_id(task, example) for example in examples}
+    answered = {question_id(task, example) for example, answers in zip(examples, found) if answers}
     say(f"{split}: {len(asked - answered)} of {len(asked)} questions have no gold answer that is a span of a window; "
         f"gold fed back scores {task.metric} {100 * ceiling:.2f}, the ceiling of exact answers")
 
@@ -568,16 +688,15 @@ def score_table(options: Options, results: list[Measures], test_set: str = "test
 
     Below them every seed's score, and for BioASQ the sum over the batches.
     """
-    padding = (None,) * len(PAPERS)
-    published = {measure: (row + padding)[:len(PAPERS)] for measure, row in PUBLISHED.get(options.task, {}).items()}
-    columns = [column for column in range(len(PAPERS)) if any(row[column] for row in published.values())]
+    published = {measure: dict(zip(PAPERS, row)) for measure, row in PUBLISHED.get(options.task, {}).items()}
+    papers = [paper for paper in PAPERS if any(row.get(paper) for row in published.values())]
     measures = dict.fromkeys(measure for result in results for measure in result)      # a type may be in one only
     lines = [f"{options.task}, {test_set}, {len(results)} seed{'s' * (len(results) > 1)}",
-             f"{'':28}{'mean':>8}{'sd':>8}" + "".join(f"{PAPERS[column]:>12}" for column in columns)]
+             f"{'':28}{'mean':>8}{'sd':>8}" + "".join(f"{paper:>12}" for paper in papers)]
     for measure in measures:
         mean, sd = metrics.mean_and_sd([result.get(measure, 0.0) for result in results])
-        row = published.get(measure, padding)
-        figures = "".join(f"{score:12.2f}" if (score := row[column]) else " " * 12 for column in columns)
+        row = published.get(measure, {})
+        figures = "".join(f"{score:12.2f}" if (score := row.get(paper)) else " " * 12 for paper in papers)
         lines.append(f"{measure:28}{100 * mean:8.2f}{100 * sd:8.2f}{figures}".rstrip())
     metric = data.TASKS[options.task].metric
     every = ", ".join(f"{100 * result[metric]:.2f}" for result in results)
@@ -605,30 +724,29 @@ def claim(options: Options, start: str, has_begun: bool) -> None:
 
 def run_seeds(options: Options) -> tuple[str, list[Measures]]:
     """Fine-tune with every seed that is not finished yet; returns the table, also written, and the test scores."""
-    out = Path(options.out)
+    out, metric = Path(options.out), data.TASKS[options.task].metric
     init, like = find_model(options)
     claim(options, fingerprint(init, like), any(out.glob("seed-*/scores.json")))
     folders = [out / f"seed-{seed}" for seed in range(options.seeds)]
-    unfinished = [seed for seed, folder in enumerate(folders) if not (folder / "scores.json").is_file()]
     prepared = None
-    for seed in unfinished:
+    for seed, folder in enumerate(folders):
+        if (folder / "scores.json").is_file():
+            continue
         # Of a file that is cut each seed tests another part, but after a search all test the part it left out.
         if not prepared or prepared.test_set != "test set" and not options.search:
             prepared = prepare(options, init, like, 0 if options.search else seed)
-        scores = run_seed(seed, prepared, options, folders[seed])
-        metric = prepared.task.metric
+        scores = run_seed(seed, prepared, options, folder)
         say(f"seed {seed}: test {metric} {100 * scores[metric]:.2f}")
     results = [json.loads((folder / "scores.json").read_bytes()) for folder in folders]
     test_sets = dict.fromkeys(result.get("test_set", "test set") for result in results)
     table = score_table(options, [result["test"] for result in results], "; ".join(test_sets))
-    data.write_bytes(out / "table.txt", (table + "\n").encode())
+    write_lines(out / "table.txt", [table])
     # The model to use: that of the best development score, never chosen by the test set.
-    metric = data.TASKS[options.task].metric
     best = max(range(options.seeds), key=lambda seed: results[seed]["dev"].get(metric, 0.0))
     (out / "model").mkdir(exist_ok=True)
     for file in (folders[best] / "model").iterdir():
         data.write_bytes(out / "model" / file.name, file.read_bytes())
-    say(f"predictions are in {folders[best]}, the model in {out / 'model'}; to read a text with it: "
+    say(f"{folders[best]} holds {', '.join(sorted(os.listdir(folders[best])))}; to read a text with its model: "
         f"python train_finetune.py --out {out} --predict FILE")
     return table, [result["test"] for result in results]
 
@@ -660,9 +778,8 @@ def search(options: Options) -> Options:
         say(f"trial {number} of {options.search}: {name}: dev {metric} {100 * score:.2f}")
         trials.append((score, trial))
     trials.sort(key=lambda scored: -scored[0])
-    rows = [",".join([*GRID, f"dev_{metric}"]),
-            *(",".join(f"{getattr(trial, key):g}" for key in GRID) + f",{score:.6g}" for score, trial in trials)]
-    data.write_bytes(out / "search.csv", ("\n".join(rows) + "\n").encode())
+    write_lines(out / "search.csv", [",".join([*GRID, f"dev_{metric}"]), *(
+        ",".join(f"{getattr(trial, key):g}" for key in GRID) + f",{score:.6g}" for score, trial in trials)])
     return trials[0][1]
 
 
@@ -684,7 +801,7 @@ def score_curve(options: Options) -> str:
         rows.append((int(model.name.removeprefix("step-")), metrics.mean_and_sd(values).mean,
                      *metrics.confidence_interval(values)))
     lines = [f"step,{metric},low,high", *(f"{step},{mean:.2f},{low:.2f},{high:.2f}" for step, mean, low, high in rows)]
-    data.write_bytes(out / "curve.csv", ("\n".join(lines) + "\n").encode())
+    write_lines(out / "curve.csv", lines)
     try:
         from matplotlib.figure import Figure            # an extra: the figures are complete without a picture
     except ImportError:

@@ -224,6 +224,47 @@ def test_entities_of_the_published_files_are_as_many_as_their_readme_says(name, 
         kind: numbers[column] for kind, numbers in PUBLISHED_ENTITIES[name].items()}
 
 
+def test_entities_are_matched_as_worked_by_hand():
+    """Words 0 to 9; the long X of words 0 to 3 overlaps three predictions and goes with the X that shares most."""
+    gold = [("X", 0, 4), ("X", 5, 6), ("Y", 6, 8), ("X", 8, 9)]
+    predicted = [("Y", 0, 1), ("X", 1, 3), ("X", 3, 4), ("X", 5, 6), ("X", 6, 7), ("Y", 9, 10)]
+    assert metrics.match_entities(gold, predicted) == [
+        ("boundary", ("X", 0, 4), ("X", 1, 3)), ("hit", ("X", 5, 6), ("X", 5, 6)), ("type", ("Y", 6, 8), ("X", 6, 7)),
+        ("missed", ("X", 8, 9), None),
+        ("spurious", None, ("Y", 0, 1)), ("spurious", None, ("X", 3, 4)), ("spurious", None, ("Y", 9, 10))]
+
+
+def test_of_two_predictions_that_share_equally_many_words_the_left_one_is_matched():
+    assert metrics.match_entities([("X", 0, 2)], [("X", 0, 1), ("X", 1, 2)]) == [
+        ("boundary", ("X", 0, 2), ("X", 0, 1)), ("spurious", None, ("X", 1, 2))]
+
+
+def test_a_prediction_of_the_same_type_is_matched_before_one_that_shares_more_words():
+    assert metrics.match_entities([("X", 0, 3)], [("Y", 0, 2), ("X", 2, 3)]) == [
+        ("boundary", ("X", 0, 3), ("X", 2, 3)), ("spurious", None, ("Y", 0, 2))]
+
+
+@given(tag_pairs)
+def test_matches_add_up_to_entity_scores(pairs):
+    gold, predicted = gold_and_predicted(pairs)
+    seen = dict.fromkeys(("hit", "boundary", "type", "missed", "spurious"), 0)
+    for goals, found in zip(map(spans_from_tags, gold), map(spans_from_tags, predicted)):
+        matches = metrics.match_entities(goals, found)
+        assert sorted(match.gold for match in matches if match.gold) == sorted(goals)
+        assert sorted(match.predicted for match in matches if match.predicted) == sorted(found)
+        lost, extra = ({i for match in matches if match.verdict == verdict
+                        for _, start, end in filter(None, match[1:]) for i in range(start, end)}
+                       for verdict in ("missed", "spurious"))
+        assert not lost & extra  # what is left over on both sides does not overlap
+        for verdict, goal, other in matches:
+            seen[verdict] += 1
+            if goal and other:
+                assert max(goal[1], other[1]) < min(goal[2], other[2])
+                assert verdict == ("hit" if goal == other else "boundary" if goal[0] == other[0] else "type")
+    scores, errors = entity_scores(gold, predicted), seen["boundary"] + seen["type"]
+    assert counts(scores) == (seen["hit"], errors + seen["spurious"], errors + seen["missed"])
+
+
 # --- 3. Relations and yes/no ---
 
 def test_relation_scores_worked_by_hand():

@@ -2,6 +2,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -174,7 +175,7 @@ def test_gold_fed_back_scores_one_through_the_whole_pipeline(name, max_length, p
     task, tokenizer = data.TASKS[name], Tokenizer.from_file(pretrained)
     kind, examples = train_finetune.PARTS_OF[task.kind], data.read_task(name, "test")
     options = train_finetune.complete(train_finetune.Options(task=name, max_length=max_length))
-    features, _ = kind.encode(examples, tokenizer, task.labels, options)
+    features, _ = kind.encode(examples, tokenizer, task.labels, options.max_length)
     predictions = kind.decode(examples, features, gold_outputs(task, features), task.labels)
     assert kind.score(task, examples, predictions)["f1"] == 1
     kind.write(task, tmp_path, examples, predictions)
@@ -240,7 +241,7 @@ def test_gold_pairs_score_one_and_their_opposite_less(name, scores_of_gold, tiny
     (tmp_path / "test.tsv").write_text("label\tquestion\tanswer\n" + rows)
     task, examples = data.TASKS[name], data.read_task(name, "test", tmp_path)
     kind = train_finetune.PARTS_OF[task.kind]
-    features, _ = kind.encode(examples, tiny_tokenizer, task.labels, options_for(name))
+    features, _ = kind.encode(examples, tiny_tokenizer, task.labels, options_for(name).max_length)
     for is_gold in (True, False):
         outputs = [np.eye(2)[feature.labels if is_gold else 1 - feature.labels] * 9 for feature in features]
         predictions = kind.decode(examples, features, outputs, task.labels)
@@ -258,7 +259,7 @@ def test_gold_of_the_published_files_fed_back_scores_one(name, real_data, tmp_pa
     split = {"gad": "train", "rerank": "dev", "squad": "dev"}.get(name, "test")
     kind, examples = train_finetune.PARTS_OF[task.kind], data.read_task(name, split, real_data)
     options = train_finetune.complete(train_finetune.Options(task=name, max_length=96 if task.kind == "qa" else 64))
-    features, _ = kind.encode(examples, tokenizer, task.labels, options)
+    features, _ = kind.encode(examples, tokenizer, task.labels, options.max_length)
     if task.kind == "qa":
         found = data.findable_answers(examples, features)
         outputs = gold_span_outputs(features, found)
@@ -281,6 +282,191 @@ def test_gold_of_the_published_files_fed_back_scores_one(name, real_data, tmp_pa
         lines = [line.split(" ") for line in (tmp_path / "predictions.txt").read_text().split("\n")]
         gold, predicted = ([line[column] if len(line) > 1 else "O" for line in lines] for column in (1, 2))
         assert gold == predicted and len(lines) == sum(len(example.words) + 1 for example in examples)
+
+
+# --- the error report ---
+
+def report(tmp_path, task, examples, predictions, features=()) -> str:
+    """What errors.md says below its title."""
+    kind = train_finetune.PARTS_OF[data.TASKS[task].kind]
+    errors, note = kind.errors(data.TASKS[task], examples, list(features), predictions)
+    train_finetune.write_errors(tmp_path / "errors.md", "Errors", errors, note)
+    return (tmp_path / "errors.md").read_text().removeprefix("# Errors\n\n")
+
+
+def test_errors_of_entities_worked_by_hand(tmp_path):
+    """Two drugs missed, one of them twice; one too long, one taken for a gene; and a gene where there is nothing."""
+    sentences = [("the gout drug jor and kel", "O O O B-Drug O B-Drug", "O O O O O B-Drug"),
+                 ("jor [ 3 ] helps", "B-Drug O O O O", "O O O O O"),
+                 ("kel acid for fever", "B-Drug O O B-Disease", "B-Drug I-Drug O O"),
+                 ("kel acid for jor", "B-Drug I-Drug O B-Drug", "O B-Gene O O"),
+                 ("so is * it", "O O O O", "O O B-Gene I-Gene")]
+    examples = [data.TaggedSentence(words.split(), gold.split()) for words, gold, _ in sentences]
+    assert report(tmp_path, "demo-ner", examples, [predicted.split() for *_, predicted in sentences]) == r"""
+Of 7 entities 1 found, 4 missed, 1 with another boundary, 1 taken for another type; 1 spurious.
+The gold entity stands in **bold**, the predicted one in [brackets].
+
+## Drug: 5
+
+### missed: 3
+- 3 x jor
+  - the gout drug **jor** and kel
+  - **jor** \[ 3 \] helps
+  - kel acid for **jor**
+
+### boundary: 1
+- kel
+  - [**kel** acid] for fever
+
+### taken for Gene: 1
+- kel acid
+  - **kel [acid**] for jor
+
+## Disease: 1
+
+### missed: 1
+- fever
+  - kel acid for **fever**
+
+## Gene: 1
+
+### spurious: 1
+- \* it
+  - so is [\* it]
+"""[1:]
+
+
+def test_errors_of_relations_worked_by_hand(tmp_path):
+    rows = [("a", "false", "treats"), ("b", "treats", "treats"), ("c", "treats", "causes"), ("d", "causes", "false"),
+            ("e", "treats", "false"), ("f", "causes", "false"), ("d", "causes", "false")]
+    examples = [data.LabelledText(str(i), f"sentence {text}", gold) for i, (text, gold, _) in enumerate(rows)]
+    assert report(tmp_path, "demo-re", examples, [predicted for *_, predicted in rows]) == """
+6 of 7 texts have another label than the gold one.
+
+## false negatives: 4
+
+### false for causes: 3
+- 2 x sentence d
+- sentence f
+
+### false for treats: 1
+- sentence e
+
+## false positives: 1
+
+### treats for false: 1
+- sentence a
+
+## one for another: 1
+
+### causes for treats: 1
+- sentence c
+"""[1:]
+
+
+def test_errors_of_yes_no_questions_stand_with_their_answers(tmp_path):
+    examples = [data.LabelledText(str(i), "is it?", gold, f"because {i}") for i, gold in enumerate("01111")]
+    assert report(tmp_path, "yesno", examples, list("10000")).splitlines()[:9] == [
+        "5 of 5 texts have another label than the gold one.",
+        "Of equal errors the first 3 places are shown, 1 are left out.", "",
+        "## false negatives: 4", "", "### 0 for 1: 4", "- 4 x is it?", "  - because 1", "  - because 2"]
+
+
+def test_errors_of_questions_worked_by_hand(tmp_path, tiny_tokenizer):
+    """An answer that is too long, two that stand elsewhere, a gold that ends inside a piece, and a right one."""
+    context = "the drug treats fever in patients"
+    rows = [("q1", "fever", ["fever in", "drug"]), ("q2", "drug", ["fever"]), ("q3", "patient", ["patients"]),
+            ("q4", "the drug", ["fever"]), ("q5", "fever", ["the fever"])]
+    examples = [data.Question(name, f"what is {name} ?", context, [(gold, context.index(gold))])
+                for name, gold, _ in rows]
+    features, _ = data.encode_questions(examples, tiny_tokenizer, 64)
+    predictions = [[data.Answer(text, context.find(text), context.find(text) + len(text), 0.5) for text in texts]
+                   for *_, texts in rows]
+    assert report(tmp_path, "demo-qa", examples, predictions, features) == """
+4 of 5 questions are answered wrongly.
+Boundary: the best answer overlaps a gold one; out of reach: no gold answer is a span of a window.
+
+## elsewhere: 2
+- what is q2 ?
+  - gold: drug
+  - predicted: fever
+- what is q4 ?
+  - gold: the drug
+  - predicted: fever
+
+## boundary: 1
+- what is q1 ?
+  - gold: fever
+  - predicted: fever in | drug
+
+## out of reach: 1
+- what is q3 ?
+  - gold: patient
+  - predicted: patients
+"""[1:]
+
+
+def test_a_bioasq_question_is_one_error_whatever_its_snippets(tmp_path, tiny_tokenizer):
+    """q1 has the right answer second; q2 a wrong one, and no snippet that holds a synonym; q3 is right."""
+    rows = [("q1_0", "fever in patients", ["fever"], ["patients", "fever"]), ("q1_1", "drug", ["fever"], ["drug"]),
+            ("q2_0", "the gene", ["gout", "podagra"], ["gene"]), ("q3_0", "a gene", ["Gene"], ["gene"])]
+    examples = [data.Question(name, f"which is {name[:2]} ?", context, [], 1, gold) for name, context, gold, _ in rows]
+    features, _ = data.encode_questions(examples, tiny_tokenizer, 32)
+    predictions = [[data.Answer(text, context.index(text), context.index(text) + len(text), 0.9 - 0.1 * rank)
+                    for rank, text in enumerate(texts)] for _, context, _, texts in rows]
+    assert report(tmp_path, "bioasq7b", examples, predictions, features).split("\n\n", 1)[1] == """
+## right, but not first: 1
+- which is q1 ?
+  - gold: fever
+  - predicted: patients | drug | fever
+
+## out of reach: 1
+- which is q2 ?
+  - gold: gout | podagra
+  - predicted: gene
+"""[1:]
+
+
+def test_errors_of_rankings_worked_by_hand(tmp_path):
+    rows = [("q1", "a", "0", 0.9), ("q1", "b", "1", 0.8), ("q2", "c", "0", 0.5), ("q2", "d", "1", 0.1),
+            ("q2", "e", "0", 0.3), ("q3", "f", "1", 0.2), ("q3", "g", "0", 0.1), ("q4", "h", "0", 0.7)]
+    examples = [data.Candidate(question, question, text, label) for question, text, label, _ in rows]
+    assert report(tmp_path, "rerank", examples, [probability for *_, probability in rows]) == """
+3 of 4 questions have no right candidate in the first place.
+
+## not ranked first: 2
+- q2
+  - right, rank 3 of 3: d
+  - ranked first: c
+- q1
+  - right, rank 2 of 2: b
+  - ranked first: a
+
+## no right candidate: 1
+- q4
+  - ranked first: h
+"""[1:]
+
+
+@pytest.mark.parametrize("task", ["demo-ner", "demo-re", "demo-qa"])
+def test_the_errors_of_a_run_agree_with_its_scores_and_are_named_last(task, pretrained, tmp_path, capsys):
+    assert run(task, pretrained, tmp_path) == 0
+    assert "errors.md" in capsys.readouterr().err.splitlines()[-1]
+    text, measured = (tmp_path / "seed-0" / "errors.md").read_text(), scores(tmp_path)["test"]
+    title, note = text.splitlines()[0], text.splitlines()[2]
+    assert title == f"# Errors of {task}, test set, seed 0"
+    numbers = [int(number) for number in re.findall(r"\d+", note)]
+    if task == "demo-ner":
+        gold, hits, missed, boundary, other_type, spurious = numbers
+        assert gold == hits + missed + boundary + other_type
+        assert measured["recall"] == pytest.approx(hits / gold)
+        assert hits == 0 or measured["precision"] == pytest.approx(hits / (hits + boundary + other_type + spurious))
+    elif task == "demo-qa":
+        assert measured["exact_match"] == pytest.approx(1 - numbers[0] / numbers[1])
+    wrong = gold - hits + spurious if task == "demo-ner" else numbers[0]
+    groups = [int(number) for number in re.findall(r"^## .*: (\d+)$", text, re.M)]
+    assert groups == sorted(groups, reverse=True) and sum(groups) == wrong > 0
+    assert sum(int(number or 1) for number in re.findall(r"^- (?:(\d+) x )?", text, re.M)) == wrong
 
 
 # --- what a span can give at most ---
