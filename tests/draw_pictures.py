@@ -74,7 +74,7 @@ def sentence_svg(tokens: list[Followed], title: str) -> str:
         parts.append(f'<text x="{x:.0f}" y="{y}" {style}>{html.escape(text)}</text>')
 
     write(8, 22, title, 'font-weight="bold"')
-    for number, token in enumerate(tokens):
+    for token in tokens:
         words = (token.original, token.masked, token.sampled, f"{100 * token.belief:.0f} %")
         width = CHARACTER * max(map(len, words)) + 10
         if x + width > WIDTH:
