@@ -35,8 +35,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# torch's threads wait for each other by spinning unless told otherwise before they start: beside any other busy
-# process that makes a step ten times slower; without it, nothing is lost.
+# Where torch's threads compute one product together (the optimiser; rows of a batch they compute side by side), they
+# wait asleep. Waiting by spinning, their default, takes the cores from every other process, and from the side-by-side
+# threads; it has to be said before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -487,12 +488,16 @@ def predict(model: nn.Module, features: Sequence[Feature], options: Options, pad
     lengths = np.array([len(feature.input_ids) for feature in features])
     outputs: list[Any] = [None] * len(features)
     model.eval()
-    with torch.inference_mode(), device.autocast():
-        for width, rows in data.plan_batches(lengths, 64, options.max_length, np.random.default_rng(0), True):
-            batch = data.pad_batch([features[i][1:3] for i in rows], width, pad_id)
-            logits = model(*device.put(*map(torch.from_numpy, batch))).float().cpu().numpy()
-            for i, row in zip(rows, logits):
-                outputs[i] = row[:lengths[i]] if row.ndim == 2 else row
+    for width, rows in data.plan_batches(lengths, 64, options.max_length, np.random.default_rng(0), True):
+        batch = [torch.from_numpy(array) for array in data.pad_batch([features[i][1:3] for i in rows], width, pad_id)]
+
+        def logits_of(part: range) -> np.ndarray:
+            with torch.inference_mode(), device.autocast():
+                inputs = device.put(*(tensor[part.start:part.stop] for tensor in batch))
+                return model(*inputs).float().cpu().numpy()
+
+        for i, row in zip(rows, itertools.chain(*device.side_by_side(logits_of, range(len(rows))))):
+            outputs[i] = row[:lengths[i]] if row.ndim == 2 else row
     model.train()
     return outputs
 
@@ -520,6 +525,7 @@ def train(seed: int, prepared: Prepared, options: Options) -> tuple[nn.Module, M
     model.to(device.kind).train()
     settings: Sequence[Any] = ([options.tag_loss == "binary"] if task.kind == "ner"
                                else device.put(torch.tensor(CLASS_WEIGHTS)) if options.class_weights else ())
+    weights = list(model.parameters())
     optimizer = Adam(parameter_groups(model, options.weight_decay, options.layer_decay))
     lengths = np.array([len(feature.input_ids) for feature in features])
     per_epoch = -(-len(features) // options.batch_size)
@@ -533,15 +539,19 @@ def train(seed: int, prepared: Prepared, options: Options) -> tuple[nn.Module, M
         for width, rows in data.plan_batches(lengths, options.batch_size, options.max_length, rng, True):
             chosen = [features[i] for i in rows]
             batch = data.pad_batch([feature[1:3] for feature in chosen], width, prepared.tokenizer.pad_id)
-            arrays = [*batch, label_array(task.kind, chosen, width)]
-            *inputs, labels = device.put(*map(torch.from_numpy, arrays))
-            device.seed(data.seed_for(seed, step, "device"))                       # dropout
-            with device.autocast():
-                loss = model.loss(model(*inputs), labels, *settings)               # type: ignore[operator]
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            arrays = [torch.from_numpy(array) for array in [*batch, label_array(task.kind, chosen, width)]]
+            total = model.total(device.put(arrays[-1])[0], *settings)              # type: ignore[operator]
+
+            def losses_of(part: range) -> tuple[torch.Tensor]:
+                *inputs, labels = device.put(*(array[part.start:part.stop] for array in arrays))
+                device.seed(data.seed_for(seed, step, f"device {part.start}"))     # dropout
+                with device.autocast():
+                    return model.loss(model(*inputs), labels, *settings, total=total),     # type: ignore[operator]
+
+            loss = device.backward(losses_of, weights, range(len(rows)))
+            nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.update(learning_rate_at(step, total_steps, warmup_steps, options.learning_rate))
-            losses.append(loss.detach())
+            losses.append(loss[0])
             step += 1
             progress.show(step)
         log.append(f"{epoch + 1},{torch.stack(losses).mean():.6g},")
