@@ -327,7 +327,7 @@ def test_relation_scores_worked_by_hand():
         "CPR:3": (1, 0, 1), "CPR:4": (1, 2, 0), "CPR:9": (0, 0, 1)}
 
 
-def test_a_negative_label_in_place_is_no_true_positive():
+def test_a_correct_negative_label_is_no_true_positive():
     assert relation_scores(["false"], ["false"], "false") == Scores(0, 0, 0)
 
 
