@@ -1,26 +1,38 @@
-"""Scores worked out on paper, then what must hold for any input, then independent second implementations."""
+"""Test each score first on an example worked out on paper, then for what must hold on any input.
+
+The hypothesis tests compare with a second implementation that is slow and plain (a search over all stretches
+of words, a count of all pairs), or state a law: precision and recall swap when gold and prediction do.
+
+    1. Tags and spans                       5. SQuAD answers
+    2. Precision, recall, F1                6. BioASQ factoid answers
+    3. Entities                             7. Ranking: candidates, batches, ROC AUC
+    4. Relations and yes/no questions       8. Blind baselines, mean and spread over seeds
+
+Tests of real files need the folder of published data sets in the environment variable ELECTRAMED_DATA.
+"""
 
 import math
 import os
 import random
 import re
+import statistics
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-import metrics
 from metrics import (
-    FactoidScores, Scores, SquadScores, batch_score_total, batch_scores, binary_entropy,
-    bioasq_factoid_scores, bioasq_question_id, bioasq_yesno_scores, clean_bioasq_answer, entity_scores,
-    mean_and_sd, merge_bioasq_snippets, normalise_squad_answer, relation_scores, reranking_mrr, roc_auc,
-    spans_from_tags, squad_f1, squad_scores, tags_from_spans, unigram_entropy)
+    STUDENT_T, FactoidScores, Scores, Span, SquadScores, batch_score_total, batch_scores, binary_entropy,
+    bioasq_factoid_scores, bioasq_question_id, bioasq_yesno_scores, clean_bioasq_answer, confidence_interval,
+    entity_scores, match_entities, mean_and_sd, merge_bioasq_snippets, normalise_squad_answer,
+    relation_scores, reranking_mrr, roc_auc, spans_from_tags, squad_f1, squad_scores, unigram_entropy)
 
 DATA = os.environ.get("ELECTRAMED_DATA")
 
 
 def counts(scores):
+    """The three counts of a Scores: found and right, found but wrong, missed."""
     return scores.true_positives, scores.false_positives, scores.false_negatives
 
 
@@ -39,24 +51,17 @@ def counts(scores):
     ("S-X E-X -DOCSTART- BX o b-X", []),  # anything else is outside
     ("", []),
 ])
-def test_a_span_starts_by_the_conlleval_rules(tags, spans):
+def test_spans_start_by_the_conlleval_rules(tags, spans):
     assert spans_from_tags(tags.split()) == spans
 
 
-def test_spans_are_written_as_iob2():
-    assert tags_from_spans([("Y", 3, 4), ("X", 0, 2), ("X", 2, 3), ("", 5, 7)], 7) == [
-        "B-X", "I-X", "B-X", "B-Y", "O", "B", "I"]
-
-
-@pytest.mark.parametrize("spans, message", [
-    ([("X", 1, 1)], "span 'X' covers words 1 to 1 of a sentence of 3 words"),
-    ([("X", 2, 4)], "covers words 2 to 4"),
-    ([("X", -1, 1)], "covers words -1 to 1"),
-    ([("X", 0, 2), ("Y", 1, 3)], "span 'Y' of words 1 to 3 overlaps"),
-])
-def test_impossible_spans_are_refused(spans, message):
-    with pytest.raises(ValueError, match=message):
-        tags_from_spans(spans, 3)
+def write_iob2(spans, length):
+    """The tags of a sentence of `length` words: B- on the first word of each span, I- on its others."""
+    tags = ["O"] * length
+    for kind, start, end in spans:
+        ending = f"-{kind}" if kind else ""
+        tags[start:end] = [f"B{ending}"] + [f"I{ending}"] * (end - start - 1)
+    return tags
 
 
 TYPES = ["", "X", "Y", "cell-line"]
@@ -73,22 +78,22 @@ def span_lists(draw):
     return [span for span in spans if draw(st.booleans())], 20
 
 
-@given(span_lists(), st.randoms())
-def test_spans_survive_tags_in_any_order(spans_and_length, shuffler):
+@given(span_lists())
+def test_spans_written_as_iob2_are_read_back(spans_and_length):
     spans, length = spans_and_length
-    shuffled = list(spans)
-    shuffler.shuffle(shuffled)
-    assert spans_from_tags(tags_from_spans(shuffled, length)) == spans
+    assert spans_from_tags(write_iob2(spans, length)) == spans
 
 
 @given(st.lists(st.one_of(st.text(max_size=6), st.sampled_from(TAGS)), max_size=12))
-def test_any_strings_are_tags_and_their_spans_stay_the_same_in_iob2(tags):
+def test_any_strings_are_accepted_as_tags_and_their_spans_do_not_overlap(tags):
     spans = spans_from_tags(tags)
-    assert spans_from_tags(tags_from_spans(spans, len(tags))) == spans
+    assert spans_from_tags(write_iob2(spans, len(tags))) == spans
+    borders = [border for span in spans for border in (span.start, span.end)]
+    assert borders == sorted(borders) and all(span.start < span.end <= len(tags) for span in spans)
 
 
 def brute_force_spans(tags):
-    """Try every stretch of words; no state is carried from word to word."""
+    """Try every stretch of words: it is a span if it opens, continues and ends like one."""
     def read(i):
         match = re.fullmatch("([BI])(?:-(.*))?", tags[i], re.DOTALL) if 0 <= i < len(tags) else None
         return (match[1], match[2] or "") if match else ("O", None)
@@ -109,7 +114,20 @@ def test_spans_equal_those_of_a_brute_force_search(tags):
     assert spans_from_tags(tags) == brute_force_spans(tags)
 
 
-# --- 2. Entities ---
+# --- 2. Precision, recall, F1 ---
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50))
+def test_f1_is_the_harmonic_mean_of_precision_and_recall(right, wrong, missed):
+    scores = Scores(right, wrong, missed)
+    assert scores.f1 == pytest.approx(statistics.harmonic_mean([scores.precision, scores.recall]))
+    assert min(scores.precision, scores.recall) <= scores.f1 <= max(scores.precision, scores.recall)
+
+
+def test_no_counts_score_0():
+    assert (Scores(0, 0, 0).precision, Scores(0, 0, 0).recall, Scores(0, 0, 0).f1) == (0, 0, 0)
+
+
+# --- 3. Entities ---
 
 def test_entity_scores_worked_by_hand():
     gold = [["B-X", "I-X", "O", "B-Y"], ["I-X", "O"]]
@@ -125,7 +143,7 @@ def test_the_right_words_with_the_wrong_type_are_wrong_and_missed():
     assert counts(entity_scores([["B-X"]], [["B-Y"]])) == (0, 1, 1)
 
 
-def test_schemes_may_differ_where_the_entities_do_not():
+def test_gold_and_prediction_may_use_different_tagging_schemes():
     assert entity_scores([["I-X", "O", "B-X", "I-X"]], [["B-X", "O", "I-X", "I-X"]]).f1 == 1
 
 
@@ -134,7 +152,7 @@ def test_nothing_to_find_and_nothing_found_scores_0():
         assert (scores.precision, scores.recall, scores.f1, scores.per_type) == (0, 0, 0, {})
 
 
-def test_unequal_lengths_are_named():
+def test_sides_of_different_lengths_are_refused():
     with pytest.raises(ValueError, match="sentences: expected 1, found 2"):
         entity_scores([["O"]], [["O"], ["O"]])
     with pytest.raises(ValueError, match="tags of sentence 2: expected 3, found 1"):
@@ -147,24 +165,33 @@ def sides(rows):
 
 
 def gold_and_predicted(sentences):
+    """Sentences of (gold tag, predicted tag) pairs as two lists of tag lists."""
     return [sides(sentence)[0] for sentence in sentences], [sides(sentence)[1] for sentence in sentences]
 
 
 def check_scores(scores):
+    """F1 lies between precision and recall, and the counts of the types add up to those of the whole."""
     assert 0 <= min(scores.precision, scores.recall) <= scores.f1 <= max(scores.precision, scores.recall) <= 1
     assert counts(scores) == tuple(map(sum, zip((0, 0, 0), *map(counts, scores.per_type.values()))))
 
 
 @given(tag_pairs)
-def test_entity_f1_lies_between_precision_and_recall_which_swap_with_the_sides(pairs):
+def test_entity_precision_and_recall_swap_when_gold_and_prediction_do(pairs):
     gold, predicted = gold_and_predicted(pairs)
     scores, swapped = entity_scores(gold, predicted), entity_scores(predicted, gold)
     check_scores(scores)
     assert (scores.precision, scores.recall, scores.f1) == (swapped.recall, swapped.precision, swapped.f1)
 
 
+@given(tag_pairs, st.randoms())
+def test_the_order_of_the_sentences_does_not_change_entity_scores(pairs, shuffler):
+    shuffled = list(pairs)
+    shuffler.shuffle(shuffled)
+    assert entity_scores(*gold_and_predicted(shuffled)) == entity_scores(*gold_and_predicted(pairs))
+
+
 @given(st.lists(tag_lists, max_size=5))
-def test_gold_tags_as_predictions_score_1(gold):
+def test_gold_tags_as_predictions_score_1_if_there_is_an_entity(gold):
     scores = entity_scores(gold, gold)
     assert scores.f1 == (1 if any(map(spans_from_tags, gold)) else 0)
 
@@ -200,7 +227,7 @@ def test_entity_scores_equal_seqeval_in_its_default_mode(seqeval, pairs):
     assert (scores.precision, scores.recall, scores.f1) == pytest.approx(theirs[:3])
 
 
-PUBLISHED_ENTITIES = {  # data/README.md: train, dev, test
+PUBLISHED_ENTITIES = {  # entities in train, dev and test, counted by the rules of conlleval
     "ncbi-disease": {"Disease": (5134, 787, 960)},
     "bc5cdr": {"Entity": (9270, 9457, 9662)},
     "jnlpba": {"protein": (27804, 2466, 5069), "DNA": (8482, 1052, 1056), "RNA": (844, 107, 118),
@@ -212,7 +239,7 @@ PUBLISHED_ENTITIES = {  # data/README.md: train, dev, test
 @pytest.mark.skipif(not DATA, reason="ELECTRAMED_DATA does not name a folder of published data")
 @pytest.mark.parametrize("name", PUBLISHED_ENTITIES)
 @pytest.mark.parametrize("column, split", [(0, "train"), (1, "dev"), (2, "test")])
-def test_entities_of_the_published_files_are_as_many_as_their_readme_says(name, column, split):
+def test_the_published_files_hold_as_many_entities_as_conlleval_counts(name, column, split):
     path = Path(DATA, "ner", name, f"{split}.txt")
     if not path.exists():
         pytest.skip(f"{path} is not there")
@@ -224,48 +251,72 @@ def test_entities_of_the_published_files_are_as_many_as_their_readme_says(name, 
         kind: numbers[column] for kind, numbers in PUBLISHED_ENTITIES[name].items()}
 
 
-def test_entities_are_matched_as_worked_by_hand():
-    """Words 0 to 9; the long X of words 0 to 3 overlaps three predictions and goes with the X that shares most."""
-    gold = [("X", 0, 4), ("X", 5, 6), ("Y", 6, 8), ("X", 8, 9)]
-    predicted = [("Y", 0, 1), ("X", 1, 3), ("X", 3, 4), ("X", 5, 6), ("X", 6, 7), ("Y", 9, 10)]
-    assert metrics.match_entities(gold, predicted) == [
-        ("boundary", ("X", 0, 4), ("X", 1, 3)), ("hit", ("X", 5, 6), ("X", 5, 6)), ("type", ("Y", 6, 8), ("X", 6, 7)),
+def test_entity_matches_worked_by_hand():
+    """The X of words 0 to 3 overlaps three predictions; it is paired with the X that shares most words."""
+    gold = [Span("X", 0, 4), Span("X", 5, 6), Span("Y", 6, 8), Span("X", 8, 9)]
+    predicted = [Span("Y", 0, 1), Span("X", 1, 3), Span("X", 3, 4), Span("X", 5, 6), Span("X", 6, 7),
+                 Span("Y", 9, 10)]
+    assert match_entities(gold, predicted) == [
+        ("boundary", ("X", 0, 4), ("X", 1, 3)),
+        ("hit", ("X", 5, 6), ("X", 5, 6)),
+        ("type", ("Y", 6, 8), ("X", 6, 7)),
         ("missed", ("X", 8, 9), None),
         ("spurious", None, ("Y", 0, 1)), ("spurious", None, ("X", 3, 4)), ("spurious", None, ("Y", 9, 10))]
 
 
 def test_of_two_predictions_that_share_equally_many_words_the_left_one_is_matched():
-    assert metrics.match_entities([("X", 0, 2)], [("X", 0, 1), ("X", 1, 2)]) == [
+    assert match_entities([Span("X", 0, 2)], [Span("X", 0, 1), Span("X", 1, 2)]) == [
         ("boundary", ("X", 0, 2), ("X", 0, 1)), ("spurious", None, ("X", 1, 2))]
 
 
 def test_a_prediction_of_the_same_type_is_matched_before_one_that_shares_more_words():
-    assert metrics.match_entities([("X", 0, 3)], [("Y", 0, 2), ("X", 2, 3)]) == [
+    assert match_entities([Span("X", 0, 3)], [Span("Y", 0, 2), Span("X", 2, 3)]) == [
         ("boundary", ("X", 0, 3), ("X", 2, 3)), ("spurious", None, ("Y", 0, 2))]
+
+
+@given(tag_pairs)
+def test_every_entity_is_in_exactly_one_match(pairs):
+    for gold, predicted in zip(*gold_and_predicted(pairs)):
+        goals, found = spans_from_tags(gold), spans_from_tags(predicted)
+        matches = match_entities(goals, found)
+        assert sorted(match.gold for match in matches if match.gold) == sorted(goals)
+        assert sorted(match.predicted for match in matches if match.predicted) == sorted(found)
+
+
+@given(tag_pairs)
+def test_a_missed_and_a_spurious_entity_never_overlap(pairs):
+    """They would have been paired."""
+    for gold, predicted in zip(*gold_and_predicted(pairs)):
+        matches = match_entities(spans_from_tags(gold), spans_from_tags(predicted))
+        missed = [match.gold for match in matches if match.verdict == "missed"]
+        spurious = [match.predicted for match in matches if match.verdict == "spurious"]
+        for lost in missed:
+            assert not any(lost.start < extra.end and extra.start < lost.end for extra in spurious)
+
+
+@given(tag_pairs)
+def test_the_verdict_on_a_pair_follows_from_its_spans(pairs):
+    for gold, predicted in zip(*gold_and_predicted(pairs)):
+        for verdict, goal, found in match_entities(spans_from_tags(gold), spans_from_tags(predicted)):
+            if goal and found:
+                assert goal.start < found.end and found.start < goal.end
+                assert (verdict == "hit") == (goal == found)
+                assert (verdict == "type") == (goal.type != found.type)
 
 
 @given(tag_pairs)
 def test_matches_add_up_to_entity_scores(pairs):
     gold, predicted = gold_and_predicted(pairs)
     seen = dict.fromkeys(("hit", "boundary", "type", "missed", "spurious"), 0)
-    for goals, found in zip(map(spans_from_tags, gold), map(spans_from_tags, predicted)):
-        matches = metrics.match_entities(goals, found)
-        assert sorted(match.gold for match in matches if match.gold) == sorted(goals)
-        assert sorted(match.predicted for match in matches if match.predicted) == sorted(found)
-        lost, extra = ({i for match in matches if match.verdict == verdict
-                        for _, start, end in filter(None, match[1:]) for i in range(start, end)}
-                       for verdict in ("missed", "spurious"))
-        assert not lost & extra  # what is left over on both sides does not overlap
-        for verdict, goal, other in matches:
-            seen[verdict] += 1
-            if goal and other:
-                assert max(goal[1], other[1]) < min(goal[2], other[2])
-                assert verdict == ("hit" if goal == other else "boundary" if goal[0] == other[0] else "type")
-    scores, errors = entity_scores(gold, predicted), seen["boundary"] + seen["type"]
-    assert counts(scores) == (seen["hit"], errors + seen["spurious"], errors + seen["missed"])
+    for goals, found in zip(gold, predicted):
+        for match in match_entities(spans_from_tags(goals), spans_from_tags(found)):
+            seen[match.verdict] += 1
+    both = seen["boundary"] + seen["type"]  # each is a wrong entity and a missed one
+    right, wrong, missed = counts(entity_scores(gold, predicted))
+    assert (right, wrong, missed) == (seen["hit"], both + seen["spurious"], both + seen["missed"])
 
 
-# --- 3. Relations and yes/no ---
+# --- 4. Relations and yes/no questions ---
 
 def test_relation_scores_worked_by_hand():
     gold = ["CPR:3", "CPR:3", "CPR:4", "false", "false", "CPR:9"]
@@ -276,7 +327,7 @@ def test_relation_scores_worked_by_hand():
         "CPR:3": (1, 0, 1), "CPR:4": (1, 2, 0), "CPR:9": (0, 0, 1)}
 
 
-def test_negatives_alone_score_0():
+def test_a_correct_negative_label_is_no_true_positive():
     assert relation_scores(["false"], ["false"], "false") == Scores(0, 0, 0)
 
 
@@ -284,7 +335,7 @@ def test_a_pair_with_two_labels_counts_on_each_of_its_rows():
     assert counts(relation_scores(["CPR:3", "CPR:4"], ["CPR:3", "CPR:3"], "false")) == (1, 1, 1)
 
 
-def test_rows_that_do_not_match_are_counted_in_the_message():
+def test_unequal_numbers_of_rows_are_refused():
     with pytest.raises(ValueError, match="rows: expected 2, found 1"):
         relation_scores(["a", "b"], ["a"], "b")
 
@@ -305,7 +356,7 @@ def test_relation_counts_equal_a_counting_loop(rows):
     assert counts(scores) == (right, wrong, missed)
 
 
-def test_yes_and_no_are_scored_each_by_itself():
+def test_yes_and_no_have_separate_scores():
     scores = bioasq_yesno_scores(["yes", "yes", "yes", "no"], ["yes", "yes", "no", "no"])
     assert (scores.yes.precision, scores.yes.recall, scores.yes.f1) == (1, 2 / 3, pytest.approx(0.8))
     assert (scores.no.precision, scores.no.recall, scores.no.f1) == (1 / 2, 1, pytest.approx(2 / 3))
@@ -313,11 +364,19 @@ def test_yes_and_no_are_scored_each_by_itself():
     assert scores.accuracy == 3 / 4
 
 
-def test_always_yes_has_an_f1_of_0_for_no():
+def test_a_system_that_always_says_yes_has_an_f1_of_0_for_no():
     scores = bioasq_yesno_scores(["yes", "no"], ["yes", "yes"])
     assert (scores.no.f1, scores.macro_f1, scores.accuracy) == (0, pytest.approx(1 / 3), 1 / 2)
     assert bioasq_yesno_scores(["yes"], ["yes"]).no == Scores(0, 0, 0)
     assert bioasq_yesno_scores([], []).accuracy == 0
+
+
+@given(st.lists(st.tuples(*[st.sampled_from(["yes", "no"])] * 2), min_size=1))
+def test_what_is_wrong_for_yes_is_missed_for_no(rows):
+    scores = bioasq_yesno_scores(*sides(rows))
+    assert (scores.yes.false_positives, scores.yes.false_negatives) == (
+        scores.no.false_negatives, scores.no.false_positives)
+    assert scores.accuracy == pytest.approx(sum(gold == predicted for gold, predicted in rows) / len(rows))
 
 
 def test_other_answers_than_yes_and_no_are_refused():
@@ -327,7 +386,7 @@ def test_other_answers_than_yes_and_no_are_refused():
         bioasq_yesno_scores(["yes"], [])
 
 
-# --- 4. SQuAD ---
+# --- 5. SQuAD answers ---
 
 @pytest.mark.parametrize("text, normal", [
     ("The  Wnt/beta-catenin\tpathway.", "wntbetacatenin pathway"),  # marks leave no space
@@ -345,22 +404,22 @@ def test_squad_f1_counts_repeated_words():
     assert squad_f1("x y", "z") == 0
 
 
-def test_empty_against_empty_is_exact_but_shares_no_word():
+def test_two_answers_without_words_match_exactly_but_have_an_f1_of_0():
     assert squad_scores({"q": "the"}, {"q": ["..."]}) == SquadScores(exact_match=1, f1=0)
 
 
-def test_squad_scores_take_the_best_gold_answer_and_all_questions():
+def test_squad_scores_take_the_best_gold_answer_and_average_over_all_questions():
     gold = {"1": ["alpha beta", "gamma"], "2": ["delta"], "3": ["zeta"], "4": []}
     scores = squad_scores({"1": "Gamma!", "2": "the delta chain", "4": "eta"}, gold)
     assert scores == SquadScores(exact_match=1 / 4, f1=pytest.approx((1 + 2 / 3 + 0 + 0) / 4))
     assert squad_scores({}, {}) == SquadScores(0, 0)
 
 
-def test_a_missing_prediction_is_not_an_empty_one():
+def test_a_question_without_a_prediction_scores_0_even_where_empty_text_is_right():
     assert squad_scores({}, {"q": ["the"]}).exact_match == 0
 
 
-def test_foreign_questions_and_bare_strings_are_refused():
+def test_predictions_for_unknown_questions_and_bare_strings_are_refused():
     with pytest.raises(ValueError, match="prediction for question 'x', which is not among the 1 gold"):
         squad_scores({"x": "a"}, {"q": ["a"]})
     with pytest.raises(ValueError, match="question 'q': expected a list of gold answers, found 'text'"):
@@ -370,7 +429,7 @@ def test_foreign_questions_and_bare_strings_are_refused():
 
 
 def literal_squad(predicted, gold):
-    """(exact match, F1) of two texts, letter by letter and word by word."""
+    """Exact match and F1 of two texts, without regular expressions: letter by letter and word by word."""
     def words(text):
         kept = [letter for letter in text.lower() if letter not in r"""!"#$%&'()*+,-./:;<=>?@[\]^_`{|}~"""]
         runs = [""]  # alternately of letters or digits, and of anything else
@@ -398,6 +457,22 @@ answers = st.one_of(st.text(max_size=12), st.lists(st.sampled_from(WORDS), max_s
                     st.lists(st.sampled_from(WORDS), max_size=4).map("".join))
 
 
+@given(answers)
+def test_normalising_twice_changes_nothing(text):
+    assert normalise_squad_answer(normalise_squad_answer(text)) == normalise_squad_answer(text)
+
+
+@given(answers, answers)
+def test_squad_f1_is_the_same_in_both_directions(text, other):
+    assert squad_f1(text, other) == squad_f1(other, text)
+
+
+@given(answers, st.lists(answers, min_size=1, max_size=3), answers)
+def test_another_gold_answer_never_lowers_the_squad_scores(text, goals, other):
+    before, after = squad_scores({"q": text}, {"q": goals}), squad_scores({"q": text}, {"q": [*goals, other]})
+    assert after.exact_match >= before.exact_match and after.f1 >= before.f1
+
+
 @given(answers, st.lists(answers, min_size=1, max_size=3))
 def test_squad_scores_equal_a_literal_second_implementation(text, goals):
     scores = squad_scores({"q": text}, {"q": goals})
@@ -406,11 +481,11 @@ def test_squad_scores_equal_a_literal_second_implementation(text, goals):
 
 
 @given(answers)
-def test_a_gold_answer_scores_1_unless_nothing_is_left_of_it(text):
+def test_a_gold_answer_as_prediction_scores_1_if_it_has_words(text):
     assert squad_scores({"q": text}, {"q": ["z z z", text]}) == (1, 1 if normalise_squad_answer(text) else 0)
 
 
-# --- 5. BioASQ factoid questions ---
+# --- 6. BioASQ factoid answers ---
 
 def test_factoid_scores_worked_by_hand():
     gold = {"1": ["Oleuropein"], "2": ["TP53", "p53", "tumour protein 53"], "3": ["BRCA1"], "4": ["X"],
@@ -425,7 +500,7 @@ def test_factoid_scores_worked_by_hand():
         strict_accuracy=1 / 5, lenient_accuracy=2 / 5, mrr=pytest.approx((1 + 1 / 2) / 5), coverage=4 / 5)
 
 
-def test_an_empty_list_is_no_response():
+def test_an_empty_list_counts_as_unanswered():
     assert bioasq_factoid_scores({"1": ["x"]}, {"1": []}) == FactoidScores(0, 0, 0, 0)
     assert bioasq_factoid_scores({}, {}) == FactoidScores(0, 0, 0, 0)
 
@@ -434,7 +509,7 @@ questions = st.dictionaries(st.integers(0, 9).map(str), st.lists(st.sampled_from
 
 
 @given(questions, questions)
-def test_strict_accuracy_mrr_and_lenient_accuracy_are_ordered(gold, predicted):
+def test_mrr_lies_between_strict_and_lenient_accuracy(gold, predicted):
     predicted = {question: found for question, found in predicted.items() if question in gold}
     scores = bioasq_factoid_scores(gold, predicted)
     assert 0 <= scores.strict_accuracy <= scores.mrr <= scores.lenient_accuracy <= scores.coverage <= 1
@@ -450,7 +525,7 @@ def test_gold_synonyms_as_answers_score_1(gold):
     ("5c5f56501a4c55d80b00002a_000", "5c5f56501a4c55d80b00002a"), ("12:3", "12"), ("12:3_4", "12"),
     ("q", "q"),
 ])
-def test_snippets_of_one_question_share_the_start_of_their_id(snippet, question):
+def test_a_question_id_is_what_its_snippets_ids_begin_with(snippet, question):
     assert bioasq_question_id(snippet) == question
 
 
@@ -459,8 +534,15 @@ def test_snippets_of_one_question_share_the_start_of_their_id(snippet, question)
     ("(a) or (b)", "(a) or (b)"), ("CYP3A4 (liver)", "CYP3A4 (liver)"), ("(1-(2-x)).", "1-(2-x)"),
     ("()", ""), ("(", "("), (".,", ""),
 ])
-def test_answers_are_stripped_of_final_marks_and_outer_parentheses(text, clean):
+def test_cleaning_strips_final_marks_and_outer_parentheses(text, clean):
     assert clean_bioasq_answer(text) == clean
+
+
+@given(questions, st.randoms())
+def test_answers_after_the_fifth_change_no_factoid_score(gold, shuffler):
+    predicted = {question: shuffler.choices("abcdxyz", k=7) for question in gold}
+    first_five = {question: found[:5] for question, found in predicted.items()}
+    assert bioasq_factoid_scores(gold, predicted) == bioasq_factoid_scores(gold, first_five)
 
 
 @given(st.text("()[]., ab", max_size=12))
@@ -468,7 +550,7 @@ def test_cleaning_twice_changes_nothing(text):
     assert clean_bioasq_answer(clean_bioasq_answer(text)) == clean_bioasq_answer(text)
 
 
-def test_snippets_are_merged_worked_by_hand():
+def test_merging_snippets_worked_by_hand():
     merged = merge_bioasq_snippets({
         "q_000": [("tp53.", 0.3), ("MDM2", 0.5), ("BRCA1 (breast", 0.9)],  # the third is unbalanced: dropped
         "q_001": [("(TP53)", 0.4), ("x" * 101, 0.9), ("x" * 100, 0.1), (" . ", 0.9)],
@@ -486,7 +568,7 @@ snippet_answers = st.lists(st.tuples(st.text("aB(). ", max_size=5), st.integers(
 
 
 @given(st.dictionaries(st.sampled_from(["p_0", "p_1", "q_0"]), snippet_answers))
-def test_merged_answers_are_few_distinct_and_clean(snippets):
+def test_merged_answers_are_clean_and_distinct_at_most_five_and_ranked_by_sum(snippets):
     for question, merged in merge_bioasq_snippets(snippets).items():
         assert len(merged) <= 5 and len({answer.lower() for answer in merged}) == len(merged)
         for answer in merged:
@@ -498,7 +580,7 @@ def test_merged_answers_are_few_distinct_and_clean(snippets):
         assert weight == sorted(weight, reverse=True)
 
 
-# --- 6. Ranking ---
+# --- 7. Ranking: candidates, batches, ROC AUC ---
 
 def test_reranking_mrr_worked_by_hand():
     groups = {"first": [(0.9, 1), (0.1, 0)], "third": [(0.2, 1), (0.9, 0), (0.5, 0), (0.1, 1)],
@@ -526,6 +608,12 @@ def test_reranking_mrr_equals_counting_the_candidates_ahead(groups):
     assert 0 <= reranking_mrr(groups) <= 1
 
 
+@given(st.dictionaries(st.integers(), ranked))
+def test_a_less_probable_wrong_candidate_does_not_change_the_mrr(groups):
+    longer = {question: [(0.05, 0), *candidates] for question, candidates in groups.items()}
+    assert reranking_mrr(longer) == reranking_mrr(groups)
+
+
 TABLE_9 = {  # ELECTRAMed, MRR in per cent: ELECTRAMed, the best of each batch, and two more rows of table 10
     "ELECTRAMed": [47.95, 53.16, 46.62, 69.55, 31.42],
     "KU-DMIS-5": [0, 56.67, 0, 0, 36.38],
@@ -535,11 +623,20 @@ TABLE_9 = {  # ELECTRAMed, MRR in per cent: ELECTRAMed, the best of each batch, 
 }
 
 
-def test_table_10_follows_from_table_9():
+def test_the_batch_scores_of_electramed_table_10_follow_from_its_table_9():
     ratios = {system: [round(ratio, 3) for ratio in row] for system, row in batch_scores(TABLE_9).items()}
     assert ratios["ELECTRAMed"] == [1.000, 0.938, 0.911, 1.000, 0.864]
     assert (ratios["KU-DMIS-1"][0], ratios["KU-DMIS-1"][3], ratios["auth-qa-1"][0]) == (0.967, 0.994, 0.579)
     assert round(batch_score_total(TABLE_9)["ELECTRAMed"], 3) == 4.713
+
+
+@given(st.lists(st.lists(st.integers(0, 4), min_size=3, max_size=3), min_size=1, max_size=4))
+def test_each_batch_adds_at_most_1_to_the_total_and_exactly_1_to_the_best(rows):
+    mrr = {str(number): [value / 4 for value in row] for number, row in enumerate(rows)}
+    scores, totals = batch_scores(mrr), batch_score_total(mrr)
+    for batch, values in enumerate(zip(*rows)):
+        assert max(scores[system][batch] for system in mrr) == (1 if any(values) else 0)
+    assert all(totals[system] == pytest.approx(sum(scores[system])) and totals[system] <= 3 for system in mrr)
 
 
 def test_a_batch_that_nobody_answered_adds_0():
@@ -547,7 +644,7 @@ def test_a_batch_that_nobody_answered_adds_0():
     assert batch_score_total({}) == {}
 
 
-def test_a_system_with_another_number_of_batches_is_named():
+def test_a_system_with_another_number_of_batches_is_refused_by_name():
     with pytest.raises(ValueError, match="batches of system 'b': expected 2, found 1"):
         batch_score_total({"a": [0.1, 0.2], "b": [0.1]})
 
@@ -560,11 +657,11 @@ def test_roc_auc_worked_by_hand():
 
 
 @pytest.mark.parametrize("one_class", [[], [1, 1], [0]])
-def test_roc_auc_of_one_class_is_that_of_a_guess(one_class):
+def test_roc_auc_of_a_single_class_is_one_half(one_class):
     assert roc_auc(one_class, [0.3] * len(one_class)) == 0.5
 
 
-def test_roc_auc_refuses_what_would_count_silently():
+def test_roc_auc_refuses_other_labels_nan_and_unequal_lengths():
     with pytest.raises(ValueError, match="labels and scores: expected 2, found 3"):
         roc_auc([0, 1], [0.1, 0.2, 0.3])
     for bad_labels, bad_scores in (([0, 1, -100], [0.1, 0.2, 0.3]), ([0, 1], [0.1, math.nan])):
@@ -581,13 +678,25 @@ def test_roc_auc_equals_counting_all_pairs(rows):
     assert auc == pytest.approx(sum(pairs) / len(pairs) if pairs else 0.5)
 
 
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(-3, 3)), max_size=30))
+def test_only_the_order_of_the_scores_matters_to_roc_auc(rows):
+    labels, scores = sides(rows)
+    assert roc_auc(labels, [math.exp(score) for score in scores]) == roc_auc(labels, scores)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(-3, 3)), max_size=30))
+def test_roc_auc_of_the_swapped_classes_is_its_complement(rows):
+    labels, scores = sides(rows)
+    assert roc_auc([1 - label for label in labels], scores) == pytest.approx(1 - roc_auc(labels, scores))
+
+
 def test_roc_auc_of_chance_lies_within_four_standard_errors_of_one_half():
     generator = np.random.default_rng(0)
     auc = roc_auc(generator.random(20_000) < 0.3, generator.random(20_000))
     assert abs(auc - 0.5) < 4 * math.sqrt((20_000 + 1) / (12 * 6_000 * 14_000))
 
 
-# --- 7. Blind baselines, mean and spread ---
+# --- 8. Blind baselines, mean and spread over seeds ---
 
 def test_entropies_worked_by_hand():
     assert unigram_entropy([5, 5, 0]) == pytest.approx(math.log(2))
@@ -595,6 +704,12 @@ def test_entropies_worked_by_hand():
     assert unigram_entropy([7]) == unigram_entropy([0, 0]) == unigram_entropy([]) == 0
     assert binary_entropy(0.5) == pytest.approx(math.log(2))
     assert binary_entropy(0) == binary_entropy(1) == 0
+
+
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=9))
+def test_unigram_entropy_is_largest_where_all_tokens_are_equally_frequent(numbers):
+    assert 0 <= unigram_entropy(numbers) <= math.log(len(numbers)) + 1e-12
+    assert unigram_entropy([7] * len(numbers)) == pytest.approx(math.log(len(numbers)))
 
 
 @given(st.floats(0, 1))
@@ -625,16 +740,45 @@ def test_mean_and_sd_equal_numpy(values):
     assert mean == pytest.approx(np.mean(values)) and sd == pytest.approx(np.std(values, ddof=1), abs=1e-12)
 
 
-@pytest.mark.parametrize("n, t", [(2, 12.7062), (3, 4.30265), (5, 2.77645), (10, 2.26216), (30, 2.04523)])
-def test_the_confidence_interval_has_the_t_of_the_tables(n, t):
+def t_by_integration(freedom):
+    """The t with P(|T| < t) = 0.95 for Student's distribution.
+
+    With t = sqrt(freedom) tan a, this probability is the integral of cos^(freedom - 1) from 0 to a, divided
+    by that from 0 to pi / 2: sum it up on a fine grid, and look up where 95 % are reached.
+    """
+    angles = np.linspace(0, math.pi / 2, 200_001)
+    heights = np.cos((angles[1:] + angles[:-1]) / 2) ** (freedom - 1)  # in the middle of each step
+    share = np.concatenate([[0.0], np.cumsum(heights) / heights.sum()])
+    return math.sqrt(freedom) * math.tan(float(np.interp(0.95, share, angles)))
+
+
+@pytest.mark.parametrize("freedom", range(1, 31))
+def test_the_table_of_student_t_equals_numerical_integration_to_four_decimals(freedom):
+    assert STUDENT_T[freedom] == pytest.approx(t_by_integration(freedom), abs=6e-5)
+
+
+def test_beyond_the_table_the_normal_value_is_at_most_4_percent_low():
+    assert STUDENT_T[31] == STUDENT_T[-1] == pytest.approx(statistics.NormalDist().inv_cdf(0.975), abs=5e-5)
+    assert 0.96 * t_by_integration(31) < STUDENT_T[-1] < t_by_integration(31)
+
+
+@pytest.mark.parametrize("n, t", [(2, 12.7062), (3, 4.3027), (10, 2.2622), (31, 2.0423), (32, 1.96)])
+def test_a_confidence_interval_reaches_t_standard_errors_to_both_sides(n, t):
     values = [0.0] * (n - 1) + [1.0]
-    mean, sd = metrics.mean_and_sd(values)
-    low, high = metrics.confidence_interval(values)
-    assert (mean - low, high - mean) == (pytest.approx(t * sd / n ** 0.5, rel=1e-4),) * 2
+    mean, sd = mean_and_sd(values)
+    low, high = confidence_interval(values)
+    assert (mean - low, high - mean) == (pytest.approx(t * sd / n ** 0.5), pytest.approx(t * sd / n ** 0.5))
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=10), st.floats(-1, 1))
+def test_a_confidence_interval_shifts_with_its_values(values, shift):
+    low, high = confidence_interval(values)
+    shifted = confidence_interval([value + shift for value in values])
+    assert shifted == (pytest.approx(low + shift, abs=1e-9), pytest.approx(high + shift, abs=1e-9))
 
 
 def test_one_seed_has_no_confidence_interval():
-    assert all(map(math.isnan, metrics.confidence_interval([0.5])))
+    assert all(map(math.isnan, confidence_interval([0.5])))
 
 
 def test_no_function_changes_its_arguments():
