@@ -29,8 +29,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# torch's threads wait for each other by spinning unless told otherwise before they start: beside any other busy
-# process that makes a step ten times slower; without it, nothing is lost.
+# Where torch's threads compute one product together (the optimiser; rows of a batch they compute side by side), they
+# wait asleep. Waiting by spinning, their default, takes the cores from every other process, and from the side-by-side
+# threads; it has to be said before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -279,17 +280,20 @@ def training_step(model: ElectraForPretraining | MaskedLanguageModel, optimizer:
                   options: Options, step: int, device: Device) -> torch.Tensor:
     """Make one update, with the gradient clipped to norm 1; returns the StepResult as a tensor (4,).
 
-    The batch is cut into ranks * accumulate parts. Their gradients add up to the whole batch's, since each part's
-    losses are divided by the whole batch's totals.
+    The batch is cut into ranks * accumulate parts, and each of these among the threads of a CPU. Their gradients add
+    up to the whole batch's, since each part's losses are divided by the whole batch's totals.
     """
+    weights = list(model.parameters())
+
+    def losses_of(rows: range) -> tuple[torch.Tensor, ...]:
+        return forward(model, batch, rows, options.seed, step, device)[:3]
+
     size = len(batch.attention_mask) // (device.ranks * options.accumulate)
     losses = torch.zeros(3, device=device.kind)
     for part in range(device.rank * options.accumulate, (device.rank + 1) * options.accumulate):
-        output = forward(model, batch, range(part * size, (part + 1) * size), options.seed, step, device)
-        output.loss.backward()
-        losses = losses + torch.stack(output[:3]).detach()
+        losses = losses + device.backward(losses_of, weights, range(part * size, (part + 1) * size))
         device.flush()
-    device.add_up([*(weight.grad for weight in model.parameters() if weight.grad is not None), losses])
+    device.add_up([*(weight.grad for weight in weights if weight.grad is not None), losses])
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.update(learning_rate_at(step, options.steps, options.warmup_steps, options.learning_rate))
     result = torch.cat([losses, norm[None]])
@@ -369,6 +373,7 @@ def train(options: Options) -> int:
             load_initial(model, options.init)
         model.to(device.kind)
         if options.compile:
+            device = dataclasses.replace(device, workers=1)         # compiled code divides its loops among the cores
             torch._dynamo.config.recompile_limit = 64           # one a row length; beyond it, torch gives up silently
             model.compile(dynamic=False)
         optimizer = Adam(parameter_groups(model, options.weight_decay))
@@ -519,24 +524,32 @@ def held_out_outputs(model: ElectraForPretraining | MaskedLanguageModel, shards:
     """Run the model over the first EVALUATION_EXAMPLES held-out examples, with the same masks each time."""
     numbers = shards.held_out[:EVALUATION_EXAMPLES]
     plan = data.plan_batches(shards.lengths[numbers], 64, options.max_length, np.random.default_rng(0), keep_rest=True)
-    parts: list[list[np.ndarray]] = []
+    parts: list[HeldOut] = []
     model.eval()
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):     # its few batches are worth no compilation
+    with torch.compiler.set_stance("force_eager"):                      # its few batches are worth no compilation
         for index, (width, rows) in enumerate(plan):
             step = EVALUATION_STEP + index                              # it seeds the mask
             batch = mask_batch(data.pad_batch([shards.example(number) for number in numbers[rows]], width,
                                               model.config.pad_token_id), model.config, options.seed, step)
-            output = forward(model, batch, range(len(rows)), options.seed, step, device)
-            originals, is_slot = output.masked.original_ids, batch.masked.weights.bool()
-            nll = F.cross_entropy(output.generator_logits.transpose(1, 2), originals, reduction="none")
-            is_right = output.generator_logits.argmax(-1) == originals
-            device.flush()              # all results at once: what is fetched alone, XLA would compile alone
-            is_real = batch.attention_mask.bool()
-            parts.append([tensor.cpu()[where].numpy() for tensor, where in (
-                (nll, is_slot), (is_right, is_slot), (output.discriminator_logits, is_real),
-                (output.is_replaced, is_real))])
+            parts += device.side_by_side(functools.partial(outputs_of, model, batch, options.seed, step, device),
+                                         range(len(rows)))
     model.train()
     return HeldOut(*map(np.concatenate, zip(*parts)))
+
+
+@torch.no_grad()
+def outputs_of(model: ElectraForPretraining | MaskedLanguageModel, batch: HostBatch, seed: int, step: int,
+               device: Device, rows: range) -> HeldOut:
+    """Run the model over some rows of a batch."""
+    output = forward(model, batch, rows, seed, step, device)
+    originals = output.masked.original_ids
+    nll = F.cross_entropy(output.generator_logits.transpose(1, 2), originals, reduction="none")
+    is_right = output.generator_logits.argmax(-1) == originals
+    device.flush()                      # all results at once: what is fetched alone, XLA would compile alone
+    is_slot = batch.masked.weights[rows.start:rows.stop].bool()
+    is_real = batch.attention_mask[rows.start:rows.stop].bool()
+    return HeldOut(*(tensor.cpu()[where].numpy() for tensor, where in (
+        (nll, is_slot), (is_right, is_slot), (output.discriminator_logits, is_real), (output.is_replaced, is_real))))
 
 
 def evaluate(step: int, found: HeldOut) -> Evaluation:
