@@ -44,8 +44,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# The threads of torch wait for each other by spinning unless told otherwise before they start. Beside any
-# other busy process that makes a step ten times slower; without spinning nothing is lost.
+# Where the threads of torch compute one product together (in the optimiser), they wait for each other asleep.
+# By default they wait spinning, which takes the cores from every other process, and from the threads that
+# compute the rows of a batch side by side. It has to be said before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -55,9 +56,10 @@ from torch import nn
 import data
 import metrics
 from data import Task, option, say
-from electramed import (IGNORED_LABEL, PRESETS, Adam, Device, ElectraConfig, SequenceClassifier, SpanExtractor,
-                        TokenTagger, learning_rate_at, load_encoder, load_weights, model_folder, parameter_groups,
-                        read_config, save_pretrained)
+from electramed import (
+    IGNORED_LABEL, PRESETS, Adam, Device, ElectraConfig, SequenceClassifier, SpanExtractor, TokenTagger,
+    learning_rate_at, load_encoder, load_weights, model_folder, parameter_groups, read_config,
+    save_pretrained)
 from tokenizer import Tokenizer, learn_vocab
 
 
@@ -69,39 +71,41 @@ class Options:
 
     # What to train on, from what, and where to write.
     task: str = option("demo-ner", "what to fine-tune on", choices=list(data.TASKS))
-    data: str | None = option(os.environ.get("ELECTRAMED_DATA", "corpora"), "folder of the published data sets, "
-                              "or of this task's train, dev and test files")
+    data: str | None = option(os.environ.get("ELECTRAMED_DATA", "corpora"), "folder of the published data "
+                              "sets, or of this task's train, dev and test files")
     offline: bool = option(False, "do not download a published data set that is not there")
-    protocol: str = option(None, "whose hyper-parameters to use (default: those of the paper that has the task, "
-                           "ELECTRAMed's if both do)", choices=["electramed", "bio-electra"])
-    init: str | None = option(None, "pre-training run, fine-tuned run or model folder to start from; none: from "
-                              "scratch (default: runs/pretrain, if it is there)")
+    protocol: str = option(None, "whose hyper-parameters to use (default: those of the paper that has the "
+                           "task, ELECTRAMed's if both do)", choices=["electramed", "bio-electra"])
+    init: str | None = option(None, "pre-training run, fine-tuned run or model folder to start from; none: "
+                              "from scratch (default: runs/pretrain, if it is there)")
     like: str | None = option(None, "with --init none: the model folder whose sizes and vocabulary to use "
-                              "(default: runs/pretrain; without it tiny, with a vocabulary of the training set)")
+                              "(default: runs/pretrain; without it tiny, with a vocabulary of the training "
+                              "set)")
     out: str = option(None, "run folder (default: runs/finetune/TASK); finished seeds are not run again")
 
     # What to do: train some seeds, or one of three other things.
-    seeds: int = option(1, "runs with seeds 0, 1, ...; the table gives their mean and standard deviation", at_least=1)
-    search: int | None = option(None, "first try that many random points of Bio-ELECTRA's grid of learning rate, "
-                                "epochs and batch size on the development set; the seeds then run with the best",
-                                at_least=1)
-    curve: bool = option(False, "fine-tune from each model that the pre-training run --init kept, and write the "
-                         "score against its steps")
+    seeds: int = option(1, "runs with seeds 0, 1, ...; the table gives their mean and standard deviation",
+                        at_least=1)
+    search: int | None = option(None, "first try that many random points of Bio-ELECTRA's grid of learning "
+                                "rate, epochs and batch size on the development set; the seeds then run with "
+                                "the best", at_least=1)
+    curve: bool = option(False, "fine-tune from each model that the pre-training run --init kept, and write "
+                         "the score against its steps")
     predict: str | None = option(None, "read a file (-: standard input) with the model of --out instead of "
-                                 "training: a text per line, or for pairs {\"question\": ..., \"passage\": ...}; "
-                                 "the results are JSON lines")
+                                 "training: a text per line, or for pairs {\"question\": ..., "
+                                 "\"passage\": ...}; the results are JSON lines")
 
     # Hyper-parameters.
     epochs: int = option(None, "passes over the training set", at_least=1)
     batch_size: int = option(None, "examples in a batch", at_least=1)
     max_length: int = option(None, "tokens of the longest row; longer texts become windows", at_least=8)
     learning_rate: float = option(None, "peak learning rate of the head", at_least=0)
-    layer_decay: float = option(None, "factor of the learning rate from each layer to the one below", at_least=0)
+    layer_decay: float = option(None, "factor of the learning rate from a layer to the one below", at_least=0)
     weight_decay: float = option(None, "decoupled weight decay", at_least=0)
     dropout: float = option(None, "dropout of hidden states and attention", at_least=0)
-    class_weights: bool = option(False, "for ranking: weigh the loss 1 to 99 in favour of the few right candidates")
-    tag_loss: str = option("softmax", "for entities: one softmax over the labels, or a binary classifier for each",
-                           choices=["softmax", "binary"])
+    class_weights: bool = option(False, "for ranking: weigh the loss 1 to 99 in favour of right candidates")
+    tag_loss: str = option("softmax", "for entities: one softmax over the labels, or a binary classifier for "
+                           "each", choices=["softmax", "binary"])
 
     # Where to compute.
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
@@ -112,7 +116,7 @@ class Options:
 # Options that may change while finished seeds are kept. A change of any other one is refused by name, and so
 # is a change of the model that the run starts from.
 FREE = ("out", "seeds", "protocol", "device", "precision", "offline", "search", "curve", "predict")
-FIXED = tuple(field.name for field in dataclasses.fields(Options) if field.name not in FREE) + ("starting_model",)
+FIXED = ("starting_model", *(field.name for field in dataclasses.fields(Options) if field.name not in FREE))
 
 WARMUP_SHARE = 0.1              # of all steps
 QUESTION_LENGTH = 64            # pieces that a question is cut to
@@ -125,7 +129,7 @@ PUBLISHED_TEST_SET = "test set"     # how tables call it; where a file is cut in
 PLACES = 3                      # how many places of one and the same error errors.md shows
 READ_AT_ONCE = 256              # lines of a file that --predict reads as one block
 
-CLASS_WEIGHTS = (1.0, 99.0)     # of wrong and right candidates, with --class-weights; the loss is a weighted mean
+CLASS_WEIGHTS = (1.0, 99.0)     # of wrong and right candidates, with --class-weights: a weighted mean
 
 # ELECTRAMed, Table 5. The paper gives no epochs: 3 and, for questions, 2 are those of official ELECTRA.
 TABLE_5 = {"epochs": 3, "batch_size": 32, "max_length": 128, "learning_rate": 5e-5, "layer_decay": 0.8,
@@ -208,8 +212,8 @@ class Feature(NamedTuple):
     example: int                # number of the example it was cut from; a long example gives several features
     input_ids: list[int]        # [CLS] A [SEP], or [CLS] A [SEP] B [SEP]
     first_length: int           # tokens of [CLS] A [SEP]
-    labels: Any                 # one label id a position, or one for the row, or (start, end) positions: see each kind
-    spots: Sequence[Any] = ()   # where in the row the example's words or characters stand: see each kind
+    labels: Any                 # by kind: a label id for each position, or one for the row, or (start, end)
+    spots: Sequence[Any] = ()   # by kind: where in the row words or characters of the example stand
     is_cut: bool = False        # whether the end of the example stands in no feature
 
 
@@ -218,7 +222,7 @@ Outputs = Sequence[np.ndarray]         # what the head gives for each feature, c
 
 
 def split_windows(length: int, capacity: int, stride: int) -> list[tuple[int, int]]:
-    """Cover `length` pieces by windows (start, end) of at most `capacity`, each starting `stride` after the last.
+    """Cover `length` pieces by windows (start, end) of at most `capacity`, one starting every `stride`.
 
     >>> split_windows(10, 4, 2)
     [(0, 4), (2, 6), (4, 8), (6, 10)]
@@ -226,7 +230,7 @@ def split_windows(length: int, capacity: int, stride: int) -> list[tuple[int, in
     source   TF qa_tasks.QATask._add_examples
     """
     if min(capacity, stride) < 1:
-        raise ValueError(f"windows of {capacity} pieces every {stride} cover nothing: raise the maximum length")
+        raise ValueError(f"windows of {capacity} pieces every {stride} cover nothing: raise --max-length")
     windows = [(0, min(length, capacity))]
     while windows[-1][1] < length:
         start = windows[-1][0] + min(stride, capacity)      # a stride beyond the window would skip pieces
@@ -235,7 +239,7 @@ def split_windows(length: int, capacity: int, stride: int) -> list[tuple[int, in
 
 
 def best_windows(length: int, windows: list[tuple[int, int]]) -> np.ndarray:
-    """Find for each piece the window in which it has most context, so that every piece belongs to exactly one.
+    """Find for each piece the window in which it has most context: every piece belongs to exactly one.
 
     The context of a piece in a window is the smaller of its two sides. Piece 3 has 0 pieces to its right in
     the window (0, 4), but one to each side in (2, 6):
@@ -276,7 +280,7 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 class Error(NamedTuple):
     """Describe one wrong prediction, as errors.md lists it."""
 
-    headings: tuple[str, ...]   # from the widest group down to what is counted: ("Drug", "missed", "jorganux")
+    headings: tuple[str, ...]   # from the widest group to what is counted: ("Drug", "missed", "jorganux")
     lines: tuple[str, ...]      # Markdown: where it happened, and what was expected and predicted
 
 
@@ -291,8 +295,7 @@ def plain(text: str) -> str:
 def outline(errors: Sequence[Error], depth: int = 0) -> list[str]:
     """Arrange errors as lines of Markdown under their headings, the most frequent heading first.
 
-    The last heading of an error becomes an item of a list, with the number of its places and the first of
-    them:
+    The last heading becomes an item of a list, with the number of its places and the first of them:
 
         ## Drug: 3
         ### missed: 3
@@ -329,7 +332,7 @@ class Line(NamedTuple):
 
 
 def read_pair(line: Line) -> tuple[str, str]:
-    """Read the question and the passage of a line such as {"question": "Which drug ...?", "passage": "..."}."""
+    """Read question and passage from a line such as {"question": "Which drug ...?", "passage": "..."}."""
     try:
         pair = json.loads(line.text)
         question, passage = pair["question"], pair["passage"]
@@ -343,7 +346,7 @@ def read_pair(line: Line) -> tuple[str, str]:
 
 def embolden(text: str, found: Sequence[dict[str, Any]]) -> str:
     """Show what was found in bold in its text, with its type in brackets, as in ELECTRAMed's Table 6."""
-    for span in reversed(found):                # from the end: what is inserted moves no span that is still to come
+    for span in reversed(found):                # from the end, so that no span moves before its turn
         name = f" [{span['type']}]" if span.get("type") else ""
         text = f"{text[:span['start']]}\x1b[1m{span['text']}\x1b[0m{name}{text[span['end']:]}"
     return text
@@ -399,7 +402,7 @@ class Kind:
         return f"{sum(feature.is_cut for feature in features)} cut at {max_length} tokens"
 
     def announce(self, split: str, examples: Sequence[Any], features: Features) -> None:
-        """Say before training what of a split no model can get right: here, labels that the training set lacks."""
+        """Say before training what no model can get right: here, labels that the training set lacks."""
         if unknown := self.count_labels(examples).keys() - set(self.labels):
             say(f"*** {', '.join(sorted(unknown))}: not in the training set, so always missed in {split} ***")
 
@@ -407,7 +410,7 @@ class Kind:
     new_head: Callable[[ElectraConfig], nn.Module]
 
     def label_array(self, features: Features, width: int) -> np.ndarray:
-        """Return the labels of a batch of rows padded to `width` tokens: (B,), or (B, 2) for starts and ends."""
+        """Return the labels of a batch whose rows have `width` tokens: (B,), or (B, 2) of starts and ends."""
         return np.array([feature.labels for feature in features])
 
     def loss_settings(self, options: Options, device: Device) -> Sequence[Any]:
@@ -420,8 +423,7 @@ class Kind:
     decode: Callable[..., list]
     # (examples, predictions) -> scores as the papers have them
     score: Callable[..., Measures]
-    # (folder, examples, predictions): write the predictions in the form in which the task wants them handed
-    # in
+    # (folder, examples, predictions): writes what is handed in, in the task's own form
     write: Callable[..., None]
     # (examples, features, predictions) -> what is wrong with the predictions
     errors: Callable[..., Report]
@@ -451,7 +453,7 @@ class WordSpot(NamedTuple):
 
 
 class RawSentence(NamedTuple):
-    """Hold a sentence of raw text. Tagging.encode reads its first two fields, which a TaggedSentence has too."""
+    """Hold a sentence of raw text, which Tagging.encode reads like a TaggedSentence."""
 
     words: list[str]
     tags: list[str]             # all O: they are what is asked for
@@ -509,13 +511,13 @@ class Tagging(Kind):
         for number, example in enumerate(examples):
             # 1. Wordpieces, and the word that each belongs to. A word that cleans to nothing is one [UNK].
             ids, word_of = tokenizer.encode_words(example.words)
-            first_pieces = [piece for piece in range(len(ids)) if piece == 0 or word_of[piece] != word_of[piece - 1]]
+            opening = [piece for piece, word in enumerate(word_of) if piece == 0 or word != word_of[piece - 1]]
             # 2. Windows, and for each piece the one to which it belongs.
             windows = split_windows(len(ids), capacity, capacity // 2)
             owner = best_windows(len(ids), windows)
             # 3. One row for each window, with the tags of the words that belong to it.
             for window, (start, end) in enumerate(windows):
-                spots = [WordSpot(1 + piece - start, word_of[piece]) for piece in first_pieces
+                spots = [WordSpot(1 + piece - start, word_of[piece]) for piece in opening
                          if owner[piece] == window]
                 labels = [IGNORED_LABEL] * (end - start + 2)
                 for spot in spots:
@@ -579,7 +581,7 @@ class Tagging(Kind):
             gold_spans, predicted_spans = metrics.spans_from_tags(example.tags), metrics.spans_from_tags(tags)
             for verdict, gold, predicted in metrics.match_entities(gold_spans, predicted_spans):
                 count[verdict] += 1
-                span = gold or predicted                    # the gold entity, unless the predicted one is spurious
+                span = gold or predicted                    # of a spurious entity the predicted one
                 if verdict == "hit" or not span:
                     continue
                 (name, start, end), group = span, verdict
@@ -595,9 +597,9 @@ class Tagging(Kind):
 
     @staticmethod
     def mark_spans(words: list[str], gold: metrics.Span | None, predicted: metrics.Span | None) -> str:
-        """Write the sentence with the gold entity in **bold** and the predicted one, which may overlap, in [brackets].
+        """Write the sentence with the gold entity in **bold** and the predicted one in [brackets].
 
-        Say "kel acid" is a drug of which only "kel" was found: [**kel**] or **[kel] acid**.
+        The two may overlap. Say "kel acid" is a drug, of which only "kel" was found: **[kel] acid**.
         """
         shown = [plain(word) for word in words]
         for span, opening, closing in ((gold, "**", "**"), (predicted, "[", "]")):
@@ -634,7 +636,7 @@ class Tagging(Kind):
 
     def results(self, examples: Sequence[RawSentence], features: Features, outputs: Outputs,
                 options: Options) -> list[dict[str, Any]]:
-        """Return the entities of each line: characters, type, text, and the mean probability of the words' tags.
+        """Return the entities of each line, with the mean probability of their words' tags.
 
             {"text": "Jorganux slowed kelmarin fever.", "entities": [
                 {"start": 16, "end": 30, "type": "Disease", "text": "kelmarin fever", "score": 0.9712}]}
@@ -642,13 +644,14 @@ class Tagging(Kind):
         tags = self.decode(examples, features, outputs)
         chances = [self.probabilities(output, options.tag_loss).max(axis=-1) for output in outputs]
         results: dict[int, dict[str, Any]] = {}             # by line: a line has one sentence or more
-        for example, words_tags, words_chances in zip(examples, tags, self.at_words(examples, features, chances)):
+        word_chances = self.at_words(examples, features, chances)
+        for example, word_tags, sure in zip(examples, tags, word_chances):
             result = results.setdefault(example.line, {"text": example.text, "entities": []})
-            for name, first_word, end_word in metrics.spans_from_tags(words_tags):
-                start, end = example.spans[first_word][0], example.spans[end_word - 1][1]
-                score = float(np.mean([float(chance) for chance in words_chances[first_word:end_word]]))
-                result["entities"].append({"start": start, "end": end, "type": name, "text": example.text[start:end],
-                                           "score": round(score, 4)})
+            for name, first, last in metrics.spans_from_tags(word_tags):
+                (start, _), (_, end) = example.spans[first], example.spans[last - 1]
+                score = round(float(np.mean([float(chance) for chance in sure[first:last]])), 4)
+                result["entities"].append({"start": start, "end": end, "type": name,
+                                           "text": example.text[start:end], "score": score})
         return list(results.values())
 
     def show(self, result: dict[str, Any]) -> str:
@@ -679,7 +682,7 @@ class Classification(Kind):
             is_pair = example.text_pair is not None
             first = list(tokenizer.encode(example.text))
             second = list(tokenizer.encode(example.text_pair or ""))
-            room = max_length - 2 - is_pair                                 # [CLS], and one [SEP] for each part
+            room = max_length - 2 - is_pair                     # without [CLS] and a [SEP] for each part
             is_cut = len(first) + len(second) > room
             while len(first) + len(second) > room:
                 longer = first if len(first) > len(second) else second
@@ -700,13 +703,12 @@ class Classification(Kind):
         """Return the likeliest label of each example; outputs (C,)."""
         return [self.labels[int(output.argmax())] for output in outputs]
 
-    def write(self, folder: Path, examples: Texts, predictions: Sequence[str]) -> None:
+    def write(self, folder: Path, examples: Sequence[Any], predictions: Sequence[Any]) -> None:
         """Write predictions.tsv: rows of index and label, in the order of the test file."""
         rows = [f"{example.id}\t{label}" for example, label in zip(examples, predictions)]
         write_lines(folder / "predictions.tsv", ["index\tlabel", *rows])
 
-    def errors(self, examples: Texts, features: Features,
-               predictions: Sequence[str]) -> Report:
+    def errors(self, examples: Sequence[Any], features: Features, predictions: Sequence[Any]) -> Report:
         """List false positives, false negatives, and positive labels taken for each other."""
         negative, errors = self.negative, []
         for example, predicted in zip(examples, predictions):
@@ -727,6 +729,11 @@ class Classification(Kind):
         """Return the label that means "none" or "no"; in every set of labels it stands first."""
         return self.task.negative or self.labels[0]
 
+    def raw_examples(self, lines: Sequence[Line], tokenizer: Tokenizer) -> list[data.LabelledText]:
+        """Take a question and a passage, which answers it or is a candidate, from each line."""
+        pairs = [read_pair(line) for line in lines]
+        return [data.LabelledText("", question, "", passage) for question, passage in pairs]
+
     def reported(self, output: np.ndarray) -> int:
         """Choose the label whose probability is given for raw text: the likeliest."""
         return int(output.argmax())
@@ -740,7 +747,8 @@ class Classification(Kind):
             asked = {"text": example.text}
             if example.text_pair is not None:
                 asked = {"question": example.text, "passage": example.text_pair}
-            results.append({**asked, "label": self.labels[label], "score": round(float(softmax(output)[label]), 4)})
+            score = round(float(softmax(output)[label]), 4)
+            results.append({**asked, "label": self.labels[label], "score": score})
         return results
 
     def show(self, result: dict[str, Any]) -> str:
@@ -755,8 +763,9 @@ class Relations(Classification):
     The published files have an index, the sentence with placeholders for the two entities, and the label:
 
         index   sentence                                label
-        s7.1    @DRUG$ slowed @DISEASE$ in adults .     treats       -> LabelledText("s7.1", "@DRUG$ ...", "treats")
+        s7.1    @DRUG$ slowed @DISEASE$ in adults .     treats
         s7.2    @DRUG$ met @DISEASE$ by chance .        false
+                              -> LabelledText("s7.1", "@DRUG$ slowed @DISEASE$ in adults .", "treats"), ...
 
     One label, the negative one, means "no relation" and is never scored: precision, recall and F1 are
     micro-averaged over the others. A pair with two labels stands on two rows. What is handed in are rows of
@@ -766,7 +775,7 @@ class Relations(Classification):
     purpose = "relations"
 
     def find_labels(self, examples: Texts) -> tuple[str, ...]:
-        """List the labels that occur: the negative one first, which is the most frequent unless the task names it."""
+        """List the labels that occur, the negative one first: the most frequent, unless the task names it."""
         counts = self.count_labels(examples)
         negative = self.task.negative or counts.most_common(1)[0][0]
         return (negative, *sorted(counts.keys() - {negative}))
@@ -808,16 +817,6 @@ class YesNo(Classification):
         return {"macro_f1": scores.macro_f1, "accuracy": scores.accuracy,
                 **precision_recall_f1(scores.yes, "yes "), **precision_recall_f1(scores.no, "no ")}
 
-    def raw_examples(self, lines: Sequence[Line], tokenizer: Tokenizer) -> list[data.LabelledText]:
-        """Take a question and the answer in words from each line."""
-        return [raw_pair(line) for line in lines]
-
-
-def raw_pair(line: Line) -> data.LabelledText:
-    """Read a pair of texts without a label from a line of JSON."""
-    question, passage = read_pair(line)
-    return data.LabelledText("", question, "", passage)
-
 
 class Ranking(Classification):
     """Rank candidate sentences by how probably they answer a question.
@@ -827,8 +826,7 @@ class Ranking(Classification):
         label   question                        answer candidate
         0       What does jorganux slow?        Fever was common in adults.
         1       What does jorganux slow?        Jorganux slowed kelmarin fever.
-                      -> Candidate(group="What does ...?", text="What does ...?", text_pair="Jorganux ...",
-                      "1")
+                                  -> ..., Candidate("What does ...?", "What does ...?", "Jorganux ...", "1")
 
     The prediction is the probability of label 1. The candidates of each question are sorted by it, and the
     score is the mean of 1 / rank of the first right one (MRR). With so few right candidates the loss may
@@ -855,35 +853,29 @@ class Ranking(Classification):
         return {"mrr": metrics.reranking_mrr(groups)}
 
     def write(self, folder: Path, examples: Sequence[data.Candidate], predictions: Sequence[float]) -> None:
-        """Write predictions.tsv: rows of probability, question and candidate, in the order of the test file."""
+        """Write predictions.tsv: rows of probability, question and candidate, as in the test file."""
         rows = [f"{probability:.6g}\t{example.text}\t{example.text_pair}"
                 for example, probability in zip(examples, predictions)]
         write_lines(folder / "predictions.tsv", ["probability\tquestion\tanswer_candidate", *rows])
 
     def errors(self, examples: Sequence[data.Candidate], features: Features,
                predictions: Sequence[float]) -> Report:
-        """List the questions whose first right candidate is not ranked first, the lowest ranks before the others."""
+        """List the questions whose first right candidate is not ranked first, the lowest ranks on top."""
         ranked: dict[str, list[data.Candidate]] = {}
         for _, example in sorted(zip(predictions, examples), key=lambda pair: -pair[0]):
             ranked.setdefault(example.group, []).append(example)
-        placed: list[tuple[int, Error]] = []                # rank of the first right candidate from 1, 0 without one
+        placed: list[tuple[int, Error]] = []                # the first right candidate's rank, 0 without one
         for question, candidates in ranked.items():
-            rank = next((rank for rank, candidate in enumerate(candidates, start=1) if candidate.label == "1"), 0)
-            if rank == 1:
-                continue
-            lines = [f"ranked first: {plain(candidates[0].text_pair)}"]
-            if rank:
-                right = candidates[rank - 1]
-                lines.insert(0, f"right, rank {rank} of {len(candidates)}: {plain(right.text_pair)}")
-            group = "not ranked first" if rank else "no right candidate"
-            placed.append((rank, Error((group, question), tuple(lines))))
+            ranks = [rank for rank, candidate in enumerate(candidates, start=1) if candidate.label == "1"]
+            lines = [f"right, rank {rank} of {len(candidates)}: {plain(candidates[rank - 1].text_pair)}"
+                     for rank in ranks[:1]]
+            lines.append(f"ranked first: {plain(candidates[0].text_pair)}")
+            group = "not ranked first" if ranks else "no right candidate"
+            if ranks[:1] != [1]:
+                placed.append((ranks[0] if ranks else 0, Error((group, question), tuple(lines))))
         placed.sort(key=lambda item: -item[0])
         return ([error for _, error in placed],
                 f"{len(placed)} of {len(ranked)} questions have no right candidate in the first place.")
-
-    def raw_examples(self, lines: Sequence[Line], tokenizer: Tokenizer) -> list[data.LabelledText]:
-        """Take a question and one candidate from each line."""
-        return [raw_pair(line) for line in lines]
 
     def reported(self, output: np.ndarray) -> int:
         """Choose label 1: the question is always how probably the candidate is right."""
@@ -919,7 +911,7 @@ class Answer(NamedTuple):
 
 
 Questions = Sequence[data.Question]
-AnswerLists = Sequence[list[Answer]]   # for each question and passage, best first
+AnswerLists = Sequence[list[Answer]]           # for each question and passage, best first
 
 
 class Answers(Kind):
@@ -928,9 +920,9 @@ class Answers(Kind):
     SQuAD's files hold passages with questions, and the characters at which the accepted answers begin.
     BioASQ's have the same form; a question there has several snippets as its passages, q1_000, q1_001, ...:
 
-        {"context": "Jorganux slowed kelmarin fever.", "qas": [{"id": "q1", "question": "What did jorganux
-        slow?",
-         "answers": [{"text": "kelmarin fever", "answer_start": 16}]}]}
+        {"context": "Jorganux slowed kelmarin fever.",
+         "qas": [{"id": "q1", "question": "What did jorganux slow?",
+                  "answers": [{"text": "kelmarin fever", "answer_start": 16}]}]}
               -> Question("q1", "What did jorganux slow?", "Jorganux slowed ...", [("kelmarin fever", 16)])
 
     Rows are [CLS] question [SEP] window of the passage [SEP]. The output is two logits for each token, one
@@ -972,13 +964,13 @@ class Answers(Kind):
             before = len(question) + 2                      # [CLS] question [SEP]
             capacity = max_length - before - 1              # and the last [SEP]
             if capacity < 2:
-                raise ValueError(f"question {example.id} of {len(question)} pieces leaves no room for a passage in "
-                                 f"{max_length} tokens: raise the maximum length")
+                raise ValueError(f"question {example.id} of {len(question)} pieces leaves no room for a "
+                                 f"passage in {max_length} tokens: raise --max-length")
             # 2. The pieces that the gold answer touches. One that begins or ends inside a piece is widened.
             text, begin = example.answers[0] if example.answers else ("", 0)
-            gold = [piece for piece, (start, end) in enumerate(offsets) if end > begin and start < begin + len(text)]
-            # 3. One row for each window. The gold answer is here, or this window has none: (0, 0), that is
-            # [CLS].
+            stop = begin + len(text)
+            gold = [piece for piece, (start, end) in enumerate(offsets) if end > begin and start < stop]
+            # 3. One row for each window. Without the whole gold answer its labels are (0, 0), that is [CLS].
             windows = split_windows(len(ids), capacity, min(stride, capacity // 2))
             owner = best_windows(len(ids), windows)
             for window, (start, end) in enumerate(windows):
@@ -995,13 +987,13 @@ class Answers(Kind):
         """Say how many windows there are."""
         return f"{len(features):,} windows"
 
-    def findable(self, examples: Questions, features: Features) -> AnswerLists:
+    def findable(self, examples: Questions, features: Features) -> list[list[Answer]]:
         """Find the gold answers of each example that decode() can give: the ceiling of the exact answers.
 
         Such an answer begins and ends where a piece does, is short, and lies whole in the window to which its
         first piece belongs.
         """
-        found: AnswerLists = [[] for _ in examples]
+        found: list[list[Answer]] = [[] for _ in examples]
         for feature in features:
             example = examples[feature.example]
             first = {spot.start: spot.position for spot in feature.spots if spot.is_best}
@@ -1021,7 +1013,8 @@ class Answers(Kind):
             return [(start, start + len(text)) for text, start in example.answers]
         places = []
         for synonym in filter(None, example.gold or []):
-            places += [match.span() for match in re.finditer(re.escape(synonym), example.context, re.IGNORECASE)]
+            found = re.finditer(re.escape(synonym), example.context, re.IGNORECASE)
+            places += [match.span() for match in found]
         return places
 
     def announce(self, split: str, examples: Questions, features: Features) -> None:
@@ -1030,20 +1023,22 @@ class Answers(Kind):
         The gold answers that a span can give are scored as if they were predictions: no model can do better.
         """
         if without := sum(not (example.answers or example.gold) for example in examples):
-            say(f"*** {without} questions of {split} have no gold answer and score 0: the golden files are missing ***")
+            say(f"*** {without} questions of {split} have no gold answer and score 0: "
+                "the golden files are missing ***")
         found = self.findable(examples, features)
         ceiling = self.score(examples, found)[self.task.metric]
         asked = {self.question_id(example) for example in examples}
         answered = {self.question_id(example) for example, answers in zip(examples, found) if answers}
-        say(f"{split}: {len(asked - answered)} of {len(asked)} questions have no gold answer that is a span of a "
-            f"window; gold fed back scores {self.task.metric} {100 * ceiling:.2f}, the ceiling of exact answers")
+        say(f"{split}: {len(asked - answered)} of {len(asked)} questions have no gold answer that is a span "
+            f"of a window; gold fed back scores {self.task.metric} {100 * ceiling:.2f}, the ceiling of exact "
+            "answers")
 
     def new_head(self, config: ElectraConfig) -> nn.Module:
         """Build the extractor: two logits for each token, of the start and of the end."""
         return SpanExtractor(config)
 
     def decode(self, examples: Questions, features: Features, outputs: Outputs,
-               best: int = BEST_SPANS, max_pieces: int = MAX_ANSWER_PIECES) -> AnswerLists:
+               best: int = BEST_SPANS, max_pieces: int = MAX_ANSWER_PIECES) -> list[list[Answer]]:
         """Find the n best spans of each example over all its windows, best first.
 
         outputs   (T, 2) for each feature: start and end
@@ -1051,8 +1046,7 @@ class Answers(Kind):
         source    TF qa_metrics.SpanBasedQAScorer
         """
         # 1. In each window pair the best starts with the best ends. A span lies in the passage, is short, and
-        # starts
-        #    where this window is the best one of its first piece: so two windows never propose the same span.
+        #    starts where this window is its first piece's best: so no span is proposed by two windows.
         proposed: list[list[ScoredSpan]] = [[] for _ in examples]
         for feature, logits in zip(features, outputs):
             spot_at = {spot.position: spot for spot in feature.spots}
@@ -1063,9 +1057,8 @@ class Answers(Kind):
                 if first and last and first.is_best and start <= end < start + max_pieces:
                     span = ScoredSpan(float(logits[start, 0] + logits[end, 1]), first.start, last.end)
                     proposed[feature.example].append(span)
-        # 2. Of all windows keep the best spans, each once. A probability is the softmax of the score over
-        # these.
-        answers: AnswerLists = []
+        # 2. Keep the best spans of all windows. A probability is the softmax of the scores over these.
+        answers: list[list[Answer]] = []
         for example, spans in zip(examples, proposed):
             kept = list(dict.fromkeys(sorted(spans, key=lambda span: -span.score)))[:best]
             exponentials = np.exp(np.array([span.score - kept[0].score for span in kept]))
@@ -1079,7 +1072,7 @@ class Answers(Kind):
         return metrics.bioasq_question_id(example.id) if self.is_bioasq else example.id
 
     def gold_texts(self, examples: Questions) -> dict[str, list[str]]:
-        """List the accepted answers to each question: synonyms or, without these, the answers in its passages."""
+        """List the accepted answers to each question: synonyms, or else the answers in its passages."""
         gold: dict[str, list[str]] = {}
         for example in examples:
             accepted = [text for text, _ in example.answers] if example.gold is None else example.gold
@@ -1089,7 +1082,7 @@ class Answers(Kind):
 
     def predicted_texts(self, examples: Questions,
                         predictions: AnswerLists) -> dict[str, list[str]]:
-        """List what is answered to each question, best first; for BioASQ up to five texts, merged from all snippets."""
+        """List the texts answered to each question, best first; for BioASQ up to five, of all snippets."""
         if not self.is_bioasq:
             return {example.id: [answer.text for answer in answers]
                     for example, answers in zip(examples, predictions)}
@@ -1100,7 +1093,8 @@ class Answers(Kind):
 
     def first_texts(self, examples: Questions, predictions: AnswerLists) -> dict[str, str]:
         """Return the best answer to each question; the empty text where there is none."""
-        return {name: texts[0] if texts else "" for name, texts in self.predicted_texts(examples, predictions).items()}
+        predicted = self.predicted_texts(examples, predictions)
+        return {name: texts[0] if texts else "" for name, texts in predicted.items()}
 
     @staticmethod
     def batches(examples: Questions, predictions: AnswerLists
@@ -1111,9 +1105,10 @@ class Answers(Kind):
             yield batch, [examples[number] for number in chosen], [predictions[number] for number in chosen]
 
     def score(self, examples: Questions, predictions: AnswerLists) -> Measures:
-        """Score SQuAD's exact match and F1, or BioASQ's measures over all questions and for each test batch."""
+        """Score SQuAD's exact match and F1, or BioASQ's measures over all questions and for each batch."""
         if not self.is_bioasq:
-            return metrics.squad_scores(self.first_texts(examples, predictions), self.gold_texts(examples))._asdict()
+            predicted = self.first_texts(examples, predictions)
+            return metrics.squad_scores(predicted, self.gold_texts(examples))._asdict()
         measures: Measures = self.factoid_scores(examples, predictions)
         for batch, some, answers in self.batches(examples, predictions):
             scores = self.factoid_scores(some, answers)
@@ -1127,7 +1122,7 @@ class Answers(Kind):
 
     @staticmethod
     def closing_lines(results: Sequence[Measures]) -> list[str]:
-        """Return ELECTRAMed's Table 10: the mean MRR of each batch, divided by the best system's, added up."""
+        """Return ELECTRAMed's Table 10: the mean MRR of each batch, divided by the best system's, summed."""
         mean = {}
         for batch in BEST_MRR:
             measure = f"batch {batch} mrr"
@@ -1139,11 +1134,11 @@ class Answers(Kind):
             "ours": list(mean.values()),
             "best": [BEST_MRR[batch] for batch in mean],
             "paper": [BATCH_SCORES[batch][BATCH_MEASURES.index("mrr")] / 100 for batch in mean]})
-        return [f"sum over {len(mean)} batches of MRR / best MRR (ELECTRAMed's Table 10): {total['ours']:.3f}; "
-                f"ELECTRAMed {total['paper']:.3f}"]
+        return [f"sum over {len(mean)} batches of MRR / best MRR (ELECTRAMed's Table 10): "
+                f"{total['ours']:.3f}; ELECTRAMed {total['paper']:.3f}"]
 
     def write(self, folder: Path, examples: Questions, predictions: AnswerLists) -> None:
-        """Write SQuAD's {id: text}; for BioASQ one submission file a batch, with up to five answers a question."""
+        """Write SQuAD's {id: text}, or one BioASQ submission a batch, with up to five answers a question."""
         files: dict[str, Any] = {}
         if self.is_bioasq:
             for batch, some, answers in self.batches(examples, predictions):
@@ -1191,8 +1186,9 @@ class Answers(Kind):
             lines = [f"{side}: {' | '.join(map(plain, texts)) or 'none'}"
                      for side, texts in (("gold", gold[name]), ("predicted", given))]
             errors.append(Error((group, question), tuple(lines)))
-        return errors, (f"{len(errors)} of {len(gold)} questions are answered wrongly.\nBoundary: the best answer "
-                        "overlaps a gold one; out of reach: no gold answer is a span of a window.")
+        return errors, (f"{len(errors)} of {len(gold)} questions are answered wrongly.\n"
+                        "Boundary: the best answer overlaps a gold one; out of reach: no gold answer is a "
+                        "span of a window.")
 
     def raw_examples(self, lines: Sequence[Line], tokenizer: Tokenizer) -> list[data.Question]:
         """Take a question and its passage from each line."""
@@ -1200,7 +1196,7 @@ class Answers(Kind):
 
     def results(self, examples: Questions, features: Features, outputs: Outputs,
                 options: Options) -> list[dict[str, Any]]:
-        """Return the best answers to each question: characters of the passage, text, share of the probability."""
+        """Return the best answers to each question, with their characters in the passage."""
         results = []
         for example, answers in zip(examples, self.decode(examples, features, outputs)):
             shown = [{"start": answer.start, "end": answer.end, "text": answer.text,
@@ -1214,7 +1210,8 @@ class Answers(Kind):
 
 
 # The kinds by the names that data.TASKS uses.
-KINDS: dict[str, type[Kind]] = {"ner": Tagging, "re": Relations, "classify": YesNo, "rank": Ranking, "qa": Answers}
+KINDS: dict[str, type[Kind]] = {
+    "ner": Tagging, "re": Relations, "classify": YesNo, "rank": Ranking, "qa": Answers}
 
 
 # --- 3. Training one seed ---
@@ -1236,7 +1233,7 @@ class Trained(NamedTuple):
     """Hold the result of one training."""
 
     model: nn.Module
-    dev_scores: Measures                        # of the epoch that was chosen; empty without a development set
+    dev_scores: Measures                        # of the chosen epoch; empty without a development set
     log: list[str]                              # the lines of log.csv
 
 
@@ -1252,17 +1249,24 @@ def predict(model: nn.Module, features: Features, options: Options, pad_id: int,
     Features of like length share a batch, whatever their order, so that little of a batch is padding.
     """
     lengths = np.array([len(feature.input_ids) for feature in features])
+    rng = np.random.default_rng(0)                      # the order of the batches, which changes nothing
+    plan = data.plan_batches(lengths, EVALUATION_BATCH, options.max_length, rng, keep_rest=True)
     outputs: list[Any] = [None] * len(features)
-    plan = data.plan_batches(lengths, EVALUATION_BATCH, options.max_length, np.random.default_rng(0), keep_rest=True)
     model.eval()
-    with torch.inference_mode(), device.autocast():
-        for width, rows in plan:
-            batch = pad_features([features[row] for row in rows], width, pad_id)
-            logits = model(*device.put(*map(torch.from_numpy, batch))).float().cpu().numpy()
-            for row, output in zip(rows, logits):
-                # (T, ...) for a head that judges tokens, without the padding; (C,) for one that judges the
-                # row.
-                outputs[row] = output[:lengths[row]] if output.ndim == 2 else output
+    for width, rows in plan:
+        batch = pad_features([features[row] for row in rows], width, pad_id)
+        arrays = [torch.from_numpy(array) for array in batch]
+
+        def logits_of(part: range) -> np.ndarray:
+            """Compute the logits of a part of the rows, in one thread."""
+            with torch.inference_mode(), device.autocast():
+                inputs = device.put(*(array[part.start:part.stop] for array in arrays))
+                return model(*inputs).float().cpu().numpy()
+
+        logits = itertools.chain(*device.side_by_side(logits_of, range(len(rows))))
+        for row, output in zip(rows, logits):
+            # (T, ...) for a head that judges tokens, here without padding; (C,) for one that judges the row.
+            outputs[row] = output[:lengths[row]] if output.ndim == 2 else output
     model.train()
     return outputs
 
@@ -1278,25 +1282,24 @@ def evaluate(model: nn.Module, split: str, prepared: Prepared, options: Options)
 def train(seed: int, prepared: Prepared, options: Options) -> Trained:
     """Fine-tune once.
 
-    Everything random is seeded by (seed, purpose, epoch or step), so that a seed gives the same model every
-    time.
-    returns   the model as it was after the epoch that did best on the development set (after the last one where
-              there is none), its scores there, and the lines of log.csv
+    Everything random is seeded by (seed, purpose, epoch or step): a seed gives the same model every time.
+    returns   the model as it was after the epoch that did best on the development set (after the last one
+              where there is none), its scores there, and the lines of log.csv
     """
     kind, features, device = prepared.kind, prepared.features["train"], prepared.device
     metric = kind.task.metric
 
     # 1. The model: a head drawn at random on top of the pre-trained encoder.
     torch.manual_seed(data.seed_for(seed, 0, "weights"))
-    model = kind.new_head(prepared.config)
+    model: Any = kind.new_head(prepared.config)
     if prepared.init:
         load_encoder(model, prepared.init)
     model.to(device.kind).train()
+    weights = list(model.parameters())
     settings = kind.loss_settings(options, device)
 
     # 2. The schedule: the learning rate rises over the first tenth of the steps, then falls to 0 in a
-    # straight line;
-    #    each layer has that of the layer above times options.layer_decay.
+    #    straight line. Each layer has the rate of the layer above it times layer_decay.
     optimizer = Adam(parameter_groups(model, options.weight_decay, options.layer_decay))
     lengths = np.array([len(feature.input_ids) for feature in features])
     total_steps = options.epochs * math.ceil(len(features) / options.batch_size)
@@ -1306,25 +1309,35 @@ def train(seed: int, prepared: Prepared, options: Options) -> Trained:
     log = [f"epoch,loss,dev_{metric}"]
     progress, step = data.Progress(total_steps, f"steps of seed {seed}"), 0
     for epoch in range(options.epochs):
-        # 3. An epoch: every feature once, in an order of its own, those of like length in one batch.
+        # 3. An epoch: every feature once, in an order of its own, features of like length in one batch.
         rng, losses = np.random.default_rng(data.seed_for(seed, epoch, "order")), []
-        for width, rows in data.plan_batches(lengths, options.batch_size, options.max_length, rng, keep_rest=True):
-            # 4. A step: batch, loss, gradients clipped to norm 1, update.
+        plan = data.plan_batches(lengths, options.batch_size, options.max_length, rng, keep_rest=True)
+        for width, rows in plan:
+            # 4. A batch on the host. Losses are divided by the total of the whole batch, so that those of its
+            #    parts, computed side by side, add up to the loss of the batch.
             chosen = [features[row] for row in rows]
-            batch = pad_features(chosen, width, prepared.tokenizer.pad_id)
-            arrays = [*batch, kind.label_array(chosen, width)]
-            *inputs, labels = device.put(*map(torch.from_numpy, arrays))
-            device.seed(data.seed_for(seed, step, "device"))                        # for dropout
-            with device.autocast():
-                loss = model.loss(model(*inputs), labels, *settings)                # type: ignore[operator]
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            batch = [*pad_features(chosen, width, prepared.tokenizer.pad_id), kind.label_array(chosen, width)]
+            arrays = [torch.from_numpy(array) for array in batch]
+            on_device, = device.put(arrays[-1])
+            total = model.total(on_device, *settings)
+
+            def losses_of(part: range) -> tuple[torch.Tensor]:
+                """Compute the share of the loss that some rows have, in one thread."""
+                *inputs, labels = device.put(*(array[part.start:part.stop] for array in arrays))
+                device.seed(data.seed_for(seed, step, f"device {part.start}"))      # for dropout
+                with device.autocast():
+                    return model.loss(model(*inputs), labels, *settings, total=total),
+
+            # 5. An update: gradients clipped to norm 1, then Adam. Losses stay on the device, because reading
+            #    one would wait for its step.
+            loss, = device.backward(losses_of, weights, range(len(rows)))
+            nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.update(learning_rate_at(step, total_steps, warmup_steps, options.learning_rate))
-            losses.append(loss.detach())                    # on the device: reading it would wait for the step
+            losses.append(loss)
             step += 1
             progress.show(step)
 
-        # 5. The development set chooses the epoch. The test set has no part in this.
+        # 6. The development set chooses the epoch. The test set has no part in this.
         dev_score = ""
         if "dev" in prepared.examples:
             scores, _ = evaluate(model, "dev", prepared, options)
@@ -1352,7 +1365,8 @@ def run_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> M
     write_lines(folder / "log.csv", trained.log)
     kind.write(folder, test, predictions)
     errors, note = kind.errors(test, prepared.features["test"], predictions)
-    write_errors(folder / "errors.md", f"Errors of {options.task}, {prepared.test_set}, seed {seed}", errors, note)
+    title = f"Errors of {options.task}, {prepared.test_set}, seed {seed}"
+    write_errors(folder / "errors.md", title, errors, note)
     save_pretrained(trained.model, folder / "model", prepared.tokenizer, kind.labels)
     record: dict[str, Any] = {"dev": trained.dev_scores, "test": test_scores}
     if prepared.test_set != PUBLISHED_TEST_SET:
@@ -1368,10 +1382,10 @@ class Start(NamedTuple):
     """Say what a run starts from."""
 
     init: Path | None           # the folder whose weights to take; None: none
-    like: Path | None           # the folder whose sizes and vocabulary to take; None: tiny, and one that is learnt
+    like: Path | None           # the folder whose sizes and vocabulary to take; None: tiny, and a new one
 
     def fingerprint(self) -> str:
-        """Compute a short hash of sizes and vocabulary, and of the weights unless the run starts from scratch.
+        """Compute a short hash of sizes, vocabulary and, unless the run starts from scratch, weights.
 
         With it a run notices that the model it started from has become another, even in the same folder.
         """
@@ -1395,7 +1409,7 @@ def find_start(options: Options) -> Start:
 
 
 def fetch_absent(options: Options) -> None:
-    """Download the published files where the train or test file is not there; raises OSError where that fails."""
+    """Download the published files where the train or test file is not there."""
     try:
         for split in ("train", "test"):
             data.find_split(options.task, split, options.data)
@@ -1439,7 +1453,7 @@ def read_splits(options: Options, seed: int) -> tuple[dict[str, list], str]:
 
 
 def prepare(options: Options, start: Start, seed: int) -> Prepared:
-    """Read the task's files and the tokenizer, and make the features; says what was cut, split or has no answer."""
+    """Read the task's files and the tokenizer, and make the features; says what was cut or split."""
     # 1. Examples, and the labels to tell apart.
     device = Device.choose(options.device, options.precision)
     examples, test_set = read_splits(options, seed)
@@ -1471,7 +1485,7 @@ def prepare(options: Options, start: Start, seed: int) -> Prepared:
 
 
 def score_table(options: Options, results: list[Measures], test_set: str = PUBLISHED_TEST_SET) -> str:
-    """Write one line for each measure, in percent: mean and standard deviation over the seeds, and the papers' figures.
+    """Write one line for each measure, in percent: mean and standard deviation, and the papers' figures.
 
         ncbi-disease, test set, 5 seeds
                                         mean      sd  ELECTRAMed Bio-ELECTRA          ++    ++ tuned
@@ -1503,13 +1517,13 @@ def score_table(options: Options, results: list[Measures], test_set: str = PUBLI
 
 
 def claim(options: Options, start: Start, has_begun: bool) -> None:
-    """Take the run folder for these options; once something in it is finished, what it depends on is fixed."""
+    """Take the run folder for these options; once a part of it is finished, what it depends on is fixed."""
     record = {**dataclasses.asdict(options), "starting_model": start.fingerprint()}
     data.claim_run_folder(Path(options.out), record, FIXED if has_begun else ())
 
 
 def run_seeds(options: Options) -> tuple[str, list[Measures]]:
-    """Fine-tune with every seed that is not finished yet; returns the table, also written, and the test scores."""
+    """Fine-tune with every seed that is not finished yet; returns the table and the test scores."""
     out, metric = Path(options.out), data.TASKS[options.task].metric
     start = find_start(options)
     claim(options, start, any(out.glob("seed-*/scores.json")))
@@ -1540,7 +1554,8 @@ def run_seeds(options: Options) -> tuple[str, list[Measures]]:
     (out / "model").mkdir(exist_ok=True)
     for file in (folders[best] / "model").iterdir():
         data.write_bytes(out / "model" / file.name, file.read_bytes())
-    say(f"{folders[best]} holds {', '.join(sorted(os.listdir(folders[best])))}; to read a text with its model: "
+    held = ", ".join(sorted(os.listdir(folders[best])))
+    say(f"{folders[best]} holds {held}; to read a text with its model: "
         f"python train_finetune.py --out {out} --predict FILE")
     return table, tests
 
@@ -1561,7 +1576,7 @@ def draw_trials(options: Options) -> list[Options]:
 
 
 def search(options: Options) -> Options:
-    """Try random points of the grid on the development set, each with seed 0; returns the options of the best.
+    """Try random points of the grid on the development set, each with seed 0; returns the best's options.
 
     The seeds of the best go to the folder of its trial. No trial is ever run twice: an interrupted search
     goes on, and so does one with a larger number.
@@ -1574,14 +1589,14 @@ def search(options: Options) -> Options:
         record = folder / "dev.json"
         claim(trial, start, record.is_file())
         if not record.is_file():
-            prepared = prepared or prepare(trial, start, 0)         # the grid changes nothing of what is prepared
+            prepared = prepared or prepare(trial, start, 0)         # the same for all points of the grid
             if "dev" not in prepared.examples:
                 raise ValueError(f"--search: {options.task} has no development set to choose by")
             data.write_bytes(record, json.dumps(train(0, prepared, trial).dev_scores, indent=1).encode())
         score = json.loads(record.read_bytes())[metric]
         say(f"trial {number} of {options.search}: {folder.name}: dev {metric} {100 * score:.2f}")
         scored.append((score, trial))
-    scored.sort(key=lambda pair: -pair[0])                          # of equally good ones the first that was drawn
+    scored.sort(key=lambda pair: -pair[0])                          # of equal ones the first that was drawn
     lines = [",".join([*GRID, f"dev_{metric}"])]
     for score, trial in scored:
         lines.append(",".join([*(f"{getattr(trial, name):g}" for name in GRID), f"{score:.6g}"]))
@@ -1600,7 +1615,7 @@ class CurvePoint(NamedTuple):
 
 
 def score_curve(options: Options) -> str:
-    """Fine-tune from every model a pre-training run kept; writes curve.csv, and curve.svg where matplotlib is there.
+    """Fine-tune from every model that a pre-training run kept; writes curve.csv and curve.svg.
 
     returns   the lines of curve.csv
     source    Bio-ELECTRA, Figure 1
@@ -1608,8 +1623,8 @@ def score_curve(options: Options) -> str:
     run_folder, out = Path(options.init or "runs/pretrain"), Path(options.out)
     models, metric = sorted(run_folder.glob("models/step-*")), data.TASKS[options.task].metric
     if not models:
-        raise ValueError(f"--curve: {run_folder / 'models'} holds no models: expected a run of train_pretrain.py, "
-                         "which keeps one every --keep-every steps")
+        raise ValueError(f"--curve: {run_folder / 'models'} holds no models: expected a run of "
+                         "train_pretrain.py, which keeps one every --keep-every steps")
     points = []
     for model in models:
         _, results = run_seeds(dataclasses.replace(options, init=str(model), out=str(out / model.name)))
@@ -1625,7 +1640,7 @@ def score_curve(options: Options) -> str:
 
 
 def draw_curve(points: list[CurvePoint], path: Path, title: str, metric: str) -> None:
-    """Draw means and intervals against pre-training steps, where matplotlib is installed: the figures do without."""
+    """Draw means and intervals against pre-training steps, where matplotlib is installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -1651,7 +1666,7 @@ class Reader(NamedTuple):
     device: Device
 
     def read(self, lines: list[Line]) -> list[dict[str, Any]]:
-        """Read lines of raw text on the same way as a test set: examples, features, outputs, what they say."""
+        """Read lines of raw text as a test set is read: examples, features, outputs, what they say."""
         examples = self.kind.raw_examples(lines, self.tokenizer)
         features = self.kind.encode(examples, self.tokenizer, self.options.max_length)
         if any(feature.is_cut for feature in features):
@@ -1666,7 +1681,8 @@ def open_reader(options: Options) -> Reader:
     try:
         labels = json.loads((folder / "config.json").read_bytes()).get("id2label", {}).values()
         trained = json.loads((Path(options.out) / "options.json").read_bytes())
-        options = dataclasses.replace(options, **{name: trained[name] for name in ("task", "max_length", "tag_loss")})
+        options = dataclasses.replace(options, task=trained["task"], max_length=trained["max_length"],
+                                      tag_loss=trained["tag_loss"])
         task = data.find_task(options.task)
         kind = KINDS[task.kind](task._replace(labels=tuple(labels)))
         if kind.has_labels and not labels:
@@ -1681,7 +1697,7 @@ def open_reader(options: Options) -> Reader:
 
 
 def input_lines(path: str) -> Iterator[Line]:
-    """Yield the lines of a file, or of standard input for "-", that are not blank; ValueError where not UTF-8."""
+    """Yield the lines of a file, or of standard input for "-", that are not blank."""
     try:
         lines = enumerate(sys.stdin, start=1) if path == "-" else data.numbered_lines(path)
         for number, text in lines:
@@ -1692,13 +1708,14 @@ def input_lines(path: str) -> Iterator[Line]:
 
 
 def predict_lines(options: Options) -> None:
-    """Print one JSON line for each line of a file or of standard input; on a terminal, text with marks instead."""
+    """Print one JSON line for each line of a file or of standard input; on a terminal, marked text."""
     reader = open_reader(options)
     lines = input_lines(str(options.predict))
     is_dialogue = options.predict == "-" and sys.stdin.isatty()     # then each line is answered at once
     while block := list(itertools.islice(lines, 1 if is_dialogue else READ_AT_ONCE)):
         for result in reader.read(block):
-            shown = reader.kind.show(result) if sys.stdout.isatty() else json.dumps(result, ensure_ascii=False)
+            is_for_people = sys.stdout.isatty()
+            shown = reader.kind.show(result) if is_for_people else json.dumps(result, ensure_ascii=False)
             print(shown, flush=is_dialogue)
 
 
@@ -1746,7 +1763,7 @@ def complete(options: Options) -> Options:
     task = data.TASKS[options.task]
     protocol = options.protocol or ("bio-electra" if "bio_electra" in task.source else "electramed")
     values: dict[str, Any] = {"out": f"runs/finetune/{options.task}", "protocol": protocol}
-    for part in ("", task.kind, options.task):                      # from what holds for all to what holds for one
+    for part in ("", task.kind, options.task):              # from what holds for all to what holds for one
         values |= PROTOCOLS[protocol].get(part, {})
     still_open = {name: value for name, value in values.items() if getattr(options, name) is None}
     return dataclasses.replace(options, **still_open)
@@ -1754,10 +1771,8 @@ def complete(options: Options) -> Options:
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and run; returns the exit status."""
-    def command() -> int:
-        return run(complete(data.parse_options(Options, "Fine-tune ELECTRA on a task.", arguments)))
-
-    return data.run_command(command)
+    return data.run_command(lambda: run(complete(
+        data.parse_options(Options, "Fine-tune ELECTRA on a task.", arguments))))
 
 
 if __name__ == "__main__":
