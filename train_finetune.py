@@ -193,6 +193,10 @@ BEST_MRR = {1: 0.4795, 2: 0.5667, 3: 0.5115, 4: 0.6955, 5: 0.3638}
 # 2.2 Tagging    2.3 Relations, YesNo, Ranking: one label for a text or pair    2.4 Answers
 
 # --- 2.1 What the kinds share ---
+#
+# The model reads rows of at most max_length tokens, but sentences and passages may be longer. What is cut off
+# could never be found, and would count as missed. So a long text is read in windows that overlap, and
+# whatever stands in two of them is taken from the one that shows more of the text around it.
 
 Measures = dict[str, float]            # name -> score in [0, 1]; the names are the rows of the table
 
@@ -223,6 +227,8 @@ Outputs = Sequence[np.ndarray]         # what the head gives for each feature, c
 
 def split_windows(length: int, capacity: int, stride: int) -> list[tuple[int, int]]:
     """Cover `length` pieces by windows (start, end) of at most `capacity`, one starting every `stride`.
+
+    The first window that reaches the end is the last:
 
     >>> split_windows(10, 4, 2)
     [(0, 4), (2, 6), (4, 8), (6, 10)]
@@ -264,7 +270,10 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def precision_recall_f1(scores: metrics.Scores, prefix: str = "") -> Measures:
-    """Name precision, recall and F1 over all types, and where there are several types also those of each."""
+    """Name precision, recall and F1 over all types, and where there are several types also those of each.
+
+        {"precision": 0.8, "recall": 0.6, "f1": 0.69, "Drug precision": 0.9, ..., "Gene f1": 0.5}
+    """
     named = {prefix: scores}
     if len(scores.per_type) > 1:
         named |= {f"{name} ": part for name, part in sorted(scores.per_type.items())}
@@ -317,7 +326,10 @@ def outline(errors: Sequence[Error], depth: int = 0) -> list[str]:
 
 
 def write_errors(path: Path, title: str, errors: list[Error], note: str) -> None:
-    """Write errors.md, a file for people: which errors there are, how often they occur, and where."""
+    """Write errors.md, a file for people: which errors there are, how often they occur, and where.
+
+    Of errors with equal headings (the same drug was missed in a hundred sentences) a few places are enough.
+    """
     equal = Counter(error.headings for error in errors if error.lines)
     if left_out := sum(max(0, count - PLACES) for count in equal.values()):
         note += f"\nOf equal errors the first {PLACES} places are shown, {left_out} are left out."
@@ -359,6 +371,13 @@ class Kind:
     rows of a batch, T tokens, C labels. An *output* is what the head gives for one feature, cut to its real
     tokens. A *prediction* is what all features of one example say together: tags, a label, a probability, or
     answers.
+
+    To add a kind, derive a class from this one, or from Classification where a text or pair has one label:
+
+    1. Write what is only declared below (a comment says what each takes and gives): encode, new_head, decode,
+       score, write, errors, raw_examples, results, show.
+    2. Override what is defined below where the kind differs.
+    3. Name the class in KINDS, and its reader and a task in data.py; its measure belongs in metrics.py.
     """
 
     purpose = ""                            # in words, for messages
@@ -370,7 +389,7 @@ class Kind:
         self.task = task
         self.labels: tuple[str, ...] = task.labels or self.find_labels(examples)
 
-    # Labels and vocabulary of a data set of one's own
+    # Labels and vocabulary, where the task or the model does not bring them.
 
     def labels_of(self, example: Any) -> list[str]:
         """List the labels of an example."""
@@ -381,7 +400,10 @@ class Kind:
         return Counter(label for example in examples for label in self.labels_of(example))
 
     def find_labels(self, examples: Sequence[Any]) -> tuple[str, ...]:
-        """List the labels that occur, in the order in which the head numbers them."""
+        """List the labels that occur, in the order in which the head numbers them.
+
+        They are sorted, so that the order of the examples does not matter.
+        """
         return tuple(sorted(self.count_labels(examples)))
 
     def describe_labels(self) -> str:
@@ -392,7 +414,7 @@ class Kind:
         """Return all text of an example, to learn a vocabulary from when there is no model."""
         return " ".join(field for field in example if isinstance(field, str))
 
-    # Features, head, labels, loss
+    # Features, head, labels and loss.
 
     # (examples, tokenizer, max_length) -> rows of at most max_length tokens
     encode: Callable[..., list[Feature]]
@@ -414,10 +436,10 @@ class Kind:
         return np.array([feature.labels for feature in features])
 
     def loss_settings(self, options: Options, device: Device) -> Sequence[Any]:
-        """Return what the head's loss takes besides logits and labels."""
+        """Return what the head's loss takes besides logits and labels; see the heads in electramed.py."""
         return ()
 
-    # Predictions and what becomes of them
+    # Predictions, and what becomes of them.
 
     # (examples, features, outputs) -> one prediction for each example
     decode: Callable[..., list]
@@ -433,7 +455,7 @@ class Kind:
         """Return lines for the end of the table of all seeds."""
         return []
 
-    # Raw text
+    # Raw text: results are shown as they come, so they hold plain numbers and strings.
 
     # (lines, tokenizer) -> examples, which encode takes as it does those of a file
     raw_examples: Callable[[Sequence[Line], Tokenizer], list]
@@ -475,11 +497,15 @@ class Tagging(Kind):
         kelmarin    B-Disease
         fever       I-Disease
 
-    A sentence becomes one row, or several overlapping windows. The tag of a word stands on its first
-    wordpiece, in the window where that piece has most context; all other positions have no label. The largest
-    of the C logits at that position is the word's predicted tag. Tags are read as entities by the rules of
-    conlleval, and an entity counts when its type and both of its borders are right. What is handed in are the
-    columns word, gold tag and predicted tag, which the conlleval script reads.
+    Features    A sentence becomes one row, or several windows that overlap. The tag of a word stands on its
+                first wordpiece, in the window where that piece has most context (Feature shows an example).
+                All other positions have no label: neither loss nor prediction looks at them.
+    Head        C logits for each token; the largest one at a word's position is its predicted tag.
+    Loss        Softmax over the C tags, or with --tag-loss binary one classifier for each tag.
+    Scores      Tags are read as entities by the rules of conlleval: an entity counts when its type and both of
+                its borders are right. Precision, recall and F1 are micro-averaged over all types.
+    Handed in   Columns of word, gold tag and predicted tag, which the conlleval script reads.
+    Raw text    A line is split into sentences and these into words, which are then read like those of a file.
     """
 
     purpose = "entities"
@@ -497,13 +523,15 @@ class Tagging(Kind):
         """Return the words of a sentence."""
         return " ".join(example.words)
 
-    def encode(self, examples: Sequence[Any], tokenizer: Tokenizer,
-               max_length: int) -> list[Feature]:
+    def encode(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int) -> list[Feature]:
         """Cut sentences into rows [CLS] window [SEP]; no word is lost, however long the sentence.
 
-        Windows overlap by half, so that each word has a quarter of a window around it in one of them at
-        least. A tag that is not among the labels is not trained on, but still counts when predictions are
-        scored.
+        Windows overlap by half, so that in one of them each word has a quarter of a window on both sides, or
+        as much as the sentence has. With 4 pieces in a window, "a b c d e f" is read as "a b c d" and "c d e
+        f": the words a, b and c have their tags in the first window, d, e and f in the second.
+
+        A tag that is not among the labels is not trained on, but still counts when predictions are scored.
+        source    the first piece has the label, as in TF tagging_tasks.py; there long sentences are cut
         """
         number_of = {label: number for number, label in enumerate(self.labels)}
         capacity = max_length - 2                                           # without [CLS] and [SEP]
@@ -511,7 +539,7 @@ class Tagging(Kind):
         for number, example in enumerate(examples):
             # 1. Wordpieces, and the word that each belongs to. A word that cleans to nothing is one [UNK].
             ids, word_of = tokenizer.encode_words(example.words)
-            opening = [piece for piece, word in enumerate(word_of) if piece == 0 or word != word_of[piece - 1]]
+            opening = [piece for piece, word in enumerate(word_of) if not piece or word_of[piece - 1] < word]
             # 2. Windows, and for each piece the one to which it belongs.
             windows = split_windows(len(ids), capacity, capacity // 2)
             owner = best_windows(len(ids), windows)
@@ -537,7 +565,7 @@ class Tagging(Kind):
         return TokenTagger(config, len(self.labels))
 
     def label_array(self, features: Features, width: int) -> np.ndarray:
-        """Return (B, T) label ids; padding has no label, like all but the first piece of a word."""
+        """Return (B, T) label ids; padding has no label, as all but the first piece of a word have none."""
         rows = np.full((len(features), width), IGNORED_LABEL)
         for row, feature in zip(rows, features):
             row[:len(feature.labels)] = feature.labels
@@ -555,9 +583,12 @@ class Tagging(Kind):
                 words[feature.example][spot.word] = value[spot.position]
         return words
 
-    def decode(self, examples: Sequence[Any], features: Features,
-               outputs: Outputs) -> list[list[str]]:
-        """Turn outputs (T, C) into one tag for each word; what stands at other positions is not looked at."""
+    def decode(self, examples: Sequence[Any], features: Features, outputs: Outputs) -> list[list[str]]:
+        """Turn outputs (T, C) into one tag for each word.
+
+        Nothing forces the tags into a well-formed sequence: an I- after O opens an entity when they are
+        scored.
+        """
         likeliest = self.at_words(examples, features, [output.argmax(axis=-1) for output in outputs])
         return [[self.labels[label] for label in sentence] for sentence in likeliest]
 
@@ -566,22 +597,33 @@ class Tagging(Kind):
         return precision_recall_f1(metrics.entity_scores([example.tags for example in examples], predictions))
 
     def write(self, folder: Path, examples: Sentences, predictions: Sequence[list[str]]) -> None:
-        """Write predictions.txt: word, gold tag, predicted tag; an empty line between sentences."""
+        """Write predictions.txt: word, gold tag, predicted tag; an empty line between sentences.
+
+            slowed O O
+            kelmarin B-Disease B-Disease
+            fever I-Disease O
+        """
         sentences = []
         for example, tags in zip(examples, predictions):
             rows = zip(example.words, example.tags, tags)
             sentences.append("".join(f"{word} {gold} {predicted}\n" for word, gold, predicted in rows))
         data.write_bytes(folder / "predictions.txt", "\n".join(sentences).encode())
 
-    def errors(self, examples: Sentences, features: Features,
-               predictions: Sequence[list[str]]) -> Report:
-        """List the entities of each type that were missed, spurious, or got another boundary or type."""
+    def errors(self, examples: Sentences, features: Features, predictions: Sequence[list[str]]) -> Report:
+        """List the entities that were not found as they are, by their type, what is wrong, and their words.
+
+        missed        no predicted entity overlaps it
+        spurious      a predicted entity that overlaps no gold one
+        boundary      the type is right, but not where it begins and ends
+        taken for X   an overlapping entity was predicted, of the type X
+        """
         errors, count = [], Counter[str]()
         for example, tags in zip(examples, predictions):
             gold_spans, predicted_spans = metrics.spans_from_tags(example.tags), metrics.spans_from_tags(tags)
             for verdict, gold, predicted in metrics.match_entities(gold_spans, predicted_spans):
                 count[verdict] += 1
-                span = gold or predicted                    # of a spurious entity the predicted one
+                # An error stands under the gold entity; a spurious one has only its own words.
+                span = gold or predicted
                 if verdict == "hit" or not span:
                     continue
                 (name, start, end), group = span, verdict
@@ -612,7 +654,9 @@ class Tagging(Kind):
     def raw_examples(self, lines: Sequence[Line], tokenizer: Tokenizer) -> list[RawSentence]:
         """Split each line into sentences, and these into what the tokenizer takes for words.
 
-        A piece without ## begins a word, so that punctuation is a word of its own, as in the training files.
+        A piece without ## begins a word, so that punctuation is a word of its own, as in the training files:
+        "kelmarin fever." has the words "kelmarin", "fever" and ".". Each word keeps its characters in the
+        line.
         """
         sentences = []
         for number, line in enumerate(lines):
@@ -620,6 +664,7 @@ class Tagging(Kind):
                 spans: list[tuple[int, int]] = []           # characters of each word
                 ids, offsets = tokenizer.encode_with_offsets(line.text[first:last])
                 for piece, (start, end) in zip(ids, offsets):
+                    # A piece with ## makes the word before it longer: its span is taken off and put back.
                     is_continued = bool(spans) and tokenizer.pieces[piece].startswith("##")
                     begins = spans.pop()[0] if is_continued else first + start
                     spans.append((begins, first + end))
@@ -643,7 +688,7 @@ class Tagging(Kind):
         """
         tags = self.decode(examples, features, outputs)
         chances = [self.probabilities(output, options.tag_loss).max(axis=-1) for output in outputs]
-        results: dict[int, dict[str, Any]] = {}             # by line: a line has one sentence or more
+        results: dict[int, dict[str, Any]] = {}             # by line, which may have several sentences
         word_chances = self.at_words(examples, features, chances)
         for example, word_tags, sure in zip(examples, tags, word_chances):
             result = results.setdefault(example.line, {"text": example.text, "entities": []})
@@ -665,15 +710,19 @@ Texts = Sequence[data.LabelledText]
 
 
 class Classification(Kind):
-    """Share what Relations, YesNo and Ranking have in common: a row, a head on [CLS], a row of a file.
+    """Share what Relations, YesNo and Ranking have in common: one label for a text or a pair of texts.
 
-    A text is the row [CLS] text [SEP], a pair of texts [CLS] first [SEP] second [SEP]. The output is C
-    logits, and the largest one is the predicted label.
+    Features    One row: [CLS] text [SEP], or [CLS] first [SEP] second [SEP]. What is too long is cut.
+    Head        C logits, computed from the hidden state at [CLS] alone; the largest one is the label.
+    Loss        Softmax over the C labels.
+    Handed in   A row of index and label for each row of the test file.
+    Raw text    A text a line, or a line of JSON for a pair.
     """
 
     def encode(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int) -> list[Feature]:
         """Make one row of each example; of a pair that is too long, the longer part is cut piece by piece.
 
+        With room for 6 pieces, parts of 3 and 9 pieces become 3 and 3, parts of 1 and 9 become 1 and 5.
         source    TF classification_tasks.truncate_seq_pair
         """
         number_of = {label: number for number, label in enumerate(self.labels)}
@@ -704,12 +753,21 @@ class Classification(Kind):
         return [self.labels[int(output.argmax())] for output in outputs]
 
     def write(self, folder: Path, examples: Sequence[Any], predictions: Sequence[Any]) -> None:
-        """Write predictions.tsv: rows of index and label, in the order of the test file."""
+        """Write predictions.tsv: rows of index and label, in the order of the test file.
+
+            index   label
+            s7.1    treats
+        """
         rows = [f"{example.id}\t{label}" for example, label in zip(examples, predictions)]
         write_lines(folder / "predictions.tsv", ["index\tlabel", *rows])
 
     def errors(self, examples: Sequence[Any], features: Features, predictions: Sequence[Any]) -> Report:
-        """List false positives, false negatives, and positive labels taken for each other."""
+        """List the texts with another label than the gold one, by what that means and by the two labels.
+
+        false positives    there is no relation (the answer is no), but one was predicted
+        false negatives    there is one, but none was predicted
+        one for another    a relation was taken for another one
+        """
         negative, errors = self.negative, []
         for example, predicted in zip(examples, predictions):
             if predicted == example.label:
@@ -767,9 +825,12 @@ class Relations(Classification):
         s7.2    @DRUG$ met @DISEASE$ by chance .        false
                               -> LabelledText("s7.1", "@DRUG$ slowed @DISEASE$ in adults .", "treats"), ...
 
-    One label, the negative one, means "no relation" and is never scored: precision, recall and F1 are
-    micro-averaged over the others. A pair with two labels stands on two rows. What is handed in are rows of
-    index and label.
+    The placeholders are pieces of the text like any others: the model learns from them alone which two
+    entities are meant. A sentence with three entities stands on a row for each pair, and a pair with two
+    relations on two rows.
+
+    Scores      One label, the negative one, means "no relation" and is never a hit: precision, recall and F1
+                are micro-averaged over the others. Counting it would reward a model that never finds any.
     """
 
     purpose = "relations"
@@ -803,8 +864,8 @@ class YesNo(Classification):
         1       Does jorganux slow fever?       Two trials found that it does.
                                      -> LabelledText("0", "Does jorganux ...?", "1", "Two trials ...")
 
-    Most answers are yes, so accuracy alone flatters: BioASQ takes the mean of the F1 of yes and the F1 of no.
-    What is handed in are rows of index and label.
+    Scores      Most answers are yes, so a model that always says yes has a high accuracy. BioASQ takes the
+                mean of two F1: of yes taken as the positive answer, and of no.
     """
 
     purpose = "yes/no questions"
@@ -828,9 +889,11 @@ class Ranking(Classification):
         1       What does jorganux slow?        Jorganux slowed kelmarin fever.
                                   -> ..., Candidate("What does ...?", "What does ...?", "Jorganux ...", "1")
 
-    The prediction is the probability of label 1. The candidates of each question are sorted by it, and the
-    score is the mean of 1 / rank of the first right one (MRR). With so few right candidates the loss may
-    weigh them 99 to 1 (--class-weights). What is handed in are rows of probability, question and candidate.
+    Loss        With so few right candidates "wrong" is nearly always right. --class-weights weighs the right
+                ones 99 to 1: Bio-ELECTRA's weighted re-ranker.
+    Prediction  The probability of label 1, by which the candidates of each question are sorted.
+    Scores      The mean of 1 / rank of the first right candidate (MRR); 1 if it is always ranked first.
+    Handed in   Rows of probability, question and candidate.
     """
 
     purpose = "ranking"
@@ -840,13 +903,15 @@ class Ranking(Classification):
         """Return the weights of the two labels, where they are asked for."""
         return device.put(torch.tensor(CLASS_WEIGHTS)) if options.class_weights else ()
 
-    def decode(self, examples: Sequence[Any], features: Features,
-               outputs: Outputs) -> list[float]:
-        """Return the probability of label 1 of each candidate: 1 / (1 + exp(logit 0 - logit 1))."""
+    def decode(self, examples: Sequence[Any], features: Features, outputs: Outputs) -> list[float]:
+        """Return the probability of label 1 of each candidate.
+
+        The softmax of two logits a and b is a sigmoid: exp(b) / (exp(a) + exp(b)) = 1 / (1 + exp(a - b)).
+        """
         return [float(np.exp(-np.logaddexp(0, output[0] - output[1]))) for output in outputs]
 
     def score(self, examples: Sequence[data.Candidate], predictions: Sequence[float]) -> Measures:
-        """Score the mean reciprocal rank of the first right candidate of each question."""
+        """Score the mean reciprocal rank of the first right candidate; equal probabilities keep their order."""
         groups: dict[str, list[tuple[float, int]]] = {}
         for example, probability in zip(examples, predictions):
             groups.setdefault(example.group, []).append((probability, int(example.label)))
@@ -861,10 +926,12 @@ class Ranking(Classification):
     def errors(self, examples: Sequence[data.Candidate], features: Features,
                predictions: Sequence[float]) -> Report:
         """List the questions whose first right candidate is not ranked first, the lowest ranks on top."""
+        # 1. The candidates of each question, best first.
         ranked: dict[str, list[data.Candidate]] = {}
         for _, example in sorted(zip(predictions, examples), key=lambda pair: -pair[0]):
             ranked.setdefault(example.group, []).append(example)
-        placed: list[tuple[int, Error]] = []                # the first right candidate's rank, 0 without one
+        # 2. The rank of the first right one, or 0 without any, and what stands in its place.
+        placed: list[tuple[int, Error]] = []
         for question, candidates in ranked.items():
             ranks = [rank for rank, candidate in enumerate(candidates, start=1) if candidate.label == "1"]
             lines = [f"right, rank {rank} of {len(candidates)}: {plain(candidates[rank - 1].text_pair)}"
@@ -925,15 +992,16 @@ class Answers(Kind):
                   "answers": [{"text": "kelmarin fever", "answer_start": 16}]}]}
               -> Question("q1", "What did jorganux slow?", "Jorganux slowed ...", [("kelmarin fever", 16)])
 
-    Rows are [CLS] question [SEP] window of the passage [SEP]. The output is two logits for each token, one
-    for the start of the answer and one for its end; a window without the answer is trained to point at [CLS].
-    The spans of all windows compete, and the prediction is the list of the best, best first. What is scored
-    and handed in:
+    Features    [CLS] question [SEP] window of the passage [SEP], with windows that overlap.
+    Head        Two logits for each token, of the start and of the end of the answer.
+    Loss        Two softmaxes over the positions. A window without the answer is trained to point at [CLS].
+    Prediction  The best spans of all windows, best first, with their probabilities.
+    Raw text    Lines of {"question": ..., "passage": ...}.
 
-        SQuAD    exact match and F1 of the first answer           predictions.json, {id: text}
-        BioASQ   up to five answers a question, merged from       predictions-batch-1.json, ..., in the form
-                 all its snippets: strict and lenient accuracy,   of the challenge
-                 MRR; also for each of the five test batches
+    What is scored and handed in differs. SQuAD: exact match and F1 of the first answer; predictions.json with
+    {id: text}. BioASQ: up to five answers to each question, merged from all its snippets, by strict and
+    lenient accuracy and MRR, over all questions and for each of the five test batches; one submission file a
+    batch.
     """
 
     purpose = "questions"
@@ -952,6 +1020,9 @@ class Answers(Kind):
                stride: int = DOCUMENT_STRIDE, question_length: int = QUESTION_LENGTH) -> list[Feature]:
         """Write rows [CLS] question [SEP] window [SEP]; labels are the positions of the first gold answer.
 
+        Say the question has 2 pieces and the passage is "a b c d e", of which "d e" is the answer. In rows of
+        8 tokens, with a stride of 2, there are two windows: "a b c" with the labels (0, 0), and "c d e" with
+        (5, 6).
         stride            pieces between the starts of two windows of one passage, at most half a window
         question_length   pieces that the question is cut to
         raises            ValueError naming a question that leaves no room for its passage
@@ -990,11 +1061,13 @@ class Answers(Kind):
     def findable(self, examples: Questions, features: Features) -> list[list[Answer]]:
         """Find the gold answers of each example that decode() can give: the ceiling of the exact answers.
 
-        Such an answer begins and ends where a piece does, is short, and lies whole in the window to which its
-        first piece belongs.
+        Such an answer begins and ends where a piece does, has at most MAX_ANSWER_PIECES, and lies whole in
+        the window to which its first piece belongs. "p5" is none where the text has "p53" and the piece is
+        "p53".
         """
         found: list[list[Answer]] = [[] for _ in examples]
         for feature in features:
+            # At which position does an answer begin, and end, that has these characters?
             example = examples[feature.example]
             first = {spot.start: spot.position for spot in feature.spots if spot.is_best}
             last = {spot.end: spot.position for spot in feature.spots}
@@ -1043,7 +1116,8 @@ class Answers(Kind):
 
         outputs   (T, 2) for each feature: start and end
         best      starts and ends considered in a window, and spans kept
-        source    TF qa_metrics.SpanBasedQAScorer
+        source    TF qa_metrics.SpanBasedQAScorer. An answer has no score of its own for "none": every question
+                  gets its best spans, and a window that points at [CLS] merely proposes bad ones
         """
         # 1. In each window pair the best starts with the best ends. A span lies in the passage, is short, and
         #    starts where this window is its first piece's best: so no span is proposed by two windows.
@@ -1057,7 +1131,9 @@ class Answers(Kind):
                 if first and last and first.is_best and start <= end < start + max_pieces:
                     span = ScoredSpan(float(logits[start, 0] + logits[end, 1]), first.start, last.end)
                     proposed[feature.example].append(span)
-        # 2. Keep the best spans of all windows. A probability is the softmax of the scores over these.
+        # 2. Keep the best spans of all windows; two are equal where two pieces stand for the same characters.
+        # A
+        #    probability is the softmax of the scores over those that are kept.
         answers: list[list[Answer]] = []
         for example, spans in zip(examples, proposed):
             kept = list(dict.fromkeys(sorted(spans, key=lambda span: -span.score)))[:best]
@@ -1068,7 +1144,7 @@ class Answers(Kind):
         return answers
 
     def question_id(self, example: data.Question) -> str:
-        """Return what all passages of a question share: in BioASQ several snippets ask the same."""
+        """Return what all passages of a question share: in BioASQ q1_000 and q1_001 both ask q1."""
         return metrics.bioasq_question_id(example.id) if self.is_bioasq else example.id
 
     def gold_texts(self, examples: Questions) -> dict[str, list[str]]:
@@ -1080,8 +1156,7 @@ class Answers(Kind):
             known += [text for text in accepted if text not in known]
         return gold
 
-    def predicted_texts(self, examples: Questions,
-                        predictions: AnswerLists) -> dict[str, list[str]]:
+    def predicted_texts(self, examples: Questions, predictions: AnswerLists) -> dict[str, list[str]]:
         """List the texts answered to each question, best first; for BioASQ up to five, of all snippets."""
         if not self.is_bioasq:
             return {example.id: [answer.text for answer in answers]
@@ -1122,7 +1197,10 @@ class Answers(Kind):
 
     @staticmethod
     def closing_lines(results: Sequence[Measures]) -> list[str]:
-        """Return ELECTRAMed's Table 10: the mean MRR of each batch, divided by the best system's, summed."""
+        """Return ELECTRAMed's Table 10: the mean MRR of each batch, divided by the best system's, summed.
+
+        A system that is the best in all five batches has 5. Tasks without test batches have no such line.
+        """
         mean = {}
         for batch in BEST_MRR:
             measure = f"batch {batch} mrr"
@@ -1138,7 +1216,11 @@ class Answers(Kind):
                 f"{total['ours']:.3f}; ELECTRAMed {total['paper']:.3f}"]
 
     def write(self, folder: Path, examples: Questions, predictions: AnswerLists) -> None:
-        """Write SQuAD's {id: text}, or one BioASQ submission a batch, with up to five answers a question."""
+        """Write SQuAD's predictions.json, or predictions-batch-1.json, ... as BioASQ wants them.
+
+            {"q1": "kelmarin fever"}                                                              SQuAD
+            {"questions": [{"id": "q1", "type": "factoid", "exact_answer": [["fever"], ...]}]}    BioASQ
+        """
         files: dict[str, Any] = {}
         if self.is_bioasq:
             for batch, some, answers in self.batches(examples, predictions):
@@ -1150,8 +1232,7 @@ class Answers(Kind):
         for name, content in files.items():
             data.write_bytes(folder / name, json.dumps(content, indent=1, ensure_ascii=False).encode())
 
-    def errors(self, examples: Questions, features: Features,
-               predictions: AnswerLists) -> Report:
+    def errors(self, examples: Questions, features: Features, predictions: AnswerLists) -> Report:
         """List the questions whose best answer is wrong, by where that answer stands.
 
         boundary               it overlaps a gold answer
@@ -1196,7 +1277,11 @@ class Answers(Kind):
 
     def results(self, examples: Questions, features: Features, outputs: Outputs,
                 options: Options) -> list[dict[str, Any]]:
-        """Return the best answers to each question, with their characters in the passage."""
+        """Return the best answers to each question, with their characters in the passage.
+
+            {"question": "What did ...?", "passage": "Jorganux slowed kelmarin fever.", "answers": [
+                {"start": 16, "end": 30, "text": "kelmarin fever", "score": 0.8127}, ...]}
+        """
         results = []
         for example, answers in zip(examples, self.decode(examples, features, outputs)):
             shown = [{"start": answer.start, "end": answer.end, "text": answer.text,
@@ -1209,12 +1294,15 @@ class Answers(Kind):
         return f"{result['question']}\n{embolden(result['passage'], result['answers'][:1])}"
 
 
-# The kinds by the names that data.TASKS uses.
+# The kinds by the names that data.TASKS gives them.
 KINDS: dict[str, type[Kind]] = {
     "ner": Tagging, "re": Relations, "classify": YesNo, "rank": Ranking, "qa": Answers}
 
 
 # --- 3. Training one seed ---
+#
+# prepare (section 4) makes what all seeds share. train fits one model, evaluate scores it on a split, and
+# run_seed writes all that belongs to a seed into its folder.
 
 class Prepared(NamedTuple):
     """Hold what all seeds share: the task's examples and features, and the model they start from."""
@@ -1246,7 +1334,8 @@ def predict(model: nn.Module, features: Features, options: Options, pad_id: int,
             device: Device) -> list[np.ndarray]:
     """Return the head's output for each feature, in their order, cut to the feature's tokens.
 
-    Features of like length share a batch, whatever their order, so that little of a batch is padding.
+    Features of like length share a batch, whatever their order, so that little of a batch is padding. The
+    rows of a batch are divided among the threads of a CPU (Device.side_by_side).
     """
     lengths = np.array([len(feature.input_ids) for feature in features])
     rng = np.random.default_rng(0)                      # the order of the batches, which changes nothing
@@ -1280,7 +1369,7 @@ def evaluate(model: nn.Module, split: str, prepared: Prepared, options: Options)
 
 
 def train(seed: int, prepared: Prepared, options: Options) -> Trained:
-    """Fine-tune once.
+    """Fine-tune once: update the model for some epochs, and choose one of them by the development set.
 
     Everything random is seeded by (seed, purpose, epoch or step): a seed gives the same model every time.
     returns   the model as it was after the epoch that did best on the development set (after the last one
@@ -1356,7 +1445,12 @@ def train(seed: int, prepared: Prepared, options: Options) -> Trained:
 def run_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> Measures:
     """Fine-tune once and write all that belongs to the seed; returns the test scores.
 
-        seed-0/  log.csv  predictions.*  errors.md  model/  scores.json
+        log.csv          epoch,loss,dev_f1
+                         1,0.412351,0.71209
+        predictions.*    the test set in the task's own submission format
+        errors.md        what is wrong with these predictions
+        model/           the model of the chosen epoch, in the Hugging Face layout
+        scores.json      {"dev": {"precision": 0.84, ...}, "test": {"precision": 0.83, ...}}
     """
     kind, test = prepared.kind, prepared.examples["test"]
     trained = train(seed, prepared, options)
@@ -1368,10 +1462,10 @@ def run_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> M
     title = f"Errors of {options.task}, {prepared.test_set}, seed {seed}"
     write_errors(folder / "errors.md", title, errors, note)
     save_pretrained(trained.model, folder / "model", prepared.tokenizer, kind.labels)
+    # The scores are written last: a folder that has them is a finished seed.
     record: dict[str, Any] = {"dev": trained.dev_scores, "test": test_scores}
     if prepared.test_set != PUBLISHED_TEST_SET:
         record["test_set"] = prepared.test_set
-    # Written last: a folder with this file is a finished seed.
     data.write_bytes(folder / "scores.json", json.dumps(record, indent=1).encode())
     return test_scores
 
@@ -1387,7 +1481,8 @@ class Start(NamedTuple):
     def fingerprint(self) -> str:
         """Compute a short hash of sizes, vocabulary and, unless the run starts from scratch, weights.
 
-        With it a run notices that the model it started from has become another, even in the same folder.
+        By it a run notices that the model it started from has become another, although the folder has the
+        same name: seeds that started from two models have no common mean.
         """
         digest = hashlib.sha256(b"" if self.init else b"from scratch")
         weights = ("model.safetensors", "pytorch_model.bin") if self.init else ()
@@ -1398,7 +1493,10 @@ class Start(NamedTuple):
 
 
 def find_start(options: Options) -> Start:
-    """Find the model that --init and --like name; without them runs/pretrain, if it is there."""
+    """Find the model that --init and --like name; without them runs/pretrain, if it is there.
+
+    From scratch is possible, and needed for comparison, but never happens silently.
+    """
     default = "runs/pretrain" if Path("runs/pretrain/model/config.json").is_file() else None
     init, like = options.init or default, options.like or default
     if init and init != "none":
@@ -1409,7 +1507,10 @@ def find_start(options: Options) -> Start:
 
 
 def fetch_absent(options: Options) -> None:
-    """Download the published files where the train or test file is not there."""
+    """Download the published files where the train or test file is not there.
+
+    raises    FileNotFoundError saying what to put where, when they are not to be downloaded or not published
+    """
     try:
         for split in ("train", "test"):
             data.find_split(options.task, split, options.data)
@@ -1426,6 +1527,7 @@ def read_splits(options: Options, seed: int) -> tuple[dict[str, list], str]:
     parts, and each seed takes another part for testing.
     """
     task, name = data.TASKS[options.task], options.task
+    # 1. Is everything there, or to be fetched? If not, is there one file that can be cut?
     try:
         if not name.startswith("demo-"):
             fetch_absent(options)
@@ -1440,6 +1542,8 @@ def read_splits(options: Options, seed: int) -> tuple[dict[str, list], str]:
         test_set = f"part {seed % count + 1} of {count} of its {split} file: not the published split"
         say(f"*** {problem}; so the test set is {test_set} ***")
         return examples, test_set
+    # 2. The published split. Without a development set, or with the test set in its place, nothing may choose
+    #    an epoch: the last one counts.
     examples = {split: data.read_task(name, split, options.data) for split in ("train", "test")}
     try:
         dev = data.read_task(name, "dev", options.data)
@@ -1510,20 +1614,26 @@ def score_table(options: Options, results: list[Measures], test_set: str = PUBLI
             score = published.get(measure, {}).get(paper)
             line += f"{score:12.2f}" if score else " " * 12
         lines.append(line.rstrip())
-    # 3. Every seed's score.
+    # 3. Every seed's score, of which the mean and the deviation stand above.
     every = ", ".join(f"{100 * result[task.metric]:.2f}" for result in results)
     lines.append(f"{task.metric} of each seed: {every}")
     return "\n".join([*lines, *KINDS[task.kind].closing_lines(results)])
 
 
 def claim(options: Options, start: Start, has_begun: bool) -> None:
-    """Take the run folder for these options; once a part of it is finished, what it depends on is fixed."""
+    """Take the run folder for these options; once a part of it is finished, what it depends on is fixed.
+
+    Otherwise a second call with another batch size would complete the first one's seeds, unnoticed.
+    """
     record = {**dataclasses.asdict(options), "starting_model": start.fingerprint()}
     data.claim_run_folder(Path(options.out), record, FIXED if has_begun else ())
 
 
 def run_seeds(options: Options) -> tuple[str, list[Measures]]:
-    """Fine-tune with every seed that is not finished yet; returns the table and the test scores."""
+    """Fine-tune with every seed that is not finished yet; returns the table and the test scores.
+
+    OUT then holds seed-0/, seed-1/, ... (run_seed), options.json, table.txt, and in model/ the model to use.
+    """
     out, metric = Path(options.out), data.TASKS[options.task].metric
     start = find_start(options)
     claim(options, start, any(out.glob("seed-*/scores.json")))
@@ -1582,6 +1692,7 @@ def search(options: Options) -> Options:
     goes on, and so does one with a larger number.
     source    Bio-ELECTRA's grid; it was searched by hyperopt there, at random here
     """
+    # 1. Each trial leaves its development scores in its folder: dev.json is written last, as scores.json is.
     metric, start = data.TASKS[options.task].metric, find_start(options)
     prepared, scored = None, []
     for number, trial in enumerate(draw_trials(options), start=1):
@@ -1596,6 +1707,7 @@ def search(options: Options) -> Options:
         score = json.loads(record.read_bytes())[metric]
         say(f"trial {number} of {options.search}: {folder.name}: dev {metric} {100 * score:.2f}")
         scored.append((score, trial))
+    # 2. The table of the trials, and the best one.
     scored.sort(key=lambda pair: -pair[0])                          # of equal ones the first that was drawn
     lines = [",".join([*GRID, f"dev_{metric}"])]
     for score, trial in scored:
@@ -1616,6 +1728,11 @@ class CurvePoint(NamedTuple):
 
 def score_curve(options: Options) -> str:
     """Fine-tune from every model that a pre-training run kept; writes curve.csv and curve.svg.
+
+    Does more pre-training help downstream? Each model is fine-tuned with all seeds, in a folder of its own.
+
+        step,f1,low,high
+        20000,78.12,77.40,78.84
 
     returns   the lines of curve.csv
     source    Bio-ELECTRA, Figure 1
@@ -1655,6 +1772,10 @@ def draw_curve(points: list[CurvePoint], path: Path, title: str, metric: str) ->
 
 
 # --- 5. Raw text ---
+#
+# Raw text takes the same way as a test set: the kind makes examples of its lines, encodes them, and decodes
+# what the model says about them. Only the last step differs: instead of a score there is a result for each
+# line.
 
 class Reader(NamedTuple):
     """Hold a fine-tuned model, and what is needed to read with it."""
@@ -1676,7 +1797,10 @@ class Reader(NamedTuple):
 
 
 def open_reader(options: Options) -> Reader:
-    """Load the model of a fine-tuning run, with the options it was trained with."""
+    """Load the model of a fine-tuning run, with the options it was trained with.
+
+    The labels stand in its config.json, so that nothing of the task's data is needed.
+    """
     folder = model_folder(options.out)
     try:
         labels = json.loads((folder / "config.json").read_bytes()).get("id2label", {}).values()
@@ -1697,7 +1821,10 @@ def open_reader(options: Options) -> Reader:
 
 
 def input_lines(path: str) -> Iterator[Line]:
-    """Yield the lines of a file, or of standard input for "-", that are not blank."""
+    """Yield the lines of a file, or of standard input for "-", that are not blank.
+
+    raises    ValueError naming the file where it is not UTF-8
+    """
     try:
         lines = enumerate(sys.stdin, start=1) if path == "-" else data.numbered_lines(path)
         for number, text in lines:
@@ -1708,7 +1835,11 @@ def input_lines(path: str) -> Iterator[Line]:
 
 
 def predict_lines(options: Options) -> None:
-    """Print one JSON line for each line of a file or of standard input; on a terminal, marked text."""
+    """Print one JSON line for each line of a file or of standard input; on a terminal, marked text.
+
+    Lines are read in blocks: their rows then share batches of like length, and a file of any size fits in
+    memory.
+    """
     reader = open_reader(options)
     lines = input_lines(str(options.predict))
     is_dialogue = options.predict == "-" and sys.stdin.isatty()     # then each line is answered at once
@@ -1736,7 +1867,7 @@ def run(options: Options) -> int:
 
 def check(options: Options) -> None:
     """Refuse options that do not go together; raises ValueError naming them."""
-    # 1. Options that only one kind of task has.
+    # 1. Options that only one kind of task has. They would do nothing elsewhere, which nobody would notice.
     task = data.TASKS[options.task]
     for kind in KINDS.values():
         for name in kind.own_options:
@@ -1758,7 +1889,11 @@ def check(options: Options) -> None:
 
 
 def complete(options: Options) -> Options:
-    """Check the options, and fill in from the task's protocol what the command line left open."""
+    """Check the options, and fill in from the task's protocol what the command line left open.
+
+    For ChemProt in Bio-ELECTRA's protocol, the batch size is 12 for all tasks, and 24 for this one. What the
+    command line names stays.
+    """
     check(options)
     task = data.TASKS[options.task]
     protocol = options.protocol or ("bio-electra" if "bio_electra" in task.source else "electramed")
