@@ -1574,6 +1574,8 @@ def prepare(options: Options, start: Start, seed: int) -> Prepared:
         config = dataclasses.replace(PRESETS["tiny"], vocab_size=len(tokenizer.pieces))
     config = dataclasses.replace(config, hidden_dropout_prob=options.dropout,
                                  attention_probs_dropout_prob=options.dropout)
+    if options.precision is None:
+        device.mention_bfloat16(config.hidden_size)
     if options.max_length > config.max_position_embeddings:
         raise ValueError(f"--max-length {options.max_length}: the model has {config.max_position_embeddings} "
                          "positions")

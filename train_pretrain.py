@@ -372,6 +372,8 @@ def train(options: Options) -> int:
         if options.init and not has_begun:
             load_initial(model, options.init)
         model.to(device.kind)
+        if options.precision is None:
+            device.mention_bfloat16(config.hidden_size)
         if options.compile:
             device = dataclasses.replace(device, workers=1)         # compiled code divides its loops among the cores
             torch._dynamo.config.recompile_limit = 64           # one a row length; beyond it, torch gives up silently

@@ -1178,8 +1178,10 @@ def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_falls_back(tmp_path
 # --- 8. Device ---
 
 def test_device_chooses_its_precision():
-    assert Device.choose("cpu") == Device("cpu", "float32")
-    assert Device.choose("cpu", "bfloat16") == Device("cpu", "bfloat16")
+    for precision in ("float32", "bfloat16"):
+        device = Device.choose("cpu", precision)
+        assert (device.kind, device.precision, device.workers) == ("cpu", precision, torch.get_num_threads())
+    assert Device.choose("cpu").precision == "float32"
     assert Device.choose().kind == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
