@@ -67,7 +67,10 @@ from tokenizer import Tokenizer, learn_vocab
 
 @dataclass(frozen=True)
 class Options:
-    """Hold the command line. An option that is None follows from the protocol of the task."""
+    """Hold the command line. An option that is None follows from the protocol of the task (complete).
+
+    data.parse_options makes a flag of each field: batch_size is --batch-size.
+    """
 
     # What to train on, from what, and where to write.
     task: str = option("demo-ner", "what to fine-tune on", choices=list(data.TASKS))
@@ -95,7 +98,7 @@ class Options:
                                  "training: a text per line, or for pairs {\"question\": ..., "
                                  "\"passage\": ...}; the results are JSON lines")
 
-    # Hyper-parameters.
+    # Hyper-parameters. The protocols below say what they are where they are not given.
     epochs: int = option(None, "passes over the training set", at_least=1)
     batch_size: int = option(None, "examples in a batch", at_least=1)
     max_length: int = option(None, "tokens of the longest row; longer texts become windows", at_least=8)
@@ -134,7 +137,8 @@ CLASS_WEIGHTS = (1.0, 99.0)     # of wrong and right candidates, with --class-we
 # ELECTRAMed, Table 5. The paper gives no epochs: 3 and, for questions, 2 are those of official ELECTRA.
 TABLE_5 = {"epochs": 3, "batch_size": 32, "max_length": 128, "learning_rate": 5e-5, "layer_decay": 0.8,
            "weight_decay": 0.0, "dropout": 0.1}
-# Under "" stands what holds for all tasks; a kind overrides it, and a task overrides its kind.
+# Under "" stands what holds for all tasks; a kind overrides it, and a task overrides its kind. SQuAD, for
+# one, has the batch size of "qa" in ELECTRAMed's protocol, and that of all tasks in Bio-ELECTRA's.
 PROTOCOLS: dict[str, dict[str, dict[str, Any]]] = {
     "electramed": {
         "": TABLE_5,
@@ -287,7 +291,7 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 class Error(NamedTuple):
-    """Describe one wrong prediction, as errors.md lists it."""
+    """Describe one wrong prediction, as errors.md lists it: what outline() groups and counts."""
 
     headings: tuple[str, ...]   # from the widest group to what is counted: ("Drug", "missed", "jorganux")
     lines: tuple[str, ...]      # Markdown: where it happened, and what was expected and predicted
@@ -502,8 +506,8 @@ class Tagging(Kind):
                 All other positions have no label: neither loss nor prediction looks at them.
     Head        C logits for each token; the largest one at a word's position is its predicted tag.
     Loss        Softmax over the C tags, or with --tag-loss binary one classifier for each tag.
-    Scores      Tags are read as entities by the rules of conlleval: an entity counts when its type and both of
-                its borders are right. Precision, recall and F1 are micro-averaged over all types.
+    Scores      Tags are read as entities by the rules of conlleval: an entity counts when its type and both
+                of its borders are right. Precision, recall and F1 are micro-averaged over all types.
     Handed in   Columns of word, gold tag and predicted tag, which the conlleval script reads.
     Raw text    A line is split into sentences and these into words, which are then read like those of a file.
     """
@@ -586,8 +590,7 @@ class Tagging(Kind):
     def decode(self, examples: Sequence[Any], features: Features, outputs: Outputs) -> list[list[str]]:
         """Turn outputs (T, C) into one tag for each word.
 
-        Nothing forces the tags into a well-formed sequence: an I- after O opens an entity when they are
-        scored.
+        Nothing forces them into a well-formed sequence: an I- after O opens an entity when they are scored.
         """
         likeliest = self.at_words(examples, features, [output.argmax(axis=-1) for output in outputs])
         return [[self.labels[label] for label in sentence] for sentence in likeliest]
@@ -655,8 +658,7 @@ class Tagging(Kind):
         """Split each line into sentences, and these into what the tokenizer takes for words.
 
         A piece without ## begins a word, so that punctuation is a word of its own, as in the training files:
-        "kelmarin fever." has the words "kelmarin", "fever" and ".". Each word keeps its characters in the
-        line.
+        "kelmarin fever." has the words "kelmarin", "fever" and ".". Each one keeps its place in the line.
         """
         sentences = []
         for number, line in enumerate(lines):
@@ -725,13 +727,13 @@ class Classification(Kind):
         With room for 6 pieces, parts of 3 and 9 pieces become 3 and 3, parts of 1 and 9 become 1 and 5.
         source    TF classification_tasks.truncate_seq_pair
         """
-        number_of = {label: number for number, label in enumerate(self.labels)}
         features = []
         for number, example in enumerate(examples):
             is_pair = example.text_pair is not None
             first = list(tokenizer.encode(example.text))
             second = list(tokenizer.encode(example.text_pair or ""))
             room = max_length - 2 - is_pair                     # without [CLS] and a [SEP] for each part
+            # Cut one piece at a time: so both parts keep at least half of the room, or all that they are.
             is_cut = len(first) + len(second) > room
             while len(first) + len(second) > room:
                 longer = first if len(first) > len(second) else second
@@ -740,9 +742,12 @@ class Classification(Kind):
             first_length = len(input_ids)
             if is_pair:
                 input_ids += [*second, tokenizer.sep_id]
-            label = number_of.get(example.label, IGNORED_LABEL)
-            features.append(Feature(number, input_ids, first_length, label, is_cut=is_cut))
+            features.append(Feature(number, input_ids, first_length, self.target(example), is_cut=is_cut))
         return features
+
+    def target(self, example: Any) -> Any:
+        """Return what the head is to learn for an example: the number of its label, where it has one."""
+        return self.labels.index(example.label) if example.label in self.labels else IGNORED_LABEL
 
     def new_head(self, config: ElectraConfig) -> nn.Module:
         """Build the classifier: C logits for each row."""
@@ -911,7 +916,7 @@ class Ranking(Classification):
         return [float(np.exp(-np.logaddexp(0, output[0] - output[1]))) for output in outputs]
 
     def score(self, examples: Sequence[data.Candidate], predictions: Sequence[float]) -> Measures:
-        """Score the mean reciprocal rank of the first right candidate; equal probabilities keep their order."""
+        """Score the mean reciprocal rank of each question's first right candidate."""
         groups: dict[str, list[tuple[float, int]]] = {}
         for example, probability in zip(examples, predictions):
             groups.setdefault(example.group, []).append((probability, int(example.label)))
@@ -998,10 +1003,9 @@ class Answers(Kind):
     Prediction  The best spans of all windows, best first, with their probabilities.
     Raw text    Lines of {"question": ..., "passage": ...}.
 
-    What is scored and handed in differs. SQuAD: exact match and F1 of the first answer; predictions.json with
-    {id: text}. BioASQ: up to five answers to each question, merged from all its snippets, by strict and
-    lenient accuracy and MRR, over all questions and for each of the five test batches; one submission file a
-    batch.
+    What is scored and handed in differs. SQuAD: exact match and F1 of the first answer; one file of {id: text}.
+    BioASQ: up to five answers to each question, merged from all its snippets, by strict and lenient accuracy
+    and MRR, over all questions and for each of the five test batches; one file for each batch.
     """
 
     purpose = "questions"
@@ -1116,8 +1120,8 @@ class Answers(Kind):
 
         outputs   (T, 2) for each feature: start and end
         best      starts and ends considered in a window, and spans kept
-        source    TF qa_metrics.SpanBasedQAScorer. An answer has no score of its own for "none": every question
-                  gets its best spans, and a window that points at [CLS] merely proposes bad ones
+        source    TF qa_metrics.SpanBasedQAScorer. "No answer" is no answer here: every question gets its best
+                  spans, and a window that points at [CLS] proposes spans with low scores
         """
         # 1. In each window pair the best starts with the best ends. A span lies in the passage, is short, and
         #    starts where this window is its first piece's best: so no span is proposed by two windows.
@@ -1407,7 +1411,7 @@ def train(seed: int, prepared: Prepared, options: Options) -> Trained:
             chosen = [features[row] for row in rows]
             batch = [*pad_features(chosen, width, prepared.tokenizer.pad_id), kind.label_array(chosen, width)]
             arrays = [torch.from_numpy(array) for array in batch]
-            on_device, = device.put(arrays[-1])
+            [on_device] = device.put(arrays[-1])
             total = model.total(on_device, *settings)
 
             def losses_of(part: range) -> tuple[torch.Tensor]:
@@ -1415,11 +1419,11 @@ def train(seed: int, prepared: Prepared, options: Options) -> Trained:
                 *inputs, labels = device.put(*(array[part.start:part.stop] for array in arrays))
                 device.seed(data.seed_for(seed, step, f"device {part.start}"))      # for dropout
                 with device.autocast():
-                    return model.loss(model(*inputs), labels, *settings, total=total),
+                    return (model.loss(model(*inputs), labels, *settings, total=total),)
 
             # 5. An update: gradients clipped to norm 1, then Adam. Losses stay on the device, because reading
             #    one would wait for its step.
-            loss, = device.backward(losses_of, weights, range(len(rows)))
+            [loss] = device.backward(losses_of, weights, range(len(rows)))
             nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.update(learning_rate_at(step, total_steps, warmup_steps, options.learning_rate))
             losses.append(loss)
@@ -1583,6 +1587,7 @@ def prepare(options: Options, start: Start, seed: int) -> Prepared:
     # 3. Features of each split.
     features = {}
     for split, part in examples.items():
+        # What does not fit or cannot be found is said at once, not after hours of training.
         features[split] = kind.encode(part, tokenizer, options.max_length)
         note = kind.describe_features(features[split], options.max_length)
         say(f"{options.task} {split}: {len(part):,} examples, {note}")
@@ -1593,11 +1598,11 @@ def prepare(options: Options, start: Start, seed: int) -> Prepared:
 def score_table(options: Options, results: list[Measures], test_set: str = PUBLISHED_TEST_SET) -> str:
     """Write one line for each measure, in percent: mean and standard deviation, and the papers' figures.
 
-        ncbi-disease, test set, 5 seeds
+        ncbi-disease, test set, 2 seeds
                                         mean      sd  ELECTRAMed Bio-ELECTRA          ++    ++ tuned
-        precision                      84.91    0.53       85.87
-        f1                             86.20    0.31       87.54       78.32       80.01       84.85
-        f1 of each seed: 86.01, 85.92, 86.44, 86.60, 86.03
+        precision                      60.00   14.14       85.87
+        f1                             65.00    7.07       87.54       78.32       80.01       84.85
+        f1 of each seed: 60.00, 70.00
 
     For BioASQ the sum over the batches is the last line.
     """
@@ -1607,8 +1612,8 @@ def score_table(options: Options, results: list[Measures], test_set: str = PUBLI
     papers = [paper for paper in PAPERS if any(row.get(paper) for row in published.values())]
     lines = [f"{options.task}, {test_set}, {len(results)} seed{'s' * (len(results) > 1)}",
              f"{'':28}{'mean':>8}{'sd':>8}" + "".join(f"{paper:>12}" for paper in papers)]
-    # 2. A line for each measure. A type that one seed alone predicts has measures there alone: 0 for the
-    # others.
+    # 2. A line for each measure. A type that one seed alone predicts has measures there alone, and 0 for the
+    #    other seeds.
     for measure in dict.fromkeys(measure for result in results for measure in result):
         mean, sd = metrics.mean_and_sd([result.get(measure, 0.0) for result in results])
         line = f"{measure:28}{100 * mean:8.2f}{100 * sd:8.2f}"
@@ -1641,8 +1646,7 @@ def run_seeds(options: Options) -> tuple[str, list[Measures]]:
     claim(options, start, any(out.glob("seed-*/scores.json")))
 
     # 1. Train what is not there. Where a file is cut into parts each seed has other examples, but after a
-    # search
-    #    all seeds test the part that the search left out.
+    #    search all seeds test the part that the search left out.
     folders = [out / f"seed-{seed}" for seed in range(options.seeds)]
     prepared = None
     for seed, folder in enumerate(folders):
@@ -1661,7 +1665,9 @@ def run_seeds(options: Options) -> tuple[str, list[Measures]]:
     table = score_table(options, tests, "; ".join(test_sets))
     write_lines(out / "table.txt", [table])
 
-    # 3. The model to use is that of the best development score: the test set never chooses.
+    # 3. The model to use is that of the seed with the best development score: the test set never chooses.
+    # Without
+    #    development scores it is the first seed's.
     best = max(range(options.seeds), key=lambda seed: results[seed]["dev"].get(metric, 0.0))
     (out / "model").mkdir(exist_ok=True)
     for file in (folders[best] / "model").iterdir():
@@ -1776,8 +1782,7 @@ def draw_curve(points: list[CurvePoint], path: Path, title: str, metric: str) ->
 # --- 5. Raw text ---
 #
 # Raw text takes the same way as a test set: the kind makes examples of its lines, encodes them, and decodes
-# what the model says about them. Only the last step differs: instead of a score there is a result for each
-# line.
+# what the model says about them. Only the end differs: each line has a result, instead of all having a score.
 
 class Reader(NamedTuple):
     """Hold a fine-tuned model, and what is needed to read with it."""
@@ -1839,8 +1844,7 @@ def input_lines(path: str) -> Iterator[Line]:
 def predict_lines(options: Options) -> None:
     """Print one JSON line for each line of a file or of standard input; on a terminal, marked text.
 
-    Lines are read in blocks: their rows then share batches of like length, and a file of any size fits in
-    memory.
+    Lines are read in blocks: rows of like length then share a batch, and a file of any size fits in memory.
     """
     reader = open_reader(options)
     lines = input_lines(str(options.predict))

@@ -22,10 +22,11 @@ import train_finetune
 from electramed import PRESETS, Device, ElectraConfig
 from tokenizer import Tokenizer, learn_vocab
 
-LENGTH, BATCH, LABELS = 128, 32, ("O", "B-Disease", "I-Disease")
+LENGTH, BATCH = 128, 32
+TAGGING = train_finetune.Tagging(data.TASKS["ncbi-disease"])
 
 
-def read_features(share: int) -> tuple[list[data.Feature], Tokenizer]:
+def read_features(share: int) -> tuple[list[train_finetune.Feature], Tokenizer]:
     """Every `share`-th batch of 64, by length, of ncbi-disease's training set in SciVocab's pieces.
 
     Without ELECTRAMED_DATA, of a made-up set. Whole batches, because a small random draw of sentences would not fill
@@ -37,7 +38,7 @@ def read_features(share: int) -> tuple[list[data.Feature], Tokenizer]:
         tokenizer = Tokenizer.from_file(Path(root, "vocab", "scivocab.txt"))
     else:
         tokenizer = Tokenizer(learn_vocab([" ".join(example.words) for example in examples], 2000))
-    features, _ = data.encode_tagging(examples, tokenizer, LABELS, LENGTH)
+    features = TAGGING.encode(examples, tokenizer, LENGTH)
     plan = data.plan_batches(np.array([len(feature.input_ids) for feature in features]), 64, LENGTH,
                              np.random.default_rng(0))
     chosen = sorted(plan, key=lambda batch: batch[0])[share // 2::share]
@@ -47,15 +48,14 @@ def read_features(share: int) -> tuple[list[data.Feature], Tokenizer]:
 class Ours:
     """Training and prediction as train_finetune.py does them."""
 
-    def __init__(self, config: ElectraConfig, features: list[data.Feature], tokenizer: Tokenizer) -> None:
-        task = data.TASKS["ncbi-disease"]
+    def __init__(self, config: ElectraConfig, features: list[train_finetune.Feature], tokenizer: Tokenizer) -> None:
         self.options = train_finetune.complete(train_finetune.Options(task="ncbi-disease", epochs=1))
-        self.prepared = train_finetune.Prepared(task, LABELS, tokenizer, config, None,
-                                                Device.choose("auto", "float32"), {}, {"train": features}, "test set")
+        self.prepared = train_finetune.Prepared(TAGGING, tokenizer, config, None, Device.choose("auto", "float32"),
+                                                {}, {"train": features}, "test set")
         self.model = None
 
     def train(self) -> None:
-        self.model, _, _ = train_finetune.train(0, self.prepared, self.options)
+        self.model = train_finetune.train(0, self.prepared, self.options).model
 
     def evaluate(self) -> None:
         train_finetune.predict(self.model, self.prepared.features["train"], self.options,
@@ -82,11 +82,11 @@ class Padded(Ours):
 class Transformers:
     """A plain loop over transformers' model with what such loops usually have: AdamW, clipping, rows padded to 128."""
 
-    def __init__(self, config: ElectraConfig, features: list[data.Feature], tokenizer: Tokenizer) -> None:
+    def __init__(self, config: ElectraConfig, features: list[train_finetune.Feature], tokenizer: Tokenizer) -> None:
         from transformers import ElectraConfig as TheirConfig, ElectraForTokenClassification
         sizes = {name: value for name, value in dataclasses.asdict(config).items()
                  if name not in ("generator_size", "mask_prob")}
-        self.model = ElectraForTokenClassification(TheirConfig(num_labels=len(LABELS), **sizes))
+        self.model = ElectraForTokenClassification(TheirConfig(num_labels=len(TAGGING.labels), **sizes))
         self.device = Device.choose("auto", "float32")
         self.model.to(self.device.kind)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-5)
@@ -95,8 +95,8 @@ class Transformers:
     def batches(self, size: int):
         for first in range(0, len(self.features), size):
             chosen = self.features[first:first + size]
-            batch = data.pad_batch([feature[1:3] for feature in chosen], LENGTH, self.pad_id)
-            labels = train_finetune.label_array("ner", chosen, LENGTH)
+            batch = train_finetune.pad_features(chosen, LENGTH, self.pad_id)
+            labels = TAGGING.label_array(chosen, LENGTH)
             yield self.device.put(*map(torch.from_numpy, [*batch, labels]))
 
     def train(self) -> None:
