@@ -82,21 +82,17 @@ class Options:
     init: str | None = option(None, "pre-training run, fine-tuned run or model folder to start from; none: "
                               "from scratch (default: runs/pretrain, if it is there)")
     like: str | None = option(None, "with --init none: the model folder whose sizes and vocabulary to use "
-                              "(default: runs/pretrain; without it tiny, with a vocabulary of the training "
-                              "set)")
+                              "(default: runs/pretrain, else tiny with a vocabulary of the training set)")
     out: str = option(None, "run folder (default: runs/finetune/TASK); finished seeds are not run again")
 
     # What to do: train some seeds, or one of three other things.
-    seeds: int = option(1, "runs with seeds 0, 1, ...; the table gives their mean and standard deviation",
-                        at_least=1)
-    search: int | None = option(None, "first try that many random points of Bio-ELECTRA's grid of learning "
-                                "rate, epochs and batch size on the development set; the seeds then run with "
-                                "the best", at_least=1)
+    seeds: int = option(1, "runs with seeds 0, 1, ...; the table has mean and standard deviation", at_least=1)
+    search: int | None = option(None, "first try that many random points of Bio-ELECTRA's grid (learning "
+                                "rate, epochs, batch size) on the development set", at_least=1)
     curve: bool = option(False, "fine-tune from each model that the pre-training run --init kept, and write "
                          "the score against its steps")
-    predict: str | None = option(None, "read a file (-: standard input) with the model of --out instead of "
-                                 "training: a text per line, or for pairs {\"question\": ..., "
-                                 "\"passage\": ...}; the results are JSON lines")
+    predict: str | None = option(None, "read a file (-: standard input) with the model of --out: a text "
+                                 'per line, or {"question": ..., "passage": ...}; results are JSON lines')
 
     # Hyper-parameters. The protocols below say what they are where they are not given.
     epochs: int = option(None, "passes over the training set", at_least=1)
@@ -348,7 +344,10 @@ class Line(NamedTuple):
 
 
 def read_pair(line: Line) -> tuple[str, str]:
-    """Read question and passage from a line such as {"question": "Which drug ...?", "passage": "..."}."""
+    """Read question and passage from a line such as {"question": "Which drug ...?", "passage": "..."}.
+
+    raises    ValueError naming file and line of anything else
+    """
     try:
         pair = json.loads(line.text)
         question, passage = pair["question"], pair["passage"]
@@ -361,7 +360,10 @@ def read_pair(line: Line) -> tuple[str, str]:
 
 
 def embolden(text: str, found: Sequence[dict[str, Any]]) -> str:
-    """Show what was found in bold in its text, with its type in brackets, as in ELECTRAMed's Table 6."""
+    """Show what was found in bold in its text, with its type in brackets, as in ELECTRAMed's Table 6.
+
+    found    spans with start and end in characters, in order, without overlap
+    """
     for span in reversed(found):                # from the end, so that no span moves before its turn
         name = f" [{span['type']}]" if span.get("type") else ""
         text = f"{text[:span['start']]}\x1b[1m{span['text']}\x1b[0m{name}{text[span['end']:]}"
@@ -415,7 +417,10 @@ class Kind:
         return ", ".join(self.labels)
 
     def text_of(self, example: Any) -> str:
-        """Return all text of an example, to learn a vocabulary from when there is no model."""
+        """Return all text of an example, to learn a vocabulary from when there is no model.
+
+        By default that is every field that is a string.
+        """
         return " ".join(field for field in example if isinstance(field, str))
 
     # Features, head, labels and loss.
@@ -541,7 +546,8 @@ class Tagging(Kind):
         capacity = max_length - 2                                           # without [CLS] and [SEP]
         features = []
         for number, example in enumerate(examples):
-            # 1. Wordpieces, and the word that each belongs to. A word that cleans to nothing is one [UNK].
+            # 1. Wordpieces, the word that each belongs to, and the pieces that open a word. A word of which
+            #    cleaning leaves nothing is one [UNK], so that every word has a first piece.
             ids, word_of = tokenizer.encode_words(example.words)
             opening = [piece for piece, word in enumerate(word_of) if not piece or word_of[piece - 1] < word]
             # 2. Windows, and for each piece the one to which it belongs.
@@ -559,7 +565,7 @@ class Tagging(Kind):
         return features
 
     def describe_features(self, features: Features, max_length: int) -> str:
-        """Say how many sentences became several windows."""
+        """Say how many sentences became several windows: nothing of them is lost."""
         windows = Counter(feature.example for feature in features)
         split = sum(count > 1 for count in windows.values())
         return f"{split} sentences longer than {max_length} tokens read in overlapping windows"
@@ -569,18 +575,31 @@ class Tagging(Kind):
         return TokenTagger(config, len(self.labels))
 
     def label_array(self, features: Features, width: int) -> np.ndarray:
-        """Return (B, T) label ids; padding has no label, as all but the first piece of a word have none."""
+        """Return (B, T) label ids; padding has no label, as all but the first piece of a word have none.
+
+        Two rows, [CLS] kel ##marin [SEP] and [CLS] fever [SEP], padded to 5 tokens:
+
+            -100    1  -100  -100  -100
+            -100    2  -100  -100  -100
+        """
         rows = np.full((len(features), width), IGNORED_LABEL)
         for row, feature in zip(rows, features):
             row[:len(feature.labels)] = feature.labels
         return rows
 
     def loss_settings(self, options: Options, device: Device) -> Sequence[Any]:
-        """Return whether each label has a sigmoid of its own; otherwise all share one softmax."""
+        """Return whether each label has a sigmoid of its own; otherwise all share one softmax.
+
+        source    ELECTRAMed's paper: three binary classifiers over B, I and O; its released code: the softmax
+        """
         return [options.tag_loss == "binary"]
 
     def at_words(self, examples: Sequence[Any], features: Features, values: Sequence[Any]) -> list[list[Any]]:
-        """Collect what the features say about each word of each example: values (T,) for each feature."""
+        """Collect what the features say about each word of each example.
+
+        values    (T,) for each feature, of which those at the spots are taken: each word has exactly one
+        returns   a list for each example, with a value for each word
+        """
         words: list[list[Any]] = [[None] * len(example.words) for example in examples]
         for feature, value in zip(features, values):
             for spot in feature.spots:
@@ -792,7 +811,7 @@ class Classification(Kind):
         """Return the label that means "none" or "no"; in every set of labels it stands first."""
         return self.task.negative or self.labels[0]
 
-    def raw_examples(self, lines: Sequence[Line], tokenizer: Tokenizer) -> list[data.LabelledText]:
+    def raw_examples(self, lines: Sequence[Line], tokenizer: Tokenizer) -> list:
         """Take a question and a passage, which answers it or is a candidate, from each line."""
         pairs = [read_pair(line) for line in lines]
         return [data.LabelledText("", question, "", passage) for question, passage in pairs]
@@ -801,8 +820,8 @@ class Classification(Kind):
         """Choose the label whose probability is given for raw text: the likeliest."""
         return int(output.argmax())
 
-    def results(self, examples: Texts, features: Features,
-                outputs: Outputs, options: Options) -> list[dict[str, Any]]:
+    def results(self, examples: Sequence[Any], features: Features, outputs: Outputs,
+                options: Options) -> list[dict[str, Any]]:
         """Return a label of each text or pair, and its probability."""
         results = []
         for example, output in zip(examples, outputs):
@@ -905,7 +924,10 @@ class Ranking(Classification):
     own_options = ("class_weights",)
 
     def loss_settings(self, options: Options, device: Device) -> Sequence[Any]:
-        """Return the weights of the two labels, where they are asked for."""
+        """Return the weights of the two labels, where they are asked for.
+
+        source    Bio-ELECTRA's weighted re-ranker: 1 and 99
+        """
         return device.put(torch.tensor(CLASS_WEIGHTS)) if options.class_weights else ()
 
     def decode(self, examples: Sequence[Any], features: Features, outputs: Outputs) -> list[float]:
@@ -1003,7 +1025,7 @@ class Answers(Kind):
     Prediction  The best spans of all windows, best first, with their probabilities.
     Raw text    Lines of {"question": ..., "passage": ...}.
 
-    What is scored and handed in differs. SQuAD: exact match and F1 of the first answer; one file of {id: text}.
+    What is scored and handed in differs. SQuAD: exact match and F1 of the first answer; {id: text}.
     BioASQ: up to five answers to each question, merged from all its snippets, by strict and lenient accuracy
     and MRR, over all questions and for each of the five test batches; one file for each batch.
     """
@@ -1071,7 +1093,7 @@ class Answers(Kind):
         """
         found: list[list[Answer]] = [[] for _ in examples]
         for feature in features:
-            # At which position does an answer begin, and end, that has these characters?
+            # The position at which an answer can begin, or end, by its first, or last, character.
             example = examples[feature.example]
             first = {spot.start: spot.position for spot in feature.spots if spot.is_best}
             last = {spot.end: spot.position for spot in feature.spots}
@@ -1152,7 +1174,12 @@ class Answers(Kind):
         return metrics.bioasq_question_id(example.id) if self.is_bioasq else example.id
 
     def gold_texts(self, examples: Questions) -> dict[str, list[str]]:
-        """List the accepted answers to each question: synonyms, or else the answers in its passages."""
+        """List the accepted answers to each question: synonyms, or else the answers in its passages.
+
+        BioASQ's training questions and SQuAD's have answers with their places, BioASQ's test questions
+        synonyms from the golden files: {"q1": ["kelmarin fever", "KF"]}. Snippets of one question share one
+        list.
+        """
         gold: dict[str, list[str]] = {}
         for example in examples:
             accepted = [text for text, _ in example.answers] if example.gold is None else example.gold
@@ -1161,7 +1188,10 @@ class Answers(Kind):
         return gold
 
     def predicted_texts(self, examples: Questions, predictions: AnswerLists) -> dict[str, list[str]]:
-        """List the texts answered to each question, best first; for BioASQ up to five, of all snippets."""
+        """List the texts answered to each question, best first; for BioASQ up to five, of all snippets.
+
+        Equal answers of several snippets are one answer, with the sum of their probabilities.
+        """
         if not self.is_bioasq:
             return {example.id: [answer.text for answer in answers]
                     for example, answers in zip(examples, predictions)}
@@ -1205,6 +1235,7 @@ class Answers(Kind):
 
         A system that is the best in all five batches has 5. Tasks without test batches have no such line.
         """
+        # 1. Our MRR in each batch that was tested, mean of the seeds.
         mean = {}
         for batch in BEST_MRR:
             measure = f"batch {batch} mrr"
@@ -1212,6 +1243,7 @@ class Answers(Kind):
                 mean[batch] = metrics.mean_and_sd([result[measure] for result in results]).mean
         if not mean:
             return []
+        # 2. The best system of a batch counts 1; the paper's own figures are added up for the same batches.
         total = metrics.batch_score_total({
             "ours": list(mean.values()),
             "best": [BEST_MRR[batch] for batch in mean],
@@ -1309,7 +1341,10 @@ KINDS: dict[str, type[Kind]] = {
 # run_seed writes all that belongs to a seed into its folder.
 
 class Prepared(NamedTuple):
-    """Hold what all seeds share: the task's examples and features, and the model they start from."""
+    """Hold what all seeds share: the task's examples and features, and the model they start from.
+
+    Files are read and encoded once, not once per seed, unless each seed has other examples.
+    """
 
     kind: Kind
     tokenizer: Tokenizer
@@ -1365,7 +1400,7 @@ def predict(model: nn.Module, features: Features, options: Options, pad_id: int,
 
 
 def evaluate(model: nn.Module, split: str, prepared: Prepared, options: Options) -> tuple[Measures, list]:
-    """Return scores and predictions on a split."""
+    """Return scores and predictions on a split: features -> outputs -> predictions -> scores."""
     kind, examples, features = prepared.kind, prepared.examples[split], prepared.features[split]
     outputs = predict(model, features, options, prepared.tokenizer.pad_id, prepared.device)
     predictions = kind.decode(examples, features, outputs)
@@ -1553,11 +1588,12 @@ def read_splits(options: Options, seed: int) -> tuple[dict[str, list], str]:
         dev = data.read_task(name, "dev", options.data)
     except FileNotFoundError as error:
         say(f"{error}; without it the last epoch counts")
-        return examples, PUBLISHED_TEST_SET
-    if dev == examples["test"]:                 # as published for gad and yes/no questions
+    else:
+        if dev != examples["test"]:
+            return {"train": examples["train"], "dev": dev, "test": examples["test"]}, PUBLISHED_TEST_SET
+        # So it was published for gad and yes/no questions.
         say("the development set is the test set and must choose nothing; the last epoch counts")
-        return examples, PUBLISHED_TEST_SET
-    return {"train": examples["train"], "dev": dev, "test": examples["test"]}, PUBLISHED_TEST_SET
+    return examples, PUBLISHED_TEST_SET
 
 
 def prepare(options: Options, start: Start, seed: int) -> Prepared:
@@ -1607,7 +1643,7 @@ def score_table(options: Options, results: list[Measures], test_set: str = PUBLI
     For BioASQ the sum over the batches is the last line.
     """
     task = data.TASKS[options.task]
-    # 1. Of the papers those that have the task.
+    # 1. A column for each of the papers that has the task.
     published = {measure: dict(zip(PAPERS, row)) for measure, row in PUBLISHED.get(options.task, {}).items()}
     papers = [paper for paper in PAPERS if any(row.get(paper) for row in published.values())]
     lines = [f"{options.task}, {test_set}, {len(results)} seed{'s' * (len(results) > 1)}",
@@ -1697,7 +1733,11 @@ def search(options: Options) -> Options:
     """Try random points of the grid on the development set, each with seed 0; returns the best's options.
 
     The seeds of the best go to the folder of its trial. No trial is ever run twice: an interrupted search
-    goes on, and so does one with a larger number.
+    goes on, and so does one with a larger number. What was tried stands in search.csv, the best first:
+
+        learning_rate,epochs,batch_size,dev_f1
+        0.0001,15,12,0.861204
+
     source    Bio-ELECTRA's grid; it was searched by hyperopt there, at random here
     """
     # 1. Each trial leaves its development scores in its folder: dev.json is written last, as scores.json is.
@@ -1726,7 +1766,7 @@ def search(options: Options) -> Options:
 
 
 class CurvePoint(NamedTuple):
-    """Hold a row of curve.csv: the score of one pre-training model, in percent."""
+    """Hold a row of curve.csv: what fine-tuning scores from one pre-training model, in percent."""
 
     step: int                   # pre-training steps
     mean: float                 # over the seeds
@@ -1765,7 +1805,10 @@ def score_curve(options: Options) -> str:
 
 
 def draw_curve(points: list[CurvePoint], path: Path, title: str, metric: str) -> None:
-    """Draw means and intervals against pre-training steps, where matplotlib is installed."""
+    """Draw means and intervals against pre-training steps, where matplotlib is installed.
+
+    It is an extra package: curve.csv holds the same figures.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -1859,7 +1902,10 @@ def predict_lines(options: Options) -> None:
 # --- 6. Command line ---
 
 def run(options: Options) -> int:
-    """Do what the options ask for, and print its result; returns 0."""
+    """Do what the options ask for, and print its result on standard output; returns 0.
+
+    What is said meanwhile goes to standard error, so that results can be redirected into a file.
+    """
     if options.predict is not None:
         predict_lines(options)
         return 0
