@@ -47,12 +47,13 @@ words_of_letters = st.text(LETTERS, min_size=1, max_size=3)
 def pretrained(tmp_path_factory) -> Path:
     """A pre-training model with weights as they were drawn."""
     folder = tmp_path_factory.mktemp("pretrained")
-    texts = [sentence.text for number in range(50) for sentence in data.SyntheticWorld(0).document(number).sentences]
+    world = data.SyntheticWorld(0)
+    texts = [sentence.text for number in range(50) for sentence in world.document(number).sentences]
     tokenizer = Tokenizer(learn_vocab(texts, 400))
     config = electramed.ElectraConfig(
         vocab_size=len(tokenizer.pieces), embedding_size=16, hidden_size=16, num_hidden_layers=2,
-        num_attention_heads=2, intermediate_size=32, max_position_embeddings=384, cls_token_id=tokenizer.cls_id,
-        sep_token_id=tokenizer.sep_id, mask_token_id=tokenizer.mask_id)
+        num_attention_heads=2, intermediate_size=32, max_position_embeddings=384,
+        cls_token_id=tokenizer.cls_id, sep_token_id=tokenizer.sep_id, mask_token_id=tokenizer.mask_id)
     torch.manual_seed(0)
     electramed.save_pretrained(electramed.ElectraForPretraining(config), folder, tokenizer)
     return folder
@@ -92,14 +93,16 @@ def test_the_default_protocol_has_the_values_of_the_papers_table_5():
 
 
 def test_a_task_has_the_protocol_of_its_paper_and_another_on_demand():
-    expected = {"squad": (2, 16, 384, 3e-5, 0.0), "bc5cdr": (3, 32, 128, 5e-5, 0.0), "gad": (3, 32, 128, 1e-4, 0.01),
-                "linnaeus": (3, 12, 192, 1e-4, 0.01), "chemprot-tsv": (3, 24, 128, 1e-4, 0.01),
+    expected = {"squad": (2, 16, 384, 3e-5, 0.0), "bc5cdr": (3, 32, 128, 5e-5, 0.0),
+                "gad": (3, 32, 128, 1e-4, 0.01), "linnaeus": (3, 12, 192, 1e-4, 0.01),
+                "chemprot-tsv": (3, 24, 128, 1e-4, 0.01),
                 "yesno": (3, 12, 192, 1e-4, 0.01), "rerank": (3, 12, 64, 1e-4, 0.01)}
     for task, values in expected.items():
         options = options_for(task)
         assert values == (options.epochs, options.batch_size, options.max_length, options.learning_rate,
                           options.weight_decay)
-    other = train_finetune.complete(train_finetune.Options(task="squad", protocol="bio-electra", batch_size=7))
+    asked = train_finetune.Options(task="squad", protocol="bio-electra", batch_size=7)
+    other = train_finetune.complete(asked)
     assert (other.epochs, other.batch_size, other.max_length, other.learning_rate) == (2, 7, 192, 1e-4)
 
 
@@ -131,14 +134,16 @@ def test_windows_cover_everything_and_each_piece_has_its_best(length, capacity, 
         covered |= set(range(start, end))
     assert covered == set(range(length))
     assert all(end - start <= capacity for start, end in windows)
-    assert [start for start, _ in windows] == [number * min(stride, capacity) for number in range(len(windows))]
-    assert all(end < length for _, end in windows[:-1])                  # the first to reach the end is the last
+    every = min(stride, capacity)
+    assert [start for start, _ in windows] == [number * every for number in range(len(windows))]
+    assert all(end < length for _, end in windows[:-1])             # the first to reach the end is the last
 
     def context(piece, window):
         start, end = windows[window]
         return min(piece - start, end - 1 - piece) if start <= piece < end else -1
 
-    expected = [max(range(len(windows)), key=lambda window: context(piece, window)) for piece in range(length)]
+    numbers = range(len(windows))
+    expected = [max(numbers, key=lambda window: context(piece, window)) for piece in range(length)]
     assert best_windows(length, windows).tolist() == expected
 
 
@@ -156,7 +161,7 @@ def test_labels_stand_on_first_wordpieces_as_on_paper():
 
 def test_a_long_sentence_is_read_in_windows_that_share_no_label():
     example = TaggedSentence([*"abcdefabcd"], ["O", "B-Drug"] * 5)
-    features = TAGGING.encode([example], SPELLER, 6)                     # four pieces a window, two new in each
+    features = TAGGING.encode([example], SPELLER, 6)                # four pieces a window, two new in each
     assert [SPELLER.decode(feature.input_ids) for feature in features] == [
         "a b c d", "c d e f", "e f a b", "a b c d"]
     words = [[spot.word for spot in feature.spots] for feature in features]
@@ -171,9 +176,9 @@ def test_rows_without_room_for_windows_are_refused(max_length):
 
 
 def test_the_labels_of_a_batch_are_padded_with_none():
-    features = TAGGING.encode([TaggedSentence(["a"], ["B-Drug"]), TaggedSentence(["ab"], ["O"])], SPELLER, 16)
-    none = IGNORED_LABEL
-    assert TAGGING.label_array(features, 5).tolist() == [[none, 1, none, none, none], [none, 0, none, none, none]]
+    examples, none = [TaggedSentence(["a"], ["B-Drug"]), TaggedSentence(["ab"], ["O"])], IGNORED_LABEL
+    labels = TAGGING.label_array(TAGGING.encode(examples, SPELLER, 16), 5)
+    assert labels.tolist() == [[none, 1, none, none, none], [none, 0, none, none, none]]
 
 
 odd_words = st.one_of(st.text(LETTERS, min_size=1, max_size=30),
@@ -224,7 +229,9 @@ def test_every_gold_entity_is_found_when_gold_is_fed_back(sentences, max_length)
 def test_what_the_model_says_at_other_positions_changes_no_tag():
     example = TaggedSentence(["abcdef"] * 9, ["O"] * 9)
     features = TAGGING.encode([example], SPELLER, 9)
-    noisy = [np.eye(3)[[1 if label == IGNORED_LABEL else 2 for label in feature.labels]] for feature in features]
+    noisy = []
+    for feature in features:
+        noisy.append(np.eye(3)[[1 if label == IGNORED_LABEL else 2 for label in feature.labels]])
     assert TAGGING.decode([example], features, noisy) == [["I-Drug"] * 9]
 
 
@@ -246,14 +253,17 @@ def test_a_text_is_one_row_and_cuts_are_counted(tiny_tokenizer):
 def test_of_a_pair_the_longer_part_is_cut_piece_by_piece(tiny_tokenizer):
     kind = YesNo(TASKS["yesno"])
     the, drug = map(tiny_tokenizer.vocab.get, ("the", "drug"))
-    pairs = [("the", "drug"), ("the " * 3, "drug " * 9), ("the " * 9, "drug"), ("the " * 9, "drug " * 9), ("the", "")]
-    features = kind.encode([LabelledText("", first, "0", second) for first, second in pairs], tiny_tokenizer, 9)
+    pairs = [("the", "drug"), ("the " * 3, "drug " * 9), ("the " * 9, "drug"), ("the " * 9, "drug " * 9),
+             ("the", "")]
+    examples = [LabelledText("", first, "0", second) for first, second in pairs]
+    features = kind.encode(examples, tiny_tokenizer, 9)
     rows = [(1, 1), (3, 3), (5, 1), (3, 3), (1, 0)]
     assert [feature.input_ids for feature in features] == [
         [2, *[the] * first, 3, *[drug] * second, 3] for first, second in rows]
     assert [feature.first_length for feature in features] == [first + 2 for first, _ in rows]
     assert kind.describe_features(features, 9) == "3 cut at 9 tokens"
-    assert train_finetune.pad_features(features[:1], 8, 0).token_type_ids.tolist() == [[0, 0, 0, 1, 1, 0, 0, 0]]
+    batch = train_finetune.pad_features(features[:1], 8, 0)
+    assert batch.token_type_ids.tolist() == [[0, 0, 0, 1, 1, 0, 0, 0]]
 
 
 @given(st.lists(st.sampled_from(["no", "yes", "maybe"]), min_size=1, max_size=9))
@@ -279,7 +289,8 @@ def test_a_question_is_encoded_as_on_paper():
     assert [SPELLER.pieces[i] for i in feature.input_ids] == (
         "[CLS] a ##b ? [SEP] [UNK] abc ##d , e [SEP]".split())
     assert feature.first_length == 5 and feature.labels == (6, 7)
-    assert feature.spots == [(5, 0, 3, True), (6, 4, 7, True), (7, 7, 8, True), (8, 8, 9, True), (9, 10, 11, True)]
+    assert feature.spots == [
+        (5, 0, 3, True), (6, 4, 7, True), (7, 7, 8, True), (8, 8, 9, True), (9, 10, 11, True)]
     logits = np.zeros((11, 2))
     logits[6, 0] = logits[7, 1] = 9
     [answers] = ANSWERS.decode([example], [feature], [logits])
@@ -290,8 +301,8 @@ def test_a_question_is_encoded_as_on_paper():
 def test_windows_follow_the_stride_and_answers_out_of_reach_are_told():
     """Question of 2 pieces, rows of 10: windows of 5 pieces that start every 2.
 
-    Piece 3 (d) has its best window in the first, a b c d e: there its span may start, so "d e f" is out of reach
-    although the second window holds it.
+    Piece 3 (d) has its best window in the first, a b c d e: there its span may start, so "d e f" is out of
+    reach although the second window holds it.
     """
     context = " ".join("abcdefabcdef"[:9])
     answers = [("d e", 6)], [("d e f", 6)], [("b c d e f a", 2)], []
@@ -317,7 +328,7 @@ def test_a_question_is_cut_to_64_pieces():
 
 
 def test_a_question_that_leaves_no_room_for_the_passage_is_refused():
-    with pytest.raises(ValueError, match="question q7 of 64 pieces leaves no room for a passage in 68 tokens"):
+    with pytest.raises(ValueError, match="q7 of 64 pieces leaves no room for a passage in 68 tokens"):
         ANSWERS.encode([Question("q7", "ab " * 40, "c d e f", [])], SPELLER, 68)
 
 
@@ -424,7 +435,8 @@ def test_answers_equal_a_search_over_all_allowed_spans(example, max_pieces, stri
 def test_only_the_best_starts_and_ends_are_considered():
     example = Question("1", "a", "b c d", [])
     [feature] = ANSWERS.encode([example], SPELLER, 16)
-    logits = np.array([[0, 0], [0, 0], [0, 0], [3, 9], [2, 1], [1, 8], [0, 0]], float)     # b c d stand at 3, 4, 5
+    # b c d stand at 3, 4, 5
+    logits = np.array([[0, 0], [0, 0], [0, 0], [3, 9], [2, 1], [1, 8], [0, 0]], float)
     [answers] = ANSWERS.decode([example], [feature], [logits], best=2)
     assert [answer.text for answer in answers] == ["b", "b c d"]
     [answers] = ANSWERS.decode([example], [feature], [logits], best=1)
@@ -476,7 +488,8 @@ def test_gold_fed_back_scores_one_through_the_whole_pipeline(name, max_length, p
         assert answers == {example.id: example.answers[0][0] for example in examples}
 
 
-@pytest.mark.parametrize("name, scores_of_gold", [("yesno", ("macro_f1", "accuracy", "no f1")), ("rerank", ("mrr",))])
+@pytest.mark.parametrize("name, scores_of_gold", [
+    ("yesno", ("macro_f1", "accuracy", "no f1")), ("rerank", ("mrr",))])
 def test_gold_pairs_score_one_and_their_opposite_less(name, scores_of_gold, tiny_tokenizer, tmp_path):
     rows = "".join(f"{int(i % 3 == 0)}\tthe drug {i // 6}?\tthe gene {i}\n" for i in range(18))
     (tmp_path / "test.tsv").write_text("label\tquestion\tanswer\n" + rows)
@@ -491,8 +504,8 @@ def test_gold_pairs_score_one_and_their_opposite_less(name, scores_of_gold, tiny
     assert len((tmp_path / "predictions.tsv").read_text().splitlines()) == 19
 
 
-@pytest.mark.parametrize("name", ["ncbi-disease", "bc5cdr", "jnlpba", "bc2gm", "chemprot", "chemprot-tsv", "ddi2013",
-                                  "gad", "yesno", "rerank"])
+@pytest.mark.parametrize("name", ["ncbi-disease", "bc5cdr", "jnlpba", "bc2gm", "chemprot", "chemprot-tsv",
+                                  "ddi2013", "gad", "yesno", "rerank"])
 def test_gold_of_the_published_files_fed_back_scores_one(name, real_data, tmp_path):
     """In rows of 64 tokens at most, so that many a sentence is long."""
     kind, tokenizer = kind_of(name), Tokenizer.from_file(real_data / "vocab" / "scivocab.txt")
@@ -534,7 +547,8 @@ def test_bioasq_merges_snippets_and_writes_a_submission_a_batch(tmp_path):
     def answer(text, probability):
         return Answer(text, 0, len(text), probability)
 
-    examples = [question("q1_0", 1, ["Beta"]), question("q1_1", 1, ["Beta"]), question("q2_0", 2, ["gamma", "delta"])]
+    examples = [question("q1_0", 1, ["Beta"]), question("q1_1", 1, ["Beta"]),
+                question("q2_0", 2, ["gamma", "delta"])]
     predictions = [[answer("alpha", 0.6), answer("beta", 0.4)], [answer("beta", 0.9)], [answer("alpha", 1.0)]]
     kind = kind_of("bioasq7b")
     measured = kind.score(examples, predictions)
@@ -556,12 +570,14 @@ def test_table_10_ends_the_table_of_bioasq():
     """Batches 1 and 2: ours 47.95 and 28.335 of the best 47.95 and 56.67, ELECTRAMed's 47.95 and 53.16."""
     result = {"mrr": 0.4, "batch 1 mrr": 0.4795, "batch 2 mrr": 0.28335}
     table = train_finetune.score_table(options_for("bioasq7b"), [result])
-    assert table.endswith("sum over 2 batches of MRR / best MRR (ELECTRAMed's Table 10): 1.500; ELECTRAMed 1.938")
+    assert table.endswith(
+        "sum over 2 batches of MRR / best MRR (ELECTRAMed's Table 10): 1.500; ELECTRAMed 1.938")
 
 
 def test_a_type_that_only_one_seed_predicts_is_in_the_table_and_zero_for_the_others():
     table = train_finetune.score_table(options_for("demo-ner"), [{"f1": 0.5}, {"f1": 0.5, "Drug f1": 0.4}])
-    assert next(line for line in table.splitlines() if line.startswith("Drug f1")).split()[2:] == ["20.00", "28.28"]
+    row = next(line for line in table.splitlines() if line.startswith("Drug f1"))
+    assert row.split() == ["Drug", "f1", "20.00", "28.28"]
 
 
 def test_the_table_has_a_column_for_each_paper_that_has_the_task():
@@ -581,7 +597,7 @@ def report(tmp_path, task, examples, predictions, features=()) -> str:
 
 
 def test_errors_of_entities_worked_by_hand(tmp_path):
-    """Two drugs missed, one of them twice; one too long, one taken for a gene; and a gene where there is nothing."""
+    """Two drugs missed, one of them twice; one too long, one taken for a gene; and a gene in nothing."""
     sentences = [("the gout drug jor and kel", "O O O B-Drug O B-Drug", "O O O O O B-Drug"),
                  ("jor [ 3 ] helps", "B-Drug O O O O", "O O O O O"),
                  ("kel acid for fever", "B-Drug O O B-Disease", "B-Drug I-Drug O O"),
@@ -623,8 +639,9 @@ The gold entity stands in **bold**, the predicted one in [brackets].
 
 
 def test_errors_of_relations_worked_by_hand(tmp_path):
-    rows = [("a", "false", "treats"), ("b", "treats", "treats"), ("c", "treats", "causes"), ("d", "causes", "false"),
-            ("e", "treats", "false"), ("f", "causes", "false"), ("d", "causes", "false")]
+    rows = [("a", "false", "treats"), ("b", "treats", "treats"), ("c", "treats", "causes"),
+            ("d", "causes", "false"), ("e", "treats", "false"), ("f", "causes", "false"),
+            ("d", "causes", "false")]
     examples = [LabelledText(str(i), f"sentence {text}", gold) for i, (text, gold, _) in enumerate(rows)]
     assert report(tmp_path, "demo-re", examples, [predicted for *_, predicted in rows]) == """
 6 of 7 texts have another label than the gold one.
@@ -659,7 +676,7 @@ def test_errors_of_yes_no_questions_stand_with_their_answers(tmp_path):
 
 
 def test_errors_of_questions_worked_by_hand(tmp_path, tiny_tokenizer):
-    """An answer that is too long, two that stand elsewhere, a gold that ends inside a piece, and a right one."""
+    """An answer too long, two that stand elsewhere, a gold that ends inside a piece, and a right one."""
     context = "the drug treats fever in patients"
     rows = [("q1", "fever", ["fever in", "drug"]), ("q2", "drug", ["fever"]), ("q3", "patient", ["patients"]),
             ("q4", "the drug", ["fever"]), ("q5", "fever", ["the fever"])]
@@ -694,9 +711,12 @@ Boundary: the best answer overlaps a gold one; out of reach: no gold answer is a
 
 def test_a_bioasq_question_is_one_error_whatever_its_snippets(tmp_path, tiny_tokenizer):
     """q1 has the right answer second; q2 a wrong one, and no snippet that holds a synonym; q3 is right."""
-    rows = [("q1_0", "fever in patients", ["fever"], ["patients", "fever"]), ("q1_1", "drug", ["fever"], ["drug"]),
-            ("q2_0", "the gene", ["gout", "podagra"], ["gene"]), ("q3_0", "a gene", ["Gene"], ["gene"])]
-    examples = [Question(name, f"which is {name[:2]} ?", context, [], 1, gold) for name, context, gold, _ in rows]
+    rows = [("q1_0", "fever in patients", ["fever"], ["patients", "fever"]),
+            ("q1_1", "drug", ["fever"], ["drug"]),
+            ("q2_0", "the gene", ["gout", "podagra"], ["gene"]),
+            ("q3_0", "a gene", ["Gene"], ["gene"])]
+    examples = [Question(name, f"which is {name[:2]} ?", context, [], 1, gold)
+                for name, context, gold, _ in rows]
     features = ANSWERS.encode(examples, tiny_tokenizer, 32)
     predictions = [[Answer(text, context.index(text), context.index(text) + len(text), 0.9 - 0.1 * rank)
                     for rank, text in enumerate(texts)] for _, context, _, texts in rows]
@@ -746,7 +766,8 @@ def test_the_errors_of_a_run_agree_with_its_scores_and_are_named_last(task, pret
         gold, hits, missed, boundary, other_type, spurious = numbers
         assert gold == hits + missed + boundary + other_type
         assert measured["recall"] == pytest.approx(hits / gold)
-        assert hits == 0 or measured["precision"] == pytest.approx(hits / (hits + boundary + other_type + spurious))
+        predicted = hits + boundary + other_type + spurious
+        assert hits == 0 or measured["precision"] == pytest.approx(hits / predicted)
     elif task == "demo-qa":
         assert measured["exact_match"] == pytest.approx(1 - numbers[0] / numbers[1])
     wrong = gold - hits + spurious if task == "demo-ner" else numbers[0]
@@ -771,7 +792,7 @@ def gold_span_outputs(features: list[Feature], found: list[list[Answer]]) -> lis
 
 
 def test_questions_that_no_span_can_answer_are_counted_before_training(pretrained, tmp_path, capsys):
-    """Of four questions two can be answered: one answer ends inside a wordpiece, one is longer than 30 pieces."""
+    """Of four questions two can be answered: one gold ends inside a piece, one is longer than 30 pieces."""
     context = "the patients took jorganux twice daily . " + "and then " * 30
     golds = ["jorganux", "twice daily", "jorganu", ("and then " * 30).strip()]
     paragraphs = [{"context": context, "qas": [{"id": str(i), "question": "what ?", "answers": [
@@ -779,15 +800,17 @@ def test_questions_that_no_span_can_answer_are_counted_before_training(pretraine
     for split in ("train", "test"):
         (tmp_path / f"{split}.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
     assert run("qa", pretrained, tmp_path / "out", "--data", str(tmp_path), "--max-length", "64") == 0
-    assert ("test: 2 of 4 questions have no gold answer that is a span of a window; gold fed back scores f1 50.00"
-            in capsys.readouterr().err)
+    assert ("test: 2 of 4 questions have no gold answer that is a span of a window; "
+            "gold fed back scores f1 50.00" in capsys.readouterr().err)
 
 
 def test_synonyms_fed_back_score_what_the_spans_among_them_can(pretrained):
-    """BioASQ's test sets: synonyms, no positions, several contexts a question, one question without its answer."""
+    """BioASQ's test sets: synonyms without positions, two contexts a question, one of three unanswerable."""
     context = "in the study , jorganux slowed the fever of many patients . " * 3
-    examples = [Question(f"q{i}_{part}", "what ?", text, [], 1, gold) for i, gold in enumerate(
-        [["Jorganux"], ["the FEVER", "hyperpyrexia"], ["a paraphrase"]]) for part, text in enumerate(["no .", context])]
+    examples = []
+    for i, gold in enumerate([["Jorganux"], ["the FEVER", "hyperpyrexia"], ["a paraphrase"]]):
+        examples += [Question(f"q{i}_0", "what ?", "no .", [], 1, gold),
+                     Question(f"q{i}_1", "what ?", context, [], 1, gold)]
     kind = kind_of("bioasq7b")
     features = kind.encode(examples, Tokenizer.from_file(pretrained), 32, 8)
     found = kind.findable(examples, features)
@@ -801,7 +824,8 @@ def test_synonyms_fed_back_score_what_the_spans_among_them_can(pretrained):
 @pytest.mark.parametrize("task, written, measure", [
     ("demo-ner", "predictions.txt", "f1"), ("demo-re", "predictions.tsv", "f1"),
     ("demo-qa", "predictions.json", "exact_match")])
-def test_a_run_writes_scores_predictions_a_table_and_a_model(task, written, measure, pretrained, tmp_path, capsys):
+def test_a_run_writes_scores_predictions_a_table_and_a_model(
+        task, written, measure, pretrained, tmp_path, capsys):
     assert run(task, pretrained, tmp_path, "--seeds", "2") == 0
     assert {"dev", "test"} == scores(tmp_path).keys() and 0 <= scores(tmp_path)["test"][measure] <= 1
     assert (tmp_path / "seed-1" / written).is_file()
@@ -836,7 +860,8 @@ def test_finished_seeds_are_not_mixed_with_those_of_another_starting_model(pretr
     start, out = tmp_path / "start", tmp_path / "out"
     tokenizer = Tokenizer.from_file(pretrained)
     torch.manual_seed(1)
-    electramed.save_pretrained(electramed.ElectraForPretraining(electramed.read_config(pretrained)), start, tokenizer)
+    model = electramed.ElectraForPretraining(electramed.read_config(pretrained))
+    electramed.save_pretrained(model, start, tokenizer)
     assert run("demo-re", start, out) == 0
     electramed.save_pretrained(electramed.load_pretrained(pretrained), start, tokenizer)
     assert run("demo-re", start, out, "--seeds", "2") == 2
@@ -847,7 +872,7 @@ def test_the_same_seed_gives_the_same_scores_and_weights(pretrained, tmp_path):
     for name in ("a", "b"):
         assert run("demo-ner", pretrained, tmp_path / name) == 0
     assert scores(tmp_path / "a") == scores(tmp_path / "b")
-    a, b = (torch.load(tmp_path / name / "model" / "pytorch_model.bin", weights_only=True) for name in ("a", "b"))
+    a, b = (electramed.read_weights(tmp_path / name / "model") for name in ("a", "b"))
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
@@ -856,7 +881,8 @@ def test_a_run_can_start_from_a_fine_tuned_one(pretrained, tmp_path):
     assert run("demo-qa", tmp_path / "squad", tmp_path / "bioasq") == 0
 
 
-def test_from_scratch_says_so_loudly_and_can_take_the_sizes_of_a_model(pretrained, tmp_path, capsys, monkeypatch):
+def test_from_scratch_says_so_loudly_and_can_take_the_sizes_of_a_model(
+        pretrained, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("demo-ner", "none", "like", "--like", str(pretrained)) == 0
     assert "FROM SCRATCH" in capsys.readouterr().err
@@ -867,7 +893,8 @@ def test_from_scratch_says_so_loudly_and_can_take_the_sizes_of_a_model(pretraine
 
 
 def test_the_training_loss_falls_below_half(pretrained, tmp_path):
-    assert run("demo-re", pretrained, tmp_path, "--epochs", "30", "--learning-rate", "3e-3", "--layer-decay", "1") == 0
+    more = ("--epochs", "30", "--learning-rate", "3e-3", "--layer-decay", "1")
+    assert run("demo-re", pretrained, tmp_path, *more) == 0
     with open(tmp_path / "seed-0" / "log.csv") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     assert losses[-1] < 0.5 * losses[0]
@@ -886,13 +913,19 @@ def test_the_same_seed_and_epoch_give_the_same_batches_which_hold_every_row_once
 
 # --- 11. Search and curve ---
 
-def test_a_search_tries_the_grid_on_the_development_set_and_never_twice(pretrained, tmp_path, capsys, monkeypatch):
+def test_a_search_tries_the_grid_on_the_development_set_and_never_twice(
+        pretrained, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train_finetune, "GRID",
                         {"learning_rate": (1e-5, 1e-2), "epochs": (1, 2), "batch_size": (16, 32)})
     search = ["--task", "demo-re", "--init", str(pretrained), "--out", str(tmp_path / "out"), "--search"]
-    trained = []
+    trained = []                                                # the run folder of each training
     train = train_finetune.train
-    monkeypatch.setattr(train_finetune, "train", lambda *arguments: trained.append(arguments) or train(*arguments))
+
+    def record(seed, prepared, options):
+        trained.append(options.out)
+        return train(seed, prepared, options)
+
+    monkeypatch.setattr(train_finetune, "train", record)
     assert train_finetune.main([*search, "3"]) == 0
     assert len(trained) == 3 + 1                                # three trials, and the best one's seed 0
     table = capsys.readouterr().out
@@ -902,15 +935,18 @@ def test_a_search_tries_the_grid_on_the_development_set_and_never_twice(pretrain
         rows = list(csv.DictReader(file))
     dev = [float(row["dev_f1"]) for row in rows]
     assert len(rows) == 3 and dev == sorted(dev, reverse=True)
-    best = tmp_path / "out" / "learning-rate-{learning_rate}-epochs-{epochs}-batch-size-{batch_size}".format(**rows[0])
-    assert scores(best)["dev"]["f1"] == pytest.approx(dev[0], abs=1e-6) and (best / "table.txt").read_text() == table
+    name = "learning-rate-{learning_rate}-epochs-{epochs}-batch-size-{batch_size}".format(**rows[0])
+    best = tmp_path / "out" / name
+    assert scores(best)["dev"]["f1"] == pytest.approx(dev[0], abs=1e-6)
+    assert (best / "table.txt").read_text() == table
     assert train_finetune.main([*search, "4"]) == 0
-    assert [arguments[2].out for arguments in trained[4:5]] != [arguments[2].out for arguments in trained[:1]]
+    assert trained[4] not in trained[:3]
     assert 5 <= len(trained) <= 6                               # one more trial, and its seed 0 if it won
 
 
 def test_a_trial_of_a_search_never_sees_the_test_set(pretrained, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_finetune, "GRID", {"learning_rate": (1e-3,), "epochs": (1,), "batch_size": (32,)})
+    grid = {"learning_rate": (1e-3,), "epochs": (1,), "batch_size": (32,)}
+    monkeypatch.setattr(train_finetune, "GRID", grid)
     seen = []
     evaluate = train_finetune.evaluate
     monkeypatch.setattr(train_finetune, "evaluate",
@@ -947,15 +983,16 @@ def test_the_curve_has_a_row_for_each_model_a_run_kept(pretrained, tmp_path, cap
         values = [100 * scores(out / f"step-{int(row['step']):08d}", seed)["test"]["f1"] for seed in (0, 1)]
         assert float(row["f1"]) == pytest.approx(np.mean(values), abs=0.01)
         # of two values t is 12.706 and sd / sqrt(2) half their distance
-        assert float(row["high"]) - float(row["f1"]) == pytest.approx(12.706 * abs(values[0] - values[1]) / 2, abs=0.02)
+        half = 12.706 * abs(values[0] - values[1]) / 2
+        assert float(row["high"]) - float(row["f1"]) == pytest.approx(half, abs=0.02)
     assert run("demo-re", pretrained, out, "--curve") == 2
     assert "holds no models" in capsys.readouterr().err
 
 
 def test_the_curve_is_drawn_where_matplotlib_is(pretrained, tmp_path):
     pytest.importorskip("matplotlib")
-    electramed.save_pretrained(electramed.load_pretrained(pretrained), tmp_path / "run" / "models" / "step-00000001",
-                               Tokenizer.from_file(pretrained))
+    kept = tmp_path / "run" / "models" / "step-00000001"
+    electramed.save_pretrained(electramed.load_pretrained(pretrained), kept, Tokenizer.from_file(pretrained))
     assert run("demo-re", tmp_path / "run", tmp_path / "out", "--curve", "--seeds", "2") == 0
     assert "<svg" in (tmp_path / "out" / "curve.svg").read_text()
 
@@ -970,7 +1007,7 @@ def read(out: Path, lines: str, tmp_path: Path, capsys) -> list[dict]:
 
 
 def test_entities_of_raw_text_stand_at_their_characters(pretrained, tmp_path, capsys):
-    """Trained until it knows a few sentences by heart, the tagger has to find their diseases in running text."""
+    """Trained until it knows two sentences by heart, the tagger has to find their diseases in other text."""
     mentions = {"chronic kelmarin fever": 3, "ganbael": 1}
     rows = "".join("".join(f"{word} {tag}\n" for word, tag in zip(
         f"jorganux slowed {name} in adults .".split(),
@@ -979,8 +1016,8 @@ def test_entities_of_raw_text_stand_at_their_characters(pretrained, tmp_path, ca
     for split in ("train", "dev", "test"):
         (tmp_path / f"{split}.txt").write_text(rows * 8)
     out = tmp_path / "out"
-    assert run("ncbi-disease", pretrained, out, "--data", str(tmp_path), "--epochs", "40", "--learning-rate", "1e-2",
-               "--layer-decay", "1", "--dropout", "0") == 0
+    assert run("ncbi-disease", pretrained, out, "--data", str(tmp_path), "--epochs", "40",
+               "--learning-rate", "1e-2", "--layer-decay", "1", "--dropout", "0") == 0
     assert scores(out)["test"]["f1"] == 1
     text = "Jorganux slowed  Chronic kelmarin FEVER in adults.  Jorganux slowed ganbael in adults."
     long = " ".join([text] * 20)
@@ -990,7 +1027,8 @@ def test_entities_of_raw_text_stand_at_their_characters(pretrained, tmp_path, ca
     assert len(second["entities"]) == 40                        # however long the text
     for result in (first, second):
         for entity in result["entities"]:
-            assert result["text"][entity["start"]:entity["end"]] == entity["text"] and 0.5 < entity["score"] <= 1
+            assert result["text"][entity["start"]:entity["end"]] == entity["text"]
+            assert 0.5 < entity["score"] <= 1
     marked = TAGGING.show(first)
     assert "slowed  \x1b[1mChronic kelmarin FEVER\x1b[0m [Disease] in adults." in marked
 
@@ -1005,7 +1043,8 @@ def test_scores_are_the_probabilities_the_tagger_was_trained_to_give(loss, chanc
 def test_a_word_longer_than_a_window_is_still_one_word(pretrained, tmp_path, capsys):
     assert run("demo-ner", pretrained, tmp_path / "out", "--max-length", "16") == 0
     result, = read(tmp_path / "out", "a" + "-b" * 200 + "\n", tmp_path, capsys)
-    assert all(result["text"][entity["start"]:entity["end"]] == entity["text"] for entity in result["entities"])
+    for entity in result["entities"]:
+        assert result["text"][entity["start"]:entity["end"]] == entity["text"]
 
 
 def test_relations_answers_and_pairs_are_read_from_lines(pretrained, tmp_path, capsys, monkeypatch):
@@ -1018,7 +1057,8 @@ def test_relations_answers_and_pairs_are_read_from_lines(pretrained, tmp_path, c
     assert run("demo-qa", pretrained, tmp_path / "qa", "--max-length", "64") == 0
     result, = read(tmp_path / "qa", pair + "\n", tmp_path, capsys)
     assert len(result["answers"]) == 5 and result["question"] == "what was slowed ?"
-    assert all(result["passage"][answer["start"]:answer["end"]] == answer["text"] for answer in result["answers"])
+    for answer in result["answers"]:
+        assert result["passage"][answer["start"]:answer["end"]] == answer["text"]
     chances = [answer["score"] for answer in result["answers"]]
     assert chances == sorted(chances, reverse=True)
     best = result["answers"][0]
@@ -1040,7 +1080,8 @@ def test_raw_text_and_models_that_cannot_be_read_are_named(pretrained, tmp_path,
     assert train_finetune.main(["--out", str(pretrained), "--predict", "x"]) == 2
     assert "not a run of train_finetune.py" in capsys.readouterr().err
     assert run("demo-qa", pretrained, tmp_path / "qa") == 0
-    assert train_finetune.main(["--out", str(tmp_path / "qa"), "--predict", ""]) == 2       # an empty shell variable
+    empty_variable = ""                                         # of a shell
+    assert train_finetune.main(["--out", str(tmp_path / "qa"), "--predict", empty_variable]) == 2
     assert "No such file" in capsys.readouterr().err
     ask = ["--out", str(tmp_path / "qa"), "--predict", str(tmp_path / "input.txt")]
     assert train_finetune.main(ask) == 2
@@ -1073,10 +1114,12 @@ def test_every_kind_of_task_has_one_class():
 
 
 def test_a_custom_set_of_each_kind_finds_its_labels(pretrained, tmp_path, capsys):
-    texts = {"ner": ("fever B-X\n\nno O\n", "fever B-X\n\ngout B-Y\n"), "re": ("a\tnone\nb\tr\nc\tnone\n",) * 2,
-             "qa": (json.dumps({"data": [{"paragraphs": [{"context": "so it is", "qas": [
-                 {"id": "1", "question": "?", "answers": [{"text": "it", "answer_start": 3}]}]}]}]}),) * 2,
-             "classify": ("1\tis it?\tyes\n0\tis it?\tno\n",) * 2, "rank": ("1\tis it?\tyes\n0\tis it?\tno\n",) * 2}
+    questions = json.dumps({"data": [{"paragraphs": [{"context": "so it is", "qas": [
+        {"id": "1", "question": "?", "answers": [{"text": "it", "answer_start": 3}]}]}]}]})
+    texts = {"ner": ("fever B-X\n\nno O\n", "fever B-X\n\ngout B-Y\n"),
+             "re": ("a\tnone\nb\tr\nc\tnone\n",) * 2, "qa": (questions,) * 2,
+             "classify": ("1\tis it?\tyes\n0\tis it?\tno\n",) * 2,
+             "rank": ("1\tis it?\tyes\n0\tis it?\tno\n",) * 2}
     for kind, (train, test) in texts.items():
         folder = tmp_path / kind
         folder.mkdir()
@@ -1088,7 +1131,8 @@ def test_a_custom_set_of_each_kind_finds_its_labels(pretrained, tmp_path, capsys
     assert 'none, r; none is taken for "no relation"' in said
 
 
-def test_where_there_is_no_published_split_each_seed_tests_a_part_and_the_table_says_so(pretrained, tmp_path, capsys):
+def test_where_there_is_no_published_split_each_seed_tests_a_part_and_the_table_says_so(
+        pretrained, tmp_path, capsys):
     (tmp_path / "dev.tsv").write_text("".join(f"{i % 2}\tquestion {i // 2}\tanswer {i}\n" for i in range(20)))
     more = ("--data", str(tmp_path), "--seeds", "2", "--class-weights")
     assert run("rerank", pretrained, tmp_path / "out", *more) == 0
@@ -1101,7 +1145,8 @@ def test_where_there_is_no_published_split_each_seed_tests_a_part_and_the_table_
     assert "--class-weights is for ranking" in capsys.readouterr().err
 
 
-def test_a_published_set_that_is_not_there_is_fetched_unless_offline(pretrained, tmp_path, capsys, monkeypatch):
+def test_a_published_set_that_is_not_there_is_fetched_unless_offline(
+        pretrained, tmp_path, capsys, monkeypatch):
     def fetch(name, directory):
         if "cut" in str(directory):
             raise OSError("http://address: cut off")
@@ -1112,7 +1157,8 @@ def test_a_published_set_that_is_not_there_is_fetched_unless_offline(pretrained,
     monkeypatch.setattr(data, "fetch_task", fetch)
     root, offline = tmp_path / "root", ("--offline", "--data", str(tmp_path / "root"))
     assert run("yesno", pretrained, tmp_path / "out", *offline) == 2
-    assert f"finetuning_data/yesno/{{dev.tsv,test.tsv,train.tsv}} into {root}/qa/yesno" in capsys.readouterr().err
+    remedy = f"finetuning_data/yesno/{{dev.tsv,test.tsv,train.tsv}} into {root}/qa/yesno"
+    assert remedy in capsys.readouterr().err
     assert run("rerank", pretrained, tmp_path / "out", *offline) == 2 and not root.exists()
     assert "no train file" in capsys.readouterr().err
     assert run("yesno", pretrained, tmp_path / "out", "--data", str(root)) == 0
@@ -1150,7 +1196,8 @@ def test_bioasq8b_reports_on_dev_which_then_chooses_nothing(pretrained, tmp_path
 
 def disease_folder(folder: Path) -> Path:
     """A data set in ncbi-disease's form, with a sentence far over the maximum length."""
-    short, long = "no O\nfever B-Disease\n. O\n", "".join(f"word{i} O\n" for i in range(60)) + "gout B-Disease\n"
+    short = "no O\nfever B-Disease\n. O\n"
+    long = "".join(f"word{i} O\n" for i in range(60)) + "gout B-Disease\n"
     for split in ("train", "dev", "test"):
         (folder / f"{split}.txt").write_text("\n" + f"{short}\n\n" * 4 + long)
     return folder
@@ -1183,12 +1230,14 @@ def test_wrong_input_is_named_on_one_line(pretrained, tmp_path, capsys):
     (folder / "train.txt").write_text("fever\n")
     assert "train.txt line 1: expected a word and its tag" in fails(
         "ncbi-disease", pretrained, out, "--data", str(folder))
-    assert "no train file" in fails("ddi2013", pretrained, out, "--data", str(tmp_path / "empty"), "--offline")
+    assert "no train file" in fails(
+        "ddi2013", pretrained, out, "--data", str(tmp_path / "empty"), "--offline")
     assert "no config.json" in fails("demo-ner", tmp_path / "nowhere", out)
     assert "positions" in fails("demo-ner", pretrained, out, "--max-length", "1000")
     lines = (pretrained / "vocab.txt").read_text().splitlines(keepends=True)
     broken = tmp_path / "broken"
-    electramed.save_pretrained(electramed.load_pretrained(pretrained), broken, Tokenizer.from_file(pretrained))
+    tokenizer = Tokenizer.from_file(pretrained)
+    electramed.save_pretrained(electramed.load_pretrained(pretrained), broken, tokenizer)
     (broken / "vocab.txt").write_text("".join(lines[:-1]))
     assert "vocab_size" in fails("demo-ner", broken, out) and "vocab.txt" in fails("demo-ner", broken, out)
 
