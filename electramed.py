@@ -165,16 +165,16 @@ PRESETS = {
 
 # --- 2. Encoder ---
 
-class DropoutNoise(threading.local):
-    """The generator that dropout draws from on a CPU, one for each thread.
+class ThreadNoise(threading.local):
+    """What a CPU draws random numbers from, for each thread its own (Device.seed sets it).
 
-    torch's own default generator is shared by all threads: which of them draws first would decide the result.
+    torch's default generator is shared by all threads: which of them draws first would decide the result.
     """
 
     generator: torch.Generator | None = None           # None: torch's default one
 
 
-NOISE = DropoutNoise()
+NOISE = ThreadNoise()
 
 
 def draw_kept(shape: torch.Size, p: float) -> Tensor:
@@ -389,7 +389,8 @@ def sample_tokens(logits: Tensor, noise: Tensor | None = None) -> Tensor:
     """
     with torch.no_grad():
         if noise is None:
-            noise = torch.rand(logits.shape, dtype=torch.float32, device=logits.device)
+            generator = NOISE.generator if logits.device.type == "cpu" else None
+            noise = torch.rand(logits.shape, dtype=torch.float32, device=logits.device, generator=generator)
         minus_gumbel = (noise + 1e-9).log_().neg_().add_(1e-9).log_()              # in place: V is large
         return minus_gumbel.sub_(logits).argmin(dim=-1)
 

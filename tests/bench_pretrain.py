@@ -1,27 +1,28 @@
-"""How fast pre-training is: ours against a loop around transformers, and against itself without batches by length.
+"""How fast pre-training is: ours beside a loop around transformers, and beside itself without batches by length.
 
     python tests/bench_pretrain.py                                    # CPU: float32, minutes on two cores
+    python tests/bench_pretrain.py --precision bfloat16
     python tests/bench_pretrain.py --device cuda                      # bfloat16, with and without torch.compile
 
-Both loops see the same batches, ready on the device, and do the same: joint loss of generator and discriminator with
+Each program runs in a process of its own: ours as train_pretrain.py sets it up (threads, allocator), theirs as torch
+comes. Both see the same batches, ready on the device, and do the same: joint loss of generator and discriminator with
 tied embeddings, 15 % masking, sampling, gradient clipping, fused AdamW. Theirs is what one writes with
 ElectraForMaskedLM, ElectraForPreTraining and their `labels`: attention is scaled_dot_product_attention, and the
-generator's logits are those of all T positions, since the model knows no other. One process, steps in turns; each
-figure is the median over the rounds. The last lines hold one figure each.
+generator's logits are those of all T positions, since the model knows no other. The processes make their steps in
+turns, one waiting while the other computes; each figure is the median over the rounds. The last lines hold one figure
+each.
 """
 import argparse
-import ctypes
 import dataclasses
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import statistics
 import time
 from pathlib import Path
 from typing import NamedTuple
-
-import train_pretrain  # noqa: F401     before torch: it sets how torch's threads wait
 
 import numpy as np
 import torch
@@ -44,6 +45,8 @@ CLS, SEP, MASK = 102, 103, 104
 IGNORED = -100                  # transformers' label of a position that is not masked
 
 
+# --- 1. What both programs compute ---
+
 class BenchBatch(NamedTuple):
     """What both loops take, on the device."""
 
@@ -56,7 +59,7 @@ class BenchBatch(NamedTuple):
 
 
 def bench_batch(lengths, width, config, device, seed):
-    """Rows of random tokens, of the given lengths, padded to `width`."""
+    """Make rows of random tokens, of the given lengths, padded to `width`."""
     source = torch.Generator().manual_seed(seed)
     column, length = torch.arange(width), torch.as_tensor(lengths)[:, None]
     real = (column < length).long()
@@ -71,24 +74,37 @@ def bench_batch(lengths, width, config, device, seed):
     return BenchBatch(*moved[:3], MaskedBatch(*device.put(*masked)), moved[3], int(real.sum()))
 
 
+def preset(name):
+    """Return the preset with SciVocab's size and special ids."""
+    return dataclasses.replace(PRESETS[name], vocab_size=VOCABULARY, cls_token_id=CLS, sep_token_id=SEP,
+                               mask_token_id=MASK)
+
+
 def our_step(config, device, is_compiled):
-    """One update of ours, as a function of a batch."""
+    """Return one update of ours as a function of a batch; its rows are divided as in train_pretrain.py."""
     model = ElectraForPretraining(config).to(device.kind)
     optimizer = Adam(parameter_groups(model, 0.01))
+    weights = list(model.parameters())
     forward = torch.compile(model) if is_compiled else model
 
     def step(batch):
-        with device.autocast():
-            loss = forward(batch.masked, batch.real, batch.segments).loss
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        totals = batch.masked.weights.sum(), batch.real.sum()
+
+        def losses_of(rows):
+            part = slice(rows.start, rows.stop)
+            with device.autocast():
+                return forward(MaskedBatch(*(tensor[part] for tensor in batch.masked)), batch.real[part],
+                               batch.segments[part], None, *totals)[:3]
+
+        device.backward(losses_of, weights, range(len(batch.ids)))
+        nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.update(1e-4)
 
     return step
 
 
 def their_step(config, device, is_compiled):
-    """One update of a loop around transformers, as a function of a batch."""
+    """Return one update of a loop around transformers as a function of a batch."""
     import transformers
     discriminator, generator = (
         make(transformers.ElectraConfig(**json.loads(sizes.to_json()))).to(device.kind).train()
@@ -120,8 +136,65 @@ def their_step(config, device, is_compiled):
     return step
 
 
+# --- 2. Programs in processes of their own ---
+
+class Setting(NamedTuple):
+    """What a program needs to know."""
+
+    preset: str
+    kind: str                   # cpu or cuda
+    precision: str
+    is_compiled: bool
+
+
+class Program:
+    """One of the two loops in a process of its own, which makes a step when it is asked to and waits otherwise."""
+
+    def __init__(self, who, setting):
+        spawn = multiprocessing.get_context("spawn")            # a fresh interpreter: torch starts anew in it
+        self.connection, theirs = spawn.Pipe()
+        self.process = spawn.Process(target=serve, args=(theirs, who, setting), daemon=True)
+        before = dict(os.environ)
+        if who == "ours":
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")             # as train_pretrain.py does
+        self.process.start()
+        os.environ.clear()
+        os.environ.update(before)
+        self.connection.recv()                                  # the model is made
+
+    def step(self, lengths, width, seed):
+        """Make a step on the batch of these lengths -> seconds."""
+        self.connection.send((lengths, width, seed))
+        return self.connection.recv()
+
+    def end(self):
+        """End the process -> the bytes it needed at most beyond those it had before the model was made."""
+        self.connection.send(None)
+        peak = self.connection.recv()
+        self.process.join()
+        return peak
+
+
+def serve(connection, who, setting):
+    """Answer a Program in its process: build the model, then time a step for each batch asked for."""
+    if who == "ours":
+        device = Device.choose(setting.kind, setting.precision)
+    else:
+        device = Device(setting.kind, setting.precision)        # chooses nothing: torch's own threads and memory
+    torch.manual_seed(0)
+    before = memory(device, "VmRSS")
+    make = our_step if who == "ours" else their_step
+    step = make(preset(setting.preset), device, setting.is_compiled)
+    connection.send("ready")
+    while request := connection.recv():
+        lengths, width, seed = request
+        batch = bench_batch(lengths, width, preset(setting.preset), device, seed)
+        connection.send(seconds(device, step, batch))
+    connection.send(memory(device, "VmHWM") - before)
+
+
 def seconds(device, function, *arguments):
-    """How long a call takes, the device's work included; on a GPU the mean of ten, queued one behind the other."""
+    """Return how long a call takes, the device's work included; on a GPU the mean of ten, queued one after another."""
     calls = 10 if device.kind == "cuda" else 1
     if device.kind == "cuda":
         torch.cuda.synchronize()
@@ -133,44 +206,18 @@ def seconds(device, function, *arguments):
     return (time.perf_counter() - began) / calls
 
 
-def memory(device, name="VmRSS"):
-    """Bytes in use, or with VmHWM the most since reset_peak()."""
+def memory(device, name):
+    """Return the bytes in use (VmRSS), or the most that ever were (VmHWM)."""
     if device.kind == "cuda":
         return torch.cuda.max_memory_allocated() if name == "VmHWM" else torch.cuda.memory_allocated()
     line = next(line for line in open("/proc/self/status") if line.startswith(name))
     return 1024 * int(line.split()[1])
 
 
-def reset_peak(device):
-    """Let the peak begin anew at what is in use."""
-    if device.kind == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak(device, make, batch):
-    """Build a step and run it twice: (the step, the bytes it needed at most, weights and moments included)."""
-    if device.kind == "cpu":
-        ctypes.CDLL(None).malloc_trim(0)                    # what was freed before is not taken for free
-    before = memory(device)
-    step = make()
-    reset_peak(device)
-    step(batch), step(batch)
-    return step, memory(device, "VmHWM") - before
-
-
-def alternate(device, steps, batches):
-    """Each batch through every step, in turns -> seconds a batch, one list a step."""
-    times = {name: [] for name in steps}
-    for batch in batches:
-        for name, step in steps.items():
-            times[name].append(seconds(device, step, batch))
-    return times
-
+# --- 3. Figures ---
 
 def flop_per_token(config, length):
-    """Floating-point operations of forward and backward a token, both networks: 6 for each weight of a product."""
+    """Return the floating-point operations per token, forward and backward, both networks: 6 per weight of a product."""
     def encoder(sizes):
         hidden = sizes.hidden_size
         projection = sizes.embedding_size * hidden if sizes.embedding_size != hidden else 0
@@ -183,15 +230,15 @@ def flop_per_token(config, length):
 
 
 def measured_peak(device):
-    """FLOP a second of a large matrix product in bfloat16."""
-    one, other = (torch.randn(8192, 8192, device=device.kind, dtype=torch.bfloat16) for _ in range(2))
-
+    """Return the FLOP per second of a large matrix product in the device's precision."""
+    size = 8192 if device.kind == "cuda" else 2048
+    one, other = (torch.randn(size, size, device=device.kind, dtype=getattr(torch, device.precision)) for _ in range(2))
     torch.mm(one, other)
-    return 2 * 8192 ** 3 / min(seconds(device, torch.mm, one, other) for _ in range(5))
+    return 2 * size ** 3 / min(seconds(device, torch.mm, one, other) for _ in range(5))
 
 
 def abstract_lengths():
-    """Tokens of examples of at most 512: of real abstracts where they are, at 1.25 wordpieces a word."""
+    """Return tokens of examples of at most 512: of real abstracts where they are, at 1.25 wordpieces per word."""
     if not os.environ.get("ELECTRAMED_DATA"):
         return np.random.default_rng(0).lognormal(np.log(250), 0.5, size=4000).astype(int).clip(10, 512), "synthetic"
     path = Path(os.environ["ELECTRAMED_DATA"]) / "pretrain/corpus/pubmed_abstracts-00.txt.xz"
@@ -202,14 +249,17 @@ def abstract_lengths():
 
 
 def compare(name, device, is_compiled, options, figures):
-    """Ours beside transformers': tokens a second, peak memory, their ratio, days a paper takes, share of the peak."""
+    """Add ours beside transformers': tokens per second, peak memory, their ratio, days a paper takes, share of peak."""
     length, rows = CASES[name][0], CASES[name][1 if device.kind == "cpu" else 2]
-    config = preset(name)
-    warm, *batches = (bench_batch([length] * rows, length, config, device, seed) for seed in range(options.rounds + 1))
-    steps, peaks = {}, {}
-    for who, make in (("ours", our_step), ("transformers", their_step)):
-        steps[who], peaks[who] = peak(device, lambda: make(config, device, is_compiled), warm)
-    times = alternate(device, steps, batches)
+    peak = measured_peak(device)
+    programs = {who: Program(who, Setting(name, device.kind, device.precision, is_compiled))
+                for who in ("ours", "transformers")}
+    times = {who: [] for who in programs}
+    for seed in range(options.rounds + 1):
+        for who, program in programs.items():
+            times[who].append(program.step([length] * rows, length, seed))
+    peaks = {who: program.end() for who, program in programs.items()}
+    times = {who: values[1:] for who, values in times.items()}                  # the first step prepares kernels
     median = {who: statistics.median(values) for who, values in times.items()}
     title = f"{name} at {length}, {rows} rows, {device.kind} {device.precision}{', compiled' if is_compiled else ''}"
     for who, value in median.items():
@@ -221,52 +271,48 @@ def compare(name, device, is_compiled, options, figures):
         figures[f"{title}: days for the {tokens / 1e9:.1f} G tokens of {paper}"] = (
             f"{tokens / (rows * length / median['ours']) / 86_400:,.1f}")
     figures[f"{title}: times as fast as transformers"] = f"{median['transformers'] / median['ours']:.2f}"
-    if device.kind == "cuda":
-        share = flop_per_token(config, length) * rows * length / median["ours"] / measured_peak(device)
-        figures[f"{title}: share of the measured bfloat16 peak"] = f"{share:.3f}"
+    rate = flop_per_token(preset(name), length) * rows * length / median["ours"]
+    figures[f"{title}: share of a large product's {peak / 1e12:.2f} TFLOP/s"] = f"{rate / peak:.2f}"
 
 
 def compare_lengths(device, options, figures):
-    """`small` at 512 on real lengths: batches of like length beside the same rows padded to 512."""
-    config, rows = preset("small"), 8 if device.kind == "cpu" else 128
+    """Add `small` at 512 on real lengths: batches of like length beside the same rows padded to 512."""
+    rows = 8 if device.kind == "cpu" else 128
     lengths, source = abstract_lengths()
     plan = plan_batches(lengths, rows, 512, np.random.default_rng(0))[:options.rounds * 3]
-    batches = [[bench_batch(lengths[chosen], width, config, device, seed) for width in (bucket, 512)]
-               for seed, (bucket, chosen) in enumerate(plan)]
-    step = our_step(config, device, False)
-    step(batches[0][1])
-    alike, padded = (sum(times) for times in zip(*([seconds(device, step, batch) for batch in pair]
-                                                   for pair in batches)))
-    tokens = sum(pair[0].tokens for pair in batches)
+    program = Program("ours", Setting("small", device.kind, device.precision, False))
+    program.step([512] * rows, 512, 0)
+    alike, padded = (sum(program.step(lengths[chosen].tolist(), width, seed)
+                         for seed, (width, chosen) in enumerate(batches))
+                     for batches in (plan, [(512, chosen) for _, chosen in plan]))
+    program.end()
+    tokens = sum(int(lengths[chosen].sum()) for _, chosen in plan)
     title = f"small at up to 512, {rows} rows, {source} lengths, {device.kind} {device.precision}"
     figures[f"{title}: batches of like length, tokens a second"] = f"{tokens / alike:,.0f}"
     figures[f"{title}: every row padded to 512, tokens a second"] = f"{tokens / padded:,.0f}"
     figures[f"{title}: times as fast by batches of like length"] = f"{padded / alike:.2f}"
 
 
-def preset(name):
-    """The preset with SciVocab's size and special ids."""
-    return dataclasses.replace(PRESETS[name], vocab_size=VOCABULARY, cls_token_id=CLS, sep_token_id=SEP,
-                               mask_token_id=MASK)
-
-
 def main():
-    """Run the cases asked for, then print one line a figure."""
+    """Run the cases asked for, then print one line per figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--precision", choices=["float32", "bfloat16"],
+                        help="default: float32 on a CPU, bfloat16 on a GPU")
     parser.add_argument("--rounds", type=int, default=5, help="alternating rounds, of which the median counts")
     parser.add_argument("--cases", nargs="*", default=[*CASES, "lengths"], choices=[*CASES, "lengths"])
     options = parser.parse_args()
-    device, figures = Device.choose(options.device), {}
-    torch.manual_seed(0)
+    kind = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
+    device = Device(kind, options.precision or ("bfloat16" if kind == "cuda" else "float32"))
+    figures = {}
     for name in options.cases:
         if name == "lengths":
             compare_lengths(device, options, figures)
             continue
-        for is_compiled in (False, True) if device.kind == "cuda" else (False,):
+        for is_compiled in (False, True) if kind == "cuda" else (False,):
             compare(name, device, is_compiled, options, figures)
     print(f"\ntorch {torch.__version__}, "
-          + (torch.cuda.get_device_name() if device.kind == "cuda" else f"{torch.get_num_threads()} CPU threads"))
+          + (torch.cuda.get_device_name() if kind == "cuda" else f"{torch.get_num_threads()} CPU threads"))
     for title, figure in figures.items():
         print(f"{title}: {figure}")
 

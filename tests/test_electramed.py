@@ -14,7 +14,7 @@ from torch import nn
 import electramed
 from electramed import (
     IGNORED_LABEL, PRESETS, Adam, Device, Discriminator, ElectraConfig, ElectraEncoder, ElectraForPretraining,
-    Generator, MaskedBatch, SequenceClassifier, SpanExtractor, TokenTagger, attend, draw_kept, dropout,
+    Generator, MaskedBatch, SequenceClassifier, SpanExtractor, TokenTagger, attend, attend_on_cpu, draw_kept, dropout,
     learning_rate_at, load_checkpoint, load_encoder, load_pretrained, mask_tokens, model_folder, parameter_groups,
     read_safetensors, replace_tokens, sample_tokens, save_checkpoint, save_pretrained, write_atomically)
 
@@ -1224,6 +1224,100 @@ def test_bfloat16_changes_products_but_neither_losses_nor_sampling(tiny_config, 
     assert torch.equal(sample_tokens(output.generator_logits, step[-1]), (     # float32 logits and float32 noise
         output.generator_logits - torch.log(-torch.log(step[-1] + 1e-9) + 1e-9)).argmax(-1))
     assert output.mlm_loss.item() == pytest.approx(exact.mlm_loss.item(), rel=0.02)
+
+
+# What the threads of a CPU compute side by side, and how they divide it.
+
+def test_rows_are_divided_among_the_threads_in_order():
+    device = dataclasses.replace(Device.choose("cpu"), workers=3)
+    assert device.side_by_side(list, range(4, 12)) == [[4, 5], [6, 7, 8], [9, 10, 11]]
+    assert device.side_by_side(list, range(2)) == [[0], [1]]                # fewer rows than threads
+    assert Device("cpu", "float32").side_by_side(list, range(2)) == [[0, 1]]
+
+
+def test_an_error_in_a_thread_reaches_the_caller():
+    device = dataclasses.replace(Device.choose("cpu"), workers=2)
+    with pytest.raises(ZeroDivisionError):
+        device.side_by_side(lambda rows: 1 // rows.start, range(4))
+
+
+def test_gradients_from_several_threads_add_up_to_those_from_one(tiny_config):
+    """With dropout off: each thread draws its own. Twice the same threads give the same bits, dropout or not."""
+    for share, is_close in ((0.0, True), (0.3, False)):
+        config = dataclasses.replace(tiny_config, hidden_dropout_prob=share, attention_probs_dropout_prob=share)
+        model, masked, real, types, noise = pretraining_step(config, lengths=(20, 13, 9, 16, 11))
+        model.train()
+        weights = list(model.parameters())
+
+        def gradients(workers):
+            device = dataclasses.replace(Device.choose("cpu"), workers=workers)
+
+            def losses_of(rows):
+                part = slice(rows.start, rows.stop)
+                device.seed(rows.start)
+                return model(MaskedBatch(*(tensor[part] for tensor in masked)), real[part], types[part], noise[part],
+                             masked.weights.sum(), real.sum())[:3]
+
+            losses = device.backward(losses_of, weights, range(5))
+            found = [losses, *(weight.grad for weight in weights)]
+            for weight in weights:
+                weight.grad = None
+            return found
+
+        one, two, again = gradients(1), gradients(2), gradients(2)
+        assert all(map(torch.equal, two, again))
+        assert all(torch.allclose(x, y, rtol=1e-4, atol=1e-6) for x, y in zip(one, two)) == is_close
+
+
+@pytest.mark.parametrize("head, labels, settings", [
+    (TokenTagger, torch.tensor([[1, 0, -100], [2, -100, -100], [-100, -100, -100]]), []),
+    (TokenTagger, torch.tensor([[1, 0, -100], [2, -100, -100], [-100, -100, -100]]), [True]),
+    (SequenceClassifier, torch.tensor([0, 2, 1]), []),
+    (SequenceClassifier, torch.tensor([0, 2, 1]), [torch.tensor([1.0, 99.0, 5.0])]),
+    (SpanExtractor, torch.tensor([[0, 2], [1, 1], [2, 0]]), [])])
+def test_losses_of_parts_add_up_to_that_of_the_batch(head, labels, settings):
+    shapes = {TokenTagger: (3, 3, 4), SequenceClassifier: (3, 3), SpanExtractor: (3, 4, 2)}
+    logits = torch.randn(shapes[head], generator=torch.Generator().manual_seed(0))
+    total = head.total(labels, *settings)
+    parts = [head.loss(logits[rows], labels[rows], *settings, total=total) for rows in (slice(0, 1), slice(1, 3))]
+    assert torch.isclose(sum(parts), head.loss(logits, labels, *settings))
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_attention_written_out_equals_the_fused_kernel(dtype, tolerance):
+    """Also its gradients, with padding in one row."""
+    source = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, 2, 7, 8, generator=source).to(dtype).requires_grad_() for _ in range(3)]
+    may_attend = torch.ones(2, 1, 1, 7, dtype=torch.bool)
+    may_attend[1, ..., 4:] = False
+    found = []
+    for attention in (attend_on_cpu(*inputs, may_attend, 0.0),
+                      F.scaled_dot_product_attention(*inputs, attn_mask=may_attend)):
+        found.append([attention, *torch.autograd.grad(attention.float().pow(2).sum(), inputs)])
+    for ours, theirs in zip(*found):
+        assert torch.allclose(ours.float(), theirs.float(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("error", [AttributeError, OSError, TypeError])
+def test_where_there_is_no_glibc_its_allocator_is_left_alone(monkeypatch, error):
+    def library(name):
+        raise error("no such function")
+    monkeypatch.setattr(electramed.ctypes, "CDLL", library)
+    electramed.keep_freed_memory()
+
+
+@pytest.mark.parametrize("speedup, hidden_size, precision, is_said", [
+    (3.0, 256, "float32", True), (1.1, 256, "float32", False), (3.0, 128, "float32", False),
+    (3.0, 256, "bfloat16", False)])
+def test_bfloat16_is_mentioned_where_the_cpu_and_the_model_gain_by_it(
+        monkeypatch, capsys, speedup, hidden_size, precision, is_said):
+    monkeypatch.setattr(electramed, "bfloat16_speedup", lambda size: speedup)
+    Device("cpu", precision).mention_bfloat16(hidden_size)
+    assert ("--precision bfloat16" in capsys.readouterr().err) == is_said
+
+
+def test_the_speed_up_of_bfloat16_is_measured():
+    assert 0.01 < electramed.bfloat16_speedup(64) < 100
 
 
 # --- 9. Parity with transformers ---
