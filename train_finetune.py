@@ -663,7 +663,7 @@ class Tagging(Kind):
     def mark_spans(words: list[str], gold: metrics.Span | None, predicted: metrics.Span | None) -> str:
         """Write the sentence with the gold entity in **bold** and the predicted one in [brackets].
 
-        The two may overlap. Say "kel acid" is a drug, of which only "kel" was found: **[kel] acid**.
+        The two may overlap. Say "kel acid" is a drug, of which only "kel" was found: [**kel] acid**.
         """
         shown = [plain(word) for word in words]
         for span, opening, closing in ((gold, "**", "**"), (predicted, "[", "]")):
@@ -1025,7 +1025,7 @@ class Answers(Kind):
     Prediction  The best spans of all windows, best first, with their probabilities.
     Raw text    Lines of {"question": ..., "passage": ...}.
 
-    What is scored and handed in differs. SQuAD: exact match and F1 of the first answer; {id: text}.
+    What is scored and handed in differs. SQuAD: exact match and F1 of the first answer, in a file of {id: text}.
     BioASQ: up to five answers to each question, merged from all its snippets, by strict and lenient accuracy
     and MRR, over all questions and for each of the five test batches; one file for each batch.
     """
@@ -1047,8 +1047,9 @@ class Answers(Kind):
         """Write rows [CLS] question [SEP] window [SEP]; labels are the positions of the first gold answer.
 
         Say the question has 2 pieces and the passage is "a b c d e", of which "d e" is the answer. In rows of
-        8 tokens, with a stride of 2, there are two windows: "a b c" with the labels (0, 0), and "c d e" with
-        (5, 6).
+        9 tokens, with a stride of 2, there are two windows: "a b c d" with the labels (0, 0), because e is
+        missing, and "c d e" with (5, 6): [CLS] is at position 0, c at 4.
+
         stride            pieces between the starts of two windows of one passage, at most half a window
         question_length   pieces that the question is cut to
         raises            ValueError naming a question that leaves no room for its passage

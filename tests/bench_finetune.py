@@ -1,10 +1,10 @@
 """Measure how fast fine-tuning is, by hand and on an idle machine: python tests/bench_finetune.py (minutes).
 
 Three programs train and evaluate the same tagger on the same sentences of ncbi-disease, in turn, several
-times (on synthetic sentences where ELECTRAMED_DATA is not set): ours with batches by length, ours with every
-row padded to 128 tokens, and transformers' ElectraForTokenClassification padded to 128, with its own loop. Then
-ours alone, small against base: Bio-ELECTRA claims that small is eight times as fast. Prints one line for each
-figure, the median over the rounds.
+times (on synthetic sentences where ELECTRAMED_DATA is not set): ours with batches by length, ours with
+every row padded to 128 tokens, and transformers' ElectraForTokenClassification padded to 128, with its
+own loop. Then ours alone, small against base: Bio-ELECTRA claims that small is eight times as fast.
+Prints one line for each figure, the median over the rounds.
 """
 import argparse
 import dataclasses
