@@ -1025,9 +1025,9 @@ class Answers(Kind):
     Prediction  The best spans of all windows, best first, with their probabilities.
     Raw text    Lines of {"question": ..., "passage": ...}.
 
-    What is scored and handed in differs. SQuAD: exact match and F1 of the first answer, in a file of {id: text}.
-    BioASQ: up to five answers to each question, merged from all its snippets, by strict and lenient accuracy
-    and MRR, over all questions and for each of the five test batches; one file for each batch.
+    Scores and what is handed in differ. SQuAD: exact match and F1 of the first answer; {id: text} in JSON.
+    BioASQ: up to five answers to each question, merged from all its snippets, by strict and lenient
+    accuracy and MRR, over all questions and for each of the five test batches; one file for each batch.
     """
 
     purpose = "questions"
@@ -1120,7 +1120,7 @@ class Answers(Kind):
     def announce(self, split: str, examples: Questions, features: Features) -> None:
         """Say how many questions have no gold answer, and how many have none that a span can give.
 
-        The gold answers that a span can give are scored as if they were predictions: no model can do better.
+        The gold answers that a span can give are scored as if predicted: exact answers can score no more.
         """
         if without := sum(not (example.answers or example.gold) for example in examples):
             say(f"*** {without} questions of {split} have no gold answer and score 0: "
@@ -1158,9 +1158,8 @@ class Answers(Kind):
                 if first and last and first.is_best and start <= end < start + max_pieces:
                     span = ScoredSpan(float(logits[start, 0] + logits[end, 1]), first.start, last.end)
                     proposed[feature.example].append(span)
-        # 2. Keep the best spans of all windows; two are equal where two pieces stand for the same characters.
-        # A
-        #    probability is the softmax of the scores over those that are kept.
+        # 2. Keep the best spans of all windows. Two are equal where two pieces stand for the same characters.
+        #    A probability is the softmax of the scores over those that are kept.
         answers: list[list[Answer]] = []
         for example, spans in zip(examples, proposed):
             kept = list(dict.fromkeys(sorted(spans, key=lambda span: -span.score)))[:best]
@@ -1702,9 +1701,8 @@ def run_seeds(options: Options) -> tuple[str, list[Measures]]:
     table = score_table(options, tests, "; ".join(test_sets))
     write_lines(out / "table.txt", [table])
 
-    # 3. The model to use is that of the seed with the best development score: the test set never chooses.
-    # Without
-    #    development scores it is the first seed's.
+    # 3. The model to use is that of the seed with the best development score, for the test set never chooses;
+    #    without development scores that of the first seed.
     best = max(range(options.seeds), key=lambda seed: results[seed]["dev"].get(metric, 0.0))
     (out / "model").mkdir(exist_ok=True)
     for file in (folders[best] / "model").iterdir():
