@@ -18,8 +18,8 @@ in section 2, which tells its whole story in the order in which data flows:
 
 Nothing outside that section asks which kind a task is, so a new kind is one new class (and a reader in
 data.py, and a metric). `--init` takes a pre-training run, a fine-tuned run (SQuAD first, then BioASQ), or a
-published folder. The test set is scored once per seed, after the epoch was chosen. Left out: a mixture of
-several tasks in one model, because neither paper trains one.
+published folder. The test set is scored once per seed, after the epoch was chosen. Left out: one model for
+several kinds of task at once, because neither paper has one.
 Sources: ELECTRAMed Tables 5 and 7-10; Bio-ELECTRA, its paper and released scripts; "TF" is the finetune
 folder of the official TensorFlow code (its qa, tagging and classification tasks).
 
