@@ -1,22 +1,30 @@
 """Fine-tune a pre-trained ELECTRA on a task of the papers, and score it as they do.
 
-After reading this file you hold the second half of both papers: a head on top of the discriminator, layer-wise
-learning rates, the choice of the best epoch on the development set, several seeds, and each task's own metric,
-submission format and list of errors.
+After reading this file you hold the second half of both papers: a head on top of the discriminator,
+layer-wise learning rates, the choice of the best epoch on the development set, several seeds, and for each
+kind of task its windows, its decoding, its metric, its submission format and its list of errors.
 
     python train_finetune.py --task demo-ner                          # after train_pretrain.py: ten seconds
     python train_finetune.py --task ncbi-disease --data corpora --init runs/med --seeds 5
     python train_finetune.py --out runs/finetune/ncbi-disease --predict notes.txt            # read raw text
 
-Where it stands: data.py reads task files and makes features, electramed.py holds the heads, metrics.py the
-scores. `--init` takes a pre-training run, a fine-tuned run (SQuAD first, then BioASQ), or a published folder.
-The test set is scored once a seed, after the epoch was chosen; where there is no development set, the last epoch
-counts.
-Sources: ELECTRAMed Tables 5 and 7-9; Bio-ELECTRA, its paper and released scripts; TF finetune/ (qa, tagging and
-classification tasks).
+Where it stands: data.py reads task files into examples, electramed.py holds the heads, metrics.py the scores;
+this file connects them. A kind of task (entities, relations, yes/no questions, ranking, answers) is one class
+in section 2, which tells its whole story in the order in which data flows:
 
-    1. Options and protocol     2. The kinds of task, their errors     3. Training one seed
-    4. Seeds, search, tables    5. Raw text                            6. Command line
+    examples -> features (rows for the model) -> head -> labels and loss      while training
+    output of the head -> predictions -> scores, submission file, errors.md   while testing
+    lines of text -> examples -> features -> output -> results                with --predict
+
+Nothing outside that section asks which kind a task is, so a new kind is one new class (and a reader in
+data.py, and a metric). `--init` takes a pre-training run, a fine-tuned run (SQuAD first, then BioASQ), or a
+published folder. The test set is scored once per seed, after the epoch was chosen. Left out: one model for
+several kinds of task at once, because neither paper has one.
+Sources: ELECTRAMed Tables 5 and 7-10; Bio-ELECTRA, its paper and released scripts; "TF" is the finetune
+folder of the official TensorFlow code (its qa, tagging and classification tasks).
+
+    1. Options and protocol     2. The kinds of task          3. Training one seed
+    4. Seeds, search, tables    5. Raw text                   6. Command line
 """
 from __future__ import annotations
 
@@ -28,6 +36,7 @@ import json
 import math
 import os
 import random
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,9 +44,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Where torch's threads compute one product together (the optimiser; rows of a batch they compute side by side), they
-# wait asleep. Waiting by spinning, their default, takes the cores from every other process, and from the side-by-side
-# threads; it has to be said before torch loads.
+# Where the threads of torch compute one product together (in the optimiser), they wait for each other asleep.
+# By default they wait spinning, which takes the cores from every other process, and from the threads that
+# compute the rows of a batch side by side. It has to be said before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -46,10 +55,11 @@ from torch import nn
 
 import data
 import metrics
-from data import Feature, Task, option, say
-from electramed import (IGNORED_LABEL, PRESETS, Adam, Device, ElectraConfig, SequenceClassifier, SpanExtractor,
-                        TokenTagger, learning_rate_at, load_encoder, load_weights, model_folder, parameter_groups,
-                        read_config, save_pretrained)
+from data import Task, option, say
+from electramed import (
+    IGNORED_LABEL, PRESETS, Adam, Device, ElectraConfig, SequenceClassifier, SpanExtractor, TokenTagger,
+    learning_rate_at, load_encoder, load_weights, model_folder, parameter_groups, read_config,
+    save_pretrained)
 from tokenizer import Tokenizer, learn_vocab
 
 
@@ -57,60 +67,74 @@ from tokenizer import Tokenizer, learn_vocab
 
 @dataclass(frozen=True)
 class Options:
-    """The command line. What is None follows from the task's protocol."""
+    """Hold the command line. An option that is None follows from the protocol of the task (complete).
 
+    data.parse_options makes a flag of each field: batch_size is --batch-size.
+    """
+
+    # What to train on, from what, and where to write.
     task: str = option("demo-ner", "what to fine-tune on", choices=list(data.TASKS))
-    data: str | None = option(os.environ.get("ELECTRAMED_DATA", "corpora"), "folder of the published data sets, "
-                              "or of this task's train, dev and test files")
+    data: str | None = option(os.environ.get("ELECTRAMED_DATA", "corpora"), "folder of the published data "
+                              "sets, or of this task's train, dev and test files")
     offline: bool = option(False, "do not download a published data set that is not there")
-    protocol: str = option(None, "whose hyper-parameters to use (default: those of the paper that has the task, "
-                           "ELECTRAMed's if both do)", choices=["electramed", "bio-electra"])
-    init: str | None = option(None, "pre-training run, fine-tuned run or model folder to start from; none: from "
-                              "scratch (default: runs/pretrain, if it is there)")
+    protocol: str = option(None, "whose hyper-parameters to use (default: those of the paper that has the "
+                           "task, ELECTRAMed's if both do)", choices=["electramed", "bio-electra"])
+    init: str | None = option(None, "pre-training run, fine-tuned run or model folder to start from; none: "
+                              "from scratch (default: runs/pretrain, if it is there)")
     like: str | None = option(None, "with --init none: the model folder whose sizes and vocabulary to use "
-                              "(default: runs/pretrain; without it tiny, with a vocabulary of the training set)")
+                              "(default: runs/pretrain, else tiny with a vocabulary of the training set)")
     out: str = option(None, "run folder (default: runs/finetune/TASK); finished seeds are not run again")
-    seeds: int = option(1, "runs with seeds 0, 1, ...; the table gives their mean and standard deviation", at_least=1)
-    search: int | None = option(None, "first try that many random points of Bio-ELECTRA's grid of learning rate, "
-                                "epochs and batch size on the development set; the seeds then run with the best",
-                                at_least=1)
-    curve: bool = option(False, "fine-tune from each model that the pre-training run --init kept, and write the score "
-                         "against its steps")
-    predict: str | None = option(None, "read a file (-: standard input) with the model of --out instead of training: "
-                                 "a text a line, or for pairs {\"question\": ..., \"passage\": ...}; "
-                                 "JSON lines come out")
 
+    # What to do: train some seeds, or one of three other things.
+    seeds: int = option(1, "runs with seeds 0, 1, ...; the table has mean and standard deviation", at_least=1)
+    search: int | None = option(None, "first try that many random points of Bio-ELECTRA's grid (learning "
+                                "rate, epochs, batch size) on the development set", at_least=1)
+    curve: bool = option(False, "fine-tune from each model that the pre-training run --init kept, and write "
+                         "the score against its steps")
+    predict: str | None = option(None, "read a file (-: standard input) with the model of --out: a text "
+                                 'per line, or {"question": ..., "passage": ...}; results are JSON lines')
+
+    # Hyper-parameters. The protocols below say what they are where they are not given.
     epochs: int = option(None, "passes over the training set", at_least=1)
     batch_size: int = option(None, "examples in a batch", at_least=1)
-    max_length: int = option(None, "tokens of the longest row; what is longer becomes windows", at_least=8)
+    max_length: int = option(None, "tokens of the longest row; longer texts become windows", at_least=8)
     learning_rate: float = option(None, "peak learning rate of the head", at_least=0)
-    layer_decay: float = option(None, "factor of the learning rate from each layer to the one below", at_least=0)
+    layer_decay: float = option(None, "factor of the learning rate from a layer to the one below", at_least=0)
     weight_decay: float = option(None, "decoupled weight decay", at_least=0)
     dropout: float = option(None, "dropout of hidden states and attention", at_least=0)
-    class_weights: bool = option(False, "for ranking: weigh the loss 1 to 99 in favour of the few right candidates")
-    tag_loss: str = option("softmax", "for entities: one softmax over the labels, or a binary classifier for each",
-                           choices=["softmax", "binary"])
+    class_weights: bool = option(False, "for ranking: weigh the loss 1 to 99 in favour of right candidates")
+    tag_loss: str = option("softmax", "for entities: one softmax over the labels, or a binary classifier for "
+                           "each", choices=["softmax", "binary"])
+
+    # Where to compute.
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
     precision: str | None = option(None, "default: float32 on the CPU, bfloat16 on a GPU",
                                    choices=["float32", "bfloat16"])
 
 
-# may change when finished seeds are kept
+# Options that may change while finished seeds are kept. A change of any other one is refused by name, and so
+# is a change of the model that the run starts from.
 FREE = ("out", "seeds", "protocol", "device", "precision", "offline", "search", "curve", "predict")
-FIXED = tuple(field.name for field in dataclasses.fields(Options) if field.name not in FREE) + ("starting_model",)
+FIXED = ("starting_model", *(field.name for field in dataclasses.fields(Options) if field.name not in FREE))
 
 WARMUP_SHARE = 0.1              # of all steps
-QUESTION_LENGTH = 64            # pieces
-DOCUMENT_STRIDE = 128           # pieces between two windows of a passage
+QUESTION_LENGTH = 64            # pieces that a question is cut to
+DOCUMENT_STRIDE = 128           # pieces between the starts of two windows of a passage
+MAX_ANSWER_PIECES = 30          # TF configure_finetuning.py: longer answers are not considered
+BEST_SPANS = 20                 # starts and ends considered in each window, and spans kept for each example
+ANSWERS_SHOWN = 5               # by --predict
+EVALUATION_BATCH = 64           # rows; it changes the speed, not the result
+PUBLISHED_TEST_SET = "test set"     # how tables call it; where a file is cut instead, they say so
+PLACES = 3                      # how many places of one and the same error errors.md shows
+READ_AT_ONCE = 256              # lines of a file that --predict reads as one block
 
-PLACES = 3                      # of one and the same error that errors.md shows
+CLASS_WEIGHTS = (1.0, 99.0)     # of wrong and right candidates, with --class-weights: a weighted mean
 
-CLASS_WEIGHTS = (1.0, 99.0)     # of wrong and right candidates, with --class-weights; the loss is a weighted mean
-
-# ELECTRAMed, Table 5. The paper gives no epochs: 3 and, for questions, 2 are official ELECTRA's.
+# ELECTRAMed, Table 5. The paper gives no epochs: 3 and, for questions, 2 are those of official ELECTRA.
 TABLE_5 = {"epochs": 3, "batch_size": 32, "max_length": 128, "learning_rate": 5e-5, "layer_decay": 0.8,
            "weight_decay": 0.0, "dropout": 0.1}
-# What holds for all tasks (""), then what differs for a kind, then for a task.
+# Under "" stands what holds for all tasks; a kind overrides it, and a task overrides its kind. SQuAD, for
+# one, has the batch size of "qa" in ELECTRAMed's protocol, and that of all tasks in Bio-ELECTRA's.
 PROTOCOLS: dict[str, dict[str, dict[str, Any]]] = {
     "electramed": {
         "": TABLE_5,
@@ -128,15 +152,15 @@ PROTOCOLS: dict[str, dict[str, dict[str, Any]]] = {
         "chemprot-tsv": {"batch_size": 24},
     },
 }
-# What --search draws from: Bio-ELECTRA's grid.
+# The grid of Bio-ELECTRA, from which --search draws.
 GRID: dict[str, tuple[Any, ...]] = {"learning_rate": (1e-5, 5e-5, 1e-4, 5e-4), "epochs": (3, 5, 15, 20),
-                                "batch_size": (12, 24, 32, 64)}
-# The demo tasks are small and so is the model that `python train_pretrain.py` makes: larger steps, more epochs.
+                                    "batch_size": (12, 24, 32, 64)}
+# The demo tasks are small, and so is the model of `python train_pretrain.py`: larger steps, more epochs.
 DEMO = {"epochs": 20, "batch_size": 16, "learning_rate": 1e-3}
 PROTOCOLS["electramed"] |= {"demo-ner": DEMO, "demo-re": DEMO, "demo-qa": {**DEMO, "max_length": 256}}
 
-# Test scores in percent: ELECTRAMed, Tables 7, 8 and 9; Bio-ELECTRA, Bio-ELECTRA++ without and with tuning, and
-# Bio-ELECTRA with class weights.
+# Test scores of the papers in percent: ELECTRAMed, Tables 7, 8 and 9; Bio-ELECTRA, Bio-ELECTRA++ without and
+# with tuning, and Bio-ELECTRA with class weights. A row may end early; None is a gap.
 PAPERS = ("ELECTRAMed", "Bio-ELECTRA", "++", "++ tuned", "weighted")
 PUBLISHED: dict[str, dict[str, tuple[float | None, ...]]] = {
     "ncbi-disease": {"precision": (85.87,), "recall": (89.29,), "f1": (87.54, 78.32, 80.01, 84.85)},
@@ -149,63 +173,107 @@ PUBLISHED: dict[str, dict[str, tuple[float | None, ...]]] = {
     "chemprot-tsv": {"f1": (None, 60.86, 64.22, 72.33)},
     "ddi2013": {"precision": (80.07,), "recall": (78.24,), "f1": (79.13,)},
     "gad": {"f1": (None, 81.66, 80.96)},
-    "bioasq7b": {
-        f"batch {batch} {name}": (score,) for batch, scores in enumerate(
-            [(44.62, 51.28, 47.95), (46.40, 62.40, 53.16), (37.93, 58.62, 46.62), (61.18, 82.35, 69.55),
-             (24.57, 44.00, 31.42)], start=1)
-        for name, score in zip(("strict_accuracy", "lenient_accuracy", "mrr"), scores)},
     "bioasq8b": {"exact_match": (None, 57.51, 57.93), "f1": (None, 66.87, 67.48)},
     "yesno": {"yes f1": (None, 92.66, 93.19), "no f1": (None, 58.18, 69.84)},
     "rerank": {"mrr": (None, 32.5, 33.5, None, 33.2)},
 }
-# MRR of the best system in each batch of BioASQ 7b (ELECTRAMed, Table 9); divided by it and added up: Table 10.
-BEST_MRR = (0.4795, 0.5667, 0.5115, 0.6955, 0.3638)
+# ELECTRAMed's scores on the five test batches of BioASQ 7b.
+BATCH_MEASURES = ("strict_accuracy", "lenient_accuracy", "mrr")
+BATCH_SCORES = {1: (44.62, 51.28, 47.95), 2: (46.40, 62.40, 53.16), 3: (37.93, 58.62, 46.62),
+                4: (61.18, 82.35, 69.55), 5: (24.57, 44.00, 31.42)}
+PUBLISHED["bioasq7b"] = {f"batch {batch} {measure}": (score,) for batch, scores in BATCH_SCORES.items()
+                         for measure, score in zip(BATCH_MEASURES, scores)}
+# MRR of the best system in each batch (ELECTRAMed, Table 9). Table 10 divides by it and adds up.
+BEST_MRR = {1: 0.4795, 2: 0.5667, 3: 0.5115, 4: 0.6955, 5: 0.3638}
 
 
-# --- 2. The kinds of task, their errors ---
+# --- 2. The kinds of task ---
 #
-# A kind says how examples become features, what the model's output for them means, how that is scored, in which
-# form it is handed in, and what is wrong with it. An output is what the head gives for one feature, cut to its
-# real tokens: (T, C) for ner, decoded to a tag for each word; (C,) for re and classify, to a label, and for rank,
-# to the probability of label 1; (T, 2) for qa, to spans.
+# 2.1 What the kinds share: features, windows, errors, the base class
+# 2.2 Tagging    2.3 Relations, YesNo, Ranking: one label for a text or pair    2.4 Answers
 
-Measures = dict[str, float]            # name -> score; the names are the rows of the table
-Answers = list[list[data.Answer]]      # to the question of each example, best first
+# --- 2.1 What the kinds share ---
+#
+# The model reads rows of at most max_length tokens, but sentences and passages may be longer. What is cut off
+# could never be found, and would count as missed. So a long text is read in windows that overlap, and
+# whatever stands in two of them is taken from the one that shows more of the text around it.
 
-
-class Error(NamedTuple):
-    """One thing that is wrong, as errors.md lists it."""
-
-    headings: tuple[str, ...]   # from the widest group down to what is counted: ("Drug", "missed", "jorganux")
-    lines: tuple[str, ...]      # Markdown: where it happened, and what was expected and predicted
+Measures = dict[str, float]            # name -> score in [0, 1]; the names are the rows of the table
 
 
-Report = tuple[list[Error], str]       # and a note for the head of errors.md
+class Feature(NamedTuple):
+    """Hold one row for the model, cut from an example, and what turns the model's output back into answers.
+
+    Say the tokenizer knows "fever", "kel" and "##marin", and the labels are O, B-Disease, I-Disease. Then
+
+        words  Kelmarin   fever             tags  B-Disease  I-Disease
+
+        input_ids  [CLS]  kel  ##marin  fever  [SEP]            (as numbers)
+        labels      -100    1     -100      2   -100
+        spots       word 0 at position 1, word 1 at position 3
+    """
+
+    example: int                # number of the example it was cut from; a long example gives several features
+    input_ids: list[int]        # [CLS] A [SEP], or [CLS] A [SEP] B [SEP]
+    first_length: int           # tokens of [CLS] A [SEP]
+    labels: Any                 # by kind: a label id for each position, or one for the row, or (start, end)
+    spots: Sequence[Any] = ()   # by kind: where in the row words or characters of the example stand
+    is_cut: bool = False        # whether the end of the example stands in no feature
 
 
-class Kind(NamedTuple):
-    """The parts in which tagging, classification, question answering and ranking differ."""
-
-    head: Callable[[ElectraConfig, int], nn.Module]                 # (configuration, number of labels)
-    encode: Callable[..., tuple[list[Feature], str]]                # (examples, tokenizer, labels, max_length)
-    decode: Callable[..., list]                                     # (examples, features, outputs, labels)
-    score: Callable[[Task, list, list], Measures]                   # (task, examples, predictions)
-    write: Callable[[Task, Path, list, list], None]                 # (task, folder, examples, predictions)
-    errors: Callable[[Task, list, list[Feature], list], Report]     # (task, examples, features, predictions)
+Features = Sequence[Feature]
+Outputs = Sequence[np.ndarray]         # what the head gives for each feature, cut to its real tokens
 
 
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a text file, each line with its end."""
-    data.write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+def split_windows(length: int, capacity: int, stride: int) -> list[tuple[int, int]]:
+    """Cover `length` pieces by windows (start, end) of at most `capacity`, one starting every `stride`.
+
+    The first window that reaches the end is the last:
+
+    >>> split_windows(10, 4, 2)
+    [(0, 4), (2, 6), (4, 8), (6, 10)]
+
+    source   TF qa_tasks.QATask._add_examples
+    """
+    if min(capacity, stride) < 1:
+        raise ValueError(f"windows of {capacity} pieces every {stride} cover nothing: raise --max-length")
+    windows = [(0, min(length, capacity))]
+    while windows[-1][1] < length:
+        start = windows[-1][0] + min(stride, capacity)      # a stride beyond the window would skip pieces
+        windows.append((start, min(length, start + capacity)))
+    return windows
 
 
-def plain(text: str) -> str:
-    """The text on one line, its characters that mean something in Markdown behind a backslash."""
-    return " ".join(text.split()).translate({ord(character): "\\" + character for character in "\\`*[]<"})
+def best_windows(length: int, windows: list[tuple[int, int]]) -> np.ndarray:
+    """Find for each piece the window in which it has most context: every piece belongs to exactly one.
+
+    The context of a piece in a window is the smaller of its two sides. Piece 3 has 0 pieces to its right in
+    the window (0, 4), but one to each side in (2, 6):
+
+    >>> best_windows(10, [(0, 4), (2, 6), (4, 8), (6, 10)])
+    array([0, 0, 0, 1, 1, 2, 2, 3, 3, 3])
+
+    returns   (length,) numbers of windows; of equally good ones the first
+    source    TF qa_tasks.is_max_context
+    """
+    pieces = np.arange(length)
+    context = []
+    for start, end in windows:
+        smaller_side = np.minimum(pieces - start, end - 1 - pieces)
+        context.append(np.where((pieces >= start) & (pieces < end), smaller_side, -1))
+    return np.array(context).argmax(axis=0)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Compute probabilities along the last axis: exp(x) / sum(exp(x)), written so that no exp overflows."""
+    return np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
 
 
 def precision_recall_f1(scores: metrics.Scores, prefix: str = "") -> Measures:
-    """Precision, recall and F1, over all types and for each."""
+    """Name precision, recall and F1 over all types, and where there are several types also those of each.
+
+        {"precision": 0.8, "recall": 0.6, "f1": 0.69, "Drug precision": 0.9, ..., "Gene f1": 0.5}
+    """
     named = {prefix: scores}
     if len(scores.per_type) > 1:
         named |= {f"{name} ": part for name, part in sorted(scores.per_type.items())}
@@ -213,230 +281,36 @@ def precision_recall_f1(scores: metrics.Scores, prefix: str = "") -> Measures:
             for measure in ("precision", "recall", "f1")}
 
 
-def score_tags(task: Task, examples: list[data.TaggedSentence], predictions: list[list[str]]) -> Measures:
-    """Exact-match entities by the conlleval rules."""
-    return precision_recall_f1(metrics.entity_scores([example.tags for example in examples], predictions))
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file, each line with its end."""
+    data.write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
 
 
-def write_tags(task: Task, folder: Path, examples: list[data.TaggedSentence], predictions: list[list[str]]) -> None:
-    """CoNLL columns: word, gold tag, predicted tag; what the conlleval script reads."""
-    sentences = ("".join(f"{word} {gold} {predicted}\n" for word, gold, predicted in
-                         zip(example.words, example.tags, tags)) for example, tags in zip(examples, predictions))
-    data.write_bytes(folder / "predictions.txt", "\n".join(sentences).encode())
+class Error(NamedTuple):
+    """Describe one wrong prediction, as errors.md lists it: what outline() groups and counts."""
+
+    headings: tuple[str, ...]   # from the widest group to what is counted: ("Drug", "missed", "jorganux")
+    lines: tuple[str, ...]      # Markdown: where it happened, and what was expected and predicted
 
 
-def mark_spans(words: list[str], gold: metrics.Span | None, predicted: metrics.Span | None) -> str:
-    """The sentence with the gold entity in **bold** and the predicted one in [brackets], which may overlap it."""
-    shown = [plain(word) for word in words]
-    for span, opening, closing in ((gold, "**", "**"), (predicted, "[", "]")):
-        if span:
-            _, start, end = span
-            shown[start] = opening + shown[start]
-            shown[end - 1] += closing
-    return " ".join(shown)
+Report = tuple[list[Error], str]       # the errors, and a note for the head of errors.md
 
 
-def tag_errors(task: Task, examples: list[data.TaggedSentence], features: list[Feature],
-               predictions: list[list[str]]) -> Report:
-    """Entities of each type that were missed, spurious, or got another boundary or type, by what they read."""
-    errors, count = [], Counter[str]()
-    for example, tags in zip(examples, predictions):
-        for verdict, gold, predicted in metrics.match_entities(*map(metrics.spans_from_tags, (example.tags, tags))):
-            count[verdict] += 1
-            if verdict != "hit":
-                (kind, start, end), *other = filter(None, (gold, predicted))
-                group = f"taken for {other[0][0]}" if verdict == "type" else verdict
-                errors.append(Error((kind or "entity", group, " ".join(example.words[start:end])),
-                                    (mark_spans(example.words, gold, predicted),)))
-    return errors, (f"Of {count.total() - count['spurious']} entities {count['hit']} found, {count['missed']} missed, "
-                    f"{count['boundary']} with another boundary, {count['type']} taken for another type; "
-                    f"{count['spurious']} spurious.\n"
-                    "The gold entity stands in **bold**, the predicted one in [brackets].")
-
-
-def decode_labels(examples: list, features: list[Feature], outputs: list[np.ndarray],
-                  labels: Sequence[str]) -> list[str]:
-    """The likeliest label of each example."""
-    return [labels[int(output.argmax())] for output in outputs]
-
-
-def score_labels(task: Task, examples: list[data.LabelledText], predictions: list[str]) -> Measures:
-    """Micro precision, recall and F1 over the labels but the negative one."""
-    gold = [example.label for example in examples]
-    return precision_recall_f1(metrics.relation_scores(gold, predictions, task.negative or ""))
-
-
-def write_labels(task: Task, folder: Path, examples: list[data.LabelledText], predictions: list[str]) -> None:
-    """Rows of index and label, in the order of the test file."""
-    write_lines(folder / "predictions.tsv", [
-        "index\tlabel", *(f"{example.id}\t{label}" for example, label in zip(examples, predictions))])
-
-
-def label_errors(task: Task, examples: list[data.LabelledText], features: list[Feature],
-                 predictions: list[str]) -> Report:
-    """False positives, false negatives and confused relations; the negative answer to yes/no questions is 0."""
-    negative, errors = task.negative or "0", []
-    for example, predicted in zip(examples, predictions):
-        if predicted != example.label:
-            group = ("false positives" if example.label == negative
-                     else "false negatives" if predicted == negative else "one for another")
-            errors.append(Error((group, f"{predicted} for {example.label}", example.text),
-                                (plain(example.text_pair),) if example.text_pair is not None else ()))
-    return errors, f"{len(errors)} of {len(examples)} texts have another label than the gold one."
-
-
-def score_yesno(task: Task, examples: list[data.LabelledText], predictions: list[str]) -> Measures:
-    """BioASQ's measures: the mean of both answers' F1, accuracy, and each answer by itself."""
-    gold, predicted = (["yes" if label == "1" else "no" for label in labels]
-                       for labels in ([example.label for example in examples], predictions))
-    scores = metrics.bioasq_yesno_scores(gold, predicted)
-    return {"macro_f1": scores.macro_f1, "accuracy": scores.accuracy,
-            **precision_recall_f1(scores.yes, "yes "), **precision_recall_f1(scores.no, "no ")}
-
-
-def decode_probabilities(examples: list, features: list[Feature], outputs: list[np.ndarray],
-                         labels: Sequence[str]) -> list[float]:
-    """The probability of label 1 of each candidate."""
-    return [float(np.exp(-np.logaddexp(0, output[0] - output[1]))) for output in outputs]
-
-
-def score_ranking(task: Task, examples: list[data.Candidate], predictions: list[float]) -> Measures:
-    """Mean reciprocal rank of each question's first right candidate."""
-    groups: dict[str, list[tuple[float, int]]] = {}
-    for example, probability in zip(examples, predictions):
-        groups.setdefault(example.group, []).append((probability, int(example.label)))
-    return {"mrr": metrics.reranking_mrr(groups)}
-
-
-def write_ranking(task: Task, folder: Path, examples: list[data.Candidate], predictions: list[float]) -> None:
-    """Rows of probability, question and candidate, in the order of the test file."""
-    write_lines(folder / "predictions.tsv", [
-        "probability\tquestion\tanswer_candidate",
-        *(f"{probability:.6g}\t{example.text}\t{example.text_pair}"
-          for example, probability in zip(examples, predictions))])
-
-
-def ranking_errors(task: Task, examples: list[data.Candidate], features: list[Feature],
-                   predictions: list[float]) -> Report:
-    """Questions whose first right candidate is not ranked first, those where it stands lowest before the others."""
-    ranked: dict[str, list[data.Candidate]] = {}
-    for _, example in sorted(zip(predictions, examples), key=lambda pair: -pair[0]):
-        ranked.setdefault(example.group, []).append(example)
-    found = []
-    for question, candidates in ranked.items():
-        first_right = [rank for rank, candidate in enumerate(candidates) if candidate.label == "1"][:1]
-        if first_right != [0]:
-            group = "not ranked first" if first_right else "no right candidate"
-            found.append((first_right, Error((group, question), (
-                *(f"right, rank {rank + 1} of {len(candidates)}: {plain(candidates[rank].text_pair)}"
-                  for rank in first_right), f"ranked first: {plain(candidates[0].text_pair)}"))))
-    errors = [error for _, error in sorted(found, key=lambda pair: pair[0], reverse=True)]
-    return errors, f"{len(errors)} of {len(ranked)} questions have no right candidate in the first place."
-
-
-def question_id(task: Task, example: data.Question) -> str:
-    """What all contexts of a question share: in BioASQ several snippets ask the same."""
-    return metrics.bioasq_question_id(example.id) if task.metric == "mrr" else example.id
-
-
-def gold_and_predicted(task: Task, examples: list[data.Question],
-                       predictions: Answers) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """The gold answers to each question, and those predicted, best first.
-
-    Gold are the accepted synonyms or, where there are none, the answers in the question's contexts. What is
-    predicted for BioASQ are up to five answers, merged from all snippets.
-    """
-    gold: dict[str, list[str]] = {}
-    for example in examples:
-        accepted = [text for text, _ in example.answers] if example.gold is None else example.gold
-        known = gold.setdefault(question_id(task, example), [])
-        known += [text for text in accepted if text not in known]
-    if task.metric == "mrr":
-        return gold, metrics.merge_bioasq_snippets({
-            example.id: [(answer.text, answer.probability) for answer in answers]
-            for example, answers in zip(examples, predictions)})
-    return gold, {example.id: [answer.text for answer in answers] for example, answers in zip(examples, predictions)}
-
-
-def by_batch(examples: list[data.Question], predictions: Answers) -> dict[int, tuple[list[data.Question], Answers]]:
-    """The examples and predictions of each BioASQ test batch."""
-    parts: dict[int, tuple[list[data.Question], Answers]] = {}
-    for example, answers in zip(examples, predictions):
-        if example.batch is not None:
-            part = parts.setdefault(example.batch, ([], []))
-            part[0].append(example)
-            part[1].append(answers)
-    return dict(sorted(parts.items()))
-
-
-def score_answers(task: Task, examples: list[data.Question], predictions: Answers) -> Measures:
-    """SQuAD's exact match and F1, or BioASQ's measures: over all questions and for each test batch."""
-    if task.metric != "mrr":
-        gold, predicted = gold_and_predicted(task, examples, predictions)
-        return metrics.squad_scores({name: next(iter(texts), "") for name, texts in predicted.items()}, gold)._asdict()
-    parts = {"": (examples, predictions),
-             **{f"batch {batch} ": part for batch, part in by_batch(examples, predictions).items()}}
-    return {prefix + measure: value for prefix, part in parts.items() for measure, value in
-            metrics.bioasq_factoid_scores(*gold_and_predicted(task, *part))._asdict().items()}
-
-
-def write_answers(task: Task, folder: Path, examples: list[data.Question], predictions: Answers) -> None:
-    """SQuAD's {id: text}; for BioASQ one submission file a batch, with up to five answers a question."""
-    files: dict[str, Any] = {"predictions.json": {
-        name: next(iter(texts), "") for name, texts in gold_and_predicted(task, examples, predictions)[1].items()}}
-    if task.metric == "mrr":
-        files = {f"predictions-batch-{batch}.json": {"questions": [
-            {"id": name, "type": "factoid", "exact_answer": [[text] for text in texts]}
-            for name, texts in gold_and_predicted(task, *part)[1].items()]}
-            for batch, part in by_batch(examples, predictions).items()}
-    for name, content in files.items():
-        data.write_bytes(folder / name, json.dumps(content, indent=1, ensure_ascii=False).encode())
-
-
-def answer_errors(task: Task, examples: list[data.Question], features: list[Feature], predictions: Answers) -> Report:
-    """Questions whose best answer is wrong, by where it stands."""
-    gold, predicted = gold_and_predicted(task, examples, predictions)
-    findable, overlapping = set(), set()        # questions a span can answer; those where a best answer overlaps it
-    for example, spans, answers in zip(examples, data.findable_answers(examples, features), predictions):
-        if spans:
-            findable.add(question_id(task, example))
-        if any(span.start < best.end and best.start < span.end and span.text != best.text
-               for best in answers[:1] for span in spans):
-            overlapping.add(question_id(task, example))
-    normal = str.lower if task.metric == "mrr" else metrics.normalise_squad_answer
-    errors = []
-    for name, question in {question_id(task, example): example.question for example in examples}.items():
-        sides = {"gold": gold[name], "predicted": predicted[name][:metrics.FACTOID_ANSWERS]}
-        is_right = [normal(text) in map(normal, gold[name]) for text in sides["predicted"]]
-        if not any(is_right[:1]):
-            group = ("boundary" if name in overlapping else "right, but not first" if any(is_right)
-                     else "elsewhere" if name in findable else "out of reach")
-            errors.append(Error((group, question), tuple(
-                f"{side}: {' | '.join(map(plain, texts)) or 'none'}" for side, texts in sides.items())))
-    return errors, (f"{len(errors)} of {len(gold)} questions are answered wrongly.\nBoundary: the best answer overlaps "
-                    "a gold one; out of reach: no gold answer is a span of a window.")
-
-
-PARTS_OF = {
-    "ner": Kind(TokenTagger, data.encode_tagging,
-                lambda examples, features, outputs, labels:
-                    data.decode_tags(examples, features, [output.argmax(-1) for output in outputs], labels),
-                score_tags, write_tags, tag_errors),
-    "re": Kind(SequenceClassifier, data.encode_classification, decode_labels, score_labels, write_labels, label_errors),
-    "classify": Kind(SequenceClassifier, data.encode_classification, decode_labels, score_yesno, write_labels,
-                     label_errors),
-    "rank": Kind(SequenceClassifier, data.encode_classification, decode_probabilities, score_ranking, write_ranking,
-                 ranking_errors),
-    "qa": Kind(lambda config, num_labels: SpanExtractor(config),
-               lambda examples, tokenizer, labels, max_length:
-                   data.encode_questions(examples, tokenizer, max_length, DOCUMENT_STRIDE, QUESTION_LENGTH),
-               lambda examples, features, outputs, labels: data.decode_answers(examples, features, outputs),
-               score_answers, write_answers, answer_errors),
-}
+def plain(text: str) -> str:
+    """Put a text on one line, with a backslash before the characters that mean something in Markdown."""
+    return " ".join(text.split()).translate({ord(character): "\\" + character for character in "\\`*[]<"})
 
 
 def outline(errors: Sequence[Error], depth: int = 0) -> list[str]:
-    """Errors as lines of Markdown under their headings, the most frequent first; of what is equal three places."""
+    """Arrange errors as lines of Markdown under their headings, the most frequent heading first.
+
+    The last heading becomes an item of a list, with the number of its places and the first of them:
+
+        ## Drug: 3
+        ### missed: 3
+        - 3 x jorganux
+          - **jorganux** helped in eight adults .
+    """
     groups: dict[str, list[Error]] = {}
     for error in errors:
         groups.setdefault(error.headings[depth], []).append(error)
@@ -452,20 +326,1027 @@ def outline(errors: Sequence[Error], depth: int = 0) -> list[str]:
 
 
 def write_errors(path: Path, title: str, errors: list[Error], note: str) -> None:
-    """Write a file to read: what the errors are, how often they occur, and where."""
+    """Write errors.md, a file for people: which errors there are, how often they occur, and where.
+
+    Of errors with equal headings (the same drug was missed in a hundred sentences) a few places are enough.
+    """
     equal = Counter(error.headings for error in errors if error.lines)
     if left_out := sum(max(0, count - PLACES) for count in equal.values()):
         note += f"\nOf equal errors the first {PLACES} places are shown, {left_out} are left out."
     write_lines(path, [f"# {title}", "", note, *outline(errors)])
 
 
+class Line(NamedTuple):
+    """Hold one line of raw text, for --predict."""
+
+    where: str                  # file and line number, for messages
+    text: str
+
+
+def read_pair(line: Line) -> tuple[str, str]:
+    """Read question and passage from a line such as {"question": "Which drug ...?", "passage": "..."}.
+
+    raises    ValueError naming file and line of anything else
+    """
+    try:
+        pair = json.loads(line.text)
+        question, passage = pair["question"], pair["passage"]
+        if not (isinstance(question, str) and isinstance(passage, str)):
+            raise TypeError
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f'{line.where}: expected {{"question": "...", "passage": "..."}} in JSON, '
+                         f"found {line.text[:60]!r}") from None
+    return question, passage
+
+
+def embolden(text: str, found: Sequence[dict[str, Any]]) -> str:
+    """Show what was found in bold in its text, with its type in brackets, as in ELECTRAMed's Table 6.
+
+    found    spans with start and end in characters, in order, without overlap
+    """
+    for span in reversed(found):                # from the end, so that no span moves before its turn
+        name = f" [{span['type']}]" if span.get("type") else ""
+        text = f"{text[:span['start']]}\x1b[1m{span['text']}\x1b[0m{name}{text[span['end']:]}"
+    return text
+
+
+class Kind:
+    """List what the rest of the program asks of a kind of task, in the order in which data flows.
+
+    The five classes below derive from this one, which holds the answers that most of them share. Letters: B
+    rows of a batch, T tokens, C labels. An *output* is what the head gives for one feature, cut to its real
+    tokens. A *prediction* is what all features of one example say together: tags, a label, a probability, or
+    answers.
+
+    To add a kind, derive a class from this one, or from Classification where a text or pair has one label:
+
+    1. Write what is only declared below (a comment says what each takes and gives): encode, new_head, decode,
+       score, write, errors, raw_examples, results, show.
+    2. Override what is defined below where the kind differs.
+    3. Name the class in KINDS, and its reader and a task in data.py; its measure belongs in metrics.py.
+    """
+
+    purpose = ""                            # in words, for messages
+    own_options: tuple[str, ...] = ()       # options that mean something for this kind alone
+    has_labels = True                       # whether the head chooses among labels with names
+
+    def __init__(self, task: Task, examples: Sequence[Any] = ()) -> None:
+        """Take the labels that the task names; where it names none, find them in its training examples."""
+        self.task = task
+        self.labels: tuple[str, ...] = task.labels or self.find_labels(examples)
+
+    # Labels and vocabulary, where the task or the model does not bring them.
+
+    def labels_of(self, example: Any) -> list[str]:
+        """List the labels of an example."""
+        return [example.label]
+
+    def count_labels(self, examples: Sequence[Any]) -> Counter[str]:
+        """Count how often each label occurs."""
+        return Counter(label for example in examples for label in self.labels_of(example))
+
+    def find_labels(self, examples: Sequence[Any]) -> tuple[str, ...]:
+        """List the labels that occur, in the order in which the head numbers them.
+
+        They are sorted, so that the order of the examples does not matter.
+        """
+        return tuple(sorted(self.count_labels(examples)))
+
+    def describe_labels(self) -> str:
+        """Say which labels were found."""
+        return ", ".join(self.labels)
+
+    def text_of(self, example: Any) -> str:
+        """Return all text of an example, to learn a vocabulary from when there is no model.
+
+        By default that is every field that is a string.
+        """
+        return " ".join(field for field in example if isinstance(field, str))
+
+    # Features, head, labels and loss.
+
+    # (examples, tokenizer, max_length) -> rows of at most max_length tokens
+    encode: Callable[..., list[Feature]]
+
+    def describe_features(self, features: Features, max_length: int) -> str:
+        """Say how many examples did not fit in one row."""
+        return f"{sum(feature.is_cut for feature in features)} cut at {max_length} tokens"
+
+    def announce(self, split: str, examples: Sequence[Any], features: Features) -> None:
+        """Say before training what no model can get right: here, labels that the training set lacks."""
+        if unknown := self.count_labels(examples).keys() - set(self.labels):
+            say(f"*** {', '.join(sorted(unknown))}: not in the training set, so always missed in {split} ***")
+
+    # configuration -> the model: an encoder with this kind's head
+    new_head: Callable[[ElectraConfig], nn.Module]
+
+    def label_array(self, features: Features, width: int) -> np.ndarray:
+        """Return the labels of a batch whose rows have `width` tokens: (B,), or (B, 2) of starts and ends."""
+        return np.array([feature.labels for feature in features])
+
+    def loss_settings(self, options: Options, device: Device) -> Sequence[Any]:
+        """Return what the head's loss takes besides logits and labels; see the heads in electramed.py."""
+        return ()
+
+    # Predictions, and what becomes of them.
+
+    # (examples, features, outputs) -> one prediction for each example
+    decode: Callable[..., list]
+    # (examples, predictions) -> scores as the papers have them
+    score: Callable[..., Measures]
+    # (folder, examples, predictions): writes what is handed in, in the task's own form
+    write: Callable[..., None]
+    # (examples, features, predictions) -> what is wrong with the predictions
+    errors: Callable[..., Report]
+
+    @staticmethod
+    def closing_lines(results: Sequence[Measures]) -> list[str]:
+        """Return lines for the end of the table of all seeds."""
+        return []
+
+    # Raw text: results are shown as they come, so they hold plain numbers and strings.
+
+    # (lines, tokenizer) -> examples, which encode takes as it does those of a file
+    raw_examples: Callable[[Sequence[Line], Tokenizer], list]
+    # (examples, features, outputs, options) -> what was found in each line, as it is printed in JSON
+    results: Callable[..., list[dict[str, Any]]]
+    # a result -> the same for the eye, on a terminal
+    show: Callable[[dict[str, Any]], str]
+
+
+# --- 2.2 Tagging ---
+
+class WordSpot(NamedTuple):
+    """Say where the tag of a word stands in a row."""
+
+    position: int               # of the word's first wordpiece, counted from [CLS] at 0
+    word: int                   # number of the word in its sentence
+
+
+class RawSentence(NamedTuple):
+    """Hold a sentence of raw text, which Tagging.encode reads like a TaggedSentence."""
+
+    words: list[str]
+    tags: list[str]             # all O: they are what is asked for
+    spans: list[tuple[int, int]]        # the characters of each word in its line
+    line: int                   # number of its line in the block that is read
+    text: str                   # that line
+
+
+Sentences = Sequence[data.TaggedSentence]
+
+
+class Tagging(Kind):
+    """Find entities: one tag for each word, read as spans.
+
+    The published files have one word a line, its tag last, and an empty line between sentences:
+
+        jorganux    O                  -> TaggedSentence(words=["jorganux", "slowed", "kelmarin", "fever"],
+        slowed      O                                    tags=["O", "O", "B-Disease", "I-Disease"])
+        kelmarin    B-Disease
+        fever       I-Disease
+
+    Features    A sentence becomes one row, or several windows that overlap. The tag of a word stands on its
+                first wordpiece, in the window where that piece has most context (Feature shows an example).
+                All other positions have no label: neither loss nor prediction looks at them.
+    Head        C logits for each token; the largest one at a word's position is its predicted tag.
+    Loss        Softmax over the C tags, or with --tag-loss binary one classifier for each tag.
+    Scores      Tags are read as entities by the rules of conlleval: an entity counts when its type and both
+                of its borders are right. Precision, recall and F1 are micro-averaged over all types.
+    Handed in   Columns of word, gold tag and predicted tag, which the conlleval script reads.
+    Raw text    A line is split into sentences and these into words, which are then read like those of a file.
+    """
+
+    purpose = "entities"
+    own_options = ("tag_loss",)
+
+    def labels_of(self, example: data.TaggedSentence) -> list[str]:
+        """List the tags of a sentence."""
+        return example.tags
+
+    def find_labels(self, examples: Sentences) -> tuple[str, ...]:
+        """List the tags that occur: O first, then the others in alphabetical order."""
+        return ("O", *sorted(self.count_labels(examples).keys() - {"O"}))
+
+    def text_of(self, example: data.TaggedSentence) -> str:
+        """Return the words of a sentence."""
+        return " ".join(example.words)
+
+    def encode(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int) -> list[Feature]:
+        """Cut sentences into rows [CLS] window [SEP]; no word is lost, however long the sentence.
+
+        Windows overlap by half, so that in one of them each word has a quarter of a window on both sides, or
+        as much as the sentence has. With 4 pieces in a window, "a b c d e f" is read as "a b c d" and "c d e
+        f": the words a, b and c have their tags in the first window, d, e and f in the second.
+
+        A tag that is not among the labels is not trained on, but still counts when predictions are scored.
+        source    the first piece has the label, as in TF tagging_tasks.py; there long sentences are cut
+        """
+        number_of = {label: number for number, label in enumerate(self.labels)}
+        capacity = max_length - 2                                           # without [CLS] and [SEP]
+        features = []
+        for number, example in enumerate(examples):
+            # 1. Wordpieces, the word that each belongs to, and the pieces that open a word. A word of which
+            #    cleaning leaves nothing is one [UNK], so that every word has a first piece.
+            ids, word_of = tokenizer.encode_words(example.words)
+            opening = [piece for piece, word in enumerate(word_of) if not piece or word_of[piece - 1] < word]
+            # 2. Windows, and for each piece the one to which it belongs.
+            windows = split_windows(len(ids), capacity, capacity // 2)
+            owner = best_windows(len(ids), windows)
+            # 3. One row for each window, with the tags of the words that belong to it.
+            for window, (start, end) in enumerate(windows):
+                spots = [WordSpot(1 + piece - start, word_of[piece]) for piece in opening
+                         if owner[piece] == window]
+                labels = [IGNORED_LABEL] * (end - start + 2)
+                for spot in spots:
+                    labels[spot.position] = number_of.get(example.tags[spot.word], IGNORED_LABEL)
+                input_ids = [tokenizer.cls_id, *ids[start:end], tokenizer.sep_id]
+                features.append(Feature(number, input_ids, len(input_ids), labels, spots))
+        return features
+
+    def describe_features(self, features: Features, max_length: int) -> str:
+        """Say how many sentences became several windows: nothing of them is lost."""
+        windows = Counter(feature.example for feature in features)
+        split = sum(count > 1 for count in windows.values())
+        return f"{split} sentences longer than {max_length} tokens read in overlapping windows"
+
+    def new_head(self, config: ElectraConfig) -> nn.Module:
+        """Build the tagger: C logits for each token."""
+        return TokenTagger(config, len(self.labels))
+
+    def label_array(self, features: Features, width: int) -> np.ndarray:
+        """Return (B, T) label ids; padding has no label, as all but the first piece of a word have none.
+
+        Two rows, [CLS] kel ##marin [SEP] and [CLS] fever [SEP], padded to 5 tokens:
+
+            -100    1  -100  -100  -100
+            -100    2  -100  -100  -100
+        """
+        rows = np.full((len(features), width), IGNORED_LABEL)
+        for row, feature in zip(rows, features):
+            row[:len(feature.labels)] = feature.labels
+        return rows
+
+    def loss_settings(self, options: Options, device: Device) -> Sequence[Any]:
+        """Return whether each label has a sigmoid of its own; otherwise all share one softmax.
+
+        source    ELECTRAMed's paper: three binary classifiers over B, I and O; its released code: the softmax
+        """
+        return [options.tag_loss == "binary"]
+
+    def at_words(self, examples: Sequence[Any], features: Features, values: Sequence[Any]) -> list[list[Any]]:
+        """Collect what the features say about each word of each example.
+
+        values    (T,) for each feature, of which those at the spots are taken: each word has exactly one
+        returns   a list for each example, with a value for each word
+        """
+        words: list[list[Any]] = [[None] * len(example.words) for example in examples]
+        for feature, value in zip(features, values):
+            for spot in feature.spots:
+                words[feature.example][spot.word] = value[spot.position]
+        return words
+
+    def decode(self, examples: Sequence[Any], features: Features, outputs: Outputs) -> list[list[str]]:
+        """Turn outputs (T, C) into one tag for each word.
+
+        Nothing forces them into a well-formed sequence: an I- after O opens an entity when they are scored.
+        """
+        likeliest = self.at_words(examples, features, [output.argmax(axis=-1) for output in outputs])
+        return [[self.labels[label] for label in sentence] for sentence in likeliest]
+
+    def score(self, examples: Sentences, predictions: Sequence[list[str]]) -> Measures:
+        """Score exact matches of entities by the rules of conlleval, micro-averaged over all types."""
+        return precision_recall_f1(metrics.entity_scores([example.tags for example in examples], predictions))
+
+    def write(self, folder: Path, examples: Sentences, predictions: Sequence[list[str]]) -> None:
+        """Write predictions.txt: word, gold tag, predicted tag; an empty line between sentences.
+
+            slowed O O
+            kelmarin B-Disease B-Disease
+            fever I-Disease O
+        """
+        sentences = []
+        for example, tags in zip(examples, predictions):
+            rows = zip(example.words, example.tags, tags)
+            sentences.append("".join(f"{word} {gold} {predicted}\n" for word, gold, predicted in rows))
+        data.write_bytes(folder / "predictions.txt", "\n".join(sentences).encode())
+
+    def errors(self, examples: Sentences, features: Features, predictions: Sequence[list[str]]) -> Report:
+        """List the entities that were not found as they are, by their type, what is wrong, and their words.
+
+        missed        no predicted entity overlaps it
+        spurious      a predicted entity that overlaps no gold one
+        boundary      the type is right, but not where it begins and ends
+        taken for X   an overlapping entity was predicted, of the type X
+        """
+        errors, count = [], Counter[str]()
+        for example, tags in zip(examples, predictions):
+            gold_spans, predicted_spans = metrics.spans_from_tags(example.tags), metrics.spans_from_tags(tags)
+            for verdict, gold, predicted in metrics.match_entities(gold_spans, predicted_spans):
+                count[verdict] += 1
+                # An error stands under the gold entity; a spurious one has only its own words.
+                span = gold or predicted
+                if verdict == "hit" or not span:
+                    continue
+                (name, start, end), group = span, verdict
+                if verdict == "type" and predicted:
+                    other, _, _ = predicted
+                    group = f"taken for {other}"
+                errors.append(Error((name or "entity", group, " ".join(example.words[start:end])),
+                                    (self.mark_spans(example.words, gold, predicted),)))
+        return errors, (f"Of {count.total() - count['spurious']} entities {count['hit']} found, "
+                        f"{count['missed']} missed, {count['boundary']} with another boundary, "
+                        f"{count['type']} taken for another type; {count['spurious']} spurious.\n"
+                        "The gold entity stands in **bold**, the predicted one in [brackets].")
+
+    @staticmethod
+    def mark_spans(words: list[str], gold: metrics.Span | None, predicted: metrics.Span | None) -> str:
+        """Write the sentence with the gold entity in **bold** and the predicted one in [brackets].
+
+        The two may overlap. Say "kel acid" is a drug, of which only "kel" was found: [**kel] acid**.
+        """
+        shown = [plain(word) for word in words]
+        for span, opening, closing in ((gold, "**", "**"), (predicted, "[", "]")):
+            if span:
+                _, start, end = span
+                shown[start] = opening + shown[start]
+                shown[end - 1] += closing
+        return " ".join(shown)
+
+    def raw_examples(self, lines: Sequence[Line], tokenizer: Tokenizer) -> list[RawSentence]:
+        """Split each line into sentences, and these into what the tokenizer takes for words.
+
+        A piece without ## begins a word, so that punctuation is a word of its own, as in the training files:
+        "kelmarin fever." has the words "kelmarin", "fever" and ".". Each one keeps its place in the line.
+        """
+        sentences = []
+        for number, line in enumerate(lines):
+            for first, last in data.split_sentences(line.text):
+                spans: list[tuple[int, int]] = []           # characters of each word
+                ids, offsets = tokenizer.encode_with_offsets(line.text[first:last])
+                for piece, (start, end) in zip(ids, offsets):
+                    # A piece with ## makes the word before it longer: its span is taken off and put back.
+                    is_continued = bool(spans) and tokenizer.pieces[piece].startswith("##")
+                    begins = spans.pop()[0] if is_continued else first + start
+                    spans.append((begins, first + end))
+                words = [line.text[start:end] for start, end in spans]
+                sentences.append(RawSentence(words, ["O"] * len(words), spans, number, line.text))
+        return sentences
+
+    @staticmethod
+    def probabilities(output: np.ndarray, tag_loss: str) -> np.ndarray:
+        """Turn logits (T, C) into the probabilities that the loss trained them to give."""
+        if tag_loss == "binary":
+            return np.exp(-np.logaddexp(0, -output))        # a sigmoid for each tag: 1 / (1 + exp(-x))
+        return softmax(output)
+
+    def results(self, examples: Sequence[RawSentence], features: Features, outputs: Outputs,
+                options: Options) -> list[dict[str, Any]]:
+        """Return the entities of each line, with the mean probability of their words' tags.
+
+            {"text": "Jorganux slowed kelmarin fever.", "entities": [
+                {"start": 16, "end": 30, "type": "Disease", "text": "kelmarin fever", "score": 0.9712}]}
+        """
+        tags = self.decode(examples, features, outputs)
+        chances = [self.probabilities(output, options.tag_loss).max(axis=-1) for output in outputs]
+        results: dict[int, dict[str, Any]] = {}             # by line, which may have several sentences
+        word_chances = self.at_words(examples, features, chances)
+        for example, word_tags, sure in zip(examples, tags, word_chances):
+            result = results.setdefault(example.line, {"text": example.text, "entities": []})
+            for name, first, last in metrics.spans_from_tags(word_tags):
+                (start, _), (_, end) = example.spans[first], example.spans[last - 1]
+                score = round(float(np.mean([float(chance) for chance in sure[first:last]])), 4)
+                result["entities"].append({"start": start, "end": end, "type": name,
+                                           "text": example.text[start:end], "score": score})
+        return list(results.values())
+
+    def show(self, result: dict[str, Any]) -> str:
+        """Return the line with its entities in bold."""
+        return embolden(result["text"], result["entities"])
+
+
+# --- 2.3 Relations, YesNo, Ranking: one label for a text or a pair of texts ---
+
+Texts = Sequence[data.LabelledText]
+
+
+class Classification(Kind):
+    """Share what Relations, YesNo and Ranking have in common: one label for a text or a pair of texts.
+
+    Features    One row: [CLS] text [SEP], or [CLS] first [SEP] second [SEP]. What is too long is cut.
+    Head        C logits, computed from the hidden state at [CLS] alone; the largest one is the label.
+    Loss        Softmax over the C labels.
+    Handed in   A row of index and label for each row of the test file.
+    Raw text    A text a line, or a line of JSON for a pair.
+    """
+
+    def encode(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int) -> list[Feature]:
+        """Make one row of each example; of a pair that is too long, the longer part is cut piece by piece.
+
+        With room for 6 pieces, parts of 3 and 9 pieces become 3 and 3, parts of 1 and 9 become 1 and 5.
+        source    TF classification_tasks.truncate_seq_pair
+        """
+        features = []
+        for number, example in enumerate(examples):
+            is_pair = example.text_pair is not None
+            first = list(tokenizer.encode(example.text))
+            second = list(tokenizer.encode(example.text_pair or ""))
+            room = max_length - 2 - is_pair                     # without [CLS] and a [SEP] for each part
+            # Cut one piece at a time: so both parts keep at least half of the room, or all that they are.
+            is_cut = len(first) + len(second) > room
+            while len(first) + len(second) > room:
+                longer = first if len(first) > len(second) else second
+                longer.pop()
+            input_ids = [tokenizer.cls_id, *first, tokenizer.sep_id]
+            first_length = len(input_ids)
+            if is_pair:
+                input_ids += [*second, tokenizer.sep_id]
+            features.append(Feature(number, input_ids, first_length, self.target(example), is_cut=is_cut))
+        return features
+
+    def target(self, example: Any) -> Any:
+        """Return what the head is to learn for an example: the number of its label, where it has one."""
+        return self.labels.index(example.label) if example.label in self.labels else IGNORED_LABEL
+
+    def new_head(self, config: ElectraConfig) -> nn.Module:
+        """Build the classifier: C logits for each row."""
+        return SequenceClassifier(config, len(self.labels))
+
+    def decode(self, examples: Sequence[Any], features: Features, outputs: Outputs) -> list:
+        """Return the likeliest label of each example; outputs (C,)."""
+        return [self.labels[int(output.argmax())] for output in outputs]
+
+    def write(self, folder: Path, examples: Sequence[Any], predictions: Sequence[Any]) -> None:
+        """Write predictions.tsv: rows of index and label, in the order of the test file.
+
+            index   label
+            s7.1    treats
+        """
+        rows = [f"{example.id}\t{label}" for example, label in zip(examples, predictions)]
+        write_lines(folder / "predictions.tsv", ["index\tlabel", *rows])
+
+    def errors(self, examples: Sequence[Any], features: Features, predictions: Sequence[Any]) -> Report:
+        """List the texts with another label than the gold one, by what that means and by the two labels.
+
+        false positives    there is no relation (the answer is no), but one was predicted
+        false negatives    there is one, but none was predicted
+        one for another    a relation was taken for another one
+        """
+        negative, errors = self.negative, []
+        for example, predicted in zip(examples, predictions):
+            if predicted == example.label:
+                continue
+            if example.label == negative:
+                group = "false positives"
+            elif predicted == negative:
+                group = "false negatives"
+            else:
+                group = "one for another"
+            errors.append(Error((group, f"{predicted} for {example.label}", example.text),
+                                () if example.text_pair is None else (plain(example.text_pair),)))
+        return errors, f"{len(errors)} of {len(examples)} texts have another label than the gold one."
+
+    @property
+    def negative(self) -> str:
+        """Return the label that means "none" or "no"; in every set of labels it stands first."""
+        return self.task.negative or self.labels[0]
+
+    def raw_examples(self, lines: Sequence[Line], tokenizer: Tokenizer) -> list:
+        """Take a question and a passage, which answers it or is a candidate, from each line."""
+        pairs = [read_pair(line) for line in lines]
+        return [data.LabelledText("", question, "", passage) for question, passage in pairs]
+
+    def reported(self, output: np.ndarray) -> int:
+        """Choose the label whose probability is given for raw text: the likeliest."""
+        return int(output.argmax())
+
+    def results(self, examples: Sequence[Any], features: Features, outputs: Outputs,
+                options: Options) -> list[dict[str, Any]]:
+        """Return a label of each text or pair, and its probability."""
+        results = []
+        for example, output in zip(examples, outputs):
+            label = self.reported(output)
+            asked = {"text": example.text}
+            if example.text_pair is not None:
+                asked = {"question": example.text, "passage": example.text_pair}
+            score = round(float(softmax(output)[label]), 4)
+            results.append({**asked, "label": self.labels[label], "score": score})
+        return results
+
+    def show(self, result: dict[str, Any]) -> str:
+        """Return the label and its probability before the text or pair."""
+        text = result["text"] if "text" in result else f"{result['question']}\n{result['passage']}"
+        return f"{result['label']} ({result['score']:.2f})  {text}"
+
+
+class Relations(Classification):
+    """Name the relation between the two marked entities of a sentence, or say that there is none.
+
+    The published files have an index, the sentence with placeholders for the two entities, and the label:
+
+        index   sentence                                label
+        s7.1    @DRUG$ slowed @DISEASE$ in adults .     treats
+        s7.2    @DRUG$ met @DISEASE$ by chance .        false
+                              -> LabelledText("s7.1", "@DRUG$ slowed @DISEASE$ in adults .", "treats"), ...
+
+    The placeholders are pieces of the text like any others: the model learns from them alone which two
+    entities are meant. A sentence with three entities stands on a row for each pair, and a pair with two
+    relations on two rows.
+
+    Scores      One label, the negative one, means "no relation" and is never a hit: precision, recall and F1
+                are micro-averaged over the others. Counting it would reward a model that never finds any.
+    """
+
+    purpose = "relations"
+
+    def find_labels(self, examples: Texts) -> tuple[str, ...]:
+        """List the labels that occur, the negative one first: the most frequent, unless the task names it."""
+        counts = self.count_labels(examples)
+        negative = self.task.negative or counts.most_common(1)[0][0]
+        return (negative, *sorted(counts.keys() - {negative}))
+
+    def describe_labels(self) -> str:
+        """Say which labels were found, and which of them was taken for the negative one."""
+        return f"{', '.join(self.labels)}; {self.negative} is taken for \"no relation\""
+
+    def score(self, examples: Texts, predictions: Sequence[str]) -> Measures:
+        """Score micro precision, recall and F1 over all labels but the negative one."""
+        gold = [example.label for example in examples]
+        return precision_recall_f1(metrics.relation_scores(gold, predictions, self.negative))
+
+    def raw_examples(self, lines: Sequence[Line], tokenizer: Tokenizer) -> list[data.LabelledText]:
+        """Take a sentence with placeholders, such as @DRUG$ and @DISEASE$, from each line."""
+        return [data.LabelledText("", line.text, "") for line in lines]
+
+
+class YesNo(Classification):
+    """Answer yes or no to a question, given what was answered in words.
+
+    The published files have a label (1 for yes, 0 for no), the question, and the answer in words:
+
+        label   question                        answer
+        1       Does jorganux slow fever?       Two trials found that it does.
+                                     -> LabelledText("0", "Does jorganux ...?", "1", "Two trials ...")
+
+    Scores      Most answers are yes, so a model that always says yes has a high accuracy. BioASQ takes the
+                mean of two F1: of yes taken as the positive answer, and of no.
+    """
+
+    purpose = "yes/no questions"
+
+    def score(self, examples: Texts, predictions: Sequence[str]) -> Measures:
+        """Score by BioASQ's measures: the mean of both answers' F1, accuracy, and each answer by itself."""
+        gold = ["yes" if example.label == "1" else "no" for example in examples]
+        predicted = ["yes" if label == "1" else "no" for label in predictions]
+        scores = metrics.bioasq_yesno_scores(gold, predicted)
+        return {"macro_f1": scores.macro_f1, "accuracy": scores.accuracy,
+                **precision_recall_f1(scores.yes, "yes "), **precision_recall_f1(scores.no, "no ")}
+
+
+class Ranking(Classification):
+    """Rank candidate sentences by how probably they answer a question.
+
+    The published files have a label, the question and one candidate a row; about 1 in 100 is right:
+
+        label   question                        answer candidate
+        0       What does jorganux slow?        Fever was common in adults.
+        1       What does jorganux slow?        Jorganux slowed kelmarin fever.
+                                  -> ..., Candidate("What does ...?", "What does ...?", "Jorganux ...", "1")
+
+    Loss        With so few right candidates "wrong" is nearly always right. --class-weights weighs the right
+                ones 99 to 1: Bio-ELECTRA's weighted re-ranker.
+    Prediction  The probability of label 1, by which the candidates of each question are sorted.
+    Scores      The mean of 1 / rank of the first right candidate (MRR); 1 if it is always ranked first.
+    Handed in   Rows of probability, question and candidate.
+    """
+
+    purpose = "ranking"
+    own_options = ("class_weights",)
+
+    def loss_settings(self, options: Options, device: Device) -> Sequence[Any]:
+        """Return the weights of the two labels, where they are asked for.
+
+        source    Bio-ELECTRA's weighted re-ranker: 1 and 99
+        """
+        return device.put(torch.tensor(CLASS_WEIGHTS)) if options.class_weights else ()
+
+    def decode(self, examples: Sequence[Any], features: Features, outputs: Outputs) -> list[float]:
+        """Return the probability of label 1 of each candidate.
+
+        The softmax of two logits a and b is a sigmoid: exp(b) / (exp(a) + exp(b)) = 1 / (1 + exp(a - b)).
+        """
+        return [float(np.exp(-np.logaddexp(0, output[0] - output[1]))) for output in outputs]
+
+    def score(self, examples: Sequence[data.Candidate], predictions: Sequence[float]) -> Measures:
+        """Score the mean reciprocal rank of each question's first right candidate."""
+        groups: dict[str, list[tuple[float, int]]] = {}
+        for example, probability in zip(examples, predictions):
+            groups.setdefault(example.group, []).append((probability, int(example.label)))
+        return {"mrr": metrics.reranking_mrr(groups)}
+
+    def write(self, folder: Path, examples: Sequence[data.Candidate], predictions: Sequence[float]) -> None:
+        """Write predictions.tsv: rows of probability, question and candidate, as in the test file."""
+        rows = [f"{probability:.6g}\t{example.text}\t{example.text_pair}"
+                for example, probability in zip(examples, predictions)]
+        write_lines(folder / "predictions.tsv", ["probability\tquestion\tanswer_candidate", *rows])
+
+    def errors(self, examples: Sequence[data.Candidate], features: Features,
+               predictions: Sequence[float]) -> Report:
+        """List the questions whose first right candidate is not ranked first, the lowest ranks on top."""
+        # 1. The candidates of each question, best first.
+        ranked: dict[str, list[data.Candidate]] = {}
+        for _, example in sorted(zip(predictions, examples), key=lambda pair: -pair[0]):
+            ranked.setdefault(example.group, []).append(example)
+        # 2. The rank of the first right one, or 0 without any, and what stands in its place.
+        placed: list[tuple[int, Error]] = []
+        for question, candidates in ranked.items():
+            ranks = [rank for rank, candidate in enumerate(candidates, start=1) if candidate.label == "1"]
+            lines = [f"right, rank {rank} of {len(candidates)}: {plain(candidates[rank - 1].text_pair)}"
+                     for rank in ranks[:1]]
+            lines.append(f"ranked first: {plain(candidates[0].text_pair)}")
+            group = "not ranked first" if ranks else "no right candidate"
+            if ranks[:1] != [1]:
+                placed.append((ranks[0] if ranks else 0, Error((group, question), tuple(lines))))
+        placed.sort(key=lambda item: -item[0])
+        return ([error for _, error in placed],
+                f"{len(placed)} of {len(ranked)} questions have no right candidate in the first place.")
+
+    def reported(self, output: np.ndarray) -> int:
+        """Choose label 1: the question is always how probably the candidate is right."""
+        return 1
+
+
+# --- 2.4 Answers ---
+
+class PieceSpot(NamedTuple):
+    """Say which characters of the passage a position of a row stands for."""
+
+    position: int               # counted from [CLS] at 0
+    start: int                  # characters, half-open
+    end: int
+    is_best: bool               # whether this row is the window in which the piece has most context
+
+
+class ScoredSpan(NamedTuple):
+    """Hold a span that a window proposes."""
+
+    score: float                # start logit + end logit
+    start: int                  # characters of the passage, half-open
+    end: int
+
+
+class Answer(NamedTuple):
+    """Hold a span of the passage, in characters, and its share of the probability of all spans kept."""
+
+    text: str
+    start: int
+    end: int
+    probability: float
+
+
+Questions = Sequence[data.Question]
+AnswerLists = Sequence[list[Answer]]           # for each question and passage, best first
+
+
+class Answers(Kind):
+    """Answer a question with a span of a passage.
+
+    SQuAD's files hold passages with questions, and the characters at which the accepted answers begin.
+    BioASQ's have the same form; a question there has several snippets as its passages, q1_000, q1_001, ...:
+
+        {"context": "Jorganux slowed kelmarin fever.",
+         "qas": [{"id": "q1", "question": "What did jorganux slow?",
+                  "answers": [{"text": "kelmarin fever", "answer_start": 16}]}]}
+              -> Question("q1", "What did jorganux slow?", "Jorganux slowed ...", [("kelmarin fever", 16)])
+
+    Features    [CLS] question [SEP] window of the passage [SEP], with windows that overlap.
+    Head        Two logits for each token, of the start and of the end of the answer.
+    Loss        Two softmaxes over the positions. A window without the answer is trained to point at [CLS].
+    Prediction  The best spans of all windows, best first, with their probabilities.
+    Raw text    Lines of {"question": ..., "passage": ...}.
+
+    Scores and what is handed in differ. SQuAD: exact match and F1 of the first answer; {id: text} in JSON.
+    BioASQ: up to five answers to each question, merged from all its snippets, by strict and lenient
+    accuracy and MRR, over all questions and for each of the five test batches; one file for each batch.
+    """
+
+    purpose = "questions"
+    has_labels = False
+
+    @property
+    def is_bioasq(self) -> bool:
+        """Tell whether the task is scored as BioASQ does, and not as SQuAD does."""
+        return self.task.metric == "mrr"
+
+    def labels_of(self, example: data.Question) -> list[str]:
+        """List no label: answers are positions."""
+        return []
+
+    def encode(self, examples: Questions, tokenizer: Tokenizer, max_length: int,
+               stride: int = DOCUMENT_STRIDE, question_length: int = QUESTION_LENGTH) -> list[Feature]:
+        """Write rows [CLS] question [SEP] window [SEP]; labels are the positions of the first gold answer.
+
+        Say the question has 2 pieces and the passage is "a b c d e", of which "d e" is the answer. In rows of
+        9 tokens, with a stride of 2, there are two windows: "a b c d" with the labels (0, 0), because e is
+        missing, and "c d e" with (5, 6): [CLS] is at position 0, c at 4.
+
+        stride            pieces between the starts of two windows of one passage, at most half a window
+        question_length   pieces that the question is cut to
+        raises            ValueError naming a question that leaves no room for its passage
+        """
+        features = []
+        for number, example in enumerate(examples):
+            # 1. Wordpieces of the question, and of the passage with the characters they stand for.
+            question = tokenizer.encode(example.question)[:question_length]
+            ids, offsets = tokenizer.encode_with_offsets(example.context)
+            before = len(question) + 2                      # [CLS] question [SEP]
+            capacity = max_length - before - 1              # and the last [SEP]
+            if capacity < 2:
+                raise ValueError(f"question {example.id} of {len(question)} pieces leaves no room for a "
+                                 f"passage in {max_length} tokens: raise --max-length")
+            # 2. The pieces that the gold answer touches. One that begins or ends inside a piece is widened.
+            text, begin = example.answers[0] if example.answers else ("", 0)
+            stop = begin + len(text)
+            gold = [piece for piece, (start, end) in enumerate(offsets) if end > begin and start < stop]
+            # 3. One row for each window. Without the whole gold answer its labels are (0, 0), that is [CLS].
+            windows = split_windows(len(ids), capacity, min(stride, capacity // 2))
+            owner = best_windows(len(ids), windows)
+            for window, (start, end) in enumerate(windows):
+                labels = (0, 0)
+                if gold and start <= gold[0] and gold[-1] < end:
+                    labels = (before + gold[0] - start, before + gold[-1] - start)
+                spots = [PieceSpot(before + piece - start, *offsets[piece], bool(owner[piece] == window))
+                         for piece in range(start, end)]
+                input_ids = [tokenizer.cls_id, *question, tokenizer.sep_id, *ids[start:end], tokenizer.sep_id]
+                features.append(Feature(number, input_ids, before, labels, spots))
+        return features
+
+    def describe_features(self, features: Features, max_length: int) -> str:
+        """Say how many windows there are."""
+        return f"{len(features):,} windows"
+
+    def findable(self, examples: Questions, features: Features) -> list[list[Answer]]:
+        """Find the gold answers of each example that decode() can give: the ceiling of the exact answers.
+
+        Such an answer begins and ends where a piece does, has at most MAX_ANSWER_PIECES, and lies whole in
+        the window to which its first piece belongs. "p5" is none where the text has "p53" and the piece is
+        "p53".
+        """
+        found: list[list[Answer]] = [[] for _ in examples]
+        for feature in features:
+            # The position at which an answer can begin, or end, by its first, or last, character.
+            example = examples[feature.example]
+            first = {spot.start: spot.position for spot in feature.spots if spot.is_best}
+            last = {spot.end: spot.position for spot in feature.spots}
+            for start, end in self.gold_places(example):
+                if start in first and end in last and 0 <= last[end] - first[start] < MAX_ANSWER_PIECES:
+                    found[feature.example].append(Answer(example.context[start:end], start, end, 1.0))
+        return found
+
+    @staticmethod
+    def gold_places(example: data.Question) -> list[tuple[int, int]]:
+        """List the characters (start, end) of the gold answers in the passage.
+
+        Where gold is a list of synonyms (BioASQ's test sets), every place that reads like one counts.
+        """
+        if example.answers:
+            return [(start, start + len(text)) for text, start in example.answers]
+        places = []
+        for synonym in filter(None, example.gold or []):
+            found = re.finditer(re.escape(synonym), example.context, re.IGNORECASE)
+            places += [match.span() for match in found]
+        return places
+
+    def announce(self, split: str, examples: Questions, features: Features) -> None:
+        """Say how many questions have no gold answer, and how many have none that a span can give.
+
+        The gold answers that a span can give are scored as if predicted: exact answers can score no more.
+        """
+        if without := sum(not (example.answers or example.gold) for example in examples):
+            say(f"*** {without} questions of {split} have no gold answer and score 0: "
+                "the golden files are missing ***")
+        found = self.findable(examples, features)
+        ceiling = self.score(examples, found)[self.task.metric]
+        asked = {self.question_id(example) for example in examples}
+        answered = {self.question_id(example) for example, answers in zip(examples, found) if answers}
+        say(f"{split}: {len(asked - answered)} of {len(asked)} questions have no gold answer that is a span "
+            f"of a window; gold fed back scores {self.task.metric} {100 * ceiling:.2f}, the ceiling of exact "
+            "answers")
+
+    def new_head(self, config: ElectraConfig) -> nn.Module:
+        """Build the extractor: two logits for each token, of the start and of the end."""
+        return SpanExtractor(config)
+
+    def decode(self, examples: Questions, features: Features, outputs: Outputs,
+               best: int = BEST_SPANS, max_pieces: int = MAX_ANSWER_PIECES) -> list[list[Answer]]:
+        """Find the n best spans of each example over all its windows, best first.
+
+        outputs   (T, 2) for each feature: start and end
+        best      starts and ends considered in a window, and spans kept
+        source    TF qa_metrics.SpanBasedQAScorer. "No answer" is no answer here: every question gets its best
+                  spans, and a window that points at [CLS] proposes spans with low scores
+        """
+        # 1. In each window pair the best starts with the best ends. A span lies in the passage, is short, and
+        #    starts where this window is its first piece's best: so no span is proposed by two windows.
+        proposed: list[list[ScoredSpan]] = [[] for _ in examples]
+        for feature, logits in zip(features, outputs):
+            spot_at = {spot.position: spot for spot in feature.spots}
+            starts = np.argsort(-logits[:, 0], kind="stable")[:best].tolist()
+            ends = np.argsort(-logits[:, 1], kind="stable")[:best].tolist()
+            for start, end in itertools.product(starts, ends):
+                first, last = spot_at.get(start), spot_at.get(end)
+                if first and last and first.is_best and start <= end < start + max_pieces:
+                    span = ScoredSpan(float(logits[start, 0] + logits[end, 1]), first.start, last.end)
+                    proposed[feature.example].append(span)
+        # 2. Keep the best spans of all windows. Two are equal where two pieces stand for the same characters.
+        #    A probability is the softmax of the scores over those that are kept.
+        answers: list[list[Answer]] = []
+        for example, spans in zip(examples, proposed):
+            kept = list(dict.fromkeys(sorted(spans, key=lambda span: -span.score)))[:best]
+            exponentials = np.exp(np.array([span.score - kept[0].score for span in kept]))
+            shares = exponentials / exponentials.sum()
+            answers.append([Answer(example.context[span.start:span.end], span.start, span.end, float(share))
+                            for span, share in zip(kept, shares)])
+        return answers
+
+    def question_id(self, example: data.Question) -> str:
+        """Return what all passages of a question share: in BioASQ q1_000 and q1_001 both ask q1."""
+        return metrics.bioasq_question_id(example.id) if self.is_bioasq else example.id
+
+    def gold_texts(self, examples: Questions) -> dict[str, list[str]]:
+        """List the accepted answers to each question: synonyms, or else the answers in its passages.
+
+        BioASQ's training questions and SQuAD's have answers with their places, BioASQ's test questions
+        synonyms from the golden files: {"q1": ["kelmarin fever", "KF"]}. Snippets of one question share one
+        list.
+        """
+        gold: dict[str, list[str]] = {}
+        for example in examples:
+            accepted = [text for text, _ in example.answers] if example.gold is None else example.gold
+            known = gold.setdefault(self.question_id(example), [])
+            known += [text for text in accepted if text not in known]
+        return gold
+
+    def predicted_texts(self, examples: Questions, predictions: AnswerLists) -> dict[str, list[str]]:
+        """List the texts answered to each question, best first; for BioASQ up to five, of all snippets.
+
+        Equal answers of several snippets are one answer, with the sum of their probabilities.
+        """
+        if not self.is_bioasq:
+            return {example.id: [answer.text for answer in answers]
+                    for example, answers in zip(examples, predictions)}
+        snippets = {}
+        for example, answers in zip(examples, predictions):
+            snippets[example.id] = [(answer.text, answer.probability) for answer in answers]
+        return metrics.merge_bioasq_snippets(snippets)
+
+    def first_texts(self, examples: Questions, predictions: AnswerLists) -> dict[str, str]:
+        """Return the best answer to each question; the empty text where there is none."""
+        predicted = self.predicted_texts(examples, predictions)
+        return {name: texts[0] if texts else "" for name, texts in predicted.items()}
+
+    @staticmethod
+    def batches(examples: Questions, predictions: AnswerLists
+                ) -> Iterator[tuple[int, list[data.Question], AnswerLists]]:
+        """Yield the number, the examples and the predictions of each BioASQ test batch."""
+        for batch in sorted({example.batch for example in examples if example.batch is not None}):
+            chosen = [number for number, example in enumerate(examples) if example.batch == batch]
+            yield batch, [examples[number] for number in chosen], [predictions[number] for number in chosen]
+
+    def score(self, examples: Questions, predictions: AnswerLists) -> Measures:
+        """Score SQuAD's exact match and F1, or BioASQ's measures over all questions and for each batch."""
+        if not self.is_bioasq:
+            predicted = self.first_texts(examples, predictions)
+            return metrics.squad_scores(predicted, self.gold_texts(examples))._asdict()
+        measures: Measures = self.factoid_scores(examples, predictions)
+        for batch, some, answers in self.batches(examples, predictions):
+            scores = self.factoid_scores(some, answers)
+            measures |= {f"batch {batch} {measure}": value for measure, value in scores.items()}
+        return measures
+
+    def factoid_scores(self, examples: Questions, predictions: AnswerLists) -> Measures:
+        """Score BioASQ's measures over all questions of these examples."""
+        predicted = self.predicted_texts(examples, predictions)
+        return metrics.bioasq_factoid_scores(self.gold_texts(examples), predicted)._asdict()
+
+    @staticmethod
+    def closing_lines(results: Sequence[Measures]) -> list[str]:
+        """Return ELECTRAMed's Table 10: the mean MRR of each batch, divided by the best system's, summed.
+
+        A system that is the best in all five batches has 5. Tasks without test batches have no such line.
+        """
+        # 1. Our MRR in each batch that was tested, mean of the seeds.
+        mean = {}
+        for batch in BEST_MRR:
+            measure = f"batch {batch} mrr"
+            if all(measure in result for result in results):
+                mean[batch] = metrics.mean_and_sd([result[measure] for result in results]).mean
+        if not mean:
+            return []
+        # 2. The best system of a batch counts 1; the paper's own figures are added up for the same batches.
+        total = metrics.batch_score_total({
+            "ours": list(mean.values()),
+            "best": [BEST_MRR[batch] for batch in mean],
+            "paper": [BATCH_SCORES[batch][BATCH_MEASURES.index("mrr")] / 100 for batch in mean]})
+        return [f"sum over {len(mean)} batches of MRR / best MRR (ELECTRAMed's Table 10): "
+                f"{total['ours']:.3f}; ELECTRAMed {total['paper']:.3f}"]
+
+    def write(self, folder: Path, examples: Questions, predictions: AnswerLists) -> None:
+        """Write SQuAD's predictions.json, or predictions-batch-1.json, ... as BioASQ wants them.
+
+            {"q1": "kelmarin fever"}                                                              SQuAD
+            {"questions": [{"id": "q1", "type": "factoid", "exact_answer": [["fever"], ...]}]}    BioASQ
+        """
+        files: dict[str, Any] = {}
+        if self.is_bioasq:
+            for batch, some, answers in self.batches(examples, predictions):
+                questions = [{"id": name, "type": "factoid", "exact_answer": [[text] for text in texts]}
+                             for name, texts in self.predicted_texts(some, answers).items()]
+                files[f"predictions-batch-{batch}.json"] = {"questions": questions}
+        else:
+            files["predictions.json"] = self.first_texts(examples, predictions)
+        for name, content in files.items():
+            data.write_bytes(folder / name, json.dumps(content, indent=1, ensure_ascii=False).encode())
+
+    def errors(self, examples: Questions, features: Features, predictions: AnswerLists) -> Report:
+        """List the questions whose best answer is wrong, by where that answer stands.
+
+        boundary               it overlaps a gold answer
+        right, but not first   a later one of the answers is right
+        elsewhere              none of these, though a span could be right
+        out of reach           no gold answer is a span of a window
+        """
+        # 1. Questions that a span can answer, and those where a best answer overlaps such a span.
+        within_reach, overlapping = set(), set()
+        for example, spans, answers in zip(examples, self.findable(examples, features), predictions):
+            if spans:
+                within_reach.add(self.question_id(example))
+            for best, span in itertools.product(answers[:1], spans):
+                if span.start < best.end and best.start < span.end and span.text != best.text:
+                    overlapping.add(self.question_id(example))
+        # 2. The wrong ones. Texts are equal when the task's metric says so.
+        normal = str.lower if self.is_bioasq else metrics.normalise_squad_answer
+        gold, predicted = self.gold_texts(examples), self.predicted_texts(examples, predictions)
+        errors = []
+        for name, question in {self.question_id(example): example.question for example in examples}.items():
+            accepted = {normal(text) for text in gold[name]}
+            given = predicted[name][:metrics.FACTOID_ANSWERS]
+            is_right = [normal(text) in accepted for text in given]
+            if any(is_right[:1]):
+                continue
+            if name in overlapping:
+                group = "boundary"
+            elif any(is_right):
+                group = "right, but not first"
+            else:
+                group = "elsewhere" if name in within_reach else "out of reach"
+            lines = [f"{side}: {' | '.join(map(plain, texts)) or 'none'}"
+                     for side, texts in (("gold", gold[name]), ("predicted", given))]
+            errors.append(Error((group, question), tuple(lines)))
+        return errors, (f"{len(errors)} of {len(gold)} questions are answered wrongly.\n"
+                        "Boundary: the best answer overlaps a gold one; out of reach: no gold answer is a "
+                        "span of a window.")
+
+    def raw_examples(self, lines: Sequence[Line], tokenizer: Tokenizer) -> list[data.Question]:
+        """Take a question and its passage from each line."""
+        return [data.Question(line.where, *read_pair(line), []) for line in lines]
+
+    def results(self, examples: Questions, features: Features, outputs: Outputs,
+                options: Options) -> list[dict[str, Any]]:
+        """Return the best answers to each question, with their characters in the passage.
+
+            {"question": "What did ...?", "passage": "Jorganux slowed kelmarin fever.", "answers": [
+                {"start": 16, "end": 30, "text": "kelmarin fever", "score": 0.8127}, ...]}
+        """
+        results = []
+        for example, answers in zip(examples, self.decode(examples, features, outputs)):
+            shown = [{"start": answer.start, "end": answer.end, "text": answer.text,
+                      "score": round(answer.probability, 4)} for answer in answers[:ANSWERS_SHOWN]]
+            results.append({"question": example.question, "passage": example.context, "answers": shown})
+        return results
+
+    def show(self, result: dict[str, Any]) -> str:
+        """Return the question, and the passage with the best answer in bold."""
+        return f"{result['question']}\n{embolden(result['passage'], result['answers'][:1])}"
+
+
+# The kinds by the names that data.TASKS gives them.
+KINDS: dict[str, type[Kind]] = {
+    "ner": Tagging, "re": Relations, "classify": YesNo, "rank": Ranking, "qa": Answers}
+
+
 # --- 3. Training one seed ---
+#
+# prepare (section 4) makes what all seeds share. train fits one model, evaluate scores it on a split, and
+# run_seed writes all that belongs to a seed into its folder.
 
 class Prepared(NamedTuple):
-    """What all seeds share: the task's examples and features, and the model they start from."""
+    """Hold what all seeds share: the task's examples and features, and the model they start from.
 
-    task: Task
-    labels: Sequence[str]
+    Files are read and encoded once, not once per seed, unless each seed has other examples.
+    """
+
+    kind: Kind
     tokenizer: Tokenizer
     config: ElectraConfig
     init: Path | None                           # None: from scratch
@@ -475,140 +1356,200 @@ class Prepared(NamedTuple):
     test_set: str                               # what the test scores are of
 
 
-def label_array(kind: str, features: Sequence[Feature], width: int) -> np.ndarray:
-    """The labels of a batch: (B, T) for ner, (B, 2) for qa, else (B,)."""
-    if kind == "ner":
-        return np.array([feature.labels + [IGNORED_LABEL] * (width - len(feature.labels)) for feature in features])
-    return np.array([feature.labels for feature in features])
+class Trained(NamedTuple):
+    """Hold the result of one training."""
+
+    model: nn.Module
+    dev_scores: Measures                        # of the chosen epoch; empty without a development set
+    log: list[str]                              # the lines of log.csv
 
 
-def predict(model: nn.Module, features: Sequence[Feature], options: Options, pad_id: int,
+def pad_features(features: Features, width: int, pad_id: int) -> data.Batch:
+    """Pad features to a batch of rows of `width` tokens."""
+    return data.pad_batch([(feature.input_ids, feature.first_length) for feature in features], width, pad_id)
+
+
+def predict(model: nn.Module, features: Features, options: Options, pad_id: int,
             device: Device) -> list[np.ndarray]:
-    """The head's output for each feature, in their order, cut to the feature's tokens."""
+    """Return the head's output for each feature, in their order, cut to the feature's tokens.
+
+    Features of like length share a batch, whatever their order, so that little of a batch is padding. The
+    rows of a batch are divided among the threads of a CPU (Device.side_by_side).
+    """
     lengths = np.array([len(feature.input_ids) for feature in features])
+    rng = np.random.default_rng(0)                      # the order of the batches, which changes nothing
+    plan = data.plan_batches(lengths, EVALUATION_BATCH, options.max_length, rng, keep_rest=True)
     outputs: list[Any] = [None] * len(features)
     model.eval()
-    for width, rows in data.plan_batches(lengths, 64, options.max_length, np.random.default_rng(0), True):
-        batch = [torch.from_numpy(array) for array in data.pad_batch([features[i][1:3] for i in rows], width, pad_id)]
+    for width, rows in plan:
+        batch = pad_features([features[row] for row in rows], width, pad_id)
+        arrays = [torch.from_numpy(array) for array in batch]
 
         def logits_of(part: range) -> np.ndarray:
+            """Compute the logits of a part of the rows, in one thread."""
             with torch.inference_mode(), device.autocast():
-                inputs = device.put(*(tensor[part.start:part.stop] for tensor in batch))
+                inputs = device.put(*(array[part.start:part.stop] for array in arrays))
                 return model(*inputs).float().cpu().numpy()
 
-        for i, row in zip(rows, itertools.chain(*device.side_by_side(logits_of, range(len(rows))))):
-            outputs[i] = row[:lengths[i]] if row.ndim == 2 else row
+        logits = itertools.chain(*device.side_by_side(logits_of, range(len(rows))))
+        for row, output in zip(rows, logits):
+            # (T, ...) for a head that judges tokens, here without padding; (C,) for one that judges the row.
+            outputs[row] = output[:lengths[row]] if output.ndim == 2 else output
     model.train()
     return outputs
 
 
 def evaluate(model: nn.Module, split: str, prepared: Prepared, options: Options) -> tuple[Measures, list]:
-    """Measures and predictions on a split."""
-    kind = PARTS_OF[prepared.task.kind]
-    examples, features = prepared.examples[split], prepared.features[split]
+    """Return scores and predictions on a split: features -> outputs -> predictions -> scores."""
+    kind, examples, features = prepared.kind, prepared.examples[split], prepared.features[split]
     outputs = predict(model, features, options, prepared.tokenizer.pad_id, prepared.device)
-    predictions = kind.decode(examples, features, outputs, prepared.labels)
-    return kind.score(prepared.task, examples, predictions), predictions
+    predictions = kind.decode(examples, features, outputs)
+    return kind.score(examples, predictions), predictions
 
 
-def train(seed: int, prepared: Prepared, options: Options) -> tuple[nn.Module, Measures, list[str]]:
-    """Fine-tune once.
+def train(seed: int, prepared: Prepared, options: Options) -> Trained:
+    """Fine-tune once: update the model for some epochs, and choose one of them by the development set.
 
-    returns   the model as it was after the epoch that did best on the development set (after the last one where
-              there is none), its scores there, and the lines of log.csv
+    Everything random is seeded by (seed, purpose, epoch or step): a seed gives the same model every time.
+    returns   the model as it was after the epoch that did best on the development set (after the last one
+              where there is none), its scores there, and the lines of log.csv
     """
-    task, features, device = prepared.task, prepared.features["train"], prepared.device
+    kind, features, device = prepared.kind, prepared.features["train"], prepared.device
+    metric = kind.task.metric
+
+    # 1. The model: a head drawn at random on top of the pre-trained encoder.
     torch.manual_seed(data.seed_for(seed, 0, "weights"))
-    model = PARTS_OF[task.kind].head(prepared.config, len(prepared.labels))
+    model: Any = kind.new_head(prepared.config)
     if prepared.init:
         load_encoder(model, prepared.init)
     model.to(device.kind).train()
-    settings: Sequence[Any] = ([options.tag_loss == "binary"] if task.kind == "ner"
-                               else device.put(torch.tensor(CLASS_WEIGHTS)) if options.class_weights else ())
     weights = list(model.parameters())
+    settings = kind.loss_settings(options, device)
+
+    # 2. The schedule: the learning rate rises over the first tenth of the steps, then falls to 0 in a
+    #    straight line. Each layer has the rate of the layer above it times layer_decay.
     optimizer = Adam(parameter_groups(model, options.weight_decay, options.layer_decay))
     lengths = np.array([len(feature.input_ids) for feature in features])
-    per_epoch = -(-len(features) // options.batch_size)
-    total_steps = options.epochs * per_epoch
+    total_steps = options.epochs * math.ceil(len(features) / options.batch_size)
     warmup_steps = int(WARMUP_SHARE * total_steps)
+
     best_score, best_weights, dev_scores = -1.0, None, {}
-    log = ["epoch,loss,dev_" + task.metric]
+    log = [f"epoch,loss,dev_{metric}"]
     progress, step = data.Progress(total_steps, f"steps of seed {seed}"), 0
     for epoch in range(options.epochs):
+        # 3. An epoch: every feature once, in an order of its own, features of like length in one batch.
         rng, losses = np.random.default_rng(data.seed_for(seed, epoch, "order")), []
-        for width, rows in data.plan_batches(lengths, options.batch_size, options.max_length, rng, True):
-            chosen = [features[i] for i in rows]
-            batch = data.pad_batch([feature[1:3] for feature in chosen], width, prepared.tokenizer.pad_id)
-            arrays = [torch.from_numpy(array) for array in [*batch, label_array(task.kind, chosen, width)]]
-            total = model.total(device.put(arrays[-1])[0], *settings)              # type: ignore[operator]
+        plan = data.plan_batches(lengths, options.batch_size, options.max_length, rng, keep_rest=True)
+        for width, rows in plan:
+            # 4. A batch on the host. Losses are divided by the total of the whole batch, so that those of its
+            #    parts, computed side by side, add up to the loss of the batch.
+            chosen = [features[row] for row in rows]
+            batch = [*pad_features(chosen, width, prepared.tokenizer.pad_id), kind.label_array(chosen, width)]
+            arrays = [torch.from_numpy(array) for array in batch]
+            [on_device] = device.put(arrays[-1])
+            total = model.total(on_device, *settings)
 
             def losses_of(part: range) -> tuple[torch.Tensor]:
+                """Compute the share of the loss that some rows have, in one thread."""
                 *inputs, labels = device.put(*(array[part.start:part.stop] for array in arrays))
-                device.seed(data.seed_for(seed, step, f"device {part.start}"))     # dropout
+                device.seed(data.seed_for(seed, step, f"device {part.start}"))      # for dropout
                 with device.autocast():
-                    return model.loss(model(*inputs), labels, *settings, total=total),     # type: ignore[operator]
+                    return (model.loss(model(*inputs), labels, *settings, total=total),)
 
-            loss = device.backward(losses_of, weights, range(len(rows)))
+            # 5. An update: gradients clipped to norm 1, then Adam. Losses stay on the device, because reading
+            #    one would wait for its step.
+            [loss] = device.backward(losses_of, weights, range(len(rows)))
             nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.update(learning_rate_at(step, total_steps, warmup_steps, options.learning_rate))
-            losses.append(loss[0])
+            losses.append(loss)
             step += 1
             progress.show(step)
-        log.append(f"{epoch + 1},{torch.stack(losses).mean():.6g},")
+
+        # 6. The development set chooses the epoch. The test set has no part in this.
+        dev_score = ""
         if "dev" in prepared.examples:
             scores, _ = evaluate(model, "dev", prepared, options)
-            if scores[task.metric] > best_score:
-                best_score, dev_scores = scores[task.metric], scores
+            if scores[metric] > best_score:
+                best_score, dev_scores = scores[metric], scores
                 best_weights = copy.deepcopy(model.state_dict())
-            log[-1] += f"{scores[task.metric]:.6g}"
-            progress.show(step, f"epoch {epoch + 1}: dev {task.metric} {scores[task.metric]:.4f}")
+            dev_score = f"{scores[metric]:.6g}"
+            progress.show(step, f"epoch {epoch + 1}: dev {metric} {scores[metric]:.4f}")
+        log.append(f"{epoch + 1},{torch.stack(losses).mean():.6g},{dev_score}")
     progress.finish()
     if best_weights is not None:
         model.load_state_dict(best_weights)
-    return model, dev_scores, log
+    return Trained(model, dev_scores, log)
 
 
 def run_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> Measures:
-    """Fine-tune once; writes log.csv, the model, test predictions, errors.md, scores.json; returns the test scores."""
-    kind, test = PARTS_OF[prepared.task.kind], prepared.examples["test"]
-    model, dev_scores, log = train(seed, prepared, options)
-    test_scores, predictions = evaluate(model, "test", prepared, options)
+    """Fine-tune once and write all that belongs to the seed; returns the test scores.
+
+        log.csv          epoch,loss,dev_f1
+                         1,0.412351,0.71209
+        predictions.*    the test set in the task's own submission format
+        errors.md        what is wrong with these predictions
+        model/           the model of the chosen epoch, in the Hugging Face layout
+        scores.json      {"dev": {"precision": 0.84, ...}, "test": {"precision": 0.83, ...}}
+    """
+    kind, test = prepared.kind, prepared.examples["test"]
+    trained = train(seed, prepared, options)
+    test_scores, predictions = evaluate(trained.model, "test", prepared, options)
     folder.mkdir(parents=True, exist_ok=True)
-    write_lines(folder / "log.csv", log)
-    kind.write(prepared.task, folder, test, predictions)
-    write_errors(folder / "errors.md", f"Errors of {options.task}, {prepared.test_set}, seed {seed}",
-                 *kind.errors(prepared.task, test, prepared.features["test"], predictions))
-    save_pretrained(model, folder / "model", prepared.tokenizer, prepared.labels)
-    record = {"dev": dev_scores, "test": test_scores,
-              **({} if prepared.test_set == "test set" else {"test_set": prepared.test_set})}
-    data.write_bytes(folder / "scores.json", json.dumps(record, indent=1).encode())   # last: this seed is finished
+    write_lines(folder / "log.csv", trained.log)
+    kind.write(folder, test, predictions)
+    errors, note = kind.errors(test, prepared.features["test"], predictions)
+    title = f"Errors of {options.task}, {prepared.test_set}, seed {seed}"
+    write_errors(folder / "errors.md", title, errors, note)
+    save_pretrained(trained.model, folder / "model", prepared.tokenizer, kind.labels)
+    # The scores are written last: a folder that has them is a finished seed.
+    record: dict[str, Any] = {"dev": trained.dev_scores, "test": test_scores}
+    if prepared.test_set != PUBLISHED_TEST_SET:
+        record["test_set"] = prepared.test_set
+    data.write_bytes(folder / "scores.json", json.dumps(record, indent=1).encode())
     return test_scores
 
 
 # --- 4. Seeds, search, tables ---
 
-def find_model(options: Options) -> tuple[Path | None, Path | None]:
-    """The folder whose weights to start from, and the folder whose sizes and vocabulary to use."""
+class Start(NamedTuple):
+    """Say what a run starts from."""
+
+    init: Path | None           # the folder whose weights to take; None: none
+    like: Path | None           # the folder whose sizes and vocabulary to take; None: tiny, and a new one
+
+    def fingerprint(self) -> str:
+        """Compute a short hash of sizes, vocabulary and, unless the run starts from scratch, weights.
+
+        By it a run notices that the model it started from has become another, although the folder has the
+        same name: seeds that started from two models have no common mean.
+        """
+        digest = hashlib.sha256(b"" if self.init else b"from scratch")
+        weights = ("model.safetensors", "pytorch_model.bin") if self.init else ()
+        for name in ("config.json", "vocab.txt", *weights):
+            if self.like and (self.like / name).is_file():
+                digest.update((self.like / name).read_bytes())
+        return digest.hexdigest()[:16]
+
+
+def find_start(options: Options) -> Start:
+    """Find the model that --init and --like name; without them runs/pretrain, if it is there.
+
+    From scratch is possible, and needed for comparison, but never happens silently.
+    """
     default = "runs/pretrain" if Path("runs/pretrain/model/config.json").is_file() else None
     init, like = options.init or default, options.like or default
     if init and init != "none":
-        return model_folder(init), model_folder(init)
-    say("*** FROM SCRATCH: no pre-trained model is used, the scores will be far lower. "
-        + ("***" if init else "Run train_pretrain.py first, or pass --init. ***"))
-    return None, model_folder(like) if like else None
-
-
-def fingerprint(init: Path | None, like: Path | None) -> str:
-    """A short hash of what a run starts from: sizes, vocabulary, and the weights unless it starts from scratch."""
-    digest = hashlib.sha256(b"" if init else b"from scratch")
-    for name in ("config.json", "vocab.txt", *(("model.safetensors", "pytorch_model.bin") if init else ())):
-        if like and (like / name).is_file():
-            digest.update((like / name).read_bytes())
-    return digest.hexdigest()[:16]
+        return Start(model_folder(init), model_folder(init))
+    remedy = "" if init else "Run train_pretrain.py first, or pass --init. "
+    say(f"*** FROM SCRATCH: no pre-trained model is used, the scores will be far lower. {remedy}***")
+    return Start(None, model_folder(like) if like else None)
 
 
 def fetch_absent(options: Options) -> None:
-    """Fetch what is published where the train or test file is not there; the error says what was not to be had."""
+    """Download the published files where the train or test file is not there.
+
+    raises    FileNotFoundError saying what to put where, when they are not to be downloaded or not published
+    """
     try:
         for split in ("train", "test"):
             data.find_split(options.task, split, options.data)
@@ -619,8 +1560,13 @@ def fetch_absent(options: Options) -> None:
 
 
 def read_splits(options: Options, seed: int) -> tuple[dict[str, list], str]:
-    """Train, dev (where there is one) and test, and what the test set is; where it is a part, another for each seed."""
+    """Read train, dev (where there is one) and test; returns them, and what the test set is.
+
+    Some sets have no test file of their own, or not one that can be had. Then one of their files is cut into
+    parts, and each seed takes another part for testing.
+    """
     task, name = data.TASKS[options.task], options.task
+    # 1. Is everything there, or to be fetched? If not, is there one file that can be cut?
     try:
         if not name.startswith("demo-"):
             fetch_absent(options)
@@ -635,29 +1581,36 @@ def read_splits(options: Options, seed: int) -> tuple[dict[str, list], str]:
         test_set = f"part {seed % count + 1} of {count} of its {split} file: not the published split"
         say(f"*** {problem}; so the test set is {test_set} ***")
         return examples, test_set
+    # 2. The published split. Without a development set, or with the test set in its place, nothing may choose
+    #    an epoch: the last one counts.
     examples = {split: data.read_task(name, split, options.data) for split in ("train", "test")}
     try:
         dev = data.read_task(name, "dev", options.data)
-        if dev != examples["test"]:
-            return {"train": examples["train"], "dev": dev, "test": examples["test"]}, "test set"
-        say("the development set is the test set and must choose nothing; the last epoch counts")
     except FileNotFoundError as error:
         say(f"{error}; without it the last epoch counts")
-    return examples, "test set"
+    else:
+        if dev != examples["test"]:
+            return {"train": examples["train"], "dev": dev, "test": examples["test"]}, PUBLISHED_TEST_SET
+        # So it was published for gad and yes/no questions.
+        say("the development set is the test set and must choose nothing; the last epoch counts")
+    return examples, PUBLISHED_TEST_SET
 
 
-def prepare(options: Options, init: Path | None, like: Path | None, seed: int) -> Prepared:
-    """Read the task's files, and the tokenizer, and make the features; says what was cut, split or has no answer."""
+def prepare(options: Options, start: Start, seed: int) -> Prepared:
+    """Read the task's files and the tokenizer, and make the features; says what was cut or split."""
+    # 1. Examples, and the labels to tell apart.
     device = Device.choose(options.device, options.precision)
     examples, test_set = read_splits(options, seed)
-    task = data.with_labels(data.TASKS[options.task], examples["train"])
-    if task != data.TASKS[options.task]:
-        say(f"labels of the training set: {', '.join(task.labels)}"
-            + (f"; {task.negative} is taken for \"no relation\"" if task.kind == "re" else ""))
-    if like:
-        tokenizer, config = Tokenizer.from_file(like), read_config(like)
+    task = data.TASKS[options.task]
+    kind = KINDS[task.kind](task, examples["train"])
+    if kind.labels != task.labels:
+        say(f"labels of the training set: {kind.describe_labels()}")
+
+    # 2. Vocabulary and sizes: those of the model, or what the training set gives.
+    if start.like:
+        tokenizer, config = Tokenizer.from_file(start.like), read_config(start.like)
     else:
-        tokenizer = Tokenizer(learn_vocab(training_texts(examples["train"]), 4000))
+        tokenizer = Tokenizer(learn_vocab([kind.text_of(example) for example in examples["train"]], 4000))
         config = dataclasses.replace(PRESETS["tiny"], vocab_size=len(tokenizer.pieces))
     config = dataclasses.replace(config, hidden_dropout_prob=options.dropout,
                                  attention_probs_dropout_prob=options.dropout)
@@ -666,346 +1619,340 @@ def prepare(options: Options, init: Path | None, like: Path | None, seed: int) -
     if options.max_length > config.max_position_embeddings:
         raise ValueError(f"--max-length {options.max_length}: the model has {config.max_position_embeddings} "
                          "positions")
+
+    # 3. Features of each split.
     features = {}
     for split, part in examples.items():
-        features[split], note = PARTS_OF[task.kind].encode(part, tokenizer, task.labels, options.max_length)
+        # What does not fit or cannot be found is said at once, not after hours of training.
+        features[split] = kind.encode(part, tokenizer, options.max_length)
+        note = kind.describe_features(features[split], options.max_length)
         say(f"{options.task} {split}: {len(part):,} examples, {note}")
-        if unknown := data.label_counts(task.kind, part).keys() - set(task.labels):
-            say(f"*** {', '.join(sorted(unknown))}: not in the training set, so always missed in {split} ***")
-        if task.kind == "qa":
-            say_what_can_be_found(task, split, part, features[split])
-    return Prepared(task, task.labels, tokenizer, config, init, device, examples, features, test_set)
+        kind.announce(split, part, features[split])
+    return Prepared(kind, tokenizer, config, start.init, device, examples, features, test_set)
 
 
-def say_what_can_be_found(task: Task, split: str, examples: list[data.Question], features: list[Feature]) -> None:
-    """Count the questions without a gold answer, and those whose gold no span can give; print the score of the rest."""
-    if without := sum(not (example.answers or example.gold) for example in examples):
-        say(f"*** {without} questions of {split} have no gold answer and score 0: the golden files are missing ***")
-    found = data.findable_answers(examples, features)
-    ceiling = PARTS_OF[task.kind].score(task, examples, found)[task.metric]
-    asked = {question_id(task, example) for example in examples}
-    answered = {question_id(task, example) for example, answers in zip(examples, found) if answers}
-    say(f"{split}: {len(asked - answered)} of {len(asked)} questions have no gold answer that is a span of a window; "
-        f"gold fed back scores {task.metric} {100 * ceiling:.2f}, the ceiling of exact answers")
+def score_table(options: Options, results: list[Measures], test_set: str = PUBLISHED_TEST_SET) -> str:
+    """Write one line for each measure, in percent: mean and standard deviation, and the papers' figures.
 
+        ncbi-disease, test set, 2 seeds
+                                        mean      sd  ELECTRAMed Bio-ELECTRA          ++    ++ tuned
+        precision                      60.00   14.14       85.87
+        f1                             65.00    7.07       87.54       78.32       80.01       84.85
+        f1 of each seed: 60.00, 70.00
 
-def training_texts(examples: list) -> list[str]:
-    """All text of a training set, to learn a vocabulary from when there is no model."""
-    return [" ".join(example.words) if isinstance(example, data.TaggedSentence)
-            else " ".join(part for part in example if isinstance(part, str)) for example in examples]
-
-
-def score_table(options: Options, results: list[Measures], test_set: str = "test set") -> str:
-    """One line a measure, in percent: mean and standard deviation over the seeds, and the papers' figures.
-
-    Below them every seed's score, and for BioASQ the sum over the batches.
+    For BioASQ the sum over the batches is the last line.
     """
+    task = data.TASKS[options.task]
+    # 1. A column for each of the papers that has the task.
     published = {measure: dict(zip(PAPERS, row)) for measure, row in PUBLISHED.get(options.task, {}).items()}
     papers = [paper for paper in PAPERS if any(row.get(paper) for row in published.values())]
-    measures = dict.fromkeys(measure for result in results for measure in result)      # a type may be in one only
     lines = [f"{options.task}, {test_set}, {len(results)} seed{'s' * (len(results) > 1)}",
              f"{'':28}{'mean':>8}{'sd':>8}" + "".join(f"{paper:>12}" for paper in papers)]
-    for measure in measures:
+    # 2. A line for each measure. A type that one seed alone predicts has measures there alone, and 0 for the
+    #    other seeds.
+    for measure in dict.fromkeys(measure for result in results for measure in result):
         mean, sd = metrics.mean_and_sd([result.get(measure, 0.0) for result in results])
-        row = published.get(measure, {})
-        figures = "".join(f"{score:12.2f}" if (score := row.get(paper)) else " " * 12 for paper in papers)
-        lines.append(f"{measure:28}{100 * mean:8.2f}{100 * sd:8.2f}{figures}".rstrip())
-    metric = data.TASKS[options.task].metric
-    every = ", ".join(f"{100 * result[metric]:.2f}" for result in results)
-    return "\n".join([*lines, f"{metric} of each seed: {every}", *batch_total(results)])
+        line = f"{measure:28}{100 * mean:8.2f}{100 * sd:8.2f}"
+        for paper in papers:
+            score = published.get(measure, {}).get(paper)
+            line += f"{score:12.2f}" if score else " " * 12
+        lines.append(line.rstrip())
+    # 3. Every seed's score, of which the mean and the deviation stand above.
+    every = ", ".join(f"{100 * result[task.metric]:.2f}" for result in results)
+    lines.append(f"{task.metric} of each seed: {every}")
+    return "\n".join([*lines, *KINDS[task.kind].closing_lines(results)])
 
 
-def batch_total(results: list[Measures]) -> list[str]:
-    """ELECTRAMed's Table 10 for BioASQ: the batches' mean MRR, each divided by the best, added up; else nothing."""
-    mean = {batch: metrics.mean_and_sd([result[f"batch {batch} mrr"] for result in results]).mean
-            for batch in range(1, 6) if all(f"batch {batch} mrr" in result for result in results)}
-    if not mean:
-        return []
-    rows = {"ours": list(mean.values()), "best": [BEST_MRR[batch - 1] for batch in mean]}
-    paper = {"paper": [PUBLISHED["bioasq7b"][f"batch {batch} mrr"][0] / 100 for batch in mean]}     # type: ignore
-    total = metrics.batch_score_total(rows | paper)
-    return [f"sum over {len(mean)} batches of MRR / best MRR (ELECTRAMed's Table 10): {total['ours']:.3f}; "
-            f"ELECTRAMed {total['paper']:.3f}"]
+def claim(options: Options, start: Start, has_begun: bool) -> None:
+    """Take the run folder for these options; once a part of it is finished, what it depends on is fixed.
 
-
-def claim(options: Options, start: str, has_begun: bool) -> None:
-    """Take the run folder for these options; once something in it is finished, what it depends on is fixed."""
-    data.claim_run_folder(Path(options.out), {**dataclasses.asdict(options), "starting_model": start},
-                          FIXED if has_begun else ())
+    Otherwise a second call with another batch size would complete the first one's seeds, unnoticed.
+    """
+    record = {**dataclasses.asdict(options), "starting_model": start.fingerprint()}
+    data.claim_run_folder(Path(options.out), record, FIXED if has_begun else ())
 
 
 def run_seeds(options: Options) -> tuple[str, list[Measures]]:
-    """Fine-tune with every seed that is not finished yet; returns the table, also written, and the test scores."""
+    """Fine-tune with every seed that is not finished yet; returns the table and the test scores.
+
+    OUT then holds seed-0/, seed-1/, ... (run_seed), options.json, table.txt, and in model/ the model to use.
+    """
     out, metric = Path(options.out), data.TASKS[options.task].metric
-    init, like = find_model(options)
-    claim(options, fingerprint(init, like), any(out.glob("seed-*/scores.json")))
+    start = find_start(options)
+    claim(options, start, any(out.glob("seed-*/scores.json")))
+
+    # 1. Train what is not there. Where a file is cut into parts each seed has other examples, but after a
+    #    search all seeds test the part that the search left out.
     folders = [out / f"seed-{seed}" for seed in range(options.seeds)]
     prepared = None
     for seed, folder in enumerate(folders):
         if (folder / "scores.json").is_file():
             continue
-        # Of a file that is cut each seed tests another part, but after a search all test the part it left out.
-        if not prepared or prepared.test_set != "test set" and not options.search:
-            prepared = prepare(options, init, like, 0 if options.search else seed)
+        part = 0 if options.search else seed
+        if not prepared or prepared.test_set != PUBLISHED_TEST_SET and not options.search:
+            prepared = prepare(options, start, part)
         scores = run_seed(seed, prepared, options, folder)
         say(f"seed {seed}: test {metric} {100 * scores[metric]:.2f}")
+
+    # 2. The table of all seeds, also of those that were finished before.
     results = [json.loads((folder / "scores.json").read_bytes()) for folder in folders]
-    test_sets = dict.fromkeys(result.get("test_set", "test set") for result in results)
-    table = score_table(options, [result["test"] for result in results], "; ".join(test_sets))
+    tests = [result["test"] for result in results]
+    test_sets = dict.fromkeys(result.get("test_set", PUBLISHED_TEST_SET) for result in results)
+    table = score_table(options, tests, "; ".join(test_sets))
     write_lines(out / "table.txt", [table])
-    # The model to use: that of the best development score, never chosen by the test set.
+
+    # 3. The model to use is that of the seed with the best development score, for the test set never chooses;
+    #    without development scores that of the first seed.
     best = max(range(options.seeds), key=lambda seed: results[seed]["dev"].get(metric, 0.0))
     (out / "model").mkdir(exist_ok=True)
     for file in (folders[best] / "model").iterdir():
         data.write_bytes(out / "model" / file.name, file.read_bytes())
-    say(f"{folders[best]} holds {', '.join(sorted(os.listdir(folders[best])))}; to read a text with its model: "
+    held = ", ".join(sorted(os.listdir(folders[best])))
+    say(f"{folders[best]} holds {held}; to read a text with its model: "
         f"python train_finetune.py --out {out} --predict FILE")
-    return table, [result["test"] for result in results]
+    return table, tests
+
+
+def draw_trials(options: Options) -> list[Options]:
+    """Draw --search points of the grid; a larger number draws the same points first.
+
+    Each has a folder of its own in OUT, such as learning-rate-0.0001-epochs-5-batch-size-32.
+    """
+    points = list(itertools.product(*GRID.values()))
+    random.Random(0).shuffle(points)
+    trials = []
+    for point in points[:options.search]:
+        values = dict(zip(GRID, point))
+        name = "-".join(f"{key.replace('_', '-')}-{value:g}" for key, value in values.items())
+        trials.append(dataclasses.replace(options, out=str(Path(options.out) / name), **values))
+    return trials
 
 
 def search(options: Options) -> Options:
-    """Try random points of the grid on the development set, each with seed 0; returns the options of the best.
+    """Try random points of the grid on the development set, each with seed 0; returns the best's options.
 
-    A point has a folder of its own in OUT, where its seeds go if it wins: no trial is ever run twice, an
-    interrupted search goes on, and so does one with a larger number, which draws the same points first.
+    The seeds of the best go to the folder of its trial. No trial is ever run twice: an interrupted search
+    goes on, and so does one with a larger number. What was tried stands in search.csv, the best first:
+
+        learning_rate,epochs,batch_size,dev_f1
+        0.0001,15,12,0.861204
+
     source    Bio-ELECTRA's grid; it was searched by hyperopt there, at random here
     """
-    out, metric = Path(options.out), data.TASKS[options.task].metric
-    points = list(itertools.product(*GRID.values()))
-    random.Random(0).shuffle(points)
-    init, like = find_model(options)
-    start, prepared, trials = fingerprint(init, like), None, []
-    for number, point in enumerate(points[:options.search], start=1):
-        values = dict(zip(GRID, point))
-        name = "-".join(f"{key.replace('_', '-')}-{value:g}" for key, value in values.items())
-        trial = dataclasses.replace(options, out=str(out / name), **values)
-        record = out / name / "dev.json"
+    # 1. Each trial leaves its development scores in its folder: dev.json is written last, as scores.json is.
+    metric, start = data.TASKS[options.task].metric, find_start(options)
+    prepared, scored = None, []
+    for number, trial in enumerate(draw_trials(options), start=1):
+        folder = Path(trial.out)
+        record = folder / "dev.json"
         claim(trial, start, record.is_file())
         if not record.is_file():
-            prepared = prepared or prepare(trial, init, like, 0)
+            prepared = prepared or prepare(trial, start, 0)         # the same for all points of the grid
             if "dev" not in prepared.examples:
                 raise ValueError(f"--search: {options.task} has no development set to choose by")
-            data.write_bytes(record, json.dumps(train(0, prepared, trial)[1], indent=1).encode())
+            data.write_bytes(record, json.dumps(train(0, prepared, trial).dev_scores, indent=1).encode())
         score = json.loads(record.read_bytes())[metric]
-        say(f"trial {number} of {options.search}: {name}: dev {metric} {100 * score:.2f}")
-        trials.append((score, trial))
-    trials.sort(key=lambda scored: -scored[0])
-    write_lines(out / "search.csv", [",".join([*GRID, f"dev_{metric}"]), *(
-        ",".join(f"{getattr(trial, key):g}" for key in GRID) + f",{score:.6g}" for score, trial in trials)])
-    return trials[0][1]
+        say(f"trial {number} of {options.search}: {folder.name}: dev {metric} {100 * score:.2f}")
+        scored.append((score, trial))
+    # 2. The table of the trials, and the best one.
+    scored.sort(key=lambda pair: -pair[0])                          # of equal ones the first that was drawn
+    lines = [",".join([*GRID, f"dev_{metric}"])]
+    for score, trial in scored:
+        lines.append(",".join([*(f"{getattr(trial, name):g}" for name in GRID), f"{score:.6g}"]))
+    write_lines(Path(options.out) / "search.csv", lines)
+    _, best = scored[0]
+    return best
+
+
+class CurvePoint(NamedTuple):
+    """Hold a row of curve.csv: what fine-tuning scores from one pre-training model, in percent."""
+
+    step: int                   # pre-training steps
+    mean: float                 # over the seeds
+    low: float                  # the 95 % interval of the mean
+    high: float
 
 
 def score_curve(options: Options) -> str:
-    """Fine-tune from every model a pre-training run kept; writes curve.csv, and curve.svg where matplotlib is there.
+    """Fine-tune from every model that a pre-training run kept; writes curve.csv and curve.svg.
 
-    returns   the rows: steps, mean score, and the borders of its 95 % interval over the seeds, in percent
+    Does more pre-training help downstream? Each model is fine-tuned with all seeds, in a folder of its own.
+
+        step,f1,low,high
+        20000,78.12,77.40,78.84
+
+    returns   the lines of curve.csv
     source    Bio-ELECTRA, Figure 1
     """
     run_folder, out = Path(options.init or "runs/pretrain"), Path(options.out)
     models, metric = sorted(run_folder.glob("models/step-*")), data.TASKS[options.task].metric
     if not models:
-        raise ValueError(f"--curve: {run_folder / 'models'} holds no models: expected a run of train_pretrain.py, "
-                         "which keeps one every --keep-every steps")
-    rows = []
+        raise ValueError(f"--curve: {run_folder / 'models'} holds no models: expected a run of "
+                         "train_pretrain.py, which keeps one every --keep-every steps")
+    points = []
     for model in models:
         _, results = run_seeds(dataclasses.replace(options, init=str(model), out=str(out / model.name)))
         values = [100 * result[metric] for result in results]
-        rows.append((int(model.name.removeprefix("step-")), metrics.mean_and_sd(values).mean,
-                     *metrics.confidence_interval(values)))
-    lines = [f"step,{metric},low,high", *(f"{step},{mean:.2f},{low:.2f},{high:.2f}" for step, mean, low, high in rows)]
+        low, high = metrics.confidence_interval(values)
+        step = int(model.name.removeprefix("step-"))
+        points.append(CurvePoint(step, metrics.mean_and_sd(values).mean, low, high))
+    lines = [f"step,{metric},low,high"]
+    lines += [f"{point.step},{point.mean:.2f},{point.low:.2f},{point.high:.2f}" for point in points]
     write_lines(out / "curve.csv", lines)
-    try:
-        from matplotlib.figure import Figure            # an extra: the figures are complete without a picture
-    except ImportError:
-        say("no curve.svg: matplotlib is not installed (pip install matplotlib)")
-    else:
-        axes = (figure := Figure(figsize=(6, 4))).add_subplot(xlabel="pre-training steps", ylabel=f"{metric}, percent",
-                                                              title=options.task)
-        steps, means, low, high = zip(*rows)
-        axes.plot(steps, means, marker="o")
-        axes.fill_between(steps, low, high, alpha=0.2)
-        figure.savefig(out / "curve.svg")
+    draw_curve(points, out / "curve.svg", options.task, metric)
     return "\n".join(lines)
 
 
+def draw_curve(points: list[CurvePoint], path: Path, title: str, metric: str) -> None:
+    """Draw means and intervals against pre-training steps, where matplotlib is installed.
+
+    It is an extra package: curve.csv holds the same figures.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        say(f"no {path.name}: matplotlib is not installed (pip install matplotlib)")
+        return
+    figure = Figure(figsize=(6, 4))
+    axes = figure.add_subplot(xlabel="pre-training steps", ylabel=f"{metric}, percent", title=title)
+    steps = [point.step for point in points]
+    axes.plot(steps, [point.mean for point in points], marker="o")
+    axes.fill_between(steps, [point.low for point in points], [point.high for point in points], alpha=0.2)
+    figure.savefig(path)
+
+
 # --- 5. Raw text ---
+#
+# Raw text takes the same way as a test set: the kind makes examples of its lines, encodes them, and decodes
+# what the model says about them. Only the end differs: each line has a result, instead of all having a score.
 
 class Reader(NamedTuple):
-    """A fine-tuned model, and what is needed to read with it."""
+    """Hold a fine-tuned model, and what is needed to read with it."""
 
     model: nn.Module
+    kind: Kind
     tokenizer: Tokenizer
-    labels: list[str]
     options: Options
     device: Device
 
-    def outputs(self, features: list[Feature]) -> list[np.ndarray]:
-        """The head's output for each feature, as probabilities but for questions."""
+    def read(self, lines: list[Line]) -> list[dict[str, Any]]:
+        """Read lines of raw text as a test set is read: examples, features, outputs, what they say."""
+        examples = self.kind.raw_examples(lines, self.tokenizer)
+        features = self.kind.encode(examples, self.tokenizer, self.options.max_length)
+        if any(feature.is_cut for feature in features):
+            say(f"of {len(examples)} texts, {self.kind.describe_features(features, self.options.max_length)}")
         outputs = predict(self.model, features, self.options, self.tokenizer.pad_id, self.device)
-        if self.options.tag_loss == "binary":
-            return [np.exp(-np.logaddexp(0, -output)) for output in outputs]               # a sigmoid for each tag
-        return [np.exp(output - np.logaddexp.reduce(output, axis=-1, keepdims=True)) if self.labels else output
-                for output in outputs]
+        return self.kind.results(examples, features, outputs, self.options)
 
 
 def open_reader(options: Options) -> Reader:
-    """Load the model of a fine-tuning run, with the options it was trained with."""
+    """Load the model of a fine-tuning run, with the options it was trained with.
+
+    The labels stand in its config.json, so that nothing of the task's data is needed.
+    """
     folder = model_folder(options.out)
     try:
-        labels = list(json.loads((folder / "config.json").read_bytes()).get("id2label", {}).values())   # qa: none
+        labels = json.loads((folder / "config.json").read_bytes()).get("id2label", {}).values()
         trained = json.loads((Path(options.out) / "options.json").read_bytes())
-        options = dataclasses.replace(options, **{name: trained[name] for name in ("task", "max_length", "tag_loss")})
-        kind = data.find_task(options.task).kind
-        if not labels and kind != "qa":
+        options = dataclasses.replace(options, task=trained["task"], max_length=trained["max_length"],
+                                      tag_loss=trained["tag_loss"])
+        task = data.find_task(options.task)
+        kind = KINDS[task.kind](task._replace(labels=tuple(labels)))
+        if kind.has_labels and not labels:
             raise ValueError("config.json has no id2label")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{options.out}: not a run of train_finetune.py ({error!r}): "
                          "fine-tune first, or pass its folder by --out") from None
     device = Device.choose(options.device, options.precision)
-    model = PARTS_OF[kind].head(read_config(folder), len(labels))
+    model = kind.new_head(read_config(folder))
     load_weights(model, folder)
-    return Reader(model.to(device.kind), Tokenizer.from_file(folder), labels, options, device)
+    return Reader(model.to(device.kind), kind, Tokenizer.from_file(folder), options, device)
 
 
-def find_entities(reader: Reader, texts: list[str]) -> list[dict[str, Any]]:
-    """The entities of each text: character span, type, words, and the mean probability of the words' tags.
+def input_lines(path: str) -> Iterator[Line]:
+    """Yield the lines of a file, or of standard input for "-", that are not blank.
 
-    A text is split into sentences, and those into what the tokenizer takes for words: pieces without ##.
+    raises    ValueError naming the file where it is not UTF-8
     """
-    examples: list[data.TaggedSentence] = []
-    places: list[tuple[int, list[tuple[int, int]]]] = []        # of each sentence: its text, its words' characters
-    for number, text in enumerate(texts):
-        for first, last in data.split_sentences(text):
-            words: list[tuple[int, int]] = []
-            for piece, (start, end) in zip(*reader.tokenizer.encode_with_offsets(text[first:last])):
-                begins = words.pop()[0] if words and reader.tokenizer.pieces[piece].startswith("##") else first + start
-                words.append((begins, first + end))
-            examples.append(data.TaggedSentence([text[start:end] for start, end in words], ["O"] * len(words)))
-            places.append((number, words))
-    features, _ = data.encode_tagging(examples, reader.tokenizer, reader.labels, reader.options.max_length)
-    outputs = reader.outputs(features)
-    tags = data.decode_tags(examples, features, [output.argmax(-1) for output in outputs], reader.labels)
-    sure = [[0.0] * len(example.words) for example in examples]
-    for feature, output in zip(features, outputs):
-        for position, word in feature.spots:
-            sure[feature.example][word] = float(output[position].max())
-    results: list[dict[str, Any]] = [{"text": text, "entities": []} for text in texts]
-    for (number, words), sentence_tags, chances in zip(places, tags, sure):
-        for kind, head, end in metrics.spans_from_tags(sentence_tags):
-            start, stop = words[head][0], words[end - 1][1]
-            results[number]["entities"].append({
-                "start": start, "end": stop, "type": kind, "text": texts[number][start:stop],
-                "score": round(float(np.mean(chances[head:end])), 4)})
-    return results
-
-
-def find_labels(reader: Reader, inputs: list[str] | list[tuple[str, str]]) -> list[dict[str, Any]]:
-    """The likeliest label of each text or pair of texts, and its probability; when ranking, that of label 1."""
-    examples = [data.LabelledText("", *((text, "") if isinstance(text, str) else (text[0], "", text[1])))
-                for text in inputs]
-    features, note = data.encode_classification(examples, reader.tokenizer, reader.labels, reader.options.max_length)
-    if not note.startswith("0 "):
-        say(f"of {len(examples)} texts, {note}")
-    results = []
-    for example, chances in zip(examples, reader.outputs(features)):
-        label = 1 if data.TASKS[reader.options.task].kind == "rank" else int(chances.argmax())
-        asked = {"text": example.text} if example.text_pair is None else {
-            "question": example.text, "passage": example.text_pair}
-        results.append({**asked, "label": reader.labels[label], "score": round(float(chances[label]), 4)})
-    return results
-
-
-def find_answers(reader: Reader, pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    """The five best answers to each question: character span in the passage, text, share of the probability."""
-    examples = [data.Question(str(number), *pair, []) for number, pair in enumerate(pairs)]
-    features, _ = data.encode_questions(examples, reader.tokenizer, reader.options.max_length, DOCUMENT_STRIDE,
-                                        QUESTION_LENGTH)
-    return [{"question": example.question, "passage": example.context,
-             "answers": [{"start": answer.start, "end": answer.end, "text": answer.text,
-                          "score": round(answer.probability, 4)} for answer in answers[:5]]}
-            for example, answers in zip(examples, data.decode_answers(examples, features, reader.outputs(features)))]
-
-
-def parse_pair(line: str, where: str) -> tuple[str, str]:
-    """Read a question and its passage from a line of JSON."""
     try:
-        question, passage = (json.loads(line)[name] for name in ("question", "passage"))
-        if not (isinstance(question, str) and isinstance(passage, str)):
-            raise TypeError
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f'{where}: expected {{"question": "...", "passage": "..."}} in JSON, '
-                         f"found {line[:60]!r}") from None
-    return question, passage
-
-
-def mark(result: dict[str, Any]) -> str:
-    """A result for the eye: what was found stands in bold in its text, as in ELECTRAMed's Table 6."""
-    text: str = result["passage"] if "passage" in result else result["text"]
-    for found in reversed(result.get("entities", result.get("answers", [])[:1])):       # from the end: spans stay true
-        name = f" [{found['type']}]" if found.get("type") else ""
-        text = f"{text[:found['start']]}\x1b[1m{found['text']}\x1b[0m{name}{text[found['end']:]}"
-    label = f"{result['label']} ({result['score']:.2f})  " if "label" in result else ""
-    return label + (result["question"] + "\n" if "question" in result else "") + text
-
-
-def input_lines(path: str) -> Iterator[tuple[int, str]]:
-    """The lines of a file, or of standard input for "-", with their numbers; ValueError where they are not UTF-8."""
-    if path != "-":
-        yield from data.numbered_lines(path)
-        return
-    try:
-        yield from enumerate(sys.stdin, start=1)
-    except UnicodeDecodeError as error:
+        lines = enumerate(sys.stdin, start=1) if path == "-" else data.numbered_lines(path)
+        for number, text in lines:
+            if text.strip():
+                yield Line(f"{path} line {number}", text.strip())
+    except UnicodeDecodeError as error:                 # numbered_lines has a message of its own
         raise ValueError(f"standard input: not UTF-8 ({error.reason}): convert it to UTF-8") from None
 
 
 def predict_lines(options: Options) -> None:
-    """Read the lines of a file or of standard input; print one JSON line for each, or marked text on a terminal."""
+    """Print one JSON line for each line of a file or of standard input; on a terminal, marked text.
+
+    Lines are read in blocks: rows of like length then share a batch, and a file of any size fits in memory.
+    """
     reader = open_reader(options)
-    kind = data.TASKS[reader.options.task].kind
-    readers: dict[str, Callable[..., list[dict[str, Any]]]] = {"ner": find_entities, "qa": find_answers}
-    read = readers.get(kind, find_labels)
-    lines = ((number, line.strip()) for number, line in input_lines(str(options.predict)) if line.strip())
-    size = 1 if options.predict == "-" and sys.stdin.isatty() else 256      # lines at a time: one is answered at once
-    while block := list(itertools.islice(lines, size)):
-        inputs = [line if kind in ("ner", "re") else parse_pair(line, f"{options.predict} line {number}")
-                  for number, line in block]
-        for result in read(reader, inputs):
-            print(mark(result) if sys.stdout.isatty() else json.dumps(result, ensure_ascii=False), flush=size == 1)
+    lines = input_lines(str(options.predict))
+    is_dialogue = options.predict == "-" and sys.stdin.isatty()     # then each line is answered at once
+    while block := list(itertools.islice(lines, 1 if is_dialogue else READ_AT_ONCE)):
+        for result in reader.read(block):
+            is_for_people = sys.stdout.isatty()
+            shown = reader.kind.show(result) if is_for_people else json.dumps(result, ensure_ascii=False)
+            print(shown, flush=is_dialogue)
 
 
 # --- 6. Command line ---
 
 def run(options: Options) -> int:
-    """Do what the options ask for, and print its result; returns 0."""
+    """Do what the options ask for, and print its result on standard output; returns 0.
+
+    What is said meanwhile goes to standard error, so that results can be redirected into a file.
+    """
     if options.predict is not None:
         predict_lines(options)
-    elif options.curve:
-        print(score_curve(options), flush=True)
+        return 0
+    if options.curve:
+        result = score_curve(options)
     else:
-        print(run_seeds(search(options) if options.search else options)[0], flush=True)
+        result, _ = run_seeds(search(options) if options.search else options)
+    print(result, flush=True)
     return 0
 
 
-def complete(options: Options) -> Options:
-    """Fill in from the task's protocol what the command line left open."""
+def check(options: Options) -> None:
+    """Refuse options that do not go together; raises ValueError naming them."""
+    # 1. Options that only one kind of task has. They would do nothing elsewhere, which nobody would notice.
     task = data.TASKS[options.task]
-    if options.class_weights and task.kind != "rank":
-        raise ValueError(f"--class-weights are for ranking; {options.task} is of the kind {task.kind}")
-    if options.tag_loss != "softmax" and task.kind != "ner":
-        raise ValueError(f"--tag-loss {options.tag_loss} is for entities; {options.task} is of the kind {task.kind}")
+    for kind in KINDS.values():
+        for name in kind.own_options:
+            is_given = getattr(options, name) != getattr(Options(), name)
+            if is_given and name not in KINDS[task.kind].own_options:
+                raise ValueError(f"--{name.replace('_', '-')} is for {kind.purpose}; "
+                                 f"{options.task} is of the kind {task.kind}")
+    # 2. Three things to do, of which one can be done at a time.
     if bool(options.search) + options.curve + (options.predict is not None) > 1:
         raise ValueError("--search, --curve and --predict are three different things to do: choose one")
-    if options.search and options.search > (size := math.prod(map(len, GRID.values()))):
-        raise ValueError(f"--search {options.search}: the grid has {size} points")
-    if options.search and (given := [name for name in GRID if getattr(options, name) is not None]):
-        raise ValueError(f"--search draws --{given[0].replace('_', '-')} itself: drop one of the two")
+    # 3. A search within its grid.
+    if options.search:
+        size = math.prod(map(len, GRID.values()))
+        if options.search > size:
+            raise ValueError(f"--search {options.search}: the grid has {size} points")
+        for name in GRID:
+            if getattr(options, name) is not None:
+                raise ValueError(f"--search draws --{name.replace('_', '-')} itself: drop one of the two")
+
+
+def complete(options: Options) -> Options:
+    """Check the options, and fill in from the task's protocol what the command line left open.
+
+    For ChemProt in Bio-ELECTRA's protocol, the batch size is 12 for all tasks, and 24 for this one. What the
+    command line names stays.
+    """
+    check(options)
+    task = data.TASKS[options.task]
     protocol = options.protocol or ("bio-electra" if "bio_electra" in task.source else "electramed")
     values: dict[str, Any] = {"out": f"runs/finetune/{options.task}", "protocol": protocol}
-    for part in ("", task.kind, options.task):
+    for part in ("", task.kind, options.task):              # from what holds for all to what holds for one
         values |= PROTOCOLS[protocol].get(part, {})
-    return dataclasses.replace(options, **{name: value for name, value in values.items()
-                                           if getattr(options, name) is None})
+    still_open = {name: value for name, value in values.items() if getattr(options, name) is None}
+    return dataclasses.replace(options, **still_open)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,9 +1,10 @@
-"""How fast fine-tuning is; by hand, on an idle machine: python tests/bench_finetune.py (minutes on two cores).
+"""Measure how fast fine-tuning is, by hand and on an idle machine: python tests/bench_finetune.py (minutes).
 
-Three programs train and evaluate the same tagger on the same sentences of ncbi-disease, in turn, several times over
-(synthetic sentences where ELECTRAMED_DATA is not set): ours with batches by length, ours with every row padded to
-128 tokens, and transformers' ElectraForTokenClassification padded to 128, with its own loop. Then ours alone, small
-against base: Bio-ELECTRA claims that small is eight times as fast. Prints one line a figure: medians over the rounds.
+Three programs train and evaluate the same tagger on the same sentences of ncbi-disease, in turn, several
+times (on synthetic sentences where ELECTRAMED_DATA is not set): ours with batches by length, ours with
+every row padded to 128 tokens, and transformers' ElectraForTokenClassification padded to 128, with its
+own loop. Then ours alone, small against base: Bio-ELECTRA claims that small is eight times as fast.
+Prints one line for each figure, the median over the rounds.
 """
 import argparse
 import dataclasses
@@ -21,15 +22,17 @@ import data
 import train_finetune
 from electramed import PRESETS, Device, ElectraConfig
 from tokenizer import Tokenizer, learn_vocab
+from train_finetune import Feature
 
-LENGTH, BATCH, LABELS = 128, 32, ("O", "B-Disease", "I-Disease")
+LENGTH, BATCH = 128, 32
+TAGGING = train_finetune.Tagging(data.TASKS["ncbi-disease"])
 
 
-def read_features(share: int) -> tuple[list[data.Feature], Tokenizer]:
+def read_features(share: int) -> tuple[list[Feature], Tokenizer]:
     """Every `share`-th batch of 64, by length, of ncbi-disease's training set in SciVocab's pieces.
 
-    Without ELECTRAMED_DATA, of a made-up set. Whole batches, because a small random draw of sentences would not fill
-    batches of one length as the whole set does.
+    Without ELECTRAMED_DATA, of a made-up set. Whole batches, because a small random draw of sentences would
+    not fill batches of one length as the whole set does.
     """
     root = os.environ.get("ELECTRAMED_DATA")
     examples = data.read_task("ncbi-disease" if root else "demo-ner", "train", root)
@@ -37,7 +40,7 @@ def read_features(share: int) -> tuple[list[data.Feature], Tokenizer]:
         tokenizer = Tokenizer.from_file(Path(root, "vocab", "scivocab.txt"))
     else:
         tokenizer = Tokenizer(learn_vocab([" ".join(example.words) for example in examples], 2000))
-    features, _ = data.encode_tagging(examples, tokenizer, LABELS, LENGTH)
+    features = TAGGING.encode(examples, tokenizer, LENGTH)
     plan = data.plan_batches(np.array([len(feature.input_ids) for feature in features]), 64, LENGTH,
                              np.random.default_rng(0))
     chosen = sorted(plan, key=lambda batch: batch[0])[share // 2::share]
@@ -47,15 +50,15 @@ def read_features(share: int) -> tuple[list[data.Feature], Tokenizer]:
 class Ours:
     """Training and prediction as train_finetune.py does them."""
 
-    def __init__(self, config: ElectraConfig, features: list[data.Feature], tokenizer: Tokenizer) -> None:
-        task = data.TASKS["ncbi-disease"]
+    def __init__(self, config: ElectraConfig, features: list[Feature], tokenizer: Tokenizer) -> None:
         self.options = train_finetune.complete(train_finetune.Options(task="ncbi-disease", epochs=1))
-        self.prepared = train_finetune.Prepared(task, LABELS, tokenizer, config, None,
-                                                Device.choose("auto", "float32"), {}, {"train": features}, "test set")
+        self.prepared = train_finetune.Prepared(
+            TAGGING, tokenizer, config, None, Device.choose("auto", "float32"), {}, {"train": features},
+            "test set")
         self.model = None
 
     def train(self) -> None:
-        self.model, _, _ = train_finetune.train(0, self.prepared, self.options)
+        self.model = train_finetune.train(0, self.prepared, self.options).model
 
     def evaluate(self) -> None:
         train_finetune.predict(self.model, self.prepared.features["train"], self.options,
@@ -80,13 +83,13 @@ class Padded(Ours):
 
 
 class Transformers:
-    """A plain loop over transformers' model with what such loops usually have: AdamW, clipping, rows padded to 128."""
+    """A plain loop over transformers' model as such loops usually are: AdamW, clipping, padded rows."""
 
-    def __init__(self, config: ElectraConfig, features: list[data.Feature], tokenizer: Tokenizer) -> None:
+    def __init__(self, config: ElectraConfig, features: list[Feature], tokenizer: Tokenizer) -> None:
         from transformers import ElectraConfig as TheirConfig, ElectraForTokenClassification
         sizes = {name: value for name, value in dataclasses.asdict(config).items()
                  if name not in ("generator_size", "mask_prob")}
-        self.model = ElectraForTokenClassification(TheirConfig(num_labels=len(LABELS), **sizes))
+        self.model = ElectraForTokenClassification(TheirConfig(num_labels=len(TAGGING.labels), **sizes))
         self.device = Device.choose("auto", "float32")
         self.model.to(self.device.kind)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-5)
@@ -95,14 +98,15 @@ class Transformers:
     def batches(self, size: int):
         for first in range(0, len(self.features), size):
             chosen = self.features[first:first + size]
-            batch = data.pad_batch([feature[1:3] for feature in chosen], LENGTH, self.pad_id)
-            labels = train_finetune.label_array("ner", chosen, LENGTH)
+            batch = train_finetune.pad_features(chosen, LENGTH, self.pad_id)
+            labels = TAGGING.label_array(chosen, LENGTH)
             yield self.device.put(*map(torch.from_numpy, [*batch, labels]))
 
     def train(self) -> None:
         self.model.train()
         for ids, mask, types, labels in self.batches(BATCH):
-            self.model(input_ids=ids, attention_mask=mask, token_type_ids=types, labels=labels).loss.backward()
+            output = self.model(input_ids=ids, attention_mask=mask, token_type_ids=types, labels=labels)
+            output.loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -111,7 +115,8 @@ class Transformers:
         self.model.eval()
         with torch.inference_mode():
             for ids, mask, types, _ in self.batches(64):
-                self.model(input_ids=ids, attention_mask=mask, token_type_ids=types).logits.float().cpu().numpy()
+                output = self.model(input_ids=ids, attention_mask=mask, token_type_ids=types)
+                output.logits.float().cpu().numpy()
 
 
 def seconds(run) -> float:
@@ -124,13 +129,15 @@ def seconds(run) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--share", type=int, default=17, help="measure on every N-th batch of the training set")
+    parser.add_argument("--share", type=int, default=17, help="measure on every N-th batch")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     features, tokenizer = read_features(options.share)
-    small, base = (dataclasses.replace(PRESETS[name], vocab_size=len(tokenizer.pieces)) for name in ("small", "base"))
+    small, base = (dataclasses.replace(PRESETS[name], vocab_size=len(tokenizer.pieces))
+                   for name in ("small", "base"))
     lengths = [len(feature.input_ids) for feature in features]
-    print(f"{len(features)} sentences of {statistics.fmean(lengths):.1f} tokens, {torch.get_num_threads()} threads, "
+    print(f"{len(features)} sentences of {statistics.fmean(lengths):.1f} tokens, "
+          f"{torch.get_num_threads()} threads, "
           f"torch {torch.__version__}, {Device.choose('auto', 'float32').kind}, float32")
     programs = {"ours": Ours, "ours padded to 128": Padded, "transformers padded to 128": Transformers}
     runners = {name: program(small, features, tokenizer) for name, program in programs.items()}
@@ -146,7 +153,8 @@ def main() -> None:
     few = features[64:192]
     pair = {"small": Ours(small, few, tokenizer), "base": Ours(base, few, tokenizer)}
     for what in ("train", "evaluate"):
-        ratios = [seconds(getattr(pair["base"], what)) / seconds(getattr(pair["small"], what)) for _ in range(3)]
+        ratios = [seconds(getattr(pair["base"], what)) / seconds(getattr(pair["small"], what))
+                  for _ in range(3)]
         print(f"{what:8} small against base: {statistics.median(ratios):.1f} times as fast")
 
 

@@ -1,4 +1,4 @@
-"""Checks data.py: documents, examples, shards, batches, task files, features, synthetic world, command line."""
+"""Checks data.py: documents, examples, shards, batches, task files, synthetic world, command line."""
 import contextlib
 import csv
 import dataclasses
@@ -32,25 +32,19 @@ from hypothesis import given, settings, strategies as st
 
 import data
 from data import (
-    IGNORED_LABEL, TASKS, Answer, Candidate, LabelledText, Question, Reading, SyntheticWorld, TaggedSentence,
-    best_windows, bucket_widths, build_examples, build_shards, claim_run_folder, corpus_files, cut_splits,
-    decode_answers, decode_tags, encode_classification, encode_questions, encode_tagging, fetch_task, find_task,
-    findable_answers, missing_files, open_shards, pad_batch, parse_options, plan_batches, read_documents, read_task,
-    seed_for, split_segments, split_sentences, split_windows, synthetic_corpus, verify_shards, with_labels)
+    TASKS, Candidate, LabelledText, Question, Reading, SyntheticWorld, bucket_widths, build_examples, build_shards,
+    claim_run_folder, corpus_files, cut_splits, fetch_task, find_task, missing_files, open_shards, pad_batch,
+    parse_options, plan_batches, read_documents, read_task, seed_for, split_segments, split_sentences,
+    synthetic_corpus, verify_shards)
 from metrics import bioasq_question_id
 from tokenizer import SPECIAL_TOKENS, Tokenizer
 
 ROOT = Path(data.__file__).parent
-LETTERS = "abcdef"
-# Spells every word of LETTERS one piece a letter, but for "abc", which is one.
-SPELLER = Tokenizer([*SPECIAL_TOKENS, *",.-?", *LETTERS, *(f"##{letter}" for letter in LETTERS), "abc"])
 # One piece a document: the tokens of an example tell which document it was cut from.
 NUMBERED = Tokenizer([*SPECIAL_TOKENS, *(f"w{number}" for number in range(300))])
-TAGS = ("O", "B-Drug", "I-Drug")
 
 seeds = st.integers(0, 2 ** 32)
 plain_characters = st.characters(codec="utf-8", exclude_characters="\t\r\n\ufeff \0")
-words_of_letters = st.text(LETTERS, min_size=1, max_size=3)
 
 
 def write(path, content):
@@ -1456,16 +1450,6 @@ def test_every_example_is_tested_in_one_part_and_groups_stay_together(name, grou
     assert sorted(tested, key=groups.index) == groups
 
 
-def test_labels_are_discovered_with_the_negative_one_first():
-    sentences = [TaggedSentence(["a", "b"], ["B-x", "I-x"]), TaggedSentence(["c"], ["B"])]
-    assert with_labels(find_task("ner"), sentences).labels == ("O", "B", "B-x", "I-x")
-    relations = [LabelledText("", "", label) for label in ("b", "none", "a", "none")]
-    found = with_labels(find_task("re"), relations)
-    assert (found.labels, found.negative) == (("none", "a", "b"), "none")
-    for name in ("gad", "qa", "rank"):
-        assert with_labels(TASKS[name], relations) is TASKS[name]
-
-
 # --- 5. Task files: the published data sets ---
 
 @pytest.mark.parametrize("name, folder, counts", [
@@ -1537,262 +1521,6 @@ def test_candidates_are_as_many_as_published(real_data):
     rows = read_task("rerank", "dev", real_data)
     assert (len(rows), sum(row.label == "1" for row in rows), len({row.group for row in rows})) == (9064, 117, 100)
     assert len({row.group for row in cut_splits(TASKS["rerank"], rows, 4)["test"]}) == 20
-
-
-# --- 6. Features: windows ---
-
-def test_windows_on_paper():
-    assert split_windows(10, 4, 2) == [(0, 4), (2, 6), (4, 8), (6, 10)]
-    # Piece 3 is the last of the first window (0 to its right) and has 1 to each side in the second.
-    assert best_windows(10, [(0, 4), (2, 6), (4, 8), (6, 10)]).tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3, 3]
-    assert split_windows(0, 4, 2) == [(0, 0)] and best_windows(0, [(0, 0)]).tolist() == []
-    assert split_windows(9, 4, 100) == [(0, 4), (4, 8), (8, 9)]          # a stride beyond the window skips nothing
-
-
-@given(st.integers(0, 150), st.integers(1, 40), st.integers(1, 50))
-def test_windows_cover_everything_and_each_piece_has_its_best(length, capacity, stride):
-    windows = split_windows(length, capacity, stride)
-    assert set().union(*(range(*window) for window in windows)) == set(range(length))
-    assert all(end - start <= capacity for start, end in windows)
-    assert [start for start, _ in windows] == [number * min(stride, capacity) for number in range(len(windows))]
-    assert all(end < length for _, end in windows[:-1])                  # the first to reach the end is the last
-
-    def context(piece, window):
-        start, end = windows[window]
-        return min(piece - start, end - 1 - piece) if start <= piece < end else -1
-
-    expected = [max(range(len(windows)), key=lambda window: context(piece, window)) for piece in range(length)]
-    assert best_windows(length, windows).tolist() == expected
-
-
-# --- 6. Features: tags ---
-
-def test_labels_stand_on_first_wordpieces_as_on_paper():
-    example = TaggedSentence(["ab", "\x00", "abcd"], ["B-Drug", "I-Drug", "O"])
-    [feature], note = encode_tagging([example], SPELLER, TAGS, 16)
-    #                               [CLS]  a  ##b  [UNK]  abc  ##d  [SEP]
-    assert [SPELLER.pieces[i] for i in feature.input_ids] == "[CLS] a ##b [UNK] abc ##d [SEP]".split()
-    assert feature.labels == [IGNORED_LABEL, 1, IGNORED_LABEL, 2, 0, IGNORED_LABEL, IGNORED_LABEL]
-    assert (feature.example, feature.first_length, feature.spots) == (0, 7, [(1, 0), (3, 1), (4, 2)])
-    assert note.startswith("0 sentences longer than 16")
-
-
-def test_a_long_sentence_is_read_in_windows_that_share_no_label():
-    example = TaggedSentence([*"abcdefabcd"], ["O", "B-Drug"] * 5)
-    features, note = encode_tagging([example], SPELLER, TAGS, 6)         # four pieces a window, two new in each
-    assert [SPELLER.decode(feature.input_ids) for feature in features] == [
-        "a b c d", "c d e f", "e f a b", "a b c d"]
-    assert [[word for _, word in feature.spots] for feature in features] == [[0, 1, 2], [3, 4], [5, 6], [7, 8, 9]]
-    assert note.startswith("1 sentences longer than 6")
-
-
-@pytest.mark.parametrize("max_length", [2, 3])
-def test_rows_without_room_for_windows_are_refused(max_length):
-    with time_limit(20), pytest.raises(ValueError):
-        encode_tagging([TaggedSentence(["abcdef"], ["O"])], SPELLER, TAGS, max_length)
-
-
-odd_words = st.one_of(st.text(LETTERS, min_size=1, max_size=30),
-                      st.sampled_from(["\x00", "é\u00ad", ".", "x", "a-b"]))
-tagged = st.lists(st.tuples(odd_words, st.sampled_from(TAGS)), max_size=40)
-
-
-@given(st.lists(tagged, max_size=4), st.integers(4, 24))
-def test_gold_labels_decode_to_the_gold_tags(sentences, max_length):
-    examples = [TaggedSentence([word for word, _ in pairs], [tag for _, tag in pairs]) for pairs in sentences]
-    features, _ = encode_tagging(examples, SPELLER, TAGS, max_length)
-    for feature in features:
-        ids = feature.input_ids
-        assert len(ids) == len(feature.labels) == feature.first_length <= max_length
-        assert (ids[0], ids[-1]) == (SPELLER.cls_id, SPELLER.sep_id)
-        labelled = [position for position, label in enumerate(feature.labels) if label != IGNORED_LABEL]
-        assert labelled == [position for position, _ in feature.spots]
-        for position, word in feature.spots:
-            first = (SPELLER.encode(examples[feature.example].words[word]) or [SPELLER.unk_id])[0]
-            assert ids[position] == first
-    seen = Counter((feature.example, word) for feature in features for _, word in feature.spots)
-    assert seen == {(n, word): 1 for n, example in enumerate(examples) for word in range(len(example.words))}
-    gold = [[max(label, 0) for label in feature.labels] for feature in features]
-    assert decode_tags(examples, features, gold, TAGS) == [example.tags for example in examples]
-
-
-def test_what_the_model_says_elsewhere_changes_no_tag():
-    example = TaggedSentence(["abcdef"] * 9, ["O"] * 9)
-    features, _ = encode_tagging([example], SPELLER, TAGS, 9)
-    noisy = [[1 if label == IGNORED_LABEL else 2 for label in feature.labels] for feature in features]
-    assert decode_tags([example], features, noisy, TAGS) == [["I-Drug"] * 9]
-
-
-# --- 6. Features: classification ---
-
-def test_a_text_is_one_row_and_cuts_are_counted(tiny_tokenizer):
-    texts = [LabelledText("1", "the drug", "yes"), LabelledText("2", "the gene " * 9, "no"),
-             LabelledText("3", "", "no"), LabelledText("4", "the " * 6, "yes")]
-    features, note = encode_classification(texts, tiny_tokenizer, ("no", "yes"), 8)
-    the, drug, gene = map(tiny_tokenizer.vocab.get, ("the", "drug", "gene"))
-    assert [feature.input_ids for feature in features] == [
-        [2, the, drug, 3], [2, *[the, gene] * 3, 3], [2, 3], [2, *[the] * 6, 3]]
-    assert [(f.example, f.labels, f.first_length) for f in features] == [
-        (0, 1, 4), (1, 0, 8), (2, 0, 2), (3, 1, 8)]
-    assert note == "1 cut at 8 tokens"
-
-
-def test_of_a_pair_the_longer_part_is_cut_piece_by_piece(tiny_tokenizer):
-    the, drug = map(tiny_tokenizer.vocab.get, ("the", "drug"))
-    pairs = [("the", "drug"), ("the " * 3, "drug " * 9), ("the " * 9, "drug"), ("the " * 9, "drug " * 9), ("the", "")]
-    features, note = encode_classification(
-        [LabelledText("", first, "0", second) for first, second in pairs], tiny_tokenizer, ("0", "1"), 9)
-    rows = [(1, 1), (3, 3), (5, 1), (3, 3), (1, 0)]
-    assert [feature.input_ids for feature in features] == [
-        [2, *[the] * first, 3, *[drug] * second, 3] for first, second in rows]
-    assert [feature.first_length for feature in features] == [first + 2 for first, _ in rows]
-    assert note == "3 cut at 9 tokens"
-    _, _, segments = pad_batch([features[0][1:3]], 8, 0)
-    assert segments.tolist() == [[0, 0, 0, 1, 1, 0, 0, 0]]
-
-
-# --- 6. Features: questions ---
-
-def test_a_question_is_encoded_as_on_paper():
-    #                                            0123456789
-    example = Question("1", "ab?", context="The Abcd, é", answers=[("Abcd", 4)])
-    [feature], _ = encode_questions([example], SPELLER, 16, stride=4)
-    assert [SPELLER.pieces[i] for i in feature.input_ids] == (
-        "[CLS] a ##b ? [SEP] [UNK] abc ##d , e [SEP]".split())
-    assert feature.first_length == 5 and feature.labels == (6, 7)
-    assert feature.spots == [(5, 0, 3, True), (6, 4, 7, True), (7, 7, 8, True), (8, 8, 9, True), (9, 10, 11, True)]
-    logits = np.zeros((11, 2))
-    logits[6, 0] = logits[7, 1] = 9
-    [answers] = decode_answers([example], [feature], [logits])
-    assert (answers[0].text, answers[0].start, answers[0].end) == ("Abcd", 4, 8)
-    assert answers[0].probability > 0.99 and math.isclose(sum(a.probability for a in answers), 1)
-
-
-def test_windows_follow_the_stride_and_answers_out_of_reach_are_told():
-    # Question of 2 pieces, rows of 10: windows of 5 pieces that start every 2. Piece 3 (d) has its best window in
-    # the first, a b c d e: there its span may start, so "d e f" is out of reach although the second holds it.
-    context = " ".join("abcdefabcdef"[:9])
-    answers = [("d e", 6)], [("d e f", 6)], [("b c d e f a", 2)], []
-    examples = [Question("1", "a b", context, answer) for answer in answers]
-    features, note = encode_questions(examples, SPELLER, 10, 2)
-    assert [SPELLER.decode(f.input_ids[4:]) for f in features[:3]] == ["a b c d e", "c d e f a", "e f a b c"]
-    assert [f.labels for f in features] == [(7, 8), (5, 6), (0, 0), (0, 0), (5, 7), (0, 0), *[(0, 0)] * 6]
-    assert [f.example for f in features] == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
-    assert note == "12 windows"
-    assert findable_answers(examples, features) == [[Answer("d e", 6, 9, 1.0)], [], [], []]
-
-
-def test_windows_overlap_by_half_at_least():
-    features, _ = encode_questions([Question("1", "a b", " ".join("abcdefabc"), [])], SPELLER, 9, stride=128)
-    assert [SPELLER.decode(f.input_ids[4:]) for f in features] == ["a b c d", "c d e f", "e f a b", "a b c"]
-
-
-def test_a_question_is_cut_to_64_pieces():
-    features, _ = encode_questions([Question("1", "ab " * 40, "c", [])], SPELLER, 128)
-    assert features[0].first_length == 66 and len(features[0].input_ids) == 68
-    features, _ = encode_questions([Question("1", "ab " * 40, "c", [])], SPELLER, 128, question_length=3)
-    assert features[0].first_length == 5
-
-
-def test_a_question_that_leaves_no_room_for_the_passage_is_refused():
-    with pytest.raises(ValueError, match="question q7 of 64 pieces leaves no room for a passage in 68 tokens"):
-        encode_questions([Question("q7", "ab " * 40, "c d e f", [])], SPELLER, 68)
-
-
-def test_an_answer_inside_a_word_is_widened_to_its_pieces_and_one_of_white_space_is_none():
-    inside, blank = Question("1", "a", "a bcd e", [("c", 3)]), Question("2", "a", "a  b", [(" ", 2)])
-    (first, second), _ = encode_questions([inside, blank], SPELLER, 16)
-    assert (first.labels, second.labels) == ((5, 5), (0, 0))        # [CLS] a [SEP] a b ##c
-
-
-@st.composite
-def questions_with_gold(draw, most_words=2):
-    """A context of words of up to three pieces, and a gold answer of one or more of them, whole."""
-    words = draw(st.lists(words_of_letters, min_size=1, max_size=30))
-    starts, context = [], draw(st.sampled_from(["", " ", "\ufeff"]))
-    for word in words:
-        starts.append(len(context))
-        context += draw(st.sampled_from([word, word.upper()]))
-        context += draw(st.sampled_from([" ", " ", ", ", "  ", "-", "\n"]))
-    first = draw(st.integers(0, len(words) - 1))
-    last = min(len(words), first + draw(st.integers(1, most_words))) - 1
-    text = context[starts[first]:starts[last] + len(words[last])]
-    return Question("1", "a b", context, [(text, starts[first])])
-
-
-def decode_gold(example, features):
-    """The first answer (text, start, end) when the model is sure of what the labels say."""
-    logits = [np.zeros((len(feature.input_ids), 2)) for feature in features]
-    for scores, feature in zip(logits, features):
-        if feature.labels != (0, 0):
-            scores[feature.labels[0], 0] = scores[feature.labels[1], 1] = 9
-    return decode_answers([example], features, logits, max_pieces=100)[0][0][:3]
-
-
-@given(questions_with_gold())
-def test_gold_logits_decode_to_a_short_gold_answer(example):
-    # 19 pieces a window, 6 new in each: the start of an answer of up to 7 pieces has its best window where the
-    # answer is whole, for that window has (19 - 1 - 6) / 2 = 6 pieces to its right or ends with the passage.
-    features, _ = encode_questions([example], SPELLER, 24, stride=6)
-    assert findable_answers([example], features)[0]
-    assert all(len(feature.input_ids) <= 24 for feature in features)
-    text, start = example.answers[0]
-    assert decode_gold(example, features) == (text, start, start + len(text))
-
-
-@given(questions_with_gold(most_words=9), st.integers(9, 40), st.integers(1, 12))
-def test_an_answer_is_decoded_unless_it_is_told_to_be_out_of_reach(example, max_length, stride):
-    features, _ = encode_questions([example], SPELLER, max_length, stride)
-    text, start = example.answers[0]
-    is_found = decode_gold(example, features) == (text, start, start + len(text))
-    assert is_found == bool(findable_answers([example], features)[0])
-
-
-def test_synonyms_are_found_wherever_the_passage_reads_like_one():
-    """The piece borders decide: "c" stands inside the piece ##cd alone, and is no answer there."""
-    speller = Tokenizer([*SPECIAL_TOKENS, "a", "b", "##cd"])
-    example = Question("q_1", "a", "b A bcd B", [], 1, ["a", "C", "BCD b"])
-    features, _ = encode_questions([example], speller, 16)
-    assert findable_answers([example], features) == [[Answer("A", 2, 3, 1.0), Answer("bcd B", 4, 9, 1.0)]]
-
-
-@given(questions_with_gold(), st.integers(1, 5), st.integers(1, 3), seeds)
-def test_answers_equal_a_search_over_all_allowed_spans(example, max_pieces, stride, seed):
-    # Rows of 12 to 20 tokens: the 20 best starts and ends are all there are.
-    rng = np.random.default_rng(seed)
-    features, _ = encode_questions([example], SPELLER, 12 + seed % 9, stride)
-    logits = [rng.normal(size=(len(feature.input_ids), 2)) for feature in features]
-    for scores in logits:
-        scores[:4] += 100                                           # the question is never an answer
-    _, offsets = SPELLER.encode_with_offsets(example.context)
-    windows = [(n * stride, n * stride + len(f.input_ids) - 5) for n, f in enumerate(features)]
-    owner = best_windows(len(offsets), windows)
-    spans = sorted(((scores[4 + i - begin, 0] + scores[4 + j - begin, 1], offsets[i][0], offsets[j][1])
-                    for number, (scores, (begin, end)) in enumerate(zip(logits, windows))
-                    for i in range(begin, end) for j in range(i, min(end, i + max_pieces)) if owner[i] == number),
-                   reverse=True)[:20]
-    [answers] = decode_answers([example], features, logits, max_pieces=max_pieces)
-    assert [answer[1:3] for answer in answers] == [span[1:] for span in spans]
-    assert all(answer.text == example.context[answer.start:answer.end] for answer in answers)
-    shares = np.exp([score - spans[0][0] for score, _, _ in spans])
-    assert np.allclose([answer.probability for answer in answers], shares / shares.sum())
-
-
-def test_only_the_best_starts_and_ends_are_considered():
-    example = Question("1", "a", "b c d", [])
-    [feature], _ = encode_questions([example], SPELLER, 16)
-    logits = np.array([[0, 0], [0, 0], [0, 0], [3, 9], [2, 1], [1, 8], [0, 0]], float)     # b c d stand at 3, 4, 5
-    [answers] = decode_answers([example], [feature], [logits], best=2)
-    assert [answer.text for answer in answers] == ["b", "b c d"]
-    [answers] = decode_answers([example], [feature], [logits], best=1)
-    assert [(answer.text, answer.probability) for answer in answers] == [("b", 1.0)]
-
-
-def test_a_passage_without_text_has_no_answer():
-    examples = [Question("1", "a", " \x00", []), Question("2", "a", "b", [])]
-    features, _ = encode_questions(examples, SPELLER, 16)
-    answers = decode_answers(examples, features, [np.zeros((len(f.input_ids), 2)) for f in features])
-    assert [[answer.text for answer in part] for part in answers] == [[], ["b"]]
 
 
 # --- 7. A synthetic biomedical world ---

@@ -1,33 +1,59 @@
-"""Fine-tuning end to end on a net of a few thousand weights: every kind of task, seeds, tables, wrong input."""
+"""Checks train_finetune.py: each kind of task by itself, then whole runs on a net of a few thousand weights.
+
+    1. Protocol                         7. Scores, tables and submission files
+    2. Windows                          8. The error report
+    3. Tagging                          9. What a span can give at most
+    4. Relations, yes/no, ranking      10. Whole runs
+    5. Answers                         11. Search and curve
+    6. Gold fed back as predictions    12. Raw text
+                                       13. Files of one's own, and wrong input
+"""
 import csv
+import doctest
 import io
 import json
+import math
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, strategies as st
 
 import data
 import electramed
 import train_finetune
-from metrics import bioasq_question_id
-from tokenizer import Tokenizer, learn_vocab
+from data import TASKS, LabelledText, Question, TaggedSentence, Task
+from electramed import IGNORED_LABEL
+from metrics import bioasq_question_id, spans_from_tags
+from tokenizer import SPECIAL_TOKENS, Tokenizer, learn_vocab
+from train_finetune import (
+    KINDS, Answer, Answers, Feature, Kind, Ranking, Relations, Tagging, YesNo, best_windows, split_windows)
 
 QUICK = ["--epochs", "1", "--learning-rate", "1e-3"]
+LETTERS = "abcdef"
+# Spells every word of LETTERS one piece a letter, but for "abc", which is one.
+SPELLER = Tokenizer([*SPECIAL_TOKENS, *",.-?", *LETTERS, *(f"##{letter}" for letter in LETTERS), "abc"])
+TAGGING = Tagging(Task("ner", labels=("O", "B-Drug", "I-Drug")))
+ANSWERS = Answers(TASKS["squad"])
+
+seeds = st.integers(0, 2 ** 32)
+words_of_letters = st.text(LETTERS, min_size=1, max_size=3)
 
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory) -> Path:
     """A pre-training model with weights as they were drawn."""
     folder = tmp_path_factory.mktemp("pretrained")
-    texts = [sentence.text for number in range(50) for sentence in data.SyntheticWorld(0).document(number).sentences]
+    world = data.SyntheticWorld(0)
+    texts = [sentence.text for number in range(50) for sentence in world.document(number).sentences]
     tokenizer = Tokenizer(learn_vocab(texts, 400))
     config = electramed.ElectraConfig(
         vocab_size=len(tokenizer.pieces), embedding_size=16, hidden_size=16, num_hidden_layers=2,
-        num_attention_heads=2, intermediate_size=32, max_position_embeddings=384, cls_token_id=tokenizer.cls_id,
-        sep_token_id=tokenizer.sep_id, mask_token_id=tokenizer.mask_id)
+        num_attention_heads=2, intermediate_size=32, max_position_embeddings=384,
+        cls_token_id=tokenizer.cls_id, sep_token_id=tokenizer.sep_id, mask_token_id=tokenizer.mask_id)
     torch.manual_seed(0)
     electramed.save_pretrained(electramed.ElectraForPretraining(config), folder, tokenizer)
     return folder
@@ -48,13 +74,17 @@ def scores(out: Path, seed: int = 0) -> dict[str, dict[str, float]]:
     return json.loads((out / f"seed-{seed}" / "scores.json").read_text())
 
 
+def kind_of(task: str) -> Kind:
+    return KINDS[TASKS[task].kind](TASKS[task])
+
+
 def options_for(task: str) -> train_finetune.Options:
     return train_finetune.complete(train_finetune.Options(task=task))
 
 
-# --- protocol ---
+# --- 1. Protocol ---
 
-def test_the_protocol_is_table_5_of_the_paper():
+def test_the_default_protocol_has_the_values_of_the_papers_table_5():
     expected = {"ncbi-disease": (5e-5, 32, 128), "ddi2013": (5e-5, 32, 128), "bioasq7b": (5e-6, 16, 384)}
     for task, values in expected.items():
         options = options_for(task)
@@ -63,107 +93,376 @@ def test_the_protocol_is_table_5_of_the_paper():
 
 
 def test_a_task_has_the_protocol_of_its_paper_and_another_on_demand():
-    expected = {"squad": (2, 16, 384, 3e-5, 0.0), "bc5cdr": (3, 32, 128, 5e-5, 0.0), "gad": (3, 32, 128, 1e-4, 0.01),
-                "linnaeus": (3, 12, 192, 1e-4, 0.01), "chemprot-tsv": (3, 24, 128, 1e-4, 0.01),
+    expected = {"squad": (2, 16, 384, 3e-5, 0.0), "bc5cdr": (3, 32, 128, 5e-5, 0.0),
+                "gad": (3, 32, 128, 1e-4, 0.01), "linnaeus": (3, 12, 192, 1e-4, 0.01),
+                "chemprot-tsv": (3, 24, 128, 1e-4, 0.01),
                 "yesno": (3, 12, 192, 1e-4, 0.01), "rerank": (3, 12, 64, 1e-4, 0.01)}
     for task, values in expected.items():
         options = options_for(task)
         assert values == (options.epochs, options.batch_size, options.max_length, options.learning_rate,
                           options.weight_decay)
-    other = train_finetune.complete(train_finetune.Options(task="squad", protocol="bio-electra", batch_size=7))
+    asked = train_finetune.Options(task="squad", protocol="bio-electra", batch_size=7)
+    other = train_finetune.complete(asked)
     assert (other.epochs, other.batch_size, other.max_length, other.learning_rate) == (2, 7, 192, 1e-4)
 
 
-# --- whole runs ---
+# --- 2. Windows ---
 
-@pytest.mark.parametrize("task, written, measure", [
-    ("demo-ner", "predictions.txt", "f1"), ("demo-re", "predictions.tsv", "f1"),
-    ("demo-qa", "predictions.json", "exact_match")])
-def test_a_run_leaves_scores_predictions_a_table_and_a_model(task, written, measure, pretrained, tmp_path, capsys):
-    assert run(task, pretrained, tmp_path, "--seeds", "2") == 0
-    assert {"dev", "test"} == scores(tmp_path).keys() and 0 <= scores(tmp_path)["test"][measure] <= 1
-    assert (tmp_path / "seed-1" / written).is_file()
-    with open(tmp_path / "seed-0" / "log.csv") as file:
-        row, = csv.DictReader(file)
-    assert float(row["loss"]) > 0 and 0 <= float(row["dev_f1"]) <= 1
-    table = (tmp_path / "table.txt").read_text()
-    assert "2 seeds" in table and measure in table and table in capsys.readouterr().out
-    assert electramed.read_config(tmp_path / "model").hidden_size == 16
+def test_the_examples_in_the_docstrings_are_true():
+    assert doctest.testmod(train_finetune).failed == 0
 
 
-def test_finished_seeds_are_kept_and_more_can_be_asked_for(pretrained, tmp_path):
-    assert run("demo-re", pretrained, tmp_path) == 0
-    first = tmp_path / "seed-0" / "scores.json"
-    before = first.stat().st_mtime_ns
-    assert run("demo-re", pretrained, tmp_path, "--seeds", "2") == 0
-    assert first.stat().st_mtime_ns == before and (tmp_path / "seed-1" / "scores.json").exists()
+def test_windows_on_paper():
+    """Piece 3 is the last of the first window (0 to its right) and has 1 to each side in the second."""
+    assert split_windows(10, 4, 2) == [(0, 4), (2, 6), (4, 8), (6, 10)]
+    assert best_windows(10, [(0, 4), (2, 6), (4, 8), (6, 10)]).tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3, 3]
 
 
-def test_the_binary_tag_loss_trains_another_tagger_and_is_refused_elsewhere(pretrained, tmp_path, capsys):
-    for loss in ("softmax", "binary"):
-        assert run("demo-ner", pretrained, tmp_path / loss, "--tag-loss", loss) == 0
-    first, second = ((tmp_path / loss / "seed-0" / "log.csv").read_text() for loss in ("softmax", "binary"))
-    assert first != second
-    assert run("demo-ner", pretrained, tmp_path / "binary") == 2
-    assert "--tag-loss binary, now softmax" in capsys.readouterr().err
-    assert run("demo-re", pretrained, tmp_path / "re", "--tag-loss", "binary") == 2
-    assert "--tag-loss binary is for entities; demo-re is of the kind re" in capsys.readouterr().err
+def test_an_empty_text_has_one_empty_window():
+    assert split_windows(0, 4, 2) == [(0, 0)] and best_windows(0, [(0, 0)]).tolist() == []
 
 
-def test_finished_seeds_are_not_mixed_with_those_of_another_starting_model(pretrained, tmp_path, capsys):
-    start, out = tmp_path / "start", tmp_path / "out"
-    tokenizer = Tokenizer.from_file(pretrained)
-    torch.manual_seed(1)
-    electramed.save_pretrained(electramed.ElectraForPretraining(electramed.read_config(pretrained)), start, tokenizer)
-    assert run("demo-re", start, out) == 0
-    electramed.save_pretrained(electramed.load_pretrained(pretrained), start, tokenizer)
-    assert run("demo-re", start, out, "--seeds", "2") == 2
-    assert "--starting-model" in capsys.readouterr().err
+def test_a_stride_longer_than_the_window_skips_no_piece():
+    assert split_windows(9, 4, 100) == [(0, 4), (4, 8), (8, 9)]
 
 
-def test_a_seed_decides_everything(pretrained, tmp_path):
-    for name in ("a", "b"):
-        assert run("demo-ner", pretrained, tmp_path / name) == 0
-    assert scores(tmp_path / "a") == scores(tmp_path / "b")
-    a, b = (torch.load(tmp_path / name / "model" / "pytorch_model.bin", weights_only=True) for name in ("a", "b"))
-    assert all(torch.equal(a[key], b[key]) for key in a)
+@given(st.integers(0, 150), st.integers(1, 40), st.integers(1, 50))
+def test_windows_cover_everything_and_each_piece_has_its_best(length, capacity, stride):
+    windows = split_windows(length, capacity, stride)
+    covered = set()
+    for start, end in windows:
+        covered |= set(range(start, end))
+    assert covered == set(range(length))
+    assert all(end - start <= capacity for start, end in windows)
+    every = min(stride, capacity)
+    assert [start for start, _ in windows] == [number * every for number in range(len(windows))]
+    assert all(end < length for _, end in windows[:-1])             # the first to reach the end is the last
+
+    def context(piece, window):
+        start, end = windows[window]
+        return min(piece - start, end - 1 - piece) if start <= piece < end else -1
+
+    numbers = range(len(windows))
+    expected = [max(numbers, key=lambda window: context(piece, window)) for piece in range(length)]
+    assert best_windows(length, windows).tolist() == expected
 
 
-def test_a_fine_tuned_run_can_be_the_start_of_the_next(pretrained, tmp_path):
-    assert run("demo-qa", pretrained, tmp_path / "squad") == 0
-    assert run("demo-qa", tmp_path / "squad", tmp_path / "bioasq") == 0
+# --- 3. Tagging: features and tags ---
+
+def test_labels_stand_on_first_wordpieces_as_on_paper():
+    example = TaggedSentence(["ab", "\x00", "abcd"], ["B-Drug", "I-Drug", "O"])
+    [feature] = TAGGING.encode([example], SPELLER, 16)
+    #                               [CLS]  a  ##b  [UNK]  abc  ##d  [SEP]
+    assert [SPELLER.pieces[i] for i in feature.input_ids] == "[CLS] a ##b [UNK] abc ##d [SEP]".split()
+    assert feature.labels == [IGNORED_LABEL, 1, IGNORED_LABEL, 2, 0, IGNORED_LABEL, IGNORED_LABEL]
+    assert (feature.example, feature.first_length, feature.spots) == (0, 7, [(1, 0), (3, 1), (4, 2)])
+    assert TAGGING.describe_features([feature], 16).startswith("0 sentences longer than 16")
 
 
-def test_from_scratch_says_so_loudly_and_can_take_the_sizes_of_a_model(pretrained, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert run("demo-ner", "none", "like", "--like", str(pretrained)) == 0
-    assert "FROM SCRATCH" in capsys.readouterr().err
-    assert electramed.read_config(tmp_path / "like" / "model").hidden_size == 16
-    assert train_finetune.main(["--task", "demo-ner", "--out", "alone", *QUICK]) == 0
-    assert "FROM SCRATCH" in capsys.readouterr().err
-    assert electramed.read_config(tmp_path / "alone" / "model").hidden_size == 128
+def test_a_long_sentence_is_read_in_windows_that_share_no_label():
+    example = TaggedSentence([*"abcdefabcd"], ["O", "B-Drug"] * 5)
+    features = TAGGING.encode([example], SPELLER, 6)                # four pieces a window, two new in each
+    assert [SPELLER.decode(feature.input_ids) for feature in features] == [
+        "a b c d", "c d e f", "e f a b", "a b c d"]
+    words = [[spot.word for spot in feature.spots] for feature in features]
+    assert words == [[0, 1, 2], [3, 4], [5, 6], [7, 8, 9]]
+    assert TAGGING.describe_features(features, 6).startswith("1 sentences longer than 6")
 
 
-def test_learning_happens(pretrained, tmp_path):
-    assert run("demo-re", pretrained, tmp_path, "--epochs", "30", "--learning-rate", "3e-3", "--layer-decay", "1") == 0
-    with open(tmp_path / "seed-0" / "log.csv") as file:
-        losses = [float(row["loss"]) for row in csv.DictReader(file)]
-    assert losses[-1] < 0.5 * losses[0]
+@pytest.mark.parametrize("max_length", [2, 3])
+def test_rows_without_room_for_windows_are_refused(max_length):
+    with pytest.raises(ValueError, match="cover nothing"):
+        TAGGING.encode([TaggedSentence(["abcdef"], ["O"])], SPELLER, max_length)
 
 
-# --- gold fed back as predictions ---
+def test_the_labels_of_a_batch_are_padded_with_none():
+    examples, none = [TaggedSentence(["a"], ["B-Drug"]), TaggedSentence(["ab"], ["O"])], IGNORED_LABEL
+    labels = TAGGING.label_array(TAGGING.encode(examples, SPELLER, 16), 5)
+    assert labels.tolist() == [[none, 1, none, none, none], [none, 0, none, none, none]]
 
-def gold_outputs(task: data.Task, features: list[data.Feature]) -> list[np.ndarray]:
+
+odd_words = st.one_of(st.text(LETTERS, min_size=1, max_size=30),
+                      st.sampled_from(["\x00", "é\u00ad", ".", "x", "a-b"]))
+tagged = st.lists(st.tuples(odd_words, st.sampled_from(TAGGING.labels)), max_size=40)
+
+
+def sentences_from(lists: list[list[tuple[str, str]]]) -> list[TaggedSentence]:
+    return [TaggedSentence([word for word, _ in pairs], [tag for _, tag in pairs]) for pairs in lists]
+
+
+@given(st.lists(tagged, max_size=4), st.integers(4, 24))
+def test_each_word_has_its_label_in_exactly_one_window(sentences, max_length):
+    examples = sentences_from(sentences)
+    features = TAGGING.encode(examples, SPELLER, max_length)
+    for feature in features:
+        ids = feature.input_ids
+        assert len(ids) == len(feature.labels) == feature.first_length <= max_length
+        assert (ids[0], ids[-1]) == (SPELLER.cls_id, SPELLER.sep_id)
+        labelled = [position for position, label in enumerate(feature.labels) if label != IGNORED_LABEL]
+        assert labelled == [spot.position for spot in feature.spots]
+        for spot in feature.spots:
+            first = (SPELLER.encode(examples[feature.example].words[spot.word]) or [SPELLER.unk_id])[0]
+            assert ids[spot.position] == first
+    seen = Counter((feature.example, spot.word) for feature in features for spot in feature.spots)
+    assert seen == {(n, word): 1 for n, example in enumerate(examples) for word in range(len(example.words))}
+
+
+@given(st.lists(tagged, max_size=4), st.integers(4, 24))
+def test_gold_labels_decode_to_the_gold_tags(sentences, max_length):
+    examples = sentences_from(sentences)
+    features = TAGGING.encode(examples, SPELLER, max_length)
+    predictions = TAGGING.decode(examples, features, gold_outputs(TAGGING, features))
+    assert predictions == [example.tags for example in examples]
+
+
+@given(st.lists(tagged, min_size=1, max_size=4), st.integers(4, 12))
+def test_every_gold_entity_is_found_when_gold_is_fed_back(sentences, max_length):
+    examples = sentences_from(sentences)
+    features = TAGGING.encode(examples, SPELLER, max_length)
+    predictions = TAGGING.decode(examples, features, gold_outputs(TAGGING, features))
+    count = sum(len(spans_from_tags(example.tags)) for example in examples)
+    assert TAGGING.score(examples, predictions)["recall"] == (count > 0)
+    errors, note = TAGGING.errors(examples, features, predictions)
+    assert errors == [] and note.startswith(f"Of {count} entities {count} found")
+
+
+def test_what_the_model_says_at_other_positions_changes_no_tag():
+    example = TaggedSentence(["abcdef"] * 9, ["O"] * 9)
+    features = TAGGING.encode([example], SPELLER, 9)
+    noisy = []
+    for feature in features:
+        noisy.append(np.eye(3)[[1 if label == IGNORED_LABEL else 2 for label in feature.labels]])
+    assert TAGGING.decode([example], features, noisy) == [["I-Drug"] * 9]
+
+
+# --- 4. Relations, yes/no questions and ranking: features and labels ---
+
+def test_a_text_is_one_row_and_cuts_are_counted(tiny_tokenizer):
+    kind = Relations(Task("re", labels=("no", "yes")))
+    texts = [LabelledText("1", "the drug", "yes"), LabelledText("2", "the gene " * 9, "no"),
+             LabelledText("3", "", "no"), LabelledText("4", "the " * 6, "yes")]
+    features = kind.encode(texts, tiny_tokenizer, 8)
+    the, drug, gene = map(tiny_tokenizer.vocab.get, ("the", "drug", "gene"))
+    assert [feature.input_ids for feature in features] == [
+        [2, the, drug, 3], [2, *[the, gene] * 3, 3], [2, 3], [2, *[the] * 6, 3]]
+    assert [(f.example, f.labels, f.first_length, f.is_cut) for f in features] == [
+        (0, 1, 4, False), (1, 0, 8, True), (2, 0, 2, False), (3, 1, 8, False)]
+    assert kind.describe_features(features, 8) == "1 cut at 8 tokens"
+
+
+def test_of_a_pair_the_longer_part_is_cut_piece_by_piece(tiny_tokenizer):
+    kind = YesNo(TASKS["yesno"])
+    the, drug = map(tiny_tokenizer.vocab.get, ("the", "drug"))
+    pairs = [("the", "drug"), ("the " * 3, "drug " * 9), ("the " * 9, "drug"), ("the " * 9, "drug " * 9),
+             ("the", "")]
+    examples = [LabelledText("", first, "0", second) for first, second in pairs]
+    features = kind.encode(examples, tiny_tokenizer, 9)
+    rows = [(1, 1), (3, 3), (5, 1), (3, 3), (1, 0)]
+    assert [feature.input_ids for feature in features] == [
+        [2, *[the] * first, 3, *[drug] * second, 3] for first, second in rows]
+    assert [feature.first_length for feature in features] == [first + 2 for first, _ in rows]
+    assert kind.describe_features(features, 9) == "3 cut at 9 tokens"
+    batch = train_finetune.pad_features(features[:1], 8, 0)
+    assert batch.token_type_ids.tolist() == [[0, 0, 0, 1, 1, 0, 0, 0]]
+
+
+@given(st.lists(st.sampled_from(["no", "yes", "maybe"]), min_size=1, max_size=9))
+def test_gold_labels_decode_to_themselves(labels):
+    kind = Relations(Task("re", labels=("no", "yes", "maybe")))
+    examples = [LabelledText(str(i), "a", label) for i, label in enumerate(labels)]
+    features = kind.encode(examples, SPELLER, 8)
+    assert kind.decode(examples, features, gold_outputs(kind, features)) == labels
+
+
+@given(st.floats(-30, 30), st.floats(-30, 30))
+def test_the_probability_of_a_candidate_is_the_softmax_of_its_two_logits(wrong, right):
+    [probability] = Ranking(TASKS["rerank"]).decode([], [], [np.array([wrong, right])])
+    assert probability == pytest.approx(float(train_finetune.softmax(np.array([wrong, right]))[1]))
+
+
+# --- 5. Answers: features and spans ---
+
+def test_a_question_is_encoded_as_on_paper():
+    #                                            0123456789
+    example = Question("1", "ab?", context="The Abcd, é", answers=[("Abcd", 4)])
+    [feature] = ANSWERS.encode([example], SPELLER, 16, stride=4)
+    assert [SPELLER.pieces[i] for i in feature.input_ids] == (
+        "[CLS] a ##b ? [SEP] [UNK] abc ##d , e [SEP]".split())
+    assert feature.first_length == 5 and feature.labels == (6, 7)
+    assert feature.spots == [
+        (5, 0, 3, True), (6, 4, 7, True), (7, 7, 8, True), (8, 8, 9, True), (9, 10, 11, True)]
+    logits = np.zeros((11, 2))
+    logits[6, 0] = logits[7, 1] = 9
+    [answers] = ANSWERS.decode([example], [feature], [logits])
+    assert (answers[0].text, answers[0].start, answers[0].end) == ("Abcd", 4, 8)
+    assert answers[0].probability > 0.99 and math.isclose(sum(answer.probability for answer in answers), 1)
+
+
+def test_windows_follow_the_stride_and_answers_out_of_reach_are_told():
+    """Question of 2 pieces, rows of 10: windows of 5 pieces that start every 2.
+
+    Piece 3 (d) has its best window in the first, a b c d e: there its span may start, so "d e f" is out of
+    reach although the second window holds it.
+    """
+    context = " ".join("abcdefabcdef"[:9])
+    answers = [("d e", 6)], [("d e f", 6)], [("b c d e f a", 2)], []
+    examples = [Question("1", "a b", context, answer) for answer in answers]
+    features = ANSWERS.encode(examples, SPELLER, 10, 2)
+    assert [SPELLER.decode(f.input_ids[4:]) for f in features[:3]] == ["a b c d e", "c d e f a", "e f a b c"]
+    assert [f.labels for f in features] == [(7, 8), (5, 6), (0, 0), (0, 0), (5, 7), (0, 0), *[(0, 0)] * 6]
+    assert [f.example for f in features] == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    assert ANSWERS.describe_features(features, 10) == "12 windows"
+    assert ANSWERS.findable(examples, features) == [[Answer("d e", 6, 9, 1.0)], [], [], []]
+
+
+def test_windows_overlap_by_half_at_least():
+    features = ANSWERS.encode([Question("1", "a b", " ".join("abcdefabc"), [])], SPELLER, 9, stride=128)
+    assert [SPELLER.decode(f.input_ids[4:]) for f in features] == ["a b c d", "c d e f", "e f a b", "a b c"]
+
+
+def test_a_question_is_cut_to_64_pieces():
+    [feature] = ANSWERS.encode([Question("1", "ab " * 40, "c", [])], SPELLER, 128)
+    assert feature.first_length == 66 and len(feature.input_ids) == 68
+    [feature] = ANSWERS.encode([Question("1", "ab " * 40, "c", [])], SPELLER, 128, question_length=3)
+    assert feature.first_length == 5
+
+
+def test_a_question_that_leaves_no_room_for_the_passage_is_refused():
+    with pytest.raises(ValueError, match="q7 of 64 pieces leaves no room for a passage in 68 tokens"):
+        ANSWERS.encode([Question("q7", "ab " * 40, "c d e f", [])], SPELLER, 68)
+
+
+def test_an_answer_inside_a_word_is_widened_to_its_pieces_and_one_of_white_space_is_none():
+    inside, blank = Question("1", "a", "a bcd e", [("c", 3)]), Question("2", "a", "a  b", [(" ", 2)])
+    first, second = ANSWERS.encode([inside, blank], SPELLER, 16)
+    assert (first.labels, second.labels) == ((5, 5), (0, 0))        # [CLS] a [SEP] a b ##c
+
+
+@st.composite
+def questions_with_gold(draw, most_words=2):
+    """A context of words of up to three pieces, and a gold answer of one or more of them, whole."""
+    words = draw(st.lists(words_of_letters, min_size=1, max_size=30))
+    starts, context = [], draw(st.sampled_from(["", " ", "\ufeff"]))
+    for word in words:
+        starts.append(len(context))
+        context += draw(st.sampled_from([word, word.upper()]))
+        context += draw(st.sampled_from([" ", " ", ", ", "  ", "-", "\n"]))
+    first = draw(st.integers(0, len(words) - 1))
+    last = min(len(words), first + draw(st.integers(1, most_words))) - 1
+    text = context[starts[first]:starts[last] + len(words[last])]
+    return Question("1", "a b", context, [(text, starts[first])])
+
+
+def decode_gold(example, features) -> tuple[str, int]:
+    """The text and the start of the first answer when the model is sure of what the labels say."""
+    logits = [np.zeros((len(feature.input_ids), 2)) for feature in features]
+    for scores, feature in zip(logits, features):
+        if feature.labels != (0, 0):
+            start, end = feature.labels
+            scores[start, 0] = scores[end, 1] = 9
+    best = ANSWERS.decode([example], features, logits, max_pieces=100)[0][0]
+    assert best.text == example.context[best.start:best.end]
+    return best.text, best.start
+
+
+@given(questions_with_gold())
+def test_a_short_gold_answer_is_recovered_from_its_labels(example):
+    """Of 19 pieces a window, 6 are new in each: an answer of up to 7 pieces is whole where its start is best.
+
+    That window has (19 - 1 - 6) / 2 = 6 pieces to the right of the start, or ends with the passage.
+    """
+    features = ANSWERS.encode([example], SPELLER, 24, stride=6)
+    assert ANSWERS.findable([example], features)[0]
+    assert all(len(feature.input_ids) <= 24 for feature in features)
+    assert decode_gold(example, features) == example.answers[0]
+
+
+@given(questions_with_gold(), st.integers(26, 40))
+def test_every_gold_answer_is_whole_in_some_window(example, max_length):
+    """Windows of at least 21 pieces that start every 6 share 15; an answer of two words has at most 7."""
+    features = ANSWERS.encode([example], SPELLER, max_length, stride=6)
+    [(text, first)] = example.answers
+    found = []
+    for feature in features:
+        start, end = feature.labels
+        spots = {spot.position: spot for spot in feature.spots}
+        if (start, end) != (0, 0):
+            found.append(example.context[spots[start].start:spots[end].end])
+    assert found and set(found) == {text}
+
+
+@given(questions_with_gold(most_words=9), st.integers(9, 40), st.integers(1, 12))
+def test_an_answer_is_decoded_unless_it_is_told_to_be_out_of_reach(example, max_length, stride):
+    features = ANSWERS.encode([example], SPELLER, max_length, stride)
+    is_found = decode_gold(example, features) == example.answers[0]
+    assert is_found == bool(ANSWERS.findable([example], features)[0])
+
+
+def test_synonyms_are_found_wherever_the_passage_reads_like_one():
+    """The piece borders decide: "c" stands inside the piece ##cd alone, and is no answer there."""
+    speller = Tokenizer([*SPECIAL_TOKENS, "a", "b", "##cd"])
+    example = Question("q_1", "a", "b A bcd B", [], 1, ["a", "C", "BCD b"])
+    features = ANSWERS.encode([example], speller, 16)
+    assert ANSWERS.findable([example], features) == [[Answer("A", 2, 3, 1.0), Answer("bcd B", 4, 9, 1.0)]]
+
+
+@given(questions_with_gold(), st.integers(1, 5), st.integers(1, 3), seeds)
+def test_answers_equal_a_search_over_all_allowed_spans(example, max_pieces, stride, seed):
+    """In rows of 12 to 20 tokens the 20 best starts and ends are all there are."""
+    rng = np.random.default_rng(seed)
+    features = ANSWERS.encode([example], SPELLER, 12 + seed % 9, stride)
+    logits = [rng.normal(size=(len(feature.input_ids), 2)) for feature in features]
+    for scores in logits:
+        scores[:4] += 100                                           # the question is never an answer
+    _, offsets = SPELLER.encode_with_offsets(example.context)
+    windows = [(n * stride, n * stride + len(f.input_ids) - 5) for n, f in enumerate(features)]
+    owner = best_windows(len(offsets), windows)
+    spans = []
+    for number, (scores, (begin, end)) in enumerate(zip(logits, windows)):
+        for i in range(begin, end):
+            for j in range(i, min(end, i + max_pieces)):
+                if owner[i] == number:
+                    score = scores[4 + i - begin, 0] + scores[4 + j - begin, 1]
+                    spans.append((score, offsets[i][0], offsets[j][1]))
+    spans = sorted(spans, reverse=True)[:20]
+    [answers] = ANSWERS.decode([example], features, logits, max_pieces=max_pieces)
+    assert [(answer.start, answer.end) for answer in answers] == [(start, end) for _, start, end in spans]
+    assert all(answer.text == example.context[answer.start:answer.end] for answer in answers)
+    shares = np.exp([score - spans[0][0] for score, _, _ in spans])
+    assert np.allclose([answer.probability for answer in answers], shares / shares.sum())
+
+
+def test_only_the_best_starts_and_ends_are_considered():
+    example = Question("1", "a", "b c d", [])
+    [feature] = ANSWERS.encode([example], SPELLER, 16)
+    # b c d stand at 3, 4, 5
+    logits = np.array([[0, 0], [0, 0], [0, 0], [3, 9], [2, 1], [1, 8], [0, 0]], float)
+    [answers] = ANSWERS.decode([example], [feature], [logits], best=2)
+    assert [answer.text for answer in answers] == ["b", "b c d"]
+    [answers] = ANSWERS.decode([example], [feature], [logits], best=1)
+    assert [(answer.text, answer.probability) for answer in answers] == [("b", 1.0)]
+
+
+def test_a_passage_without_text_has_no_answer():
+    examples = [Question("1", "a", " \x00", []), Question("2", "a", "b", [])]
+    features = ANSWERS.encode(examples, SPELLER, 16)
+    answers = ANSWERS.decode(examples, features, [np.zeros((len(f.input_ids), 2)) for f in features])
+    assert [[answer.text for answer in part] for part in answers] == [[], ["b"]]
+
+
+# --- 6. Gold fed back as predictions ---
+
+def gold_outputs(kind: Kind, features: list[Feature]) -> list[np.ndarray]:
     """What a model that knows the answers would put out."""
     outputs = []
     for feature in features:
-        if task.kind == "qa":
+        if isinstance(kind, Answers):
+            start, end = feature.labels
             logits = np.zeros((len(feature.input_ids), 2), np.float32)
-            logits[feature.labels[0], 0] = logits[feature.labels[1], 1] = 10
-            outputs.append(logits)
+            logits[start, 0] = logits[end, 1] = 10
         else:
-            labels = np.atleast_1d(feature.labels)
-            outputs.append(np.eye(len(task.labels))[np.maximum(labels, 0)].squeeze(() if task.kind == "ner" else 0))
+            logits = np.eye(len(kind.labels))[np.maximum(feature.labels, 0)]       # (T, C) or (C,)
+        outputs.append(logits)
     return outputs
 
 
@@ -172,13 +471,11 @@ def gold_outputs(task: data.Task, features: list[data.Feature]) -> list[np.ndarr
 def test_gold_fed_back_scores_one_through_the_whole_pipeline(name, max_length, pretrained, tmp_path):
     if (name, max_length) == ("demo-qa", 24):
         pytest.skip("a question leaves no room for a passage in 24 tokens")
-    task, tokenizer = data.TASKS[name], Tokenizer.from_file(pretrained)
-    kind, examples = train_finetune.PARTS_OF[task.kind], data.read_task(name, "test")
-    options = train_finetune.complete(train_finetune.Options(task=name, max_length=max_length))
-    features, _ = kind.encode(examples, tokenizer, task.labels, options.max_length)
-    predictions = kind.decode(examples, features, gold_outputs(task, features), task.labels)
-    assert kind.score(task, examples, predictions)["f1"] == 1
-    kind.write(task, tmp_path, examples, predictions)
+    kind, tokenizer, examples = kind_of(name), Tokenizer.from_file(pretrained), data.read_task(name, "test")
+    features = kind.encode(examples, tokenizer, max_length)
+    predictions = kind.decode(examples, features, gold_outputs(kind, features))
+    assert kind.score(examples, predictions)["f1"] == 1
+    kind.write(tmp_path, examples, predictions)
     if name == "demo-ner":
         lines = [line.split(" ") for line in (tmp_path / "predictions.txt").read_text().splitlines() if line]
         assert [line[0] for line in lines] == [word for example in examples for word in example.words]
@@ -191,24 +488,77 @@ def test_gold_fed_back_scores_one_through_the_whole_pipeline(name, max_length, p
         assert answers == {example.id: example.answers[0][0] for example in examples}
 
 
+@pytest.mark.parametrize("name, scores_of_gold", [
+    ("yesno", ("macro_f1", "accuracy", "no f1")), ("rerank", ("mrr",))])
+def test_gold_pairs_score_one_and_their_opposite_less(name, scores_of_gold, tiny_tokenizer, tmp_path):
+    rows = "".join(f"{int(i % 3 == 0)}\tthe drug {i // 6}?\tthe gene {i}\n" for i in range(18))
+    (tmp_path / "test.tsv").write_text("label\tquestion\tanswer\n" + rows)
+    kind, examples = kind_of(name), data.read_task(name, "test", tmp_path)
+    features = kind.encode(examples, tiny_tokenizer, options_for(name).max_length)
+    for is_gold in (True, False):
+        outputs = [np.eye(2)[feature.labels if is_gold else 1 - feature.labels] * 9 for feature in features]
+        predictions = kind.decode(examples, features, outputs)
+        measured = kind.score(examples, predictions)
+        assert all((measured[measure] == 1) == is_gold for measure in scores_of_gold)
+    kind.write(tmp_path, examples, predictions)
+    assert len((tmp_path / "predictions.tsv").read_text().splitlines()) == 19
+
+
+@pytest.mark.parametrize("name", ["ncbi-disease", "bc5cdr", "jnlpba", "bc2gm", "chemprot", "chemprot-tsv",
+                                  "ddi2013", "gad", "yesno", "rerank"])
+def test_gold_of_the_published_files_fed_back_scores_one(name, real_data, tmp_path):
+    """In rows of 64 tokens at most, so that many a sentence is long."""
+    kind, tokenizer = kind_of(name), Tokenizer.from_file(real_data / "vocab" / "scivocab.txt")
+    examples = data.read_task(name, {"gad": "train", "rerank": "dev"}.get(name, "test"), real_data)
+    features = kind.encode(examples, tokenizer, 64)
+    predictions = kind.decode(examples, features, gold_outputs(kind, features))
+    kind.write(tmp_path, examples, predictions)
+    assert kind.score(examples, predictions)[kind.task.metric] == 1
+    if isinstance(kind, Tagging):       # what was written reads as CoNLL columns, and scores the same
+        lines = [line.split(" ") for line in (tmp_path / "predictions.txt").read_text().split("\n")]
+        gold, predicted = ([line[column] if len(line) > 1 else "O" for line in lines] for column in (1, 2))
+        assert gold == predicted and len(lines) == sum(len(example.words) + 1 for example in examples)
+
+
+@pytest.mark.parametrize("name, measure, answerable, right", [
+    ("squad", "exact_match", 1189, 1189),
+    # of BioASQ's hundred four are sentences or end in a full stop, which its own post-processing drops
+    ("bioasq7b", "lenient_accuracy", 100, 96)])
+def test_gold_answers_of_the_published_files_score_one_where_a_span_can_give_them(
+        name, measure, answerable, right, real_data):
+    kind, tokenizer = kind_of(name), Tokenizer.from_file(real_data / "vocab" / "scivocab.txt")
+    examples = data.read_task(name, "dev" if name == "squad" else "test", real_data)
+    features = kind.encode(examples, tokenizer, 96)
+    found = kind.findable(examples, features)
+    predictions = kind.decode(examples, features, gold_span_outputs(features, found))
+    identifier = bioasq_question_id if name == "bioasq7b" else str
+    within_reach = {identifier(example.id) for example, answers in zip(examples, found) if answers}
+    some = [number for number, example in enumerate(examples) if identifier(example.id) in within_reach]
+    measured = kind.score([examples[number] for number in some], [predictions[number] for number in some])
+    assert len(within_reach) == answerable and measured[measure] == right / answerable
+
+
+# --- 7. Scores, tables and submission files ---
+
 def test_bioasq_merges_snippets_and_writes_a_submission_a_batch(tmp_path):
     def question(identifier, batch, gold):
-        return data.Question(identifier, "Which?", "alpha beta", [], batch, gold)
+        return Question(identifier, "Which?", "alpha beta", [], batch, gold)
 
     def answer(text, probability):
-        return data.Answer(text, 0, len(text), probability)
+        return Answer(text, 0, len(text), probability)
 
-    examples = [question("q1_0", 1, ["Beta"]), question("q1_1", 1, ["Beta"]), question("q2_0", 2, ["gamma", "delta"])]
+    examples = [question("q1_0", 1, ["Beta"]), question("q1_1", 1, ["Beta"]),
+                question("q2_0", 2, ["gamma", "delta"])]
     predictions = [[answer("alpha", 0.6), answer("beta", 0.4)], [answer("beta", 0.9)], [answer("alpha", 1.0)]]
-    task = data.TASKS["bioasq7b"]
-    measured = train_finetune.score_answers(task, examples, predictions)
+    kind = kind_of("bioasq7b")
+    measured = kind.score(examples, predictions)
     assert (measured["mrr"], measured["batch 1 mrr"], measured["batch 2 mrr"]) == (0.5, 1.0, 0.0)
-    train_finetune.write_answers(task, tmp_path, examples, predictions)
+    kind.write(tmp_path, examples, predictions)
     first, = json.loads((tmp_path / "predictions-batch-1.json").read_text())["questions"]
     assert first == {"id": "q1", "type": "factoid", "exact_answer": [["beta"], ["alpha"]]}
 
 
-def test_the_table_stands_beside_the_papers():
+def test_the_table_shows_mean_deviation_and_the_papers_figure():
     lines = train_finetune.score_table(options_for("ncbi-disease"), [
         {"precision": 0.5, "recall": 0.25, "f1": 1 / 3}, {"precision": 0.7, "recall": 0.25, "f1": 1 / 3}])
     precision = next(line for line in lines.splitlines() if line.startswith("precision")).split()
@@ -220,88 +570,40 @@ def test_table_10_ends_the_table_of_bioasq():
     """Batches 1 and 2: ours 47.95 and 28.335 of the best 47.95 and 56.67, ELECTRAMed's 47.95 and 53.16."""
     result = {"mrr": 0.4, "batch 1 mrr": 0.4795, "batch 2 mrr": 0.28335}
     table = train_finetune.score_table(options_for("bioasq7b"), [result])
-    assert table.endswith("sum over 2 batches of MRR / best MRR (ELECTRAMed's Table 10): 1.500; ELECTRAMed 1.938")
+    assert table.endswith(
+        "sum over 2 batches of MRR / best MRR (ELECTRAMed's Table 10): 1.500; ELECTRAMed 1.938")
 
 
 def test_a_type_that_only_one_seed_predicts_is_in_the_table_and_zero_for_the_others():
     table = train_finetune.score_table(options_for("demo-ner"), [{"f1": 0.5}, {"f1": 0.5, "Drug f1": 0.4}])
-    assert next(line for line in table.splitlines() if line.startswith("Drug f1")).split()[2:] == ["20.00", "28.28"]
+    row = next(line for line in table.splitlines() if line.startswith("Drug f1"))
+    assert row.split() == ["Drug", "f1", "20.00", "28.28"]
 
 
 def test_the_table_has_a_column_for_each_paper_that_has_the_task():
     lines = train_finetune.score_table(options_for("ncbi-disease"), [{"f1": 0.5}]).splitlines()
     assert lines[1].split() == ["mean", "sd", "ELECTRAMed", "Bio-ELECTRA", "++", "++", "tuned"]
     assert lines[2].split() == ["f1", "50.00", "0.00", "87.54", "78.32", "80.01", "84.85"]
-    assert train_finetune.PUBLISHED.keys() <= data.TASKS.keys()
+    assert train_finetune.PUBLISHED.keys() <= TASKS.keys()
 
 
-@pytest.mark.parametrize("name, scores_of_gold", [("yesno", ("macro_f1", "accuracy", "no f1")), ("rerank", ("mrr",))])
-def test_gold_pairs_score_one_and_their_opposite_less(name, scores_of_gold, tiny_tokenizer, tmp_path):
-    rows = "".join(f"{int(i % 3 == 0)}\tthe drug {i // 6}?\tthe gene {i}\n" for i in range(18))
-    (tmp_path / "test.tsv").write_text("label\tquestion\tanswer\n" + rows)
-    task, examples = data.TASKS[name], data.read_task(name, "test", tmp_path)
-    kind = train_finetune.PARTS_OF[task.kind]
-    features, _ = kind.encode(examples, tiny_tokenizer, task.labels, options_for(name).max_length)
-    for is_gold in (True, False):
-        outputs = [np.eye(2)[feature.labels if is_gold else 1 - feature.labels] * 9 for feature in features]
-        predictions = kind.decode(examples, features, outputs, task.labels)
-        measured = kind.score(task, examples, predictions)
-        assert all((measured[measure] == 1) == is_gold for measure in scores_of_gold)
-    kind.write(task, tmp_path, examples, predictions)
-    assert len((tmp_path / "predictions.tsv").read_text().splitlines()) == 19
-
-
-@pytest.mark.parametrize("name", ["ncbi-disease", "bc5cdr", "jnlpba", "bc2gm", "chemprot", "chemprot-tsv", "ddi2013",
-                                  "gad", "yesno", "rerank", "squad", "bioasq7b"])
-def test_gold_of_the_published_files_fed_back_scores_one(name, real_data, tmp_path):
-    """In rows of 64 tokens at most, so that many a sentence is long; of questions what no span can give is counted."""
-    task, tokenizer = data.TASKS[name], Tokenizer.from_file(real_data / "vocab" / "scivocab.txt")
-    split = {"gad": "train", "rerank": "dev", "squad": "dev"}.get(name, "test")
-    kind, examples = train_finetune.PARTS_OF[task.kind], data.read_task(name, split, real_data)
-    options = train_finetune.complete(train_finetune.Options(task=name, max_length=96 if task.kind == "qa" else 64))
-    features, _ = kind.encode(examples, tokenizer, task.labels, options.max_length)
-    if task.kind == "qa":
-        found = data.findable_answers(examples, features)
-        outputs = gold_span_outputs(features, found)
-    else:
-        outputs = gold_outputs(task, features)
-    predictions = kind.decode(examples, features, outputs, task.labels)
-    kind.write(task, tmp_path, examples, predictions)
-    if task.kind == "qa":
-        identifier = bioasq_question_id if name == "bioasq7b" else str
-        answerable = {identifier(example.id) for example, answers in zip(examples, found) if answers}
-        some = [number for number, example in enumerate(examples) if identifier(example.id) in answerable]
-        part = [[rows[number] for number in some] for rows in (examples, predictions)]
-        assert len(answerable) == {"squad": 1189, "bioasq7b": 100}[name]
-        # of BioASQ's hundred four are sentences or end in a full stop, which its own post-processing drops
-        right = {"squad": 1189, "bioasq7b": 96}[name] / len(answerable)
-        assert kind.score(task, *part)["lenient_accuracy" if name == "bioasq7b" else "exact_match"] == right
-        return
-    assert kind.score(task, examples, predictions)[task.metric] == 1
-    if task.kind == "ner":              # what was written reads as CoNLL columns, and scores the same
-        lines = [line.split(" ") for line in (tmp_path / "predictions.txt").read_text().split("\n")]
-        gold, predicted = ([line[column] if len(line) > 1 else "O" for line in lines] for column in (1, 2))
-        assert gold == predicted and len(lines) == sum(len(example.words) + 1 for example in examples)
-
-
-# --- the error report ---
+# --- 8. The error report ---
 
 def report(tmp_path, task, examples, predictions, features=()) -> str:
     """What errors.md says below its title."""
-    kind = train_finetune.PARTS_OF[data.TASKS[task].kind]
-    errors, note = kind.errors(data.TASKS[task], examples, list(features), predictions)
+    errors, note = kind_of(task).errors(examples, features, predictions)
     train_finetune.write_errors(tmp_path / "errors.md", "Errors", errors, note)
     return (tmp_path / "errors.md").read_text().removeprefix("# Errors\n\n")
 
 
 def test_errors_of_entities_worked_by_hand(tmp_path):
-    """Two drugs missed, one of them twice; one too long, one taken for a gene; and a gene where there is nothing."""
+    """Two drugs missed, one of them twice; one too long, one taken for a gene; and a gene in nothing."""
     sentences = [("the gout drug jor and kel", "O O O B-Drug O B-Drug", "O O O O O B-Drug"),
                  ("jor [ 3 ] helps", "B-Drug O O O O", "O O O O O"),
                  ("kel acid for fever", "B-Drug O O B-Disease", "B-Drug I-Drug O O"),
                  ("kel acid for jor", "B-Drug I-Drug O B-Drug", "O B-Gene O O"),
                  ("so is * it", "O O O O", "O O B-Gene I-Gene")]
-    examples = [data.TaggedSentence(words.split(), gold.split()) for words, gold, _ in sentences]
+    examples = [TaggedSentence(words.split(), gold.split()) for words, gold, _ in sentences]
     assert report(tmp_path, "demo-ner", examples, [predicted.split() for *_, predicted in sentences]) == r"""
 Of 7 entities 1 found, 4 missed, 1 with another boundary, 1 taken for another type; 1 spurious.
 The gold entity stands in **bold**, the predicted one in [brackets].
@@ -337,9 +639,10 @@ The gold entity stands in **bold**, the predicted one in [brackets].
 
 
 def test_errors_of_relations_worked_by_hand(tmp_path):
-    rows = [("a", "false", "treats"), ("b", "treats", "treats"), ("c", "treats", "causes"), ("d", "causes", "false"),
-            ("e", "treats", "false"), ("f", "causes", "false"), ("d", "causes", "false")]
-    examples = [data.LabelledText(str(i), f"sentence {text}", gold) for i, (text, gold, _) in enumerate(rows)]
+    rows = [("a", "false", "treats"), ("b", "treats", "treats"), ("c", "treats", "causes"),
+            ("d", "causes", "false"), ("e", "treats", "false"), ("f", "causes", "false"),
+            ("d", "causes", "false")]
+    examples = [LabelledText(str(i), f"sentence {text}", gold) for i, (text, gold, _) in enumerate(rows)]
     assert report(tmp_path, "demo-re", examples, [predicted for *_, predicted in rows]) == """
 6 of 7 texts have another label than the gold one.
 
@@ -365,7 +668,7 @@ def test_errors_of_relations_worked_by_hand(tmp_path):
 
 
 def test_errors_of_yes_no_questions_stand_with_their_answers(tmp_path):
-    examples = [data.LabelledText(str(i), "is it?", gold, f"because {i}") for i, gold in enumerate("01111")]
+    examples = [LabelledText(str(i), "is it?", gold, f"because {i}") for i, gold in enumerate("01111")]
     assert report(tmp_path, "yesno", examples, list("10000")).splitlines()[:9] == [
         "5 of 5 texts have another label than the gold one.",
         "Of equal errors the first 3 places are shown, 1 are left out.", "",
@@ -373,14 +676,14 @@ def test_errors_of_yes_no_questions_stand_with_their_answers(tmp_path):
 
 
 def test_errors_of_questions_worked_by_hand(tmp_path, tiny_tokenizer):
-    """An answer that is too long, two that stand elsewhere, a gold that ends inside a piece, and a right one."""
+    """An answer too long, two that stand elsewhere, a gold that ends inside a piece, and a right one."""
     context = "the drug treats fever in patients"
     rows = [("q1", "fever", ["fever in", "drug"]), ("q2", "drug", ["fever"]), ("q3", "patient", ["patients"]),
             ("q4", "the drug", ["fever"]), ("q5", "fever", ["the fever"])]
-    examples = [data.Question(name, f"what is {name} ?", context, [(gold, context.index(gold))])
+    examples = [Question(name, f"what is {name} ?", context, [(gold, context.index(gold))])
                 for name, gold, _ in rows]
-    features, _ = data.encode_questions(examples, tiny_tokenizer, 64)
-    predictions = [[data.Answer(text, context.find(text), context.find(text) + len(text), 0.5) for text in texts]
+    features = ANSWERS.encode(examples, tiny_tokenizer, 64)
+    predictions = [[Answer(text, context.find(text), context.find(text) + len(text), 0.5) for text in texts]
                    for *_, texts in rows]
     assert report(tmp_path, "demo-qa", examples, predictions, features) == """
 4 of 5 questions are answered wrongly.
@@ -408,11 +711,14 @@ Boundary: the best answer overlaps a gold one; out of reach: no gold answer is a
 
 def test_a_bioasq_question_is_one_error_whatever_its_snippets(tmp_path, tiny_tokenizer):
     """q1 has the right answer second; q2 a wrong one, and no snippet that holds a synonym; q3 is right."""
-    rows = [("q1_0", "fever in patients", ["fever"], ["patients", "fever"]), ("q1_1", "drug", ["fever"], ["drug"]),
-            ("q2_0", "the gene", ["gout", "podagra"], ["gene"]), ("q3_0", "a gene", ["Gene"], ["gene"])]
-    examples = [data.Question(name, f"which is {name[:2]} ?", context, [], 1, gold) for name, context, gold, _ in rows]
-    features, _ = data.encode_questions(examples, tiny_tokenizer, 32)
-    predictions = [[data.Answer(text, context.index(text), context.index(text) + len(text), 0.9 - 0.1 * rank)
+    rows = [("q1_0", "fever in patients", ["fever"], ["patients", "fever"]),
+            ("q1_1", "drug", ["fever"], ["drug"]),
+            ("q2_0", "the gene", ["gout", "podagra"], ["gene"]),
+            ("q3_0", "a gene", ["Gene"], ["gene"])]
+    examples = [Question(name, f"which is {name[:2]} ?", context, [], 1, gold)
+                for name, context, gold, _ in rows]
+    features = ANSWERS.encode(examples, tiny_tokenizer, 32)
+    predictions = [[Answer(text, context.index(text), context.index(text) + len(text), 0.9 - 0.1 * rank)
                     for rank, text in enumerate(texts)] for _, context, _, texts in rows]
     assert report(tmp_path, "bioasq7b", examples, predictions, features).split("\n\n", 1)[1] == """
 ## right, but not first: 1
@@ -460,7 +766,8 @@ def test_the_errors_of_a_run_agree_with_its_scores_and_are_named_last(task, pret
         gold, hits, missed, boundary, other_type, spurious = numbers
         assert gold == hits + missed + boundary + other_type
         assert measured["recall"] == pytest.approx(hits / gold)
-        assert hits == 0 or measured["precision"] == pytest.approx(hits / (hits + boundary + other_type + spurious))
+        predicted = hits + boundary + other_type + spurious
+        assert hits == 0 or measured["precision"] == pytest.approx(hits / predicted)
     elif task == "demo-qa":
         assert measured["exact_match"] == pytest.approx(1 - numbers[0] / numbers[1])
     wrong = gold - hits + spurious if task == "demo-ner" else numbers[0]
@@ -469,23 +776,23 @@ def test_the_errors_of_a_run_agree_with_its_scores_and_are_named_last(task, pret
     assert sum(int(number or 1) for number in re.findall(r"^- (?:(\d+) x )?", text, re.M)) == wrong
 
 
-# --- what a span can give at most ---
+# --- 9. What a span can give at most ---
 
-def gold_span_outputs(features: list[data.Feature], found: list[list[data.Answer]]) -> list[np.ndarray]:
+def gold_span_outputs(features: list[Feature], found: list[list[Answer]]) -> list[np.ndarray]:
     """The logits (T, 2) of a model that knows the first of these spans of each example."""
     outputs = []
     for feature in features:
         logits = np.zeros((len(feature.input_ids), 2), np.float32)
         for answer in found[feature.example][:1]:
-            for position, start, end, is_best in feature.spots:
-                logits[position, 0] += 9 * (start == answer.start and is_best)
-                logits[position, 1] += 9 * (end == answer.end)
+            for spot in feature.spots:
+                logits[spot.position, 0] += 9 * (spot.start == answer.start and spot.is_best)
+                logits[spot.position, 1] += 9 * (spot.end == answer.end)
         outputs.append(logits)
     return outputs
 
 
-def test_the_ceiling_counts_what_no_span_can_answer(pretrained, tmp_path, capsys):
-    """Of four questions two can be answered: one answer ends inside a wordpiece, one is longer than 30 pieces."""
+def test_questions_that_no_span_can_answer_are_counted_before_training(pretrained, tmp_path, capsys):
+    """Of four questions two can be answered: one gold ends inside a piece, one is longer than 30 pieces."""
     context = "the patients took jorganux twice daily . " + "and then " * 30
     golds = ["jorganux", "twice daily", "jorganu", ("and then " * 30).strip()]
     paragraphs = [{"context": context, "qas": [{"id": str(i), "question": "what ?", "answers": [
@@ -493,33 +800,132 @@ def test_the_ceiling_counts_what_no_span_can_answer(pretrained, tmp_path, capsys
     for split in ("train", "test"):
         (tmp_path / f"{split}.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
     assert run("qa", pretrained, tmp_path / "out", "--data", str(tmp_path), "--max-length", "64") == 0
-    assert ("test: 2 of 4 questions have no gold answer that is a span of a window; gold fed back scores f1 50.00"
-            in capsys.readouterr().err)
+    assert ("test: 2 of 4 questions have no gold answer that is a span of a window; "
+            "gold fed back scores f1 50.00" in capsys.readouterr().err)
 
 
-def test_gold_that_is_a_span_scores_one_after_decoding_and_only_that(pretrained):
-    """BioASQ's test sets: synonyms, no positions, several contexts a question, one question without its answer."""
+def test_synonyms_fed_back_score_what_the_spans_among_them_can(pretrained):
+    """BioASQ's test sets: synonyms without positions, two contexts a question, one of three unanswerable."""
     context = "in the study , jorganux slowed the fever of many patients . " * 3
-    examples = [data.Question(f"q{i}_{part}", "what ?", text, [], 1, gold) for i, gold in enumerate(
-        [["Jorganux"], ["the FEVER", "hyperpyrexia"], ["a paraphrase"]]) for part, text in enumerate(["no .", context])]
-    tokenizer, task = Tokenizer.from_file(pretrained), data.TASKS["bioasq7b"]
-    features, _ = data.encode_questions(examples, tokenizer, 32, 8)
-    found = data.findable_answers(examples, features)
-    predictions = data.decode_answers(examples, features, gold_span_outputs(features, found))
-    measured = train_finetune.score_answers(task, examples, predictions)
-    ceiling = train_finetune.score_answers(task, examples, found)
+    examples = []
+    for i, gold in enumerate([["Jorganux"], ["the FEVER", "hyperpyrexia"], ["a paraphrase"]]):
+        examples += [Question(f"q{i}_0", "what ?", "no .", [], 1, gold),
+                     Question(f"q{i}_1", "what ?", context, [], 1, gold)]
+    kind = kind_of("bioasq7b")
+    features = kind.encode(examples, Tokenizer.from_file(pretrained), 32, 8)
+    found = kind.findable(examples, features)
+    predictions = kind.decode(examples, features, gold_span_outputs(features, found))
+    measured, ceiling = kind.score(examples, predictions), kind.score(examples, found)
     assert measured["mrr"] == ceiling["mrr"] == pytest.approx(2 / 3)
 
 
-# --- search and curve ---
+# --- 10. Whole runs ---
 
-def test_a_search_tries_the_grid_on_the_development_set_and_never_twice(pretrained, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("task, written, measure", [
+    ("demo-ner", "predictions.txt", "f1"), ("demo-re", "predictions.tsv", "f1"),
+    ("demo-qa", "predictions.json", "exact_match")])
+def test_a_run_writes_scores_predictions_a_table_and_a_model(
+        task, written, measure, pretrained, tmp_path, capsys):
+    assert run(task, pretrained, tmp_path, "--seeds", "2") == 0
+    assert {"dev", "test"} == scores(tmp_path).keys() and 0 <= scores(tmp_path)["test"][measure] <= 1
+    assert (tmp_path / "seed-1" / written).is_file()
+    with open(tmp_path / "seed-0" / "log.csv") as file:
+        row, = csv.DictReader(file)
+    assert float(row["loss"]) > 0 and 0 <= float(row["dev_f1"]) <= 1
+    table = (tmp_path / "table.txt").read_text()
+    assert "2 seeds" in table and measure in table and table in capsys.readouterr().out
+    assert electramed.read_config(tmp_path / "model").hidden_size == 16
+
+
+def test_finished_seeds_are_kept_and_more_can_be_asked_for(pretrained, tmp_path):
+    assert run("demo-re", pretrained, tmp_path) == 0
+    first = tmp_path / "seed-0" / "scores.json"
+    before = first.stat().st_mtime_ns
+    assert run("demo-re", pretrained, tmp_path, "--seeds", "2") == 0
+    assert first.stat().st_mtime_ns == before and (tmp_path / "seed-1" / "scores.json").exists()
+
+
+def test_the_binary_tag_loss_trains_another_tagger_and_is_refused_elsewhere(pretrained, tmp_path, capsys):
+    for loss in ("softmax", "binary"):
+        assert run("demo-ner", pretrained, tmp_path / loss, "--tag-loss", loss) == 0
+    first, second = ((tmp_path / loss / "seed-0" / "log.csv").read_text() for loss in ("softmax", "binary"))
+    assert first != second
+    assert run("demo-ner", pretrained, tmp_path / "binary") == 2
+    assert "--tag-loss binary, now softmax" in capsys.readouterr().err
+    assert run("demo-re", pretrained, tmp_path / "re", "--tag-loss", "binary") == 2
+    assert "--tag-loss is for entities; demo-re is of the kind re" in capsys.readouterr().err
+
+
+def test_finished_seeds_are_not_mixed_with_those_of_another_starting_model(pretrained, tmp_path, capsys):
+    start, out = tmp_path / "start", tmp_path / "out"
+    tokenizer = Tokenizer.from_file(pretrained)
+    torch.manual_seed(1)
+    model = electramed.ElectraForPretraining(electramed.read_config(pretrained))
+    electramed.save_pretrained(model, start, tokenizer)
+    assert run("demo-re", start, out) == 0
+    electramed.save_pretrained(electramed.load_pretrained(pretrained), start, tokenizer)
+    assert run("demo-re", start, out, "--seeds", "2") == 2
+    assert "--starting-model" in capsys.readouterr().err
+
+
+def test_the_same_seed_gives_the_same_scores_and_weights(pretrained, tmp_path):
+    for name in ("a", "b"):
+        assert run("demo-ner", pretrained, tmp_path / name) == 0
+    assert scores(tmp_path / "a") == scores(tmp_path / "b")
+    a, b = (electramed.read_weights(tmp_path / name / "model") for name in ("a", "b"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_can_start_from_a_fine_tuned_one(pretrained, tmp_path):
+    assert run("demo-qa", pretrained, tmp_path / "squad") == 0
+    assert run("demo-qa", tmp_path / "squad", tmp_path / "bioasq") == 0
+
+
+def test_from_scratch_says_so_loudly_and_can_take_the_sizes_of_a_model(
+        pretrained, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("demo-ner", "none", "like", "--like", str(pretrained)) == 0
+    assert "FROM SCRATCH" in capsys.readouterr().err
+    assert electramed.read_config(tmp_path / "like" / "model").hidden_size == 16
+    assert train_finetune.main(["--task", "demo-ner", "--out", "alone", *QUICK]) == 0
+    assert "FROM SCRATCH" in capsys.readouterr().err
+    assert electramed.read_config(tmp_path / "alone" / "model").hidden_size == 128
+
+
+def test_the_training_loss_falls_below_half(pretrained, tmp_path):
+    more = ("--epochs", "30", "--learning-rate", "3e-3", "--layer-decay", "1")
+    assert run("demo-re", pretrained, tmp_path, *more) == 0
+    with open(tmp_path / "seed-0" / "log.csv") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@given(st.integers(0, 5), st.integers(0, 3), st.lists(st.integers(3, 30), min_size=1, max_size=40))
+def test_the_same_seed_and_epoch_give_the_same_batches_which_hold_every_row_once(seed, epoch, lengths):
+    def batches():
+        rng = np.random.default_rng(data.seed_for(seed, epoch, "order"))
+        plan = data.plan_batches(np.array(lengths), 4, 32, rng, keep_rest=True)
+        return [(width, rows.tolist()) for width, rows in plan]
+
+    assert batches() == batches()
+    assert sorted(row for _, rows in batches() for row in rows) == list(range(len(lengths)))
+
+
+# --- 11. Search and curve ---
+
+def test_a_search_tries_the_grid_on_the_development_set_and_never_twice(
+        pretrained, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train_finetune, "GRID",
                         {"learning_rate": (1e-5, 1e-2), "epochs": (1, 2), "batch_size": (16, 32)})
     search = ["--task", "demo-re", "--init", str(pretrained), "--out", str(tmp_path / "out"), "--search"]
-    trained = []
+    trained = []                                                # the run folder of each training
     train = train_finetune.train
-    monkeypatch.setattr(train_finetune, "train", lambda *arguments: trained.append(arguments) or train(*arguments))
+
+    def record(seed, prepared, options):
+        trained.append(options.out)
+        return train(seed, prepared, options)
+
+    monkeypatch.setattr(train_finetune, "train", record)
     assert train_finetune.main([*search, "3"]) == 0
     assert len(trained) == 3 + 1                                # three trials, and the best one's seed 0
     table = capsys.readouterr().out
@@ -529,15 +935,18 @@ def test_a_search_tries_the_grid_on_the_development_set_and_never_twice(pretrain
         rows = list(csv.DictReader(file))
     dev = [float(row["dev_f1"]) for row in rows]
     assert len(rows) == 3 and dev == sorted(dev, reverse=True)
-    best = tmp_path / "out" / "learning-rate-{learning_rate}-epochs-{epochs}-batch-size-{batch_size}".format(**rows[0])
-    assert scores(best)["dev"]["f1"] == pytest.approx(dev[0], abs=1e-6) and (best / "table.txt").read_text() == table
+    name = "learning-rate-{learning_rate}-epochs-{epochs}-batch-size-{batch_size}".format(**rows[0])
+    best = tmp_path / "out" / name
+    assert scores(best)["dev"]["f1"] == pytest.approx(dev[0], abs=1e-6)
+    assert (best / "table.txt").read_text() == table
     assert train_finetune.main([*search, "4"]) == 0
-    assert [arguments[2].out for arguments in trained[4:5]] != [arguments[2].out for arguments in trained[:1]]
+    assert trained[4] not in trained[:3]
     assert 5 <= len(trained) <= 6                               # one more trial, and its seed 0 if it won
 
 
 def test_a_trial_of_a_search_never_sees_the_test_set(pretrained, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_finetune, "GRID", {"learning_rate": (1e-3,), "epochs": (1,), "batch_size": (32,)})
+    grid = {"learning_rate": (1e-3,), "epochs": (1,), "batch_size": (32,)}
+    monkeypatch.setattr(train_finetune, "GRID", grid)
     seen = []
     evaluate = train_finetune.evaluate
     monkeypatch.setattr(train_finetune, "evaluate",
@@ -574,20 +983,21 @@ def test_the_curve_has_a_row_for_each_model_a_run_kept(pretrained, tmp_path, cap
         values = [100 * scores(out / f"step-{int(row['step']):08d}", seed)["test"]["f1"] for seed in (0, 1)]
         assert float(row["f1"]) == pytest.approx(np.mean(values), abs=0.01)
         # of two values t is 12.706 and sd / sqrt(2) half their distance
-        assert float(row["high"]) - float(row["f1"]) == pytest.approx(12.706 * abs(values[0] - values[1]) / 2, abs=0.02)
+        half = 12.706 * abs(values[0] - values[1]) / 2
+        assert float(row["high"]) - float(row["f1"]) == pytest.approx(half, abs=0.02)
     assert run("demo-re", pretrained, out, "--curve") == 2
     assert "holds no models" in capsys.readouterr().err
 
 
 def test_the_curve_is_drawn_where_matplotlib_is(pretrained, tmp_path):
     pytest.importorskip("matplotlib")
-    electramed.save_pretrained(electramed.load_pretrained(pretrained), tmp_path / "run" / "models" / "step-00000001",
-                               Tokenizer.from_file(pretrained))
+    kept = tmp_path / "run" / "models" / "step-00000001"
+    electramed.save_pretrained(electramed.load_pretrained(pretrained), kept, Tokenizer.from_file(pretrained))
     assert run("demo-re", tmp_path / "run", tmp_path / "out", "--curve", "--seeds", "2") == 0
     assert "<svg" in (tmp_path / "out" / "curve.svg").read_text()
 
 
-# --- raw text ---
+# --- 12. Raw text ---
 
 def read(out: Path, lines: str, tmp_path: Path, capsys) -> list[dict]:
     (tmp_path / "input.txt").write_text(lines)
@@ -597,7 +1007,7 @@ def read(out: Path, lines: str, tmp_path: Path, capsys) -> list[dict]:
 
 
 def test_entities_of_raw_text_stand_at_their_characters(pretrained, tmp_path, capsys):
-    """Trained until it knows a few sentences by heart, the tagger has to find their diseases in running text."""
+    """Trained until it knows two sentences by heart, the tagger has to find their diseases in other text."""
     mentions = {"chronic kelmarin fever": 3, "ganbael": 1}
     rows = "".join("".join(f"{word} {tag}\n" for word, tag in zip(
         f"jorganux slowed {name} in adults .".split(),
@@ -606,8 +1016,8 @@ def test_entities_of_raw_text_stand_at_their_characters(pretrained, tmp_path, ca
     for split in ("train", "dev", "test"):
         (tmp_path / f"{split}.txt").write_text(rows * 8)
     out = tmp_path / "out"
-    assert run("ncbi-disease", pretrained, out, "--data", str(tmp_path), "--epochs", "40", "--learning-rate", "1e-2",
-               "--layer-decay", "1", "--dropout", "0") == 0
+    assert run("ncbi-disease", pretrained, out, "--data", str(tmp_path), "--epochs", "40",
+               "--learning-rate", "1e-2", "--layer-decay", "1", "--dropout", "0") == 0
     assert scores(out)["test"]["f1"] == 1
     text = "Jorganux slowed  Chronic kelmarin FEVER in adults.  Jorganux slowed ganbael in adults."
     long = " ".join([text] * 20)
@@ -617,40 +1027,42 @@ def test_entities_of_raw_text_stand_at_their_characters(pretrained, tmp_path, ca
     assert len(second["entities"]) == 40                        # however long the text
     for result in (first, second):
         for entity in result["entities"]:
-            assert result["text"][entity["start"]:entity["end"]] == entity["text"] and 0.5 < entity["score"] <= 1
-    marked = train_finetune.mark(first)
+            assert result["text"][entity["start"]:entity["end"]] == entity["text"]
+            assert 0.5 < entity["score"] <= 1
+    marked = TAGGING.show(first)
     assert "slowed  \x1b[1mChronic kelmarin FEVER\x1b[0m [Disease] in adults." in marked
 
 
 @pytest.mark.parametrize("loss, chances", [("softmax", [0.1192, 0.8808]), ("binary", [0.5, 0.8808])])
-def test_scores_are_the_probabilities_the_tagger_was_trained_to_give(loss, chances, tiny_tokenizer, monkeypatch):
+def test_scores_are_the_probabilities_the_tagger_was_trained_to_give(loss, chances):
     """Of logits 0 and 2: e^0 / (e^0 + e^2) and the rest, or a sigmoid of each."""
-    monkeypatch.setattr(train_finetune, "predict", lambda *arguments: [np.array([[0.0, 2.0]])])
-    reader = train_finetune.Reader(None, tiny_tokenizer, ["O", "B"], train_finetune.Options(tag_loss=loss), None)
-    assert reader.outputs([])[0][0] == pytest.approx(chances, abs=1e-4)
+    [probabilities] = TAGGING.probabilities(np.array([[0.0, 2.0]]), loss)
+    assert probabilities == pytest.approx(chances, abs=1e-4)
 
 
 def test_a_word_longer_than_a_window_is_still_one_word(pretrained, tmp_path, capsys):
     assert run("demo-ner", pretrained, tmp_path / "out", "--max-length", "16") == 0
     result, = read(tmp_path / "out", "a" + "-b" * 200 + "\n", tmp_path, capsys)
-    assert all(result["text"][entity["start"]:entity["end"]] == entity["text"] for entity in result["entities"])
+    for entity in result["entities"]:
+        assert result["text"][entity["start"]:entity["end"]] == entity["text"]
 
 
 def test_relations_answers_and_pairs_are_read_from_lines(pretrained, tmp_path, capsys, monkeypatch):
     assert run("demo-re", pretrained, tmp_path / "re") == 0
     results = read(tmp_path / "re", "@DRUG$ slowed @DISEASE$ .\n" * 2, tmp_path, capsys)
-    assert len(results) == 2 and results[0]["label"] in data.TASKS["demo-re"].labels
+    assert len(results) == 2 and results[0]["label"] in TASKS["demo-re"].labels
     assert 0.25 <= results[0]["score"] <= 1
-    assert train_finetune.mark(results[0]).endswith("@DRUG$ slowed @DISEASE$ .")
+    assert kind_of("demo-re").show(results[0]).endswith("@DRUG$ slowed @DISEASE$ .")
     pair = json.dumps({"question": "what was slowed ?", "passage": "Jorganux slowed ganbael. " * 40})
     assert run("demo-qa", pretrained, tmp_path / "qa", "--max-length", "64") == 0
     result, = read(tmp_path / "qa", pair + "\n", tmp_path, capsys)
     assert len(result["answers"]) == 5 and result["question"] == "what was slowed ?"
-    assert all(result["passage"][answer["start"]:answer["end"]] == answer["text"] for answer in result["answers"])
+    for answer in result["answers"]:
+        assert result["passage"][answer["start"]:answer["end"]] == answer["text"]
     chances = [answer["score"] for answer in result["answers"]]
     assert chances == sorted(chances, reverse=True)
     best = result["answers"][0]
-    assert f"\x1b[1m{best['text']}\x1b[0m" in train_finetune.mark(result)
+    assert f"\x1b[1m{best['text']}\x1b[0m" in ANSWERS.show(result)
     (tmp_path / "train.tsv").write_text("1\tis it?\tit is\n0\tis it?\tnot\n")
     (tmp_path / "test.tsv").write_text("1\tis it?\tit is\n0\tis it?\tnot\n")
     for kind in ("classify", "rank"):
@@ -662,13 +1074,14 @@ def test_relations_answers_and_pairs_are_read_from_lines(pretrained, tmp_path, c
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-def test_what_cannot_be_read_is_named(pretrained, tmp_path, capsys):
+def test_raw_text_and_models_that_cannot_be_read_are_named(pretrained, tmp_path, capsys):
     assert train_finetune.main(["--out", str(tmp_path / "none"), "--predict", "x"]) == 2
     assert "no config.json" in capsys.readouterr().err
     assert train_finetune.main(["--out", str(pretrained), "--predict", "x"]) == 2
     assert "not a run of train_finetune.py" in capsys.readouterr().err
     assert run("demo-qa", pretrained, tmp_path / "qa") == 0
-    assert train_finetune.main(["--out", str(tmp_path / "qa"), "--predict", ""]) == 2       # an empty shell variable
+    empty_variable = ""                                         # of a shell
+    assert train_finetune.main(["--out", str(tmp_path / "qa"), "--predict", empty_variable]) == 2
     assert "No such file" in capsys.readouterr().err
     ask = ["--out", str(tmp_path / "qa"), "--predict", str(tmp_path / "input.txt")]
     assert train_finetune.main(ask) == 2
@@ -679,13 +1092,34 @@ def test_what_cannot_be_read_is_named(pretrained, tmp_path, capsys):
         assert "input.txt line 2: expected {\"question\"" in capsys.readouterr().err
 
 
-# --- files of one's own, and wrong input ---
+# --- 13. Files of one's own, and wrong input ---
+
+def test_labels_are_found_in_the_training_set_with_the_negative_one_first():
+    sentences = [TaggedSentence(["a", "b"], ["B-x", "I-x"]), TaggedSentence(["c"], ["B"])]
+    assert Tagging(TASKS["ner"], sentences).labels == ("O", "B", "B-x", "I-x")
+    relations = [LabelledText("", "", label) for label in ("b", "none", "a", "none")]
+    found = Relations(TASKS["re"], relations)
+    assert (found.labels, found.negative) == (("none", "a", "b"), "none")
+
+
+def test_labels_that_a_task_names_are_not_looked_for():
+    relations = [LabelledText("", "", label) for label in ("b", "none")]
+    assert Relations(TASKS["gad"], relations).labels == TASKS["gad"].labels
+    assert Ranking(TASKS["rank"], relations).labels == ("0", "1")
+    assert Answers(TASKS["qa"], [Question("1", "", "", [])]).labels == ()
+
+
+def test_every_kind_of_task_has_one_class():
+    assert {task.kind for task in TASKS.values()} == KINDS.keys()
+
 
 def test_a_custom_set_of_each_kind_finds_its_labels(pretrained, tmp_path, capsys):
-    texts = {"ner": ("fever B-X\n\nno O\n", "fever B-X\n\ngout B-Y\n"), "re": ("a\tnone\nb\tr\nc\tnone\n",) * 2,
-             "qa": (json.dumps({"data": [{"paragraphs": [{"context": "so it is", "qas": [
-                 {"id": "1", "question": "?", "answers": [{"text": "it", "answer_start": 3}]}]}]}]}),) * 2,
-             "classify": ("1\tis it?\tyes\n0\tis it?\tno\n",) * 2, "rank": ("1\tis it?\tyes\n0\tis it?\tno\n",) * 2}
+    questions = json.dumps({"data": [{"paragraphs": [{"context": "so it is", "qas": [
+        {"id": "1", "question": "?", "answers": [{"text": "it", "answer_start": 3}]}]}]}]})
+    texts = {"ner": ("fever B-X\n\nno O\n", "fever B-X\n\ngout B-Y\n"),
+             "re": ("a\tnone\nb\tr\nc\tnone\n",) * 2, "qa": (questions,) * 2,
+             "classify": ("1\tis it?\tyes\n0\tis it?\tno\n",) * 2,
+             "rank": ("1\tis it?\tyes\n0\tis it?\tno\n",) * 2}
     for kind, (train, test) in texts.items():
         folder = tmp_path / kind
         folder.mkdir()
@@ -697,7 +1131,8 @@ def test_a_custom_set_of_each_kind_finds_its_labels(pretrained, tmp_path, capsys
     assert 'none, r; none is taken for "no relation"' in said
 
 
-def test_where_there_is_no_published_split_each_seed_tests_a_part_and_the_table_says_so(pretrained, tmp_path, capsys):
+def test_where_there_is_no_published_split_each_seed_tests_a_part_and_the_table_says_so(
+        pretrained, tmp_path, capsys):
     (tmp_path / "dev.tsv").write_text("".join(f"{i % 2}\tquestion {i // 2}\tanswer {i}\n" for i in range(20)))
     more = ("--data", str(tmp_path), "--seeds", "2", "--class-weights")
     assert run("rerank", pretrained, tmp_path / "out", *more) == 0
@@ -707,10 +1142,11 @@ def test_where_there_is_no_published_split_each_seed_tests_a_part_and_the_table_
               .read_text().splitlines()[1:]} for seed in (0, 1)]
     assert len(asked[0]) == len(asked[1]) == 2 and not asked[0] & asked[1]
     assert run("demo-re", pretrained, tmp_path / "re", "--class-weights") == 2
-    assert "--class-weights are for ranking" in capsys.readouterr().err
+    assert "--class-weights is for ranking" in capsys.readouterr().err
 
 
-def test_a_published_set_that_is_not_there_is_fetched_unless_offline(pretrained, tmp_path, capsys, monkeypatch):
+def test_a_published_set_that_is_not_there_is_fetched_unless_offline(
+        pretrained, tmp_path, capsys, monkeypatch):
     def fetch(name, directory):
         if "cut" in str(directory):
             raise OSError("http://address: cut off")
@@ -721,7 +1157,8 @@ def test_a_published_set_that_is_not_there_is_fetched_unless_offline(pretrained,
     monkeypatch.setattr(data, "fetch_task", fetch)
     root, offline = tmp_path / "root", ("--offline", "--data", str(tmp_path / "root"))
     assert run("yesno", pretrained, tmp_path / "out", *offline) == 2
-    assert f"finetuning_data/yesno/{{dev.tsv,test.tsv,train.tsv}} into {root}/qa/yesno" in capsys.readouterr().err
+    remedy = f"finetuning_data/yesno/{{dev.tsv,test.tsv,train.tsv}} into {root}/qa/yesno"
+    assert remedy in capsys.readouterr().err
     assert run("rerank", pretrained, tmp_path / "out", *offline) == 2 and not root.exists()
     assert "no train file" in capsys.readouterr().err
     assert run("yesno", pretrained, tmp_path / "out", "--data", str(root)) == 0
@@ -759,7 +1196,8 @@ def test_bioasq8b_reports_on_dev_which_then_chooses_nothing(pretrained, tmp_path
 
 def disease_folder(folder: Path) -> Path:
     """A data set in ncbi-disease's form, with a sentence far over the maximum length."""
-    short, long = "no O\nfever B-Disease\n. O\n", "".join(f"word{i} O\n" for i in range(60)) + "gout B-Disease\n"
+    short = "no O\nfever B-Disease\n. O\n"
+    long = "".join(f"word{i} O\n" for i in range(60)) + "gout B-Disease\n"
     for split in ("train", "dev", "test"):
         (folder / f"{split}.txt").write_text("\n" + f"{short}\n\n" * 4 + long)
     return folder
@@ -792,12 +1230,14 @@ def test_wrong_input_is_named_on_one_line(pretrained, tmp_path, capsys):
     (folder / "train.txt").write_text("fever\n")
     assert "train.txt line 1: expected a word and its tag" in fails(
         "ncbi-disease", pretrained, out, "--data", str(folder))
-    assert "no train file" in fails("ddi2013", pretrained, out, "--data", str(tmp_path / "empty"), "--offline")
+    assert "no train file" in fails(
+        "ddi2013", pretrained, out, "--data", str(tmp_path / "empty"), "--offline")
     assert "no config.json" in fails("demo-ner", tmp_path / "nowhere", out)
     assert "positions" in fails("demo-ner", pretrained, out, "--max-length", "1000")
     lines = (pretrained / "vocab.txt").read_text().splitlines(keepends=True)
     broken = tmp_path / "broken"
-    electramed.save_pretrained(electramed.load_pretrained(pretrained), broken, Tokenizer.from_file(pretrained))
+    tokenizer = Tokenizer.from_file(pretrained)
+    electramed.save_pretrained(electramed.load_pretrained(pretrained), broken, tokenizer)
     (broken / "vocab.txt").write_text("".join(lines[:-1]))
     assert "vocab_size" in fails("demo-ner", broken, out) and "vocab.txt" in fails("demo-ner", broken, out)
 
