@@ -1,10 +1,10 @@
 """Measure how fast fine-tuning is, by hand and on an idle machine: python tests/bench_finetune.py (minutes).
 
-Three programs train and evaluate the same tagger on the same sentences of ncbi-disease, in turn, several
-times (on synthetic sentences where ELECTRAMED_DATA is not set): ours with batches by length, ours with
-every row padded to 128 tokens, and transformers' ElectraForTokenClassification padded to 128, with its
-own loop. Then ours alone, small against base: Bio-ELECTRA claims that small is eight times as fast.
-Prints one line for each figure, the median over the rounds.
+Programs in processes of their own train and evaluate the same tagger on the same sentences of ncbi-disease, in turns,
+several times (on synthetic sentences where ELECTRAMED_DATA is not set): ours with batches by length; ours, but with
+memory that the allocator gives back to the system; ours with every row padded to 128 tokens; and transformers'
+ElectraForTokenClassification padded to 128, with its own loop and torch as it comes. Then ours alone, small against
+base: Bio-ELECTRA claims that small is eight times as fast. Prints one line for each figure, the median over the rounds.
 """
 import argparse
 import dataclasses
@@ -13,13 +13,13 @@ import statistics
 import time
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import numpy as np
-import torch
+import torch                        # before our modules, which would set how its threads wait
 
 import data
+import electramed
 import train_finetune
+from bench_pretrain import Program
 from electramed import PRESETS, Device, ElectraConfig
 from tokenizer import Tokenizer, learn_vocab
 from train_finetune import Feature
@@ -65,6 +65,14 @@ class Ours:
                                self.prepared.tokenizer.pad_id, self.prepared.device)
 
 
+class Forgetful(Ours):
+    """The same, but freed memory goes back to the system."""
+
+    def __init__(self, *arguments) -> None:
+        electramed.keep_freed_memory = lambda: None
+        super().__init__(*arguments)
+
+
 class Padded(Ours):
     """The same, but every row is as long as the longest could be."""
 
@@ -90,7 +98,7 @@ class Transformers:
         sizes = {name: value for name, value in dataclasses.asdict(config).items()
                  if name not in ("generator_size", "mask_prob")}
         self.model = ElectraForTokenClassification(TheirConfig(num_labels=len(TAGGING.labels), **sizes))
-        self.device = Device.choose("auto", "float32")
+        self.device = Device("cuda" if torch.cuda.is_available() else "cpu", "float32")     # no settings of ours
         self.model.to(self.device.kind)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-5)
         self.features, self.pad_id = features, tokenizer.pad_id
@@ -119,43 +127,53 @@ class Transformers:
                 output.logits.float().cpu().numpy()
 
 
-def seconds(run) -> float:
-    began = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+PROGRAMS = {"ours": Ours, "ours, memory given back": Forgetful, "ours, padded to 128": Padded,
+            "transformers, padded to 128": Transformers}
+
+
+def serve(connection, name: str, preset: str, share: int, chosen: slice) -> None:
+    """Build one of the programs, then time "train" or "evaluate" when asked to."""
+    features, tokenizer = read_features(share)
+    config = dataclasses.replace(PRESETS[preset], vocab_size=len(tokenizer.pieces))
+    program = PROGRAMS[name](config, features[chosen], tokenizer)
+    connection.send("ready")
+    while request := connection.recv():
+        began = time.perf_counter()
+        getattr(program, request)()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        connection.send(time.perf_counter() - began)
+    connection.send(None)
 
 
 def main() -> None:
+    """Run all programs in turns and print their figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--share", type=int, default=17, help="measure on every N-th batch")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    features, tokenizer = read_features(options.share)
-    small, base = (dataclasses.replace(PRESETS[name], vocab_size=len(tokenizer.pieces))
-                   for name in ("small", "base"))
+    features, _ = read_features(options.share)
     lengths = [len(feature.input_ids) for feature in features]
-    print(f"{len(features)} sentences of {statistics.fmean(lengths):.1f} tokens, "
-          f"{torch.get_num_threads()} threads, "
-          f"torch {torch.__version__}, {Device.choose('auto', 'float32').kind}, float32")
-    programs = {"ours": Ours, "ours padded to 128": Padded, "transformers padded to 128": Transformers}
-    runners = {name: program(small, features, tokenizer) for name, program in programs.items()}
+    print(f"{len(features)} sentences of {statistics.fmean(lengths):.1f} tokens, {torch.get_num_threads()} threads, "
+          f"torch {torch.__version__}, {'cuda' if torch.cuda.is_available() else 'cpu'}, float32")
+    programs = {name: Program(serve, name.startswith("ours"), name, "small", options.share, slice(None))
+                for name in PROGRAMS}
     for what in ("train", "evaluate"):
-        times: dict[str, list[float]] = {name: [] for name in runners}
+        times: dict[str, list[float]] = {name: [] for name in programs}
         for _ in range(options.rounds):
-            for name, runner in runners.items():
-                times[name].append(seconds(getattr(runner, what)))
+            for name, program in programs.items():
+                times[name].append(program.ask(what))
         for name, values in times.items():
-            ratio = statistics.median(theirs / ours for theirs, ours in zip(values, times["ours"]))
+            ratio = statistics.median(other / ours for other, ours in zip(values, times["ours"]))
             print(f"{what:8} small  {name:28}{len(features) / statistics.median(values):8.1f} sentences/s"
                   + (f"   ours is {ratio:.2f} times as fast" if name != "ours" else ""), flush=True)
-    few = features[64:192]
-    pair = {"small": Ours(small, few, tokenizer), "base": Ours(base, few, tokenizer)}
+    for program in programs.values():
+        program.end()
+    small, base = (Program(serve, True, "ours", preset, options.share, slice(64, 192)) for preset in ("small", "base"))
     for what in ("train", "evaluate"):
-        ratios = [seconds(getattr(pair["base"], what)) / seconds(getattr(pair["small"], what))
-                  for _ in range(3)]
+        ratios = [base.ask(what) / small.ask(what) for _ in range(3)]
         print(f"{what:8} small against base: {statistics.median(ratios):.1f} times as fast")
+    small.end(), base.end()
 
 
 if __name__ == "__main__":

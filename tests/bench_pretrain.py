@@ -148,35 +148,37 @@ class Setting(NamedTuple):
 
 
 class Program:
-    """One of the two loops in a process of its own, which makes a step when it is asked to and waits otherwise."""
+    """A program in a process of its own, which computes what it is asked for, and waits otherwise.
 
-    def __init__(self, who, setting):
+    serve      function of (connection, *arguments) that runs in the process: it sends one message when it is ready,
+               then answers each request, and a last time when it receives None
+    is_ours    whether the process waits for threads as train_pretrain.py and train_finetune.py do, or as torch comes
+    """
+
+    def __init__(self, serve, is_ours, *arguments):
         spawn = multiprocessing.get_context("spawn")            # a fresh interpreter: torch starts anew in it
         self.connection, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=serve, args=(theirs, who, setting), daemon=True)
-        before = dict(os.environ)
-        if who == "ours":
-            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")             # as train_pretrain.py does
+        self.process = spawn.Process(target=serve, args=(theirs, *arguments), daemon=True)
+        os.environ.pop("OMP_WAIT_POLICY", None)
+        if is_ours:
+            os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         self.process.start()
-        os.environ.clear()
-        os.environ.update(before)
-        self.connection.recv()                                  # the model is made
+        self.connection.recv()
 
-    def step(self, lengths, width, seed):
-        """Make a step on the batch of these lengths -> seconds."""
-        self.connection.send((lengths, width, seed))
+    def ask(self, request):
+        """Return the answer to a request."""
+        self.connection.send(request)
         return self.connection.recv()
 
     def end(self):
-        """End the process -> the bytes it needed at most beyond those it had before the model was made."""
-        self.connection.send(None)
-        peak = self.connection.recv()
+        """End the process; returns its last answer."""
+        last = self.ask(None)
         self.process.join()
-        return peak
+        return last
 
 
 def serve(connection, who, setting):
-    """Answer a Program in its process: build the model, then time a step for each batch asked for."""
+    """Build a model, then time a step for each batch asked for; the last answer is the peak of memory in bytes."""
     if who == "ours":
         device = Device.choose(setting.kind, setting.precision)
     else:
@@ -217,7 +219,7 @@ def memory(device, name):
 # --- 3. Figures ---
 
 def flop_per_token(config, length):
-    """Return the floating-point operations per token, forward and backward, both networks: 6 per weight of a product."""
+    """Return the operations per token, forward and backward, of both networks: 6 for each weight of a product."""
     def encoder(sizes):
         hidden = sizes.hidden_size
         projection = sizes.embedding_size * hidden if sizes.embedding_size != hidden else 0
@@ -252,12 +254,12 @@ def compare(name, device, is_compiled, options, figures):
     """Add ours beside transformers': tokens per second, peak memory, their ratio, days a paper takes, share of peak."""
     length, rows = CASES[name][0], CASES[name][1 if device.kind == "cpu" else 2]
     peak = measured_peak(device)
-    programs = {who: Program(who, Setting(name, device.kind, device.precision, is_compiled))
-                for who in ("ours", "transformers")}
+    setting = Setting(name, device.kind, device.precision, is_compiled)
+    programs = {who: Program(serve, who == "ours", who, setting) for who in ("ours", "transformers")}
     times = {who: [] for who in programs}
     for seed in range(options.rounds + 1):
         for who, program in programs.items():
-            times[who].append(program.step([length] * rows, length, seed))
+            times[who].append(program.ask(([length] * rows, length, seed)))
     peaks = {who: program.end() for who, program in programs.items()}
     times = {who: values[1:] for who, values in times.items()}                  # the first step prepares kernels
     median = {who: statistics.median(values) for who, values in times.items()}
@@ -280,9 +282,9 @@ def compare_lengths(device, options, figures):
     rows = 8 if device.kind == "cpu" else 128
     lengths, source = abstract_lengths()
     plan = plan_batches(lengths, rows, 512, np.random.default_rng(0))[:options.rounds * 3]
-    program = Program("ours", Setting("small", device.kind, device.precision, False))
-    program.step([512] * rows, 512, 0)
-    alike, padded = (sum(program.step(lengths[chosen].tolist(), width, seed)
+    program = Program(serve, True, "ours", Setting("small", device.kind, device.precision, False))
+    program.ask(([512] * rows, 512, 0))
+    alike, padded = (sum(program.ask((lengths[chosen].tolist(), width, seed))
                          for seed, (width, chosen) in enumerate(batches))
                      for batches in (plan, [(512, chosen) for _, chosen in plan]))
     program.end()
