@@ -43,6 +43,7 @@ def read_features(share: int) -> tuple[list[Feature], Tokenizer]:
     features = TAGGING.encode(examples, tokenizer, LENGTH)
     plan = data.plan_batches(np.array([len(feature.input_ids) for feature in features]), 64, LENGTH,
                              np.random.default_rng(0))
+    share = min(share, len(plan))
     chosen = sorted(plan, key=lambda batch: batch[0])[share // 2::share]
     return [features[i] for _, rows in chosen for i in rows], tokenizer
 
