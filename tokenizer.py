@@ -306,7 +306,7 @@ class Tokenizer:
         self._encoded, self._located = Cache(self._encode_chunk), Cache(self._locate_chunk)
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[list[str], bool]]:
-        """Send only the vocabulary to another process, not what was remembered: the caches fill anew there."""
+        """Send only the vocabulary to another process: the caches fill anew there."""
         return Tokenizer, (self.pieces, self.lowercase)
 
     @classmethod
@@ -513,7 +513,8 @@ def merge_pairs(spellings: list[list[str]], counts: list[int], alphabet: list[st
     queue = [(-count, pair) for pair, count in pair_counts.items()]    # negative: heapq pops the smallest
     heapq.heapify(queue)
     while queue:
-        # 1. Take the pair with the highest count; push it back where its count has fallen since it was queued.
+        # 1. Take the pair with the highest count; push it back where its count has fallen since it was
+        #    queued.
         count, pair = -queue[0][0], heapq.heappop(queue)[1]
         if pair_counts[pair] < MIN_PAIR_COUNT:
             continue
