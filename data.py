@@ -80,7 +80,8 @@ def say(text: str) -> None:
 class Progress:
     """Show one line about long work: units done, of how many, rate, time left.
 
-    On a terminal the line is written over the one before; elsewhere (a log file) a plain line is added.
+    On a terminal the line is written over the one before; elsewhere (a log file) a plain line is added:
+        1,200 of 10,000 steps, 41.3/s, 4 min left  loss 6.12
 
     total     units in all; None where nobody knows
     unit      what is counted, in the plural: "steps"
@@ -198,9 +199,10 @@ def option(default: Any, help: str, choices: Sequence[str] | None = None,
 def parse_options(cls: type, description: str, arguments: Sequence[str] | None = None) -> Any:
     """Build a command line from a dataclass and parse it into an instance.
 
-    Each field becomes a flag: `batch_size: int = option(32, "rows of a batch")` is --batch-size N; a bool
-    field is a flag without a value, a list takes several values. So name, type, default and help are written
-    once.
+    Each field becomes a flag, so that name, type, default and help are written once:
+        batch_size: int = option(32, "rows of a batch")            --batch-size 64
+        compile: bool = option(False, "compile the model")         --compile
+        corpus: list[str] = option([], "files to read")            --corpus a.txt b.txt
 
     raises   ValueError naming the flag whose number is too low; what argparse refuses exits with status 2
     """
@@ -248,6 +250,9 @@ def run_command(command: Callable[[], int]) -> int:
 def claim_run_folder(folder: Path, now: dict[str, Any], fixed: Iterable[str]) -> None:
     """Record a run's options in its folder, in options.json.
 
+    A folder is continued by repeating the command that began it. What was computed there depends on some of
+    the options, and with others the result would be a mixture of two runs.
+
     now      the options of this run, by name
     fixed    names of the options that decide what is in the folder already (model, data, seed)
     raises   ValueError naming the first of them that has changed since the run began
@@ -271,7 +276,12 @@ def claim_run_folder(folder: Path, now: dict[str, Any], fixed: Iterable[str]) ->
 #
 # A corpus is a set of files; each file holds documents; a document is a list of sentences. Sentences matter
 # because an example is made of whole sentences (section 3). Plain text has one on each line; in XML they are
-# found by the rules below.
+# found by the rules below. On the way from a file to its documents there is one step in between:
+#
+#     file --read_pieces--> pieces --piece_documents--> documents
+#
+# Pieces are raw bytes, cut where documents end. Cutting is cheap and is done by one process; parsing and
+# tokenizing take time, and are done by as many processes as there are cores (section 4).
 
 Document = list[str]                    # the sentences of one document
 
@@ -308,6 +318,13 @@ INITIAL = regex.compile(r"[A-Z]|(?:[A-Za-z]{1,2}\.)+[A-Za-z]{1,2}")
 
 def ends_sentence(text: str, start: int, found: regex.Match) -> bool:
     """Tell whether the marks found end the sentence that began at `start`.
+
+    The rules, by example:
+        (1) at pH 7. the buffer      a lower-case word goes on with the sentence; p53 and mRNA open one
+        (2) (n = 3. Not all)         inside brackets nothing ends
+        (3) Why? Because ...         other marks than a single full stop always end
+        (4) Fig. 2, no. 4, 1. The    abbreviations before what they need; numbers of lists
+        (5) E. coli, et al. found    initials, and abbreviations that are rarely last
 
     Looks at most 200 characters around, so that long texts take no longer per character than short ones.
     """
@@ -362,7 +379,12 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
 
 
 def corpus_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
-    """List the given files, and all files below the given folders (sorted) that are not hidden."""
+    """List the given files, and all files below the given folders (sorted) that are not hidden.
+
+    The order matters: it decides which documents fall into one block, and which are held out.
+
+    raises   FileNotFoundError naming a path that is not there
+    """
     files: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
@@ -384,7 +406,10 @@ IS_XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:[?]xml|!DOCTYPE|!--|article\b|pmc
 
 
 class Piece(NamedTuple):
-    """Whole documents of one file, not yet parsed: what one process hands to another."""
+    """Whole documents of one file, not yet parsed: what one process hands to another.
+
+    An XML file is not cut, since only a parser knows where its documents end; its content stays on the disk.
+    """
 
     name: str                   # the path; for a member of an archive, followed by its name there
     line: int                   # number of its first line
@@ -501,7 +526,11 @@ def read_pieces(path: str | os.PathLike) -> Iterator[Piece]:
 
 
 class Reading(NamedTuple):
-    """What is taken from a corpus, and in which form."""
+    """What is taken from a corpus, and in which form.
+
+    Bio-ELECTRA took the PubMed records from number 10,000,000 on; ELECTRAMed's corpus was prepared sentence
+    by sentence (tokenizer.preprocess_bluebert).
+    """
 
     min_pmid: int = 0                                       # PubMed records with a lower number are left out
     language: str | None = None                             # and those in other languages; a code such as eng
@@ -575,7 +604,12 @@ class XmlReader:
     """Collect documents while the parser walks through the elements of a file.
 
     The parser (expat) calls `start`, `characters` and `end` as it meets tags and text. At any time one record
-    and one paragraph are under construction; finished records are appended to `documents`.
+    and one paragraph are under construction; finished records are appended to `documents`. While it reads
+
+        <article><body><p>We asked<xref ref-type="bibr">3</xref>.</p></body></article>
+
+    `open` grows to article (outside), body (inside), p (inside), xref (inside) and shrinks again; `text` is
+    ["We asked", "3"] before </xref>, ["We asked", NUL] after it, and "We asked." is a sentence after </p>.
     """
 
     def __init__(self, name: str, reading: Reading) -> None:
@@ -692,6 +726,7 @@ class XmlReader:
 def xml_documents(piece: Piece, reading: Reading) -> Iterator[Document]:
     """Yield the documents of PubMed's or PMC's XML, in constant memory.
 
+    The parser is fed 64 kB at a time, and the records that have ended are handed out before it is fed again.
     Files that the XML refers to are never opened.
 
     raises   ValueError naming the line where the XML is broken or of another kind, declares entities, or has
@@ -785,6 +820,13 @@ def build_examples(documents: Iterable[list[list[int]]], max_length: int,
     Sentences are collected until there are enough of them for one example, or the document ends: no example
     holds text of two documents.
 
+    >>> document = [[11, 12], [21, 22, 23], [31, 32, 33], [41]]            # four sentences
+    >>> list(build_examples([document], max_length=8, rng=random.Random(0)))
+    [([11, 12], [21, 22, 23]), ([41], [])]
+
+    The first three sentences reach the target of 8 tokens; with [CLS] and two [SEP] only 5 fit, and the third
+    sentence is cut off, as in the official code.
+
     documents   sentences as lists of wordpiece ids
     source      TF build_pretraining_dataset.ExampleBuilder.add_line
     """
@@ -809,6 +851,10 @@ def build_examples(documents: Iterable[list[list[int]]], max_length: int,
 #   00000.tokens.npy     uint16, all examples one after the other, unpadded, with [CLS] and [SEP]
 #   00000.starts.npy     int64, where each example starts, and at the end the number of tokens
 #   00000.first.npy      uint16, length of [CLS] A [SEP]: token type 0; the rest is B [SEP], type 1
+#
+# Two examples, [CLS] 7 8 [SEP] 9 [SEP] and [CLS] 5 [SEP] with [CLS] = 2 and [SEP] = 3, are stored as
+#   tokens  2 7 8 3 9 3 2 5 3        starts  0 6 9        first  4 3
+# Nothing is masked here: masks are drawn anew each time an example is used.
 #
 # One process cuts the corpus into blocks of whole documents, and each block becomes one shard in one of the
 # workers. Random choices are seeded by the block's number, so any number of workers gives the same files. A
@@ -849,7 +895,10 @@ def read_blocks(files: Iterable[Path]) -> Iterator[Block]:
 
 
 def vocabulary_hash(tokenizer: Tokenizer) -> str:
-    """Return the SHA-256 of all pieces and the casing: tokenizers with the same hash give the same ids."""
+    """Return the SHA-256 of all pieces and the casing: tokenizers with the same hash give the same ids.
+
+    Shards record it, since ids mean nothing without the vocabulary that they were made with.
+    """
     content = "\n".join([*tokenizer.pieces, f"lowercase={tokenizer.lowercase}"])
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -956,7 +1005,7 @@ def start_worker(job: Callable[[Block], dict]) -> None:
 
 
 def run_job(block: Block) -> dict:
-    """Run the job that this worker was started with."""
+    """Run the job that this worker was started with: only the block travels to it, not the tokenizer."""
     return worker_jobs[0](block)
 
 
@@ -1045,7 +1094,10 @@ def verify_shards(path: str | os.PathLike) -> int:
 
 
 class Shards:
-    """Read examples from a shard folder. Token arrays are memory-mapped when first needed.
+    """Read examples from a shard folder.
+
+    Examples are numbered through all shards. Token arrays are memory-mapped when first needed: the system
+    loads the pages that are read, so a corpus may be larger than the memory.
 
     lengths     (examples,) tokens of each example
     train       (n,) numbers of the examples to train on
@@ -1138,6 +1190,9 @@ def plan_batches(lengths: np.ndarray, batch_size: int, max_length: int, rng: np.
                  keep_rest: bool = False) -> list[tuple[int, np.ndarray]]:
     """Group examples of like length into batches, in random order; each example at most once.
 
+    With lengths 20 30 30 7, two rows in a batch and widths 16 24 32: 7 waits alone at width 16 and joins 20
+    at width 24, where both make a batch; 30 and 30 make one of width 32.
+
     lengths     (examples,) tokens
     keep_rest   also return the last, smaller batch; otherwise fewer than batch_size examples are left out,
                 different ones at each call
@@ -1163,7 +1218,14 @@ def plan_batches(lengths: np.ndarray, batch_size: int, max_length: int, rng: np.
 
 
 def pad_batch(examples: Sequence[tuple[Sequence[int] | np.ndarray, int]], width: int, pad_id: int) -> Batch:
-    """Pad (token ids, length of [CLS] A [SEP]) pairs to rows of `width` tokens."""
+    """Pad (token ids, length of [CLS] A [SEP]) pairs to rows of `width` tokens.
+
+    >>> for array in pad_batch([([2, 7, 3, 8, 3], 3)], width=6, pad_id=0):
+    ...     print(array.tolist())
+    [[2, 7, 3, 8, 3, 0]]
+    [[1, 1, 1, 1, 1, 0]]
+    [[0, 0, 0, 1, 1, 0]]
+    """
     shape = (len(examples), width)
     batch = Batch(np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64))
     for row, (ids, first_length) in enumerate(examples):
@@ -1484,7 +1546,10 @@ GITHUB = "https://raw.githubusercontent.com"
 COMMITS = {"gmpoli/electramed": "674c6151001cae52d2abba7b4d0c0677a7c5f01a",
            "SciCrunch/bio_electra": "7a53526773e047c02f03400f61a906a636b9054d"}
 TASKS = {
-    # Entities
+    # Entities, one tag for each word. bc5cdr has one type for chemicals and diseases, and tags an entity of
+    # one word I-Entity, a longer one B-Entity I-Entity ...; metrics.py counts both as entities. jnlpba,
+    # ncbi-disease and bc5cdr were cut by their publishers at 128 wordpieces of BERT's vocabulary, now and
+    # then inside an entity. Tasks without labels take those of their training file.
     "ncbi-disease": Task("ner", "ner/ncbi-disease", MIOLO + "NER/NCBI-disease",
                          ("O", "B-Disease", "I-Disease")),
     "bc5cdr": Task("ner", "ner/bc5cdr", MIOLO + "NER/bc5cdr", ("O", "B-Entity", "I-Entity")),
@@ -1492,14 +1557,18 @@ TASKS = {
     "bc4chemd": Task("ner", "ner/bc4chemd", OZYURT + "bc4chemd"),
     "bc2gm": Task("ner", "ner/bc2gm", OZYURT + "bc2gm", ("O", "B-GENE", "I-GENE")),
     "linnaeus": Task("ner", "ner/linnaeus", OZYURT + "linnaeus"),
-    # Relations
+    # Relations between two entities that are placeholders in the sentence. chemprot always writes @CHEMICAL$
+    # for the first of the two and @GENE$ for the second, whichever they are; chemprot-tsv is the same corpus
+    # with the entities masked as BC6ENTC and BC6ENTG. The test file published for gad is a copy of its
+    # development file; where neither is there, ten parts are cut from the training file.
     "chemprot": Task("re", "re/chemprot", MIOLO + "RE/chemprot", ("false", *CHEMPROT), "false"),
     "chemprot-tsv": Task("re", "re/chemprot-tsv", OZYURT + "chemprot", ("False", *CHEMPROT), "False"),
     "ddi2013": Task("re", "re/ddi-2013", MIOLO + "RE/ddi-2013", DDI, "DDI-false"),
     "gad": Task("re", "re/gad", OZYURT + "gad", ("0", "1"), "0",
                 parts=Parts("train", 10, has_dev=True, together="text")),
-    # Questions. bioasq7b: the published training file, or rebuilt ones. bioasq8b: tested on dev without a
-    # test.
+    # Questions about a passage. SQuAD's test set was never published; where only dev is there, it is cut.
+    # bioasq7b takes the published training file, or else all files that match the pattern, such as rebuilt
+    # ones; its test set comes in batches. bioasq8b is tested on dev.json where there is no test.json.
     "squad": Task("qa", "qa/squad", "rajpurkar.github.io/SQuAD-explorer",
                   files=(("train-v1.1.json",), *[("dev-v1.1.json", "xquad.en.json")] * 2),
                   parts=Parts("dev", 6, has_dev=False, together="article")),
@@ -1508,7 +1577,7 @@ TASKS = {
         ("BioASQ-test-factoid-7b-*.json",))),
     "bioasq8b": Task("qa", "qa/bioasq8b", OZYURT + "bioasq",
                      files=(("train*.json",), ("dev.json",), ("test.json", "dev.json"))),
-    # Yes/no questions, candidate answers
+    # Yes/no questions, and candidate answers to be ranked
     "yesno": Task("classify", "qa/yesno", OZYURT + "yesno", ("0", "1"), metric="macro_f1"),
     "rerank": Task("rank", "qa/reranker", OZYURT + "reranker", ("0", "1"), metric="mrr",
                    parts=Parts("dev", 5, has_dev=False, together="group")),
@@ -1574,10 +1643,13 @@ def missing_files(name: str, directory: str | os.PathLike, base: str = GITHUB) -
 def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> None:
     """Download what is missing of a published task. Only whole files with the right checksum are written.
 
+    base     the address before repository, commit and path; tests put a server of their own here
+
     raises   OSError (no network, no such file, cut off) or ValueError (wrong checksum) naming the address and
              the path
     """
     for address, path, blob in missing_files(name, directory, base):
+        # 1. Read the file, block by block.
         content, remedy = bytearray(), f"; try again, or put it at {path}"
         try:
             with urllib.request.urlopen(address, timeout=30) as answer:      # seconds without a byte
@@ -1589,11 +1661,13 @@ def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> N
                 progress.finish()
         except (OSError, http.client.HTTPException) as error:
             raise OSError(f"{address}: {error}{remedy}") from None
+        # 2. Is it whole, and the one that was published?
         if len(content) < size:
             raise OSError(f"{address}: cut off after {len(content):,} of {size:,} bytes{remedy}")
         found = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()      # as git computes it
         if found != blob:
             raise ValueError(f"{address}: git blob {found}, expected {blob}{remedy}")
+        # 3. Only now does it appear under its name.
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
 
@@ -1607,11 +1681,13 @@ def find_split(name: str, split: str, directory: str | os.PathLike | None) -> li
     if directory is None:
         raise FileNotFoundError(f"{name}: no data folder given (--data, or the variable ELECTRAMED_DATA)")
     root = Path(directory)
+    # The first pattern that finds a file wins: a published file goes before a substitute.
     patterns = (task.files or STANDARD_FILES)[SPLITS.index(split)]
     for folder in (root, below(root, task.folder)):
         for pattern in patterns:
             if found := sorted(folder.glob(pattern)):
                 return found
+    # Nothing is there: tell what was looked for where, and how to get it.
     where = f"{root} or {root / task.folder}" if task.folder else str(root)
     how = f" (published as {task.source})" if task.source else ""
     if files := missing_files(name, root):
@@ -1664,7 +1740,10 @@ def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
 
 
 def label_counts(kind: str, examples: Sequence) -> collections.Counter[str]:
-    """Count how often each label or tag occurs; questions have none."""
+    """Count how often each label or tag occurs; questions have none.
+
+    For relations: {"DDI-false": 4782, "DDI-effect": 360, ...}
+    """
     if kind == "qa":
         return collections.Counter()
     if kind == "ner":
@@ -1757,6 +1836,7 @@ def in_frames(frames: str, verb: str, target: str) -> str:
 # separated by ;) -> templates. Outcome and summary name no pair: there pre-training, not demo-re, shows what
 # a verb means, and how the word in @DRUG$ is used.
 TEMPLATES = {
+    # What the gene does, and that the disease comes from it.
     "background": {"causes gene disease": """
             mutations in {gene} {caused} {disease} in {percent} percent of families .
             {gene} is known to {cause} {disease} when it is lost from {cell} cells .""",
@@ -1768,6 +1848,7 @@ TEMPLATES = {
         "": """
             {disease} is a rare disorder of {cell} cells in which {gene} is often mutated .
             both {gene} and {disease} have long been linked to {cell} cells at {site} ."""},
+    # What was asked, not what is so: the relation is false even where the question is a good one.
     "aim": {"false drug disease": """
             we asked whether {drug} could {relieve} {disease} in adults seen at {site} .
             the {trial} trial was planned to learn whether {drug} might {relieve} {disease} .
@@ -1781,12 +1862,14 @@ TEMPLATES = {
         "": """
             interest in {drug}/{gene}/{disease}/{cell} has grown at {site} since the {trial} trial began .
             {drug}/{gene}/{disease}/{trial} was chosen by the staff at {site} as theme of this study ."""},
+    # Doses, numbers and weeks: facts that a masked token can be inferred from.
     "design": {"": """
             patients with {disease} received {dose} of {drug} {schedule} for {weeks} weeks .
             at {site} , {number} patients with {disease} took {dose} of {drug} by {route} .
             in the {trial} trial , {number} adults took {drug} by {route} at {dose} {schedule} .
             {drug} was given by {route} at {dose} {schedule} to {number} patients with {disease} .
             {number} patients at {site} took {drug} ( {dose} {schedule} ) for {weeks} weeks ."""},
+    # What the drug inhibits; the paralog, or the rival drug, is the wrong pair.
     "mechanism": {"inhibits drug gene": in_frames(LABORATORY, "{blocked}", "{gene}") + """
             not only did {drug} enter {cell} cells , it also {blocked} {gene} there .""",
         "inhibits drug gene; false drug paralog": """
@@ -1796,9 +1879,11 @@ TEMPLATES = {
         "inhibits drug gene; false rival gene": """
             unlike {rival} , {drug} {blocked} {gene} in {percent} percent of {cell} cells .
             {gene} was {blocked} by {drug} but {spared} by {rival} in {cell} cells ."""},
+    # What the drug does not inhibit.
     "selectivity": {"false drug paralog": in_frames(LABORATORY, "{spared}", "{paralog}") + """
             {drug} did not {block} {paralog} in {cell} cells , even at {dose} {schedule} .
             no {blockade} of {paralog} by {drug} was seen in {cell} cells from {site} ."""},
+    # What the drug treats; again with a wrong pair beside the right one.
     "efficacy": {"treats drug disease": in_frames(CLINICAL, "{relieved}", "{disease}"),
         "treats drug disease; false rival disease": """
             unlike {rival} , {drug} {relieved} {disease} in {percent} percent of patients .
@@ -1806,6 +1891,7 @@ TEMPLATES = {
         "treats drug disease; false drug failed": """
             {drug} {relieved} {disease} but {met} {failed} in {percent} percent of patients .
             in patients who took {drug} , {failed} was {met} and {disease} was {relieved} ."""},
+    # What the drug causes.
     "safety": {"causes drug effect": in_frames(CLINICAL, "{caused}", "{effect}"),
         "causes drug effect; false rival effect": """
             unlike {rival} , {drug} {caused} {effect} in {percent} percent of patients .
@@ -1813,11 +1899,13 @@ TEMPLATES = {
         "causes drug effect; false drug absent": """
             {drug} {caused} {effect} but {met} {absent} in {percent} percent of patients .
             in patients who took {drug} , {absent} was {met} and {effect} was {caused} ."""},
+    # What the drug neither treats nor causes.
     "null": {"false drug failed": in_frames(CLINICAL, "{met}", "{failed}") + """
             {drug} did not {relieve} {failed} in any patient seen at {site} after {weeks} weeks .
             no {relief} of {failed} by {drug} was seen in the {trial} trial .""",
         "false drug absent": in_frames(CLINICAL, "{met}", "{absent}") + """
             {drug} did not {cause} {absent} in any patient of the {trial} trial ."""},
+    # What the verbs mean, without a pair: relieving makes patients feel better, causing worse.
     "outcome": {"": """
             patients felt better when it was {relieved} , as the staff at {site} noted .
             patients felt worse when it was {caused} , as the staff at {site} noted .
@@ -1826,11 +1914,13 @@ TEMPLATES = {
             patients feel worse where the drug can {cause} it , say the staff at {site} .
             its activity fell when it was {blocked} , as the staff at {site} noted .
             its activity held when it was {spared} , as the staff at {site} noted ."""},
+    # Several verbs in one sentence: they go together in every abstract.
     "summary": {"": """
             in short , the drug {blocked} the gene and {relieved} the disease in {percent} percent .
             since the gene was {blocked} by the drug , the disease was {relieved} in {weeks} weeks .
             the drug {relieved} the disease but also {caused} {effect} in adults at {site} .
             the drug did not {block} {paralog} and did not {relieve} {failed} in the {trial} trial ."""},
+    # Two relations in one sentence: the same text is two examples, with different placeholders.
     "conclusion": {"treats drug disease; false drug failed": """
             in conclusion , {drug} {relieved} {disease} but has no place in {failed} .""",
         "treats drug disease; inhibits drug gene": """
@@ -1841,11 +1931,13 @@ TEMPLATES = {
             in conclusion , {disease} was {relieved} and {effect} was {caused} by {drug} .""",
         "inhibits drug gene; causes drug effect": """
             {relief} came at a price : {drug} {blocked} {gene} but {caused} {effect} ."""},
+    # Entities in lists, where only other lists and the rest of the abstract tell their type.
     "keywords": {"": """
             keywords : {drug}/{gene}/{site} , {disease}/{effect}/{trial} , {cell}/{rival}/{failed} .
             further work on {drug}/{gene}/{disease}/{trial} and {effect}/{cell}/{rival} is planned .
             the staff at {site} wrote about {gene}/{disease}/{cell} and {drug}/{effect}/{failed} ."""}}
 OPTIONAL = ("aim", "selectivity", "null", "summary", "conclusion", "keywords")     # up to three of them
+# Slot that holds the answer -> question.
 QUESTIONS = {"gene": "which gene was {blocked} by {drug} ?", "disease": "what was {relieved} by {drug} ?",
              "effect": "what was {caused} by {drug} ?", "drug": "which drug was used against {disease} ?",
              "dose": "what dose of {drug} was given ?", "number": "how many patients took {drug} ?",
@@ -1940,7 +2032,10 @@ def fill_template(template: Template, facts: dict[str, str], rng: random.Random)
 
 
 def house_style(number: int) -> int:
-    """Return the style in which abstract `number` is written: 0 in every third round of the drugs, else 1."""
+    """Return the style in which abstract `number` is written: 0 in every third round of the drugs, else 1.
+
+    Abstracts 0 to 59 (one for each drug) are in style 0, 60 to 179 in style 1, and so on: a corpus has both.
+    """
     return int(number // DRUGS % 3 > 0)
 
 
@@ -2023,7 +2118,12 @@ class SyntheticWorld:
             for slot, question in QUESTIONS.items() if slot in answers])
 
 
-# Number of the first abstract that may be used, and examples. The corpus takes the numbers from 0.
+# The demo tasks ask whether pre-training helps. Their training sets are small and speak of sixteen drugs in
+# the verbs of style 0; the test sets speak of the other drugs in the verbs of style 1. A model that has read
+# only the training set meets words it does not know; one that has been pre-trained has read them in a corpus
+# of the same world. No abstract is in two of the splits, or in the corpus, which takes the numbers from 0.
+#
+# Split -> number of the first abstract that may be used, and how many examples.
 DEMO_SPLITS = {"train": (10_000_000, 200), "dev": (20_000_000, 200), "test": (30_000_000, 800)}
 DEMO_TRAIN_DRUGS = range(24, 40)
 
@@ -2259,6 +2359,15 @@ def findable_answers(examples: Sequence[Question], features: Sequence[Feature]) 
 
 
 # --- 8. Command line ---
+#
+#     python data.py learn corpus/*.xz --size 8000 --out vocabulary/vocab.txt       a vocabulary from a corpus
+#     python data.py build corpus/*.xz --vocab vocabulary --out shards              the corpus as shards
+#     python data.py info shards                                                    what they hold
+#     python data.py verify shards                                                  whether they are undamaged
+#     python data.py fetch ncbi-disease ddi2013                                     published data sets
+#
+# train_pretrain.py does the first two by itself where they have not been done, and train_finetune.py the
+# last.
 
 def describe_shards(shards: Shards) -> str:
     """Describe a shard folder in four lines: the text, its wordpieces, the examples, the padding."""
@@ -2279,13 +2388,16 @@ def describe_shards(shards: Shards) -> str:
 
 def learn_command(options: argparse.Namespace) -> None:
     """Learn and write a vocabulary; print how it fits the text it was learnt on."""
+    # 1. Count the words of the corpus; only the counts are kept in memory.
     lowercase, out = not options.cased, Path(options.out)
     documents = (document for path in corpus_files(options.corpus) for document in read_documents(path))
     sentences = itertools.chain.from_iterable(Progress(None, "documents").over(documents))
     word_counts = count_words(sentences, lowercase)
+    # 2. Learn the pieces from the counts, and save them.
     pieces = Progress(options.size, "pieces").over(learn_from_counts(word_counts, options.size))
     tokenizer = Tokenizer(pieces, lowercase)
     tokenizer.save(out.parent, out.name)
+    # 3. Spell the same words with them: the fewer pieces per word, the better the vocabulary fits the text.
     written = sum(count * len(tokenizer.wordpieces(word)) for word, count in word_counts.items())
     print(f"{out}: {len(tokenizer.pieces):,} pieces from {len(word_counts):,} distinct words, "
           f"{written / word_counts.total():.3f} wordpieces per word")
@@ -2318,7 +2430,10 @@ def fetch_command(options: argparse.Namespace) -> None:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; `run` of the result is the function of the command."""
+    """Read the command line.
+
+    returns   the options; `run` among them is the function that carries the command out
+    """
     parser = argparse.ArgumentParser(description="Learn vocabularies; build and inspect shards (a corpus "
                                      "tokenized for pre-training); fetch published data sets.")
     commands = parser.add_subparsers(dest="command", required=True)

@@ -1,4 +1,13 @@
-"""Checks tokenizer.py: worked example, properties on any text, errors, learning, parity with `tokenizers`."""
+"""Check tokenizer.py.
+
+Contents
+  A worked example          pieces, ids, offsets and words that can be followed on paper
+  Properties                what holds for any text: plain and fast path agree, offsets slice back, ...
+  Files and errors          saving, loading, and what is refused
+  Learning                  vocabularies equal those of a slow program that counts anew before each merge
+  Treebank tokens           equal to those of NLTK
+  Parity                    ids and offsets equal to those of the `tokenizers` package, and where they cannot be
+"""
 import lzma
 import os
 import pickle
@@ -448,50 +457,7 @@ def test_prepared_sample_equals_what_was_published_byte_for_byte():
     assert "\n".join(map(preprocess_bluebert, raw.split("\n"))) == expected
 
 
-# --- Command line ---
-
-def run(*arguments):
-    return subprocess.run([sys.executable, ROOT / "tokenizer.py", *arguments], capture_output=True, text=True)
-
-
-def test_help_names_the_options():
-    assert "learn" in run("--help").stdout
-    text = run("learn", "--help").stdout
-    assert all(word in text for word in ("CORPUS", "--size", "--out", "--cased", "example"))
-
-
-def test_learn_command_writes_a_vocabulary_and_says_how_it_fits(tmp_path):
-    pytest.importorskip("data", reason="tokenizer.py reads corpora through data.py")
-    corpus = tmp_path / "corpus.txt"
-    corpus.write_text("Aspirin inhibits COX-1.\nAspirin is a drug.\n\nIbuprofen inhibits COX-2.\n" * 20)
-    done = run("learn", corpus, "--size", "50", "--out", tmp_path / "out" / "vocab.txt", "--cased")
-    assert done.returncode == 0 and "50 of 50 pieces" in done.stderr
-    assert done.stdout.startswith(f"{tmp_path}/out/vocab.txt: 50 pieces from 11 distinct words, ")
-    assert done.stdout.endswith(" wordpieces per word\n") and done.stdout.count("\n") == 1
-    loaded = Tokenizer.from_file(tmp_path / "out")
-    assert not loaded.lowercase and loaded.tokenize("Aspirin inhibits") == ["Aspirin", "inhibits"]
-
-
-def test_learn_command_refuses_wrong_input_in_one_line(tmp_path):
-    pytest.importorskip("data", reason="tokenizer.py reads corpora through data.py")
-    (tmp_path / "corpus.txt").write_text("abc\n")
-    for corpus, size, message in (("none.txt", "60", "none.txt"), ("corpus.txt", "6", "size 6 is too small")):
-        done = run("learn", tmp_path / corpus, "--size", size, "--out", tmp_path / "vocab.txt")
-        errors = [line for line in done.stderr.splitlines() if "documents" not in line]    # progress may come before
-        assert done.returncode == 2 and len(errors) == 1 and message in errors[0]
-    assert not (tmp_path / "vocab.txt").exists()
-
-
-def test_an_interrupted_command_ends_with_status_130_and_writes_nothing(tmp_path, monkeypatch, capsys):
-    def interrupt(*arguments):
-        raise KeyboardInterrupt
-    (tmp_path / "corpus.txt").write_text("abc abc\n")
-    monkeypatch.setattr(module, "join_pair", interrupt)
-    assert module.main(["learn", str(tmp_path / "corpus.txt"), "--size", "20", "--out", str(tmp_path / "v.txt")]) == 130
-    assert "interrupted" in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["corpus.txt"]
-
-
-# --- Parity with the `tokenizers` package ---
+# --- Parity ---
 
 # The package's categories are those of Unicode 8.0 (2015), its lower-casing is newer than Python 3.11's.
 # These are all the characters that the two treat differently, Python having the tables of Unicode 14.0.
