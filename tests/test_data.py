@@ -1,4 +1,17 @@
-"""Checks data.py: documents, examples, shards, batches, task files, features, synthetic world, command line."""
+"""Check data.py, section by section.
+
+Contents
+  1. Small tools               options, run folders, progress, writing and reading whole files
+  2. Documents                 sentences of prose; text; then XML and archives
+  3. Pre-training examples     segments on paper; equal to a literal reading of the official rules
+  4. Shards                    nothing is lost, interrupted builds continue, damage is found
+  5. Batches                   each example at most once, little padding
+  6. Task files                entities, relations, pairs, questions; where they are found; parts and labels;
+                               the published data sets; fetching
+  7. A synthetic world         documents, and the demo tasks made of them
+  Features                     windows, tags, classification, questions
+  8. Command line              build, info, verify, learn, fetch
+"""
 import contextlib
 import csv
 import dataclasses
@@ -21,6 +34,7 @@ import tarfile
 import threading
 import time
 import tracemalloc
+import typing
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +45,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import data
+import tokenizer
 from data import (
     IGNORED_LABEL, TASKS, Answer, Candidate, LabelledText, Question, Reading, SyntheticWorld, TaggedSentence,
     best_windows, bucket_widths, build_examples, build_shards, claim_run_folder, corpus_files, cut_splits,
@@ -51,6 +66,8 @@ TAGS = ("O", "B-Drug", "I-Drug")
 seeds = st.integers(0, 2 ** 32)
 plain_characters = st.characters(codec="utf-8", exclude_characters="\t\r\n\ufeff \0")
 words_of_letters = st.text(LETTERS, min_size=1, max_size=3)
+json_values = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.text()),
+                           lambda inner: st.one_of(st.lists(inner), st.dictionaries(st.text(), inner)), max_leaves=8)
 
 
 def write(path, content):
@@ -97,11 +114,165 @@ def time_limit(seconds):
         signal.signal(signal.SIGALRM, before)
 
 
-def test_doctests_of_the_module_hold():
+def test_the_examples_in_the_docstrings_of_data_run():
     assert doctest.testmod(data).failed == 0
 
 
-# --- 1. Documents ---
+# --- 1. Small tools ---
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    corpus: list[str] = data.option([], "files to read")
+    batch_size: int = data.option(8, "examples of a step")
+    learning_rate: float = data.option(1e-3, "of the peak")
+    max_minutes: float | None = data.option(None, "stop after these minutes")
+    device: str = data.option("auto", "where to compute", choices=("auto", "cpu"))
+    widths: list[int] = data.option([16, 32], "row lengths")
+    compile: bool = data.option(False, "compile the model")
+
+
+def test_flags_are_parsed_by_the_types_of_the_dataclass():
+    assert parse_options(Options, "x", []) == Options()
+    arguments = ("--corpus a.txt b --batch-size 4 --learning-rate 2e-4 --max-minutes 1.5 --device cpu "
+                 "--widths 8 9 --compile").split()
+    assert parse_options(Options, "x", arguments) == Options(["a.txt", "b"], 4, 2e-4, 1.5, "cpu", [8, 9], True)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ("--device tpu", "argument --device: invalid choice: 'tpu'"),
+    ("--batch-size many", "argument --batch-size: invalid int value: 'many'"),
+    ("--max-minutes soon", "argument --max-minutes: invalid float value: 'soon'"),
+    ("--bach-size 4", "unrecognized arguments: --bach-size 4"), ("--corpus", "expected at least one argument")])
+def test_a_wrong_option_is_reported_with_exit_status_2(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        parse_options(Options, "x", arguments.split())
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_help_names_every_flag_and_default(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_options(Options, "What it does.", ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0
+    for part in ("What it does.", "--batch-size", "examples of a step (default: 8)", "--corpus CORPUS",
+                 "stop after these minutes --", "(default: [16, 32])", "{auto,cpu}", "compile the model"):
+        assert part in text
+
+
+def test_a_run_folder_refuses_other_values_of_the_options_its_content_depends_on(tmp_path):
+    folder, fixed = tmp_path / "runs" / "one", ("batch_size", "corpus", "compile")
+    claim_run_folder(folder, dataclasses.asdict(Options()), fixed)
+    assert json.loads((folder / "options.json").read_bytes()) == dataclasses.asdict(Options())
+    claim_run_folder(folder, dataclasses.asdict(Options(device="cpu", max_minutes=2.0)), fixed)
+    assert json.loads((folder / "options.json").read_bytes())["max_minutes"] == 2.0
+    before = contents(folder)
+    for change, message in (({"batch_size": 9}, "--batch-size 8, now 9"),
+                            ({"compile": True}, "--compile False, now True"),
+                            ({"corpus": ["a"]}, r"--corpus \[\], now \['a'\]")):
+        with pytest.raises(ValueError, match=rf"one holds a run with {message}"):
+            claim_run_folder(folder, dataclasses.asdict(dataclasses.replace(Options(), **change)), fixed)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_a_damaged_options_file_is_named(tmp_path, content):
+    write(tmp_path / "options.json", content)
+    with pytest.raises(ValueError, match=r"options\.json"):
+        claim_run_folder(tmp_path, dataclasses.asdict(Options()), ("batch_size",))
+
+
+@pytest.mark.parametrize("is_terminal, shown", [
+    (False, "16 of 40 steps, 1.0/s, 24 s left  loss 2\n25 of 40 steps, 1.0/s, 15 s left\n"),
+    (True, "".join(f"\r\x1b[2K{n} of 40 steps, 1.0/s, {40 - n} s left{note}"
+                   for n, note in ((8, ""), (16, "  loss 2"), (25, ""), (25, "\n"))))])
+def test_progress_prints_plain_lines_off_a_terminal(monkeypatch, capsys, is_terminal, shown):
+    clock = iter([0.0, 8.0, 16.0, 25.0])
+    monkeypatch.setattr(data.time, "monotonic", clock.__next__)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    progress = data.Progress(40, "steps")
+    progress.show(8)
+    progress.show(16, "loss 2")
+    progress.show(25)                       # nine seconds later: too soon for another line, but the last state
+    progress.finish()
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", shown)
+
+
+def test_progress_counts_its_rate_from_where_it_resumed(monkeypatch, capsys):
+    clock = iter([0.0, 10.0, 20.0])
+    monkeypatch.setattr(data.time, "monotonic", clock.__next__)
+    progress = data.Progress(None, "documents", start=1000)
+    progress.show(1050)
+    data.Progress(5, "nothing").finish()
+    assert capsys.readouterr().err == "1,050 documents, 5.0/s\n"
+
+
+def test_progress_shows_no_time_left_before_anything_is_done(monkeypatch, capsys):
+    clock = iter([0.0, 20.0])
+    monkeypatch.setattr(data.time, "monotonic", clock.__next__)
+    data.Progress(40, "steps", start=8).show(8)
+    assert capsys.readouterr().err == "8 of 40 steps, 0.0/s\n"
+
+
+@pytest.mark.parametrize("error, status, said", [
+    (ValueError("train.csv line 3: expected 3 columns, found 2"), 2,
+     "error: train.csv line 3: expected 3 columns, found 2\n"),
+    (FileNotFoundError("no.txt: no such file"), 2, "error: no.txt: no such file\n"),
+    (KeyboardInterrupt(), 130, "\ninterrupted; the same command continues\n")])
+def test_an_error_becomes_one_line_on_stderr_and_an_exit_status(error, status, said, capsys):
+    def command() -> int:
+        raise error
+    assert data.run_command(command) == status
+    assert data.run_command(lambda: 0) == 0
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", said)
+
+
+def test_a_number_below_its_bound_is_refused_by_its_flag():
+    @dataclasses.dataclass
+    class Bounded:
+        steps: int = data.option(None, "updates", at_least=1)
+        rate: float = data.option(0.5, "peak", at_least=0)
+
+    assert parse_options(Bounded, "", ["--steps", "1"]) == Bounded(1, 0.5)
+    for arguments, message in ((["--steps", "0"], "--steps must be at least 1, not 0"),
+                               (["--rate", "-1"], "--rate must be at least 0"), (["--rate", "nan"], "--rate must be")):
+        with pytest.raises(ValueError, match=message):
+            parse_options(Bounded, "", arguments)
+
+
+@given(st.lists(st.integers(), max_size=20), st.integers(0, 5))
+def test_progress_passes_items_on_unchanged(items, start):
+    assert list(data.Progress(None, "items", start).over(items)) == items
+
+
+@given(st.text(plain_characters))
+def test_written_bytes_are_read_back_and_leave_no_other_file(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "written" / "file.txt"
+    path.parent.mkdir(exist_ok=True)
+    data.write_bytes(path, text.encode())
+    assert path.read_bytes() == text.encode() and list(path.parent.iterdir()) == [path]
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    path = write(tmp_path / "file", "old")
+
+    def full(number):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        data.write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+
+
+@given(json_values)
+def test_any_json_is_read_back(tmp_path_factory, value):
+    path = write(tmp_path_factory.getbasetemp() / "value.json", json.dumps(value, ensure_ascii=False, indent=1))
+    assert data.read_json(path) == value
+
+
+# --- 2. Documents ---
 
 # Written for this test: a sentence a line; splitting must find the line ends again once they are spaces.
 PROSE = """
@@ -376,7 +547,7 @@ def test_sentences_of_biomedical_prose_are_found():
     ("A title\n \n\n1. The first (in part. Not all). ", ["A title", "1. The first (in part. Not all)."]),
     ("  one  ", ["one"]), ("", []), (" \n\n ", []), (".", ["."]), ("...?", ["...?"]),
 ])
-def test_sentences_on_paper(text, sentences):
+def test_sentences_that_can_be_followed_on_paper(text, sentences):
     assert split_into_texts(text) == sentences
 
 
@@ -389,7 +560,7 @@ def test_sentences_cover_all_but_white_space_in_order(text):
 
 
 @pytest.mark.parametrize("unit", [".", "a. ", "(A. ", ".)", ".[1", "\n ", "\n", ". ", "a.1,", "A. B) "])
-def test_time_to_find_sentences_grows_with_the_text_alone(unit):
+def test_the_time_to_find_sentences_is_linear_in_the_length_of_the_text(unit):
     with time_limit(60):                                               # quadratic: hours
         split_sentences(unit * 100_000)
 
@@ -404,7 +575,7 @@ def test_time_to_find_sentences_grows_with_the_text_alone(unit):
     ("", []), ("\n\n", []), ("\ufeff\n", []),
 ])
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, lzma.compress], ids=["plain", "gz", "xz"])
-def test_documents_are_read_by_content_whatever_the_name(tmp_path, pack, text, documents):
+def test_the_format_is_detected_from_the_content_not_from_the_file_name(tmp_path, pack, text, documents):
     assert list(read_documents(write(tmp_path / "corpus.txt", pack(text.encode())))) == documents
 
 
@@ -413,7 +584,7 @@ sentences = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\ufeff"
 
 @given(st.lists(st.lists(sentences, min_size=1, max_size=4), max_size=4), st.sampled_from(["\n", "\r\n"]),
        st.integers(1, 3))
-def test_any_documents_come_back(tmp_path_factory, documents, end, blank_lines):
+def test_any_documents_written_as_text_are_read_back(tmp_path_factory, documents, end, blank_lines):
     text = (end * blank_lines).join("".join(line + end for line in document) for document in documents)
     path = write(tmp_path_factory.getbasetemp() / "any.txt", text)
     assert list(read_documents(path)) == [[line.strip() for line in document] for document in documents]
@@ -422,14 +593,14 @@ def test_any_documents_come_back(tmp_path_factory, documents, end, blank_lines):
 @pytest.mark.parametrize("content, line", [
     (b"\xff", 1), (b"ok\r\n\n caf\xe9 \n", 3), (b"\xef\xbb\xbfa\n\xed\xa0\x80\n", 2),
     ("a\nb".encode("utf-16"), 1)])
-def test_bytes_that_are_not_utf8_are_named_by_line(tmp_path, content, line):
+def test_the_line_that_is_not_utf8_is_named(tmp_path, content, line):
     path = write(tmp_path / "latin.txt", content)
     with pytest.raises(ValueError, match=rf"latin\.txt line {line}: not UTF-8"):
         list(read_documents(path))
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, lzma.compress], ids=["gz", "xz"])
-def test_an_archive_cut_anywhere_is_named_with_the_lines_it_gave(tmp_path, pack):
+def test_an_archive_cut_anywhere_is_refused_with_the_last_line_read(tmp_path, pack):
     whole = pack("".join(f"{number * 7919}\n" for number in range(40)).encode())
     for size in range(6, len(whole)):
         path = write(tmp_path / "cut.gz", whole[:size])
@@ -438,7 +609,7 @@ def test_an_archive_cut_anywhere_is_named_with_the_lines_it_gave(tmp_path, pack)
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, lzma.compress], ids=["gz", "xz"])
-def test_a_damaged_archive_is_named(tmp_path, pack):
+def test_a_damaged_archive_is_refused(tmp_path, pack):
     whole = bytearray(pack(b"one line\n" * 500))
     whole[len(whole) // 2] ^= 0xff
     path = write(tmp_path / "damaged", bytes(whole))
@@ -468,7 +639,7 @@ def test_the_real_corpus_has_the_documents_its_readme_counts(real_data):
     assert [documents for documents, _ in counts[1:]] == [409, 409]
 
 
-# --- 1. Documents: XML and archives ---
+# --- 2. Documents: XML and archives ---
 
 def pubmed(*records):
     """A file of PubMed's, as its baseline has it: each record (PMID, language, title, what follows it)."""
@@ -548,20 +719,34 @@ def test_xml_gives_titles_abstracts_and_sections_alone(tmp_path, pack, content, 
 @pytest.mark.parametrize("reading, found", [
     (Reading(min_pmid=10_000_000), [1]), (Reading(min_pmid=5), [0, 1]), (Reading(language="eng"), [0]),
     (Reading(min_pmid=6, language="eng"), [])])
-def test_records_are_chosen_by_pmid_and_language_papers_and_text_are_not(tmp_path, reading, found):
+def test_pmid_and_language_choose_among_records_but_not_among_papers_and_text(tmp_path, reading, found):
     path = write(tmp_path / "x", RECORDS)
     assert list(read_documents(path, reading)) == [RECORD_DOCUMENTS[number] for number in found]
     assert list(read_documents(write(tmp_path / "y", PAPER), reading)) == [PAPER_DOCUMENT]
     assert list(read_documents(write(tmp_path / "z", "a\n"), reading)) == [["a"]]
 
 
-def test_sentences_are_preprocessed_and_those_of_which_nothing_is_left_dropped(tmp_path):
+def test_sentences_are_preprocessed_and_empty_ones_are_dropped(tmp_path):
     path = write(tmp_path / "x", "One\nTwo\n\nThree\n")
     reading = Reading(preprocess=lambda sentence: sentence.lower().replace("two", "").replace("three", ""))
     assert list(read_documents(path, reading)) == [["one"]]
 
 
-def test_archives_are_read_as_streams_and_hostile_members_do_nothing(tmp_path, capsys):
+@pytest.mark.parametrize("head, form", [
+    (b"A sentence.\n", "text"), (b"", "text"), ("caf\u00e9".encode()[:-1], "text"),      # cut inside a character
+    (b"<?xml version='1.0'?>", "xml"), (b"\xef\xbb\xbf\n<article>", "xml"), (b"<articles>", "text"),
+    (b"<PubmedArticleSet>", "xml"), (b"\0text", "binary"), (b"caf\xe9 noir", "binary"),
+    (bytes(257) + b"ustar", "tar")])
+def test_the_form_of_a_file_is_found_from_its_first_bytes(head, form):
+    assert data.detect_form(head) == form
+
+
+@given(st.binary(max_size=600))
+def test_any_bytes_have_a_form(head):
+    assert data.detect_form(head) in typing.get_args(data.Form)
+
+
+def test_archives_are_not_unpacked_so_hostile_members_do_nothing(tmp_path, capsys):
     members = [("../../up.txt", b"one\n\ntwo\n"), ("/etc/abs.txt", b"three"), ("d/paper.nxml", PAPER.encode()),
                ("e.txt.gz", gzip.compress(b"four\n")), ("link", b"type2"), ("device", b"type3"), ("folder", b"type5"),
                ("p.png", b"\x89PNG\0\xff"), ("f.jpg", b"\xff\xd8\xff\xe0 ab"), ("empty", b"")]
@@ -595,7 +780,7 @@ BOMB = "<!DOCTYPE article [<!ENTITY a '{}'><!ENTITY b '&a;&a;'>]>\n<article><bod
     (gzip.compress(b"one\n" + bytes(10 ** 7)), "x line 2: longer than 100,000 bytes"),
     (b"one\n\n" * 25_000 + b"caf\xe9\n", "x line 50001: not UTF-8"),
 ])
-def test_bad_files_are_named_with_the_line(tmp_path, monkeypatch, content, message):
+def test_bad_files_are_refused_with_path_and_line(tmp_path, monkeypatch, content, message):
     monkeypatch.setattr(data, "BLOCK_BYTES", 100_000)
     with pytest.raises(ValueError, match=message), time_limit(20):
         list(read_documents(write(tmp_path / "x", content)))
@@ -637,7 +822,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch, content, docu
         tracemalloc.stop()
 
 
-def test_every_real_file_of_xml_parses(real_data):
+def test_every_real_xml_file_gives_its_documents(real_data):
     found = {}
     for folder in ("pubmed", "pmc"):
         for path in sorted((real_data / "pretrain" / folder).iterdir()):
@@ -656,7 +841,7 @@ def test_every_real_file_of_xml_parses(real_data):
 @pytest.mark.parametrize("name, with_abstract", [
     ("medsamp2010.xml", 90), ("pubmed-29768149.xml", 1), ("pubmed21n0001.xml.gz", 25), ("pubmed21n1000.xml.gz", 29),
     ("pubmed21n1001.xml.gz", 26)])
-def test_real_records_hold_the_words_a_tree_of_the_file_holds(real_data, name, with_abstract):
+def test_real_records_have_the_words_that_an_xml_tree_library_finds(real_data, name, with_abstract):
     path = real_data / "pretrain" / "pubmed" / name
     with (gzip.open if name.endswith("gz") else open)(path, "rb") as file:
         records = list(ElementTree.parse(file).getroot().iter("MedlineCitation"))
@@ -669,7 +854,7 @@ def test_real_records_hold_the_words_a_tree_of_the_file_holds(real_data, name, w
             re.sub(r"[\s^]", "", text) for text in texts[1:])
 
 
-# --- 2. Pre-training examples ---
+# --- 3. Pre-training examples ---
 
 @pytest.mark.parametrize("draws, first, second", [
     # Sentences of 3, 2, 4 and 7 tokens make 16. Segment A wants (16 - 3) // 2 = 6 tokens: 3, then 2 more still
@@ -697,7 +882,7 @@ def test_targets_and_document_ends_cut_examples_as_on_paper():
 
 
 class ExampleMachine:
-    """REFERENCE section 1, items 1 to 3, taken literally: fed one line at a time, None for the blank one."""
+    """The rules of the official ExampleBuilder taken literally: fed one line at a time, None for the blank one."""
 
     def __init__(self, max_length, rng):
         self.max_length, self.rng = max_length, rng
@@ -779,7 +964,7 @@ def test_one_example_in_ten_has_one_segment_and_one_in_twenty_a_short_target():
     assert min(short) == 5 and max(short) == max_length - 4
 
 
-# --- 3. Shards ---
+# --- 4. Shards ---
 
 def test_examples_come_back_from_a_shard_as_they_were_cut(tmp_path, monkeypatch):
     segments = [([7, 8, 9], [10]), ([6], []), ([5] * 14, []), ([], [11, 12])]
@@ -834,7 +1019,7 @@ def test_any_number_of_workers_gives_the_same_files(tmp_path, monkeypatch):
         build_shards([corpus, bad], NUMBERED, tmp_path / "3", max_length=32, workers=2)
 
 
-def test_each_seed_and_each_block_cuts_in_its_own_way(tmp_path, monkeypatch):
+def test_another_seed_or_block_cuts_the_same_text_differently(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "BLOCK_BYTES", 2000)
     corpus = write(tmp_path / "c.txt", "w1 w2\nw3\nw4 w5 w6\n\n" * 400)           # all documents are the same
     for seed in (0, 1):
@@ -912,7 +1097,7 @@ def spaced(sentence):
     return " w1 ".join(sentence.split())
 
 
-def test_what_is_read_is_recorded_and_another_choice_refused(tmp_path):
+def test_the_choice_of_text_is_recorded_and_another_choice_is_refused(tmp_path):
     corpus = write(tmp_path / "corpus.txt", "w2 w3\n")
     build_shards([corpus], NUMBERED, tmp_path / "plain", workers=1)
     build_shards([corpus], NUMBERED, tmp_path / "spaced", workers=1, reading=Reading(5, "eng", spaced))
@@ -997,7 +1182,7 @@ def test_a_missing_or_truncated_array_is_named_when_it_is_read(shard_folder, nam
     (b"{", r"index\.json: not an index of shards"), (b"[1]", r"index\.json: not an index of shards"),
     (b"{}", r"index\.json: not an index of shards"),
     (b'{"format": 0}', r"index\.json: .*format 0, expected 2: build the shards anew")])
-def test_what_is_no_shard_folder_is_refused_by_name(tmp_path, content, message):
+def test_a_folder_without_a_valid_index_is_refused(tmp_path, content, message):
     if content is not None:
         write(tmp_path / "index.json", content)
     for read in (open_shards, verify_shards):
@@ -1044,7 +1229,7 @@ def test_a_missing_corpus_and_rows_without_room_are_refused_before_anything_is_w
     assert not (tmp_path / "shards").exists()
 
 
-# --- 4. Batches ---
+# --- 5. Batches ---
 
 def test_seeds_depend_on_seed_step_and_purpose():
     arguments = list(itertools.product((0, 1, 2 ** 31), (0, 1, 10 ** 6), ("order", "mask", "noise")))
@@ -1054,7 +1239,7 @@ def test_seeds_depend_on_seed_step_and_purpose():
     assert all(0 <= seed < 2 ** 63 for seed in found)
 
 
-def test_widths_on_paper():
+def test_widths_that_can_be_checked_on_paper():
     assert bucket_widths(128).tolist() == [16, 24, 32, 40, 48, 64, 80, 104, 128]
     assert bucket_widths(16).tolist() == [16] and bucket_widths(8).tolist() == [8]
 
@@ -1148,7 +1333,7 @@ def test_padding_is_undone_by_the_mask(examples, more):
         assert batch.token_type_ids[row].tolist() == [int(first <= i < len(ids)) for i in range(width)]
 
 
-# --- 5. Task files: entities ---
+# --- 6. Task files: entities ---
 
 IL2 = [(["IL-2", "gene"], ["B-DNA", "I-DNA"]), (["."], ["O"])]
 
@@ -1168,7 +1353,7 @@ def test_a_tagged_file_is_read_in_every_published_form(tmp_path, text):
     assert read_task("ner", "train", write(tmp_path / "train.txt", text).parent) == IL2
 
 
-def test_tags_are_kept_as_they_stand(tmp_path):
+def test_tags_are_kept_as_they_are_in_the_file(tmp_path):
     write(tmp_path / "train.tsv", "a I-Entity\nb I-Entity\nc B\nd I\ne O\nf I-cell-line\n")      # IOB1, no types
     assert read_task("ner", "train", tmp_path)[0].tags == ["I-Entity", "I-Entity", "B", "I", "O", "I-cell-line"]
 
@@ -1178,7 +1363,7 @@ tagged_words = st.tuples(st.text(plain_characters, min_size=1, max_size=6), st.s
 
 @given(st.lists(st.lists(tagged_words, min_size=1, max_size=5), min_size=1, max_size=4),
        st.sampled_from([" ", "\t", " NN "]), st.sampled_from(["\n", "\r\n"]))
-def test_any_tagged_sentences_come_back(tmp_path_factory, sentences, separator, end):
+def test_any_tagged_sentences_are_read_back(tmp_path_factory, sentences, separator, end):
     folder = tmp_path_factory.getbasetemp() / "tagged"
     text = end.join("".join(f"{word}{separator}{tag}{end}" for word, tag in sentence) for sentence in sentences)
     write(folder / "test.txt", text)
@@ -1201,7 +1386,7 @@ def test_a_malformed_tagged_file_is_named_by_line(tmp_path, name, text, message)
         read_task(name, "train", write(tmp_path / "train.txt", text).parent)
 
 
-# --- 5. Task files: relations ---
+# --- 6. Task files: relations ---
 
 LABELLED = {
     "chemprot.csv: BOM, quoting in force": (
@@ -1266,7 +1451,7 @@ def test_a_malformed_labelled_file_is_named_by_line(tmp_path, name, text, messag
         read_task(name, "train", write(tmp_path / "train.csv", text).parent)
 
 
-# --- 5. Task files: pairs ---
+# --- 6. Task files: pairs ---
 
 @pytest.mark.parametrize("header", [
     "", "yesno_label\tquestion\tideal_answer\n", "label\tquestion\tanswer_candidate\r\n"])
@@ -1280,7 +1465,7 @@ def test_pairs_are_read_with_and_without_a_header(tmp_path, header):
     assert [(row.group, row.label) for row in read_task("rerank", "dev", tmp_path)][1:] == [("So?", "0")] * 2
 
 
-# --- 5. Task files: questions ---
+# --- 6. Task files: questions ---
 
 def test_squad_is_read_with_and_without_answers(tmp_path):
     answered = {"id": "x_001", "question": "What fell?", "answers": [{"text": "Fever", "answer_start": 4}]}
@@ -1380,7 +1565,7 @@ def test_a_malformed_question_file_is_named(tmp_path, content, message):
         read_task("qa", "train", write(tmp_path / "train.json", content).parent)
 
 
-# --- 5. Task files: where they are ---
+# --- 6. Task files: where they are ---
 
 @pytest.mark.parametrize("layout", ["lower", "upper", "itself"])
 def test_a_task_is_found_in_the_data_root_the_release_and_its_own_folder(tmp_path, layout):
@@ -1416,7 +1601,7 @@ def test_a_kind_reads_one_split_of_a_folder_of_ones_own(tmp_path, kind, suffixes
     (("demo-ner", "tests"), ValueError, "split 'tests': expected one of train, dev, test"),
     (("ncbi", "dev"), ValueError, "unknown task 'ncbi': expected one of ncbi-disease, .*, ddi2013, .*, ner, re, qa"),
 ])
-def test_what_is_not_there_is_told_with_what_is_expected(tmp_path, arguments, error, message):
+def test_a_missing_file_is_reported_with_what_is_expected_where(tmp_path, arguments, error, message):
     for directory in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(error, match=message):
             read_task(*arguments, directory)
@@ -1434,7 +1619,7 @@ def test_a_name_is_a_task_or_a_kind():
         find_task("squat")
 
 
-# --- 5. Task files: parts and labels ---
+# --- 6. Task files: parts and labels ---
 
 @pytest.mark.parametrize("name, groups, count, has_dev", [
     ("gad", [LabelledText(str(i), f"text {i // 2}", "0") for i in range(40)], 10, True),
@@ -1466,7 +1651,7 @@ def test_labels_are_discovered_with_the_negative_one_first():
         assert with_labels(TASKS[name], relations) is TASKS[name]
 
 
-# --- 5. Task files: the published data sets ---
+# --- 6. Task files: the published data sets ---
 
 @pytest.mark.parametrize("name, folder, counts", [
     ("ncbi-disease", "", ((5429, 135_701), (923, 23_969), (941, 24_497))),
@@ -1537,6 +1722,175 @@ def test_candidates_are_as_many_as_published(real_data):
     rows = read_task("rerank", "dev", real_data)
     assert (len(rows), sum(row.label == "1" for row in rows), len({row.group for row in rows})) == (9064, 117, 100)
     assert len({row.group for row in cut_splits(TASKS["rerank"], rows, 4)["test"]}) == 20
+
+
+# --- 6. Task files: fetching ---
+
+GAD = f"/SciCrunch/bio_electra/{data.COMMITS['SciCrunch/bio_electra']}/electra/data/finetuning_data/gad"
+CONTENT = {"dev.tsv": b"b\t0\n", "test.tsv": b"c\t1\n", "train.tsv": b"a\t1\n" * 50_000}
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server on this machine: `files` by path, `asked` in order; it announces `more` bytes than it sends."""
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            server.asked.append(self.path)
+            if self.path not in server.files:
+                return self.send_error(404)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(server.files[self.path]) + server.more))
+            self.end_headers()
+            self.wfile.write(server.files[self.path])
+
+        def log_message(self, *arguments):
+            pass
+
+    blobs = {name: hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() for name, content in CONTENT.items()}
+    monkeypatch.setattr(data, "PUBLISHED_FILES", "".join(f"gad {name} {blob}\n" for name, blob in blobs.items()))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    server.files, server.asked, server.more = {f"{GAD}/{name}": text for name, text in CONTENT.items()}, [], 0
+    server.base = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_every_file_is_fetched_once_and_what_is_there_is_kept(server, tmp_path, capsys):
+    write(tmp_path / "RE" / "dev.tsv", "of another task")
+    own = write(tmp_path / "RE" / "GAD" / "test.tsv", "one's own\t0\n")
+    fetch_task("gad", tmp_path, server.base)
+    assert server.asked == [f"{GAD}/dev.tsv", f"{GAD}/train.tsv"]
+    assert contents(own.parent) == {**CONTENT, "test.tsv": own.read_bytes()}
+    assert len(read_task("gad", "train", tmp_path)) == 50_000
+    assert f"200,000 of 200,000 bytes of {own.parent / 'train.tsv'}" in capsys.readouterr().err
+    fetch_task("gad", tmp_path, server.base)
+    assert len(server.asked) == 2
+
+
+def test_nothing_is_fetched_beside_a_data_set_of_ones_own(server, tmp_path):
+    fetch_task("gad", write(tmp_path / "train.tsv", "a\t0\n").parent, server.base)
+    assert not server.asked and list(tmp_path.iterdir()) == [tmp_path / "train.tsv"]
+
+
+@pytest.mark.parametrize("change, error, message", [
+    ("content", ValueError, "git blob .*, expected "), ("length", OSError, "cut off after 200,000 of 200,007 bytes"),
+    ("file", OSError, "404"), ("server", OSError, "refused")])
+def test_a_failed_download_names_address_and_path_and_keeps_finished_files(
+        server, tmp_path, change, error, message):
+    base, address = server.base, f"{GAD}/train.tsv"
+    write(tmp_path / "re" / "gad" / "dev.tsv", CONTENT["dev.tsv"])
+    write(tmp_path / "re" / "gad" / "test.tsv", CONTENT["test.tsv"])
+    if change == "content":
+        server.files[address] = CONTENT["train.tsv"][:-1] + b" "
+    elif change == "length":
+        server.more = 7
+    elif change == "file":
+        del server.files[address]
+    elif change == "server":
+        with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as closed:
+            base = f"http://127.0.0.1:{closed.server_port}"
+    with pytest.raises(error, match=f"{re.escape(base + address)}: .*{message}.*{re.escape(str(tmp_path))}") as caught:
+        fetch_task("gad", tmp_path, base)
+    assert len(str(caught.value).splitlines()) == 1
+    assert contents(tmp_path / "re" / "gad").keys() == {"dev.tsv", "test.tsv"}
+
+
+def test_the_published_files_are_all_that_a_task_needs(tmp_path):
+    for name, task in TASKS.items():
+        files = missing_files(name, tmp_path)
+        assert bool(files) == (task.source.startswith(tuple(data.COMMITS)))
+        for _, path, blob in files:
+            write(path, "")
+            assert path.parent == tmp_path / task.folder and re.fullmatch("[0-9a-f]{40}", blob)
+        assert not missing_files(name, tmp_path)
+        for split in data.SPLITS if files else ():
+            if (name, split) != ("bioasq7b", "dev"):                # published, but with questions of the test batches
+                assert data.find_split(name, split, tmp_path)
+
+
+# --- 7. A synthetic world ---
+
+@given(st.integers(0, 50), st.lists(st.integers(0, 10 ** 8), min_size=1, max_size=3))
+@settings(max_examples=20)
+def test_a_document_depends_on_seed_and_number_alone(seed, numbers):
+    one, other = SyntheticWorld(seed), SyntheticWorld(seed)
+    expected = [one.document(number) for number in numbers]
+    assert [other.document(number) for number in reversed(numbers)] == expected[::-1]
+
+
+def test_every_document_and_every_world_is_different():
+    world = SyntheticWorld(0)
+    assert len({world.document(number).text for number in range(500)}) == 500
+    assert len({SyntheticWorld(seed).document(7).text for seed in range(20)}) == 20
+
+
+def test_the_corpus_reads_back_sentence_by_sentence(tmp_path):
+    world = SyntheticWorld(3)
+    documents = [[sentence.text for sentence in world.document(number).sentences] for number in range(60)]
+    assert list(read_documents(write(tmp_path / "c.txt", synthetic_corpus(60, seed=3)))) == documents
+    assert all(len(document) > 1 for document in documents)
+
+
+def test_entities_relations_and_answers_are_at_the_recorded_places():
+    world = SyntheticWorld(0)
+    for number in range(300):
+        document = world.document(number)
+        assert document.text == " ".join(sentence.text for sentence in document.sentences)
+        for sentence in document.sentences:
+            taken = [word for place in sentence.places.values() for word in range(*place)]
+            assert len(taken) == len(set(taken)) and set(taken) <= set(range(len(sentence.words)))
+            assert all(start < end for start, end in sentence.places.values())
+            assert sum(tag[0] == "B" for tag in sentence.tags) == len(sentence.places.keys() & data.ENTITY_TYPES.keys())
+            for label, *slots in sentence.relations:
+                assert label in TASKS["demo-re"].labels
+                first, second = (" ".join(sentence.words[slice(*sentence.places[slot])]) for slot in slots)
+                assert first != second and first in sentence.text and second in sentence.text
+        assert document.questions and all(answer in document.text for _, answer in document.questions)
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_demo_tags_are_iob2_over_the_tasks_labels(split):
+    examples = read_task("demo-ner", split)
+    assert {tag for example in examples for tag in example.tags} == set(TASKS["demo-ner"].labels)
+    for words, tags in examples:
+        assert len(words) == len(tags) > 0
+        assert all(tag[0] != "I" or before[1:] == tag[1:] for before, tag in zip(["O", *tags], tags))
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_demo_relations_name_two_entities_and_a_label_of_the_task(split):
+    examples = read_task("demo-re", split)
+    assert {example.label for example in examples} == set(TASKS["demo-re"].labels)
+    assert all(len(re.findall(r"@(?:DRUG|GENE|DISEASE)\$", example.text)) == 2 for example in examples)
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_demo_answers_stand_at_their_start(split):
+    for example in read_task("demo-qa", split):
+        [(text, start)] = example.answers
+        assert text and example.context[start:start + len(text)] == text and example.question.endswith("?")
+
+
+@pytest.mark.parametrize("name", ["demo-ner", "demo-re", "demo-qa"])
+def test_demo_splits_share_no_document_with_each_other_or_the_corpus(monkeypatch, name):
+    document, asked = SyntheticWorld.document, []
+    monkeypatch.setattr(SyntheticWorld, "document", lambda world, n: asked.append(n) or document(world, n))
+    seen = {}
+    for split in ("train", "dev", "test"):
+        asked.clear()
+        examples = read_task(name, split)
+        assert examples == read_task(name, split)
+        seen[split] = set(asked)
+        assert len(examples) >= 100 and len(seen[split]) >= 10
+    asked.clear()
+    synthetic_corpus(200)
+    seen["corpus"] = set(asked)
+    assert all(seen[one].isdisjoint(seen[other]) for one, other in itertools.combinations(seen, 2))
 
 
 # --- 6. Features: windows ---
@@ -1795,208 +2149,7 @@ def test_a_passage_without_text_has_no_answer():
     assert [[answer.text for answer in part] for part in answers] == [[], ["b"]]
 
 
-# --- 7. A synthetic biomedical world ---
-
-@given(st.integers(0, 50), st.lists(st.integers(0, 10 ** 8), min_size=1, max_size=3))
-@settings(max_examples=20)
-def test_a_document_depends_on_seed_and_number_alone(seed, numbers):
-    one, other = SyntheticWorld(seed), SyntheticWorld(seed)
-    expected = [one.document(number) for number in numbers]
-    assert [other.document(number) for number in reversed(numbers)] == expected[::-1]
-
-
-def test_worlds_and_documents_differ():
-    world = SyntheticWorld(0)
-    assert len({world.document(number).text for number in range(500)}) == 500
-    assert len({SyntheticWorld(seed).document(7).text for seed in range(20)}) == 20
-
-
-def test_the_corpus_reads_back_sentence_by_sentence(tmp_path):
-    world = SyntheticWorld(3)
-    documents = [[sentence.text for sentence in world.document(number).sentences] for number in range(60)]
-    assert list(read_documents(write(tmp_path / "c.txt", synthetic_corpus(60, seed=3)))) == documents
-    assert all(len(document) > 1 for document in documents)
-
-
-def test_entities_relations_and_answers_are_where_they_are_said_to_be():
-    world = SyntheticWorld(0)
-    for number in range(300):
-        document = world.document(number)
-        assert document.text == " ".join(sentence.text for sentence in document.sentences)
-        for sentence in document.sentences:
-            taken = [word for place in sentence.places.values() for word in range(*place)]
-            assert len(taken) == len(set(taken)) and set(taken) <= set(range(len(sentence.words)))
-            assert all(start < end for start, end in sentence.places.values())
-            assert sum(tag[0] == "B" for tag in sentence.tags) == len(sentence.places.keys() & data.ENTITY_TYPES.keys())
-            for label, *slots in sentence.relations:
-                assert label in TASKS["demo-re"].labels
-                first, second = (" ".join(sentence.words[slice(*sentence.places[slot])]) for slot in slots)
-                assert first != second and first in sentence.text and second in sentence.text
-        assert document.questions and all(answer in document.text for _, answer in document.questions)
-
-
-@pytest.mark.parametrize("split", ["train", "dev", "test"])
-def test_demo_tags_are_iob2_over_the_tasks_labels(split):
-    examples = read_task("demo-ner", split)
-    assert {tag for example in examples for tag in example.tags} == set(TASKS["demo-ner"].labels)
-    for words, tags in examples:
-        assert len(words) == len(tags) > 0
-        assert all(tag[0] != "I" or before[1:] == tag[1:] for before, tag in zip(["O", *tags], tags))
-
-
-@pytest.mark.parametrize("split", ["train", "dev", "test"])
-def test_demo_relations_name_two_entities_and_a_label_of_the_task(split):
-    examples = read_task("demo-re", split)
-    assert {example.label for example in examples} == set(TASKS["demo-re"].labels)
-    assert all(len(re.findall(r"@(?:DRUG|GENE|DISEASE)\$", example.text)) == 2 for example in examples)
-
-
-@pytest.mark.parametrize("split", ["train", "dev", "test"])
-def test_demo_answers_stand_at_their_start(split):
-    for example in read_task("demo-qa", split):
-        [(text, start)] = example.answers
-        assert text and example.context[start:start + len(text)] == text and example.question.endswith("?")
-
-
-@pytest.mark.parametrize("name", ["demo-ner", "demo-re", "demo-qa"])
-def test_demo_splits_share_no_document_with_each_other_or_the_corpus(monkeypatch, name):
-    document, asked = SyntheticWorld.document, []
-    monkeypatch.setattr(SyntheticWorld, "document", lambda world, n: asked.append(n) or document(world, n))
-    seen = {}
-    for split in ("train", "dev", "test"):
-        asked.clear()
-        examples = read_task(name, split)
-        assert examples == read_task(name, split)
-        seen[split] = set(asked)
-        assert len(examples) >= 100 and len(seen[split]) >= 10
-    asked.clear()
-    synthetic_corpus(200)
-    seen["corpus"] = set(asked)
-    assert all(seen[one].isdisjoint(seen[other]) for one, other in itertools.combinations(seen, 2))
-
-
 # --- 8. Command line ---
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    corpus: list[str] = data.option([], "files to read")
-    batch_size: int = data.option(8, "examples of a step")
-    learning_rate: float = data.option(1e-3, "of the peak")
-    max_minutes: float | None = data.option(None, "stop after these minutes")
-    device: str = data.option("auto", "where to compute", choices=("auto", "cpu"))
-    widths: list[int] = data.option([16, 32], "row lengths")
-    compile: bool = data.option(False, "compile the model")
-
-
-def test_a_command_line_is_parsed_by_the_types_of_its_dataclass():
-    assert parse_options(Options, "x", []) == Options()
-    arguments = ("--corpus a.txt b --batch-size 4 --learning-rate 2e-4 --max-minutes 1.5 --device cpu "
-                 "--widths 8 9 --compile").split()
-    assert parse_options(Options, "x", arguments) == Options(["a.txt", "b"], 4, 2e-4, 1.5, "cpu", [8, 9], True)
-
-
-@pytest.mark.parametrize("arguments, message", [
-    ("--device tpu", "argument --device: invalid choice: 'tpu'"),
-    ("--batch-size many", "argument --batch-size: invalid int value: 'many'"),
-    ("--max-minutes soon", "argument --max-minutes: invalid float value: 'soon'"),
-    ("--bach-size 4", "unrecognized arguments: --bach-size 4"), ("--corpus", "expected at least one argument")])
-def test_a_wrong_option_is_told_with_exit_status_2(capsys, arguments, message):
-    with pytest.raises(SystemExit) as stop:
-        parse_options(Options, "x", arguments.split())
-    assert stop.value.code == 2 and message in capsys.readouterr().err
-
-
-def test_help_tells_every_flag_and_default(capsys):
-    with pytest.raises(SystemExit) as stop:
-        parse_options(Options, "What it does.", ["--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert stop.value.code == 0
-    for part in ("What it does.", "--batch-size", "examples of a step (default: 8)", "--corpus CORPUS",
-                 "stop after these minutes --", "(default: [16, 32])", "{auto,cpu}", "compile the model"):
-        assert part in text
-
-
-def test_a_run_folder_belongs_to_the_options_its_content_depends_on(tmp_path):
-    folder, fixed = tmp_path / "runs" / "one", ("batch_size", "corpus", "compile")
-    claim_run_folder(folder, dataclasses.asdict(Options()), fixed)
-    assert json.loads((folder / "options.json").read_bytes()) == dataclasses.asdict(Options())
-    claim_run_folder(folder, dataclasses.asdict(Options(device="cpu", max_minutes=2.0)), fixed)
-    assert json.loads((folder / "options.json").read_bytes())["max_minutes"] == 2.0
-    before = contents(folder)
-    for change, message in (({"batch_size": 9}, "--batch-size 8, now 9"),
-                            ({"compile": True}, "--compile False, now True"),
-                            ({"corpus": ["a"]}, r"--corpus \[\], now \['a'\]")):
-        with pytest.raises(ValueError, match=rf"one holds a run with {message}"):
-            claim_run_folder(folder, dataclasses.asdict(dataclasses.replace(Options(), **change)), fixed)
-    assert contents(folder) == before
-
-
-@pytest.mark.parametrize("content", ["{", "[1]"])
-def test_damaged_options_are_named(tmp_path, content):
-    write(tmp_path / "options.json", content)
-    with pytest.raises(ValueError, match=r"options\.json"):
-        claim_run_folder(tmp_path, dataclasses.asdict(Options()), ("batch_size",))
-
-
-@pytest.mark.parametrize("is_terminal, shown", [
-    (False, "16 of 40 steps, 1.0/s, 24 s left  loss 2\n25 of 40 steps, 1.0/s, 15 s left\n"),
-    (True, "".join(f"\r\x1b[2K{n} of 40 steps, 1.0/s, {40 - n} s left{note}"
-                   for n, note in ((8, ""), (16, "  loss 2"), (25, ""), (25, "\n"))))])
-def test_progress_prints_plain_lines_off_a_terminal(monkeypatch, capsys, is_terminal, shown):
-    clock = iter([0.0, 8.0, 16.0, 25.0])
-    monkeypatch.setattr(data.time, "monotonic", clock.__next__)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
-    progress = data.Progress(40, "steps")
-    progress.show(8)
-    progress.show(16, "loss 2")
-    progress.show(25)                       # nine seconds later: too soon for another line, but the last state
-    progress.finish()
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", shown)
-
-
-def test_progress_counts_its_rate_from_where_it_resumed(monkeypatch, capsys):
-    clock = iter([0.0, 10.0, 20.0])
-    monkeypatch.setattr(data.time, "monotonic", clock.__next__)
-    progress = data.Progress(None, "documents", start=1000)
-    progress.show(1050)
-    data.Progress(5, "nothing").finish()
-    assert capsys.readouterr().err == "1,050 documents, 5.0/s\n"
-
-
-def test_progress_tells_no_time_left_before_anything_is_done(monkeypatch, capsys):
-    clock = iter([0.0, 20.0])
-    monkeypatch.setattr(data.time, "monotonic", clock.__next__)
-    data.Progress(40, "steps", start=8).show(8)
-    assert capsys.readouterr().err == "8 of 40 steps, 0.0/s\n"
-
-
-@pytest.mark.parametrize("error, status, said", [
-    (ValueError("train.csv line 3: expected 3 columns, found 2"), 2,
-     "error: train.csv line 3: expected 3 columns, found 2\n"),
-    (FileNotFoundError("no.txt: no such file"), 2, "error: no.txt: no such file\n"),
-    (KeyboardInterrupt(), 130, "\ninterrupted; the same command continues\n")])
-def test_what_ends_a_command_is_one_line_on_stderr_and_a_status(error, status, said, capsys):
-    def command() -> int:
-        raise error
-    assert data.run_command(command) == status
-    assert data.run_command(lambda: 0) == 0
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", said)
-
-
-def test_a_number_below_its_bound_is_refused_by_its_flag():
-    @dataclasses.dataclass
-    class Bounded:
-        steps: int = data.option(None, "updates", at_least=1)
-        rate: float = data.option(0.5, "peak", at_least=0)
-
-    assert parse_options(Bounded, "", ["--steps", "1"]) == Bounded(1, 0.5)
-    for arguments, message in ((["--steps", "0"], "--steps must be at least 1, not 0"),
-                               (["--rate", "-1"], "--rate must be at least 0"), (["--rate", "nan"], "--rate must be")):
-        with pytest.raises(ValueError, match=message):
-            parse_options(Bounded, "", arguments)
-
 
 def command(*arguments, cwd=None):
     """Run data.py as a user would."""
@@ -2020,7 +2173,7 @@ def test_shards_are_built_described_and_verified_from_the_command_line(tmp_path)
     width = sum(min(width for width in bucket_widths(32) if width >= length) for length in shards.lengths)
     total = shards.lengths.sum()
     assert built == (
-        f"120 documents, 480 sentences, {words:,} words\n{words:,} wordpieces, 1.000 a word, 0.000% of them unknown\n"
+        f"120 documents, 480 sentences, {words:,} words\n{words:,} wordpieces, 1.000 per word, 0.000% of them unknown\n"
         f"{len(shards.lengths):,} examples of at most 32 tokens, {total:,} together; {len(shards.held_out)} examples "
         f"held out\npadding {1 - total / width:.1%} in batches by length, "
         f"{1 - total / len(shards.lengths) / 32:.1%} if all were padded to 32\n")
@@ -2071,93 +2224,57 @@ def test_an_unknown_command_gives_status_2():
     assert status == 2 and not out and "invalid choice: 'shard'" in err
 
 
-# --- 8. Fetching ---
-
-GAD = f"/SciCrunch/bio_electra/{data.COMMITS['SciCrunch/bio_electra']}/electra/data/finetuning_data/gad"
-CONTENT = {"dev.tsv": b"b\t0\n", "test.tsv": b"c\t1\n", "train.tsv": b"a\t1\n" * 50_000}
+SENTENCES = "Aspirin inhibits COX-1.\nAspirin is a drug.\n\nIbuprofen inhibits COX-2.\n"
 
 
-@pytest.fixture
-def server(monkeypatch):
-    """A server on this machine: `files` by path, `asked` in order; it announces `more` bytes than it sends."""
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            server.asked.append(self.path)
-            if self.path not in server.files:
-                return self.send_error(404)
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(server.files[self.path]) + server.more))
-            self.end_headers()
-            self.wfile.write(server.files[self.path])
-
-        def log_message(self, *arguments):
-            pass
-
-    blobs = {name: hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() for name, content in CONTENT.items()}
-    monkeypatch.setattr(data, "PUBLISHED_FILES", "".join(f"gad {name} {blob}\n" for name, blob in blobs.items()))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-    server.files, server.asked, server.more = {f"{GAD}/{name}": text for name, text in CONTENT.items()}, [], 0
-    server.base = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def test_help_names_every_command_and_the_options_of_learn():
+    status, text, _ = command("--help")
+    assert status == 0 and all(name in text for name in ("learn", "build", "info", "verify", "fetch"))
+    status, text, _ = command("learn", "--help")
+    assert status == 0 and all(word in text for word in ("CORPUS", "--size", "--out", "--cased", "example"))
 
 
-def test_every_file_is_fetched_once_and_what_is_there_is_kept(server, tmp_path, capsys):
-    write(tmp_path / "RE" / "dev.tsv", "of another task")
-    own = write(tmp_path / "RE" / "GAD" / "test.tsv", "one's own\t0\n")
-    fetch_task("gad", tmp_path, server.base)
-    assert server.asked == [f"{GAD}/dev.tsv", f"{GAD}/train.tsv"]
-    assert contents(own.parent) == {**CONTENT, "test.tsv": own.read_bytes()}
-    assert len(read_task("gad", "train", tmp_path)) == 50_000
-    assert f"200,000 of 200,000 bytes of {own.parent / 'train.tsv'}" in capsys.readouterr().err
-    fetch_task("gad", tmp_path, server.base)
-    assert len(server.asked) == 2
+def test_learn_writes_a_vocabulary_and_says_how_it_fits_the_text(tmp_path):
+    corpus = write(tmp_path / "corpus.txt", SENTENCES * 20)
+    status, out, err = command("learn", corpus, "--size", 50, "--out", tmp_path / "out" / "vocab.txt", "--cased")
+    assert status == 0 and "50 of 50 pieces" in err
+    assert out.startswith(f"{tmp_path}/out/vocab.txt: 50 pieces from 11 distinct words, ")
+    assert out.endswith(" wordpieces per word\n") and out.count("\n") == 1
+    learnt = Tokenizer.from_file(tmp_path / "out")
+    assert not learnt.lowercase and learnt.tokenize("Aspirin inhibits") == ["Aspirin", "inhibits"]
 
 
-def test_nothing_is_fetched_beside_a_set_of_ones_own(server, tmp_path):
-    fetch_task("gad", write(tmp_path / "train.tsv", "a\t0\n").parent, server.base)
-    assert not server.asked and list(tmp_path.iterdir()) == [tmp_path / "train.tsv"]
+def test_learn_gives_the_same_pieces_for_a_corpus_in_any_form(tmp_path, capsys):
+    """Text, an archive of text, and PubMed's XML of the same sentences."""
+    sentences = [line for line in SENTENCES.split("\n") if line]
+    write(tmp_path / "text" / "c.txt", SENTENCES * 20)
+    write(tmp_path / "tar" / "c.tar.gz", gzip.compress(tar([("c.txt", SENTENCES.encode() * 20)])))
+    write(tmp_path / "xml" / "c.xml", pubmed(*[(n, "eng", sentence, "") for n in range(20) for sentence in sentences]))
+    learnt = []
+    for form in ("text", "tar", "xml"):
+        assert data.main(["learn", str(tmp_path / form), "--size", "50", "--out", str(tmp_path / f"{form}.txt")]) == 0
+        learnt.append((tmp_path / f"{form}.txt").read_text())
+    assert learnt[0] == learnt[1] == learnt[2]
 
 
-@pytest.mark.parametrize("change, error, message", [
-    ("content", ValueError, "git blob .*, expected "), ("length", OSError, "cut off after 200,000 of 200,007 bytes"),
-    ("file", OSError, "404"), ("server", OSError, "refused")])
-def test_what_goes_wrong_is_told_with_address_and_path_and_leaves_finished_files_alone(
-        server, tmp_path, change, error, message):
-    base, address = server.base, f"{GAD}/train.tsv"
-    write(tmp_path / "re" / "gad" / "dev.tsv", CONTENT["dev.tsv"])
-    write(tmp_path / "re" / "gad" / "test.tsv", CONTENT["test.tsv"])
-    if change == "content":
-        server.files[address] = CONTENT["train.tsv"][:-1] + b" "
-    elif change == "length":
-        server.more = 7
-    elif change == "file":
-        del server.files[address]
-    elif change == "server":
-        with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as closed:
-            base = f"http://127.0.0.1:{closed.server_port}"
-    with pytest.raises(error, match=f"{re.escape(base + address)}: .*{message}.*{re.escape(str(tmp_path))}") as caught:
-        fetch_task("gad", tmp_path, base)
-    assert len(str(caught.value).splitlines()) == 1
-    assert contents(tmp_path / "re" / "gad").keys() == {"dev.tsv", "test.tsv"}
+@pytest.mark.parametrize("corpus, size, message", [
+    ("none.txt", 60, "none.txt"), ("corpus.txt", 6, "size 6 is too small")])
+def test_learn_refuses_wrong_input_in_one_line(tmp_path, corpus, size, message):
+    write(tmp_path / "corpus.txt", "abc\n")
+    status, _, err = command("learn", tmp_path / corpus, "--size", size, "--out", tmp_path / "vocab.txt")
+    errors = [line for line in err.splitlines() if "documents" not in line]        # progress may come before
+    assert status == 2 and len(errors) == 1 and message in errors[0]
+    assert not (tmp_path / "vocab.txt").exists()
 
 
-def test_the_published_files_are_all_that_the_tasks_read(tmp_path):
-    for name, task in TASKS.items():
-        files = missing_files(name, tmp_path)
-        assert bool(files) == (task.source.startswith(tuple(data.COMMITS)))
-        for _, path, blob in files:
-            write(path, "")
-            assert path.parent == tmp_path / task.folder and re.fullmatch("[0-9a-f]{40}", blob)
-        assert not missing_files(name, tmp_path)
-        for split in data.SPLITS if files else ():
-            if (name, split) != ("bioasq7b", "dev"):                # published, but with questions of the test batches
-                assert data.find_split(name, split, tmp_path)
+def test_learn_interrupted_ends_with_status_130_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+    corpus = write(tmp_path / "corpus.txt", "abc abc\n")
+    monkeypatch.setattr(tokenizer, "join_pair", interrupt)
+    arguments = ["learn", str(corpus), "--size", "20", "--out", str(tmp_path / "v.txt")]
+    assert data.run_command(lambda: data.main(arguments)) == 130
+    assert "interrupted" in capsys.readouterr().err and list(tmp_path.iterdir()) == [corpus]
 
 
 def test_fetching_from_the_command_line_names_what_is_there_and_knows_its_tasks(tmp_path):
