@@ -285,14 +285,14 @@ def claim_run_folder(folder: Path, now: dict[str, Any], fixed: Iterable[str]) ->
 
 Document = list[str]                    # the sentences of one document
 
-# What ends in a full stop without ending the sentence. Three kinds of abbreviations:
-# those that never stand last ("Fig. 2"),
+# A full stop may belong to an abbreviation instead of ending the sentence. There are three kinds.
+# (a) These abbreviations never stand last in a sentence: "Fig. 2".
 NEVER_LAST = frozenset("approx ca cf dr e.g eq eqs fig figs i.e mr mrs ms prof ref refs resp sect ssp st "
                        "subsp suppl tab tabs var viz vol vols vs".split())
-# those that may stand last, but not before a number ("no. 4", "Jan. 2012"),
+# (b) These may stand last, but not before a number: "no. 4", "Jan. 2012".
 BEFORE_NUMBER = frozenset("al apr aug chap dec feb jan jul jun mar no nos nov nr oct p pp sep sept".split())
-# and those that stand last only if the next word is one that opens sentences ("Smith et al. We ...").
-# Initials and genera (E. coli) are treated like these, and so is what has full stops inside (i.v., U.S.).
+# (c) These stand last only if the next word is one of OPENERS: "Smith et al. We ...". Initials and genera
+# (E. coli) are treated like them, and so are abbreviations with full stops inside (i.v., U.S.).
 RARELY_LAST = frozenset("al co corp dept inc jr ltd sp spp sr univ".split())
 OPENERS = frozenset("""a after all although among an and as at because before both but by conversely despite
     due during each either finally first for from he her here his how however if in it its many moreover most
@@ -323,8 +323,8 @@ def ends_sentence(text: str, start: int, found: regex.Match) -> bool:
         (1) at pH 7. the buffer      a lower-case word goes on with the sentence; p53 and mRNA open one
         (2) (n = 3. Not all)         inside brackets nothing ends
         (3) Why? Because ...         other marks than a single full stop always end
-        (4) Fig. 2, no. 4, 1. The    abbreviations before what they need; numbers of lists
-        (5) E. coli, et al. found    initials, and abbreviations that are rarely last
+        (4) Fig. 2, no. 4, 1. The    abbreviations, and numbers that head a paragraph
+        (5) E. coli, et al. found    initials, and abbreviations that rarely stand last
 
     Looks at most 200 characters around, so that long texts take no longer per character than short ones.
     """
@@ -338,18 +338,19 @@ def ends_sentence(text: str, start: int, found: regex.Match) -> bool:
     is_open = before.rfind("(") > before.rfind(")") and ")" not in mark
     if is_open and CLOSING_BRACKET.match(text, found.end()):
         return False
-    # (3) ? and !, and several marks such as "...", always end it. A digit behind the mark is a citation.
+    # (3) ? and ! always end it, and so do several marks ("..."). A digit behind the mark is a citation.
     if mark[0] != "." or mark[1:2] and not mark[1].isdigit():
         return True
-    # (4) A full stop does not, after the abbreviations above or after the number of a list's item ("1. The").
+    # (4) The full stop of an abbreviation of kind (a) or (b) does not end it, nor does that of a number which
+    #     heads a paragraph ("1. The").
     words = before.split()[-2:]
     word = OPENING_MARKS.sub("", words[-1]) if words else ""
     if word.lower() in NEVER_LAST or word.lower() in BEFORE_NUMBER and following[:1].isdigit():
         return False
     if before.isdigit() and start + len(before) == stop:
         return False
-    # (5) Initials and rarely last abbreviations: it does if the next word opens sentences, or if the capital
-    #     is a name or a unit ("in group A.", "at 37 C.").
+    # (5) The full stop of an initial or an abbreviation of kind (c) ends it only if the next word opens
+    #     sentences, or if the capital is a name or a unit ("in group A.", "at 37 C.").
     if word.lower() in RARELY_LAST or INITIAL.fullmatch(word):
         is_name = words[0].lower() in LETTERED or words[0][-1].isdigit()
         return following.lower().rstrip(",") in OPENERS or len(words) == 2 and len(word) == 1 and is_name
@@ -1463,7 +1464,7 @@ def read_snippets(path: Path, entries: Any) -> list[Question]:
 def answers_of(entry: dict[str, Any], context: str, place: str) -> list[tuple[str, int]]:
     """Return (text, first character) of each answer of a SQuAD question; ValueError where it is not there.
 
-    A wrong start is common in converted files, and would teach the model to point beside the answer.
+    A wrong start would teach the model to point beside the answer.
     """
     answers = [(answer["text"], answer["answer_start"]) for answer in entry.get("answers", [])]
     for text, start in answers:
@@ -1539,6 +1540,7 @@ STANDARD_FILES = (tuple("train" + suffix for suffix in SUFFIXES),
 JNLPBA = ("O", "B-DNA", "I-DNA", "B-RNA", "I-RNA", "B-cell_line", "I-cell_line", "B-cell_type", "I-cell_type",
           "B-protein", "I-protein")
 CHEMPROT = ("CPR:3", "CPR:4", "CPR:5", "CPR:6", "CPR:9")
+SQUAD_DEV = ("dev-v1.1.json", "xquad.en.json")      # the second is a part of the first, as XQuAD has it
 DDI = ("DDI-false", "DDI-advise", "DDI-effect", "DDI-int", "DDI-mechanism")
 # Repository and folder of the two releases, ELECTRAMed's and Bio-ELECTRA's; and the commit that is fetched.
 MIOLO, OZYURT = "gmpoli/electramed, data/", "SciCrunch/bio_electra, electra/data/finetuning_data/"
@@ -1570,7 +1572,7 @@ TASKS = {
     # bioasq7b takes the published training file, or else all files that match the pattern, such as rebuilt
     # ones; its test set comes in batches. bioasq8b is tested on dev.json where there is no test.json.
     "squad": Task("qa", "qa/squad", "rajpurkar.github.io/SQuAD-explorer",
-                  files=(("train-v1.1.json",), *[("dev-v1.1.json", "xquad.en.json")] * 2),
+                  files=(("train-v1.1.json",), SQUAD_DEV, SQUAD_DEV),
                   parts=Parts("dev", 6, has_dev=False, together="article")),
     "bioasq7b": Task("qa", "qa/bioasq", MIOLO + "QA/BioASQ", metric="mrr", files=(
         ("BioASQ-train-factoid-7b.json", "BioASQ-train-factoid-*.json"), ("*dev*.json",),
@@ -1836,7 +1838,7 @@ def in_frames(frames: str, verb: str, target: str) -> str:
 # separated by ;) -> templates. Outcome and summary name no pair: there pre-training, not demo-re, shows what
 # a verb means, and how the word in @DRUG$ is used.
 TEMPLATES = {
-    # What the gene does, and that the disease comes from it.
+    # The gene and the disease: mutations in the one cause the other.
     "background": {"causes gene disease": """
             mutations in {gene} {caused} {disease} in {percent} percent of families .
             {gene} is known to {cause} {disease} when it is lost from {cell} cells .""",
@@ -1848,7 +1850,7 @@ TEMPLATES = {
         "": """
             {disease} is a rare disorder of {cell} cells in which {gene} is often mutated .
             both {gene} and {disease} have long been linked to {cell} cells at {site} ."""},
-    # What was asked, not what is so: the relation is false even where the question is a good one.
+    # What was asked. A question states nothing, so its relations are labelled false.
     "aim": {"false drug disease": """
             we asked whether {drug} could {relieve} {disease} in adults seen at {site} .
             the {trial} trial was planned to learn whether {drug} might {relieve} {disease} .
@@ -1914,13 +1916,13 @@ TEMPLATES = {
             patients feel worse where the drug can {cause} it , say the staff at {site} .
             its activity fell when it was {blocked} , as the staff at {site} noted .
             its activity held when it was {spared} , as the staff at {site} noted ."""},
-    # Several verbs in one sentence: they go together in every abstract.
+    # Verbs of different kinds side by side.
     "summary": {"": """
             in short , the drug {blocked} the gene and {relieved} the disease in {percent} percent .
             since the gene was {blocked} by the drug , the disease was {relieved} in {weeks} weeks .
             the drug {relieved} the disease but also {caused} {effect} in adults at {site} .
             the drug did not {block} {paralog} and did not {relieve} {failed} in the {trial} trial ."""},
-    # Two relations in one sentence: the same text is two examples, with different placeholders.
+    # Two relations in one sentence: they give two examples, with different placeholders.
     "conclusion": {"treats drug disease; false drug failed": """
             in conclusion , {drug} {relieved} {disease} but has no place in {failed} .""",
         "treats drug disease; inhibits drug gene": """

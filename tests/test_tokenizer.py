@@ -6,7 +6,7 @@ Contents
   Files and errors          saving, loading, and what is refused
   Learning                  vocabularies equal those of a slow program that counts anew before each merge
   Treebank tokens           equal to those of NLTK
-  Parity                    ids and offsets equal to those of the `tokenizers` package, and where they cannot be
+  Parity                    ids and offsets equal to those of the `tokenizers` package
 """
 import lzma
 import os
@@ -22,7 +22,8 @@ import regex
 from hypothesis import given, settings, strategies as st
 
 import tokenizer as module
-from tokenizer import (SPECIAL_TOKENS, CharacterTable, Tokenizer, count_words, learn_vocab, normalise_character,
+from tokenizer import (SPECIAL_TOKENS, CharacterTable, Tokenizer, count_words, learn_vocab,
+                       normalise_character,
                        preprocess_bluebert, split_words, split_words_with_positions, treebank_tokenize)
 
 ROOT = Path(module.__file__).parent
@@ -137,12 +138,14 @@ def normalise_by_category(character, lowercase):
     return "".join(f" {part} " if is_punctuation(part) else part for part in kept)
 
 
-@pytest.mark.skipif(unicodedata.unidata_version != "14.0.0", reason="compares with the tables of Unicode 14.0")
+@pytest.mark.skipif(unicodedata.unidata_version != "14.0.0",
+                    reason="compares with the tables of Unicode 14.0")
 @pytest.mark.parametrize("lowercase, exceptions", [
-    (True, ["\U0001171e"]),               # a mark that takes no space in Unicode 14.0, one that does since 16.0
+    # a mark that takes no space in Unicode 14.0, one that does since 16.0
+    (True, ["\U0001171e"]),
     (False, [])])
 def test_unicode_properties_equal_the_categories_of_python(lowercase, exceptions):
-    """For every character that Python's tables have; those added to Unicode later are known to regex alone."""
+    """True for every character that Python's tables have; regex alone knows those added to Unicode later."""
     known = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) != "Cn"]
     assert len(known) > 280_000
     assert [character for character in known if normalise_character(character, lowercase)
@@ -174,8 +177,10 @@ def encode_plainly(tokenizer, text):
 
 # Over-long words, and all that str.split() takes for white space beside what cleaning does.
 chunky_text = st.lists(st.one_of(
-    st.sampled_from(["ab", "aba,", "(bab)", "É-ab", "a" * 100, "a" * 101, "ab" * 60 + ".", "x", "한a", " ", "\ta\n"]),
-    st.text(ALPHABET + "\x1c\x1f\x85\u2029\u3000\x7f", max_size=6), st.text(max_size=6)), max_size=8).map(" ".join)
+    st.sampled_from(["ab", "aba,", "(bab)", "É-ab", "a" * 100, "a" * 101, "ab" * 60 + ".", "x", "한a", " ",
+                     "\ta\n"]),
+    st.text(ALPHABET + "\x1c\x1f\x85\u2029\u3000\x7f", max_size=6), st.text(max_size=6)),
+    max_size=8).map(" ".join)
 
 
 @pytest.mark.parametrize("cache_size", [3, 2 ** 17])
@@ -194,7 +199,8 @@ def test_the_fast_path_equals_the_plain_one_on_any_text_and_stays_small(monkeypa
                 assert len(cache) <= cache_size and all(len(text) <= 100 for text in cache)
 
     check()
-    assert cache_size == 3 or all(len(tokenizer._encoded) > 50 for tokenizer in tokenizers)    # it did remember
+    # it did remember
+    assert cache_size == 3 or all(len(tokenizer._encoded) > 50 for tokenizer in tokenizers)
 
 
 def test_changing_a_result_does_not_change_what_is_remembered():
@@ -475,8 +481,8 @@ def test_treebank_tokens_equal_those_of_nltk():
     nltk = pytest.importorskip("nltk.tokenize", reason="parity needs nltk")
     theirs = nltk.TreebankWordTokenizer()
     parts = ["", " ", "  ", "\n", "\t", *(
-        "' '' \" ` `` ( ) [ ] < > { } . ... , : ; -- - ? ! % $ a s S it 's 'll n't N'T 'RE cannot Cannot d'ye gimme "
-        "gonna gotta lemme more'n wanna 'tis 'twas 'TWAS 3 10 can not é ٣ _").split()]
+        "' '' \" ` `` ( ) [ ] < > { } . ... , : ; -- - ? ! % $ a s S it 's 'll n't N'T 'RE cannot Cannot "
+        "d'ye gimme gonna gotta lemme more'n wanna 'tis 'twas 'TWAS 3 10 can not é ٣ _").split()]
     # Python's \s has the characters 1C to 1F, that of the engine behind newer versions of nltk has not
     ascii_text = st.text([chr(code) for code in range(128) if not 0x1C <= code <= 0x1F], max_size=40)
 
@@ -493,16 +499,17 @@ def test_treebank_tokens_equal_those_of_nltk():
 @needs_data
 def test_the_prepared_sample_equals_the_published_one_byte_for_byte():
     folder = Path(DATA, "pretrain", "corpus")
-    raw, expected = ((folder / name).read_bytes().decode() for name in ("sample_raw.txt", "sample_bluebert.txt"))
+    raw, expected = ((folder / name).read_bytes().decode()
+                     for name in ("sample_raw.txt", "sample_bluebert.txt"))
     assert "\n".join(map(preprocess_bluebert, raw.split("\n"))) == expected
 
 
 # --- Parity ---
 
-# The package's categories are those of Unicode 8.0 (2015), its lower-casing is newer than Python 3.11's. Ours are
-# those of the regex package. These are all the characters of Unicode 14.0 (the tables of Python 3.11) that the two
-# treat differently. Marks, punctuation and format characters that are newer still are left out: which of them are
-# known depends on regex's version.
+# The package's categories are those of Unicode 8.0 (2015), its lower-casing is newer than Python 3.11's. Ours
+# are those of the regex package. These are all the characters of Unicode 14.0 (the tables of Python 3.11)
+# that the two treat differently. Marks, punctuation and format characters that are newer still are left out: which
+# of them are known depends on regex's version.
 NEW_CLASSES = regex.compile(r"[\p{P}\p{Mn}\p{Cf}]")
 DIFFERENT_EVER = {
     "punctuation since Unicode 9.0 or later; a letter to the package":
