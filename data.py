@@ -561,14 +561,16 @@ def text_documents(piece: Piece) -> Iterator[Document]:
         yield document
 
 
-# The elements of PubMed's XML (today's, and MEDLINE's of 2010) and of PMC's (JATS) that matter here. In
-# short:
+# A record of PubMed (today's form, and MEDLINE's of 2010), and a paper of PMC (JATS), in short:
+#
 #   <PubmedArticle><MedlineCitation><PMID>7</PMID><Article><ArticleTitle>On gout.</ArticleTitle><Abstract>
 #     <AbstractText>It hurts. It passes.</AbstractText></Abstract><Language>eng</Language> ...
-#   <article><front><title-group><article-title>On gout</article-title></title-group><abstract><p>It
-#   hurts.</p>
-#     </abstract></front><body><sec><title>Methods</title><p>We asked<xref ref-type="bibr">3</xref>.</p> ...
-# become ["On gout.", "It hurts.", "It passes."] and ["On gout", "It hurts.", "We asked."].
+#
+#   <article><front><title-group><article-title>On gout</article-title></title-group>
+#     <abstract><p>It hurts.</p></abstract></front>
+#     <body><sec><title>Methods</title><p>We asked<xref ref-type="bibr">3</xref>.</p></sec></body> ...
+#
+# They become ["On gout.", "It hurts.", "It passes."] and ["On gout", "It hurts.", "We asked."].
 XML_ROOTS = frozenset("PubmedArticleSet PubmedArticle PubmedBookArticleSet MedlineCitationSet "
                       "MedlineCitation pmc-articleset article".split())
 RECORDS = frozenset("MedlineCitation BookDocument article".split())       # each is one document
@@ -640,8 +642,8 @@ class XmlReader:
     def named_character(self, markup: str) -> None:
         """Take markup that has no handler; of it, only names such as &alpha; are text.
 
-        Such names are declared in a file that the XML refers to and that is never opened: HTML's table
-        serves.
+        Such names are declared in a file that the XML refers to. That file is never opened; the names that
+        HTML knows are taken instead.
         """
         if markup.startswith("&"):
             self.characters(html.unescape(markup))
@@ -653,8 +655,8 @@ class XmlReader:
             raise self.error(f"root element {tag}: expected {', '.join(sorted(XML_ROOTS))}")
         if len(self.open) > 1000:
             raise self.error("more than 1,000 elements inside each other")
-        # Is its text wanted? An element inherits the region of its parent; what is hidden hides all inside
-        # it.
+        # Is its text wanted? An element inherits the region of its parent; nothing inside a hidden element is
+        # wanted again.
         if region == "hidden" or tag in HIDDEN:
             region = "hidden"
         elif tag in WANTED and WANTED[tag] in (None, parent):
@@ -782,8 +784,8 @@ def read_documents(path: str | os.PathLike, reading: Reading = Reading()) -> Ite
 # --- 3. Pre-training examples ---
 #
 # An example is [CLS] A [SEP] B [SEP]: two neighbouring stretches of one document, each of whole sentences.
-# ELECTRA has no next-sentence task, but learns from two segments because many tasks have two (question and
-# passage).
+# ELECTRA does not predict whether B follows A, as BERT does. It learns from two segments because many tasks
+# have two: a question and a passage, say.
 
 Segments = tuple[list[int], list[int]]          # wordpieces of segment A and of segment B (may be empty)
 
@@ -791,9 +793,9 @@ Segments = tuple[list[int], list[int]]          # wordpieces of segment A and of
 def split_segments(sentences: list[list[int]], target: int, max_length: int, rng: random.Random) -> Segments:
     """Distribute whole sentences over segments A and B, then cut both to fit.
 
-    A wants half of the target. Sentences of 3, 2, 4 and 7 tokens with a target of 16: A wants (16 - 3) // 2 =
-    6 tokens; 3 and 2 fit, the next 4 do not, so a coin decides whether A takes them; the rest is B, cut to
-    fit.
+    A wants half of the target. Take sentences of 3, 2, 4 and 7 tokens and a target of 16. A wants
+    (16 - 3) // 2 = 6 tokens: 3 and 2 fit, the next 4 do not, so a coin decides whether A takes them, too. The
+    rest is B, cut to fit.
 
     target   tokens wanted in the example, [CLS] and two [SEP] counted
     source   TF build_pretraining_dataset.ExampleBuilder._create_example
@@ -912,7 +914,7 @@ def write_shard(folder: Path, tokenizer: Tokenizer, max_length: int, seed: int, 
     """
     rng = random.Random(f"{seed}/{block.number}")
     counts = collections.Counter(documents=0, sentences=0, words=0, wordpieces=0, unknown=0)
-    held_out: list[Document] = []
+    held_out: list[Document] = []               # encoded last, when the training documents are done
     documents = (document for piece in block.pieces for document in piece_documents(piece, reading))
 
     def encode(document: Document) -> list[list[int]]:
@@ -937,8 +939,7 @@ def write_shard(folder: Path, tokenizer: Tokenizer, max_length: int, seed: int, 
             else:
                 yield encode(document)
 
-    # 1. Examples of the training documents, then of those held out: `trained` is where the second part
-    #    begins.
+    # 1. Cut examples from the training documents, then (from number `trained` on) from those held out.
     tokens, starts, firsts = array("H"), array("q", [0]), array("H")
     for part in (training_documents(), map(encode, held_out)):
         trained = len(firsts)
@@ -1333,11 +1334,11 @@ def read_tagged(path: Path, labels: Sequence[str] = ()) -> list[TaggedSentence]:
 def split_row(line: str) -> list[str]:
     """Split a tab-separated line; take off quotes that a csv writer has put around a field.
 
-    The field "so ""much"", he said" loses its outer quotes and one of each inner pair; "a" or "b" stays as it
-    is.
+    The field "so ""much"", he said" loses its outer quotes and one of each inner pair. The field "a" or "b"
+    keeps its quotes: no csv writer would leave single quotes inside.
 
-    A csv reader will not do: the published files mix quoted fields with bare inner quotes, and a csv reader
-    that meets a stray opening quote swallows the lines that follow it.
+    The csv module does not work here: the published files mix quoted fields with bare inner quotes, and a csv
+    reader that meets a stray opening quote swallows the lines that follow it.
     """
     fields = line.split("\t")
     for number, field in enumerate(fields):
@@ -1516,7 +1517,6 @@ class Parts(NamedTuple):
     split: str                                      # the file that is there: train or dev
     number: int                                     # of parts it is cut into
     has_dev: bool                                   # whether another part is for development
-    together: str                                   # field of the examples; what shares it stays in one part
 
 
 class Task(NamedTuple):
@@ -1530,6 +1530,7 @@ class Task(NamedTuple):
     metric: str = "f1"                              # the score that chooses an epoch
     files: tuple[tuple[str, ...], ...] = ()         # names of train, dev, test; () for STANDARD_FILES
     parts: Parts | None = None                      # what is cut where a train or test file is not there
+    together: str = ""                              # field of the examples; equal ones stay in one part
 
 
 SPLITS = ("train", "dev", "test")
@@ -1567,13 +1568,13 @@ TASKS = {
     "chemprot-tsv": Task("re", "re/chemprot-tsv", OZYURT + "chemprot", ("False", *CHEMPROT), "False"),
     "ddi2013": Task("re", "re/ddi-2013", MIOLO + "RE/ddi-2013", DDI, "DDI-false"),
     "gad": Task("re", "re/gad", OZYURT + "gad", ("0", "1"), "0",
-                parts=Parts("train", 10, has_dev=True, together="text")),
+                parts=Parts("train", 10, has_dev=True), together="text"),
     # Questions about a passage. SQuAD's test set was never published; where only dev is there, it is cut.
     # bioasq7b takes the published training file, or else all files that match the pattern, such as rebuilt
     # ones; its test set comes in batches. bioasq8b is tested on dev.json where there is no test.json.
     "squad": Task("qa", "qa/squad", "rajpurkar.github.io/SQuAD-explorer",
                   files=(("train-v1.1.json",), SQUAD_DEV, SQUAD_DEV),
-                  parts=Parts("dev", 6, has_dev=False, together="article")),
+                  parts=Parts("dev", 6, has_dev=False), together="article"),
     "bioasq7b": Task("qa", "qa/bioasq", MIOLO + "QA/BioASQ", metric="mrr", files=(
         ("BioASQ-train-factoid-7b.json", "BioASQ-train-factoid-*.json"), ("*dev*.json",),
         ("BioASQ-test-factoid-7b-*.json",))),
@@ -1582,7 +1583,7 @@ TASKS = {
     # Yes/no questions, and candidate answers to be ranked
     "yesno": Task("classify", "qa/yesno", OZYURT + "yesno", ("0", "1"), metric="macro_f1"),
     "rerank": Task("rank", "qa/reranker", OZYURT + "reranker", ("0", "1"), metric="mrr",
-                   parts=Parts("dev", 5, has_dev=False, together="group")),
+                   parts=Parts("dev", 5, has_dev=False), together="group"),
     # Tasks without files, made from the synthetic world of section 7
     "demo-ner": Task("ner", labels=("O", "B-Disease", "I-Disease", "B-Drug", "I-Drug", "B-Gene", "I-Gene")),
     "demo-re": Task("re", labels=("false", "treats", "causes", "inhibits"), negative="false"),
@@ -1728,8 +1729,8 @@ def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
     dealt out to the parts in a fixed random order. Part `fold` is for test, the next one for dev.
     """
     assert task.parts, "only tasks with parts are cut"
-    count, together = task.parts.number, task.parts.together
-    groups = list(dict.fromkeys(getattr(example, together) for example in examples))
+    count = task.parts.number
+    groups = list(dict.fromkeys(getattr(example, task.together) for example in examples))
     random.Random(0).shuffle(groups)
     part_of = {group: number % count for number, group in enumerate(groups)}
     split_of = ["train"] * count                                     # of each part
@@ -1737,7 +1738,7 @@ def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
     split_of[fold % count] = "test"
     splits: dict[str, list] = {split: [] for split in SPLITS if split in split_of}
     for example in examples:
-        splits[split_of[part_of[getattr(example, together)]]].append(example)
+        splits[split_of[part_of[getattr(example, task.together)]]].append(example)
     return splits
 
 
@@ -1772,8 +1773,7 @@ def with_labels(task: Task, examples: Sequence) -> Task:
 #   facts      each drug has one target, disease, dose, side effect, trial, ... in every abstract, so a masked
 #              name or number follows from the others, and a wrong sample contradicts them;
 #   wording    an abstract keeps to one verb for each relation ("slowed" from start to end), drawn anew for
-#              each abstract: that such verbs replace each other is how a language model learns that they mean
-#              the same;
+#              each abstract. Verbs that stand in the same places mean the same: so a model learns it;
 #   spelling   drugs, genes, diseases, hospitals and cells draw names from the same syllables, so the type of
 #              a name can be learnt only from the words around it. That is what pre-training is for.
 
@@ -1946,6 +1946,11 @@ QUESTIONS = {"gene": "which gene was {blocked} by {drug} ?", "disease": "what wa
              "weeks": "for how many weeks was {drug} given ?"}
 
 
+def tidy(text: str) -> str:
+    """Drop the spaces around marks that prose does not have there: "( 5 mg ) ." -> "(5 mg)."."""
+    return re.sub(r" (?=[.,:?)])|(?<=\() ", "", text)
+
+
 class Relation(NamedTuple):
     """What a sentence states about the entities in two of its slots."""
 
@@ -2002,11 +2007,6 @@ class SyntheticDocument(NamedTuple):
     def text(self) -> str:
         """Return the sentences joined by spaces."""
         return " ".join(sentence.text for sentence in self.sentences)
-
-
-def tidy(text: str) -> str:
-    """Drop the spaces around marks that prose does not have there: "( 5 mg ) ." -> "(5 mg)."."""
-    return re.sub(r" (?=[.,:?)])|(?<=\() ", "", text)
 
 
 def read_templates(groups: dict[str, str]) -> list[Template]:
@@ -2166,8 +2166,8 @@ def synthetic_corpus(documents: int, seed: int = 0) -> str:
     """Write abstracts 0 to documents - 1 as corpus text.
 
     A sentence stands on each line, an empty line after each document. Three abstracts in four are cut into
-    documents of two sentences. A model learns faster on short rows which words to look at, and keeps that on
-    long ones.
+    documents of two sentences: on short rows a model learns sooner which words to look at, and it still does
+    so on long ones.
     """
     world, text = SyntheticWorld(seed), []
     for number in range(documents):
@@ -2368,8 +2368,7 @@ def findable_answers(examples: Sequence[Question], features: Sequence[Feature]) 
 #     python data.py verify shards                                                  whether they are undamaged
 #     python data.py fetch ncbi-disease ddi2013                                     published data sets
 #
-# train_pretrain.py does the first two by itself where they have not been done, and train_finetune.py the
-# last.
+# train_pretrain.py does the first two by itself where nobody has done them, train_finetune.py the last.
 
 def describe_shards(shards: Shards) -> str:
     """Describe a shard folder in four lines: the text, its wordpieces, the examples, the padding."""
