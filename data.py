@@ -435,7 +435,11 @@ def detect_form(head: bytes) -> Form:
 
 
 def last_border(text: bytes) -> int:
-    """Find the end of the last empty line, behind which a new document begins; 0 where there is none."""
+    """Find the end of the last empty line, behind which a new document begins; 0 where there is none.
+
+    >>> last_border(b"one\\n\\ntwo\\nthree")
+    5
+    """
     end = text.rfind(b"\n")
     while end >= 0:
         start = text.rfind(b"\n", 0, end)
@@ -877,7 +881,7 @@ class Block(NamedTuple):
 
 
 def read_blocks(files: Iterable[Path]) -> Iterator[Block]:
-    """Deal the files out in blocks.
+    """Deal the files out in blocks: a big file gives several, many small ones share one.
 
     The blocks depend on the files alone, and finding them is quick: nothing is parsed or tokenized here. An
     XML file counts with its size on the disk.
@@ -1001,7 +1005,9 @@ def start_worker(job: Callable[[Block], dict]) -> None:
         typing.cast(Any, multiprocessing.parent_process()).join()
         os._exit(1)
 
+    # Ctrl-C reaches all processes of a terminal. The parent alone answers it, by ending the pool.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A killed parent ends no pool: this thread notices that it is gone.
     threading.Thread(target=wait_for_parent, daemon=True).start()
     worker_jobs.append(job)
 
@@ -1018,6 +1024,8 @@ def map_in_processes(job: Callable[[Block], dict], blocks: Iterable[Block], work
 
     raises   what a job raises; ChildProcessError when a worker was killed
     """
+    # A block is read only when there is room for it. Results come in the order of the blocks: the index lists
+    # them in this order, and a later block that is ready earlier waits.
     waiting: collections.deque[concurrent.futures.Future[dict]] = collections.deque()
     # "spawn" starts fresh interpreters: "fork" would copy the threads' locks of a parent that uses torch.
     spawn = multiprocessing.get_context("spawn")
@@ -1138,7 +1146,10 @@ class Shards:
             raise ValueError(f"{path}: truncated or damaged ({error}): build the shards anew") from None
 
     def example(self, number: int) -> tuple[np.ndarray, int]:
-        """Return the token ids of one example, and how many of them are [CLS] A [SEP]."""
+        """Return the token ids of one example, and how many of them are [CLS] A [SEP].
+
+        number   0 to len(lengths) - 1, counted through all shards
+        """
         shard = int(np.searchsorted(self.offsets, number, side="right")) - 1
         row = number - self.offsets[shard]
         start, end = self.starts[shard][row:row + 2]
@@ -1350,6 +1361,9 @@ def split_row(line: str) -> list[str]:
 
 def read_rows(path: Path, *forms: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
     """Yield the tab-separated rows after the header line, if there is one, with their line numbers.
+
+    Published files of one kind differ in this: those of ddi-2013 have a header and three columns, gad's have
+    neither a header nor an index. A first row that begins or ends with "label" is a header.
 
     forms    the names of the columns in each form the file may have; the first row's number of columns
              decides
@@ -1835,8 +1849,14 @@ def in_frames(frames: str, verb: str, target: str) -> str:
 
 
 # Sections in the order of an abstract -> the relations that a sentence states ("label slot slot"; several are
-# separated by ;) -> templates. Outcome and summary name no pair: there pre-training, not demo-re, shows what
-# a verb means, and how the word in @DRUG$ is used.
+# separated by ;) -> templates. For example,
+#
+#     "inhibits drug gene; false drug paralog": {drug} {blocked} {gene} but {spared} {paralog} at {dose} .
+#
+# becomes "Vorax silenced delin but ignored sulol at 20 mg.", two examples of demo-re ("@DRUG$ silenced @GENE$
+# but ...": inhibits; "@DRUG$ silenced delin but ignored @GENE$ ...": false) and three entities of demo-ner.
+# Outcome and summary name no pair: there pre-training, not demo-re, shows what a verb means, and how the word
+# in @DRUG$ is used.
 TEMPLATES = {
     # The gene and the disease: mutations in the one cause the other.
     "background": {"causes gene disease": """
@@ -1938,7 +1958,7 @@ TEMPLATES = {
             keywords : {drug}/{gene}/{site} , {disease}/{effect}/{trial} , {cell}/{rival}/{failed} .
             further work on {drug}/{gene}/{disease}/{trial} and {effect}/{cell}/{rival} is planned .
             the staff at {site} wrote about {gene}/{disease}/{cell} and {drug}/{effect}/{failed} ."""}}
-OPTIONAL = ("aim", "selectivity", "null", "summary", "conclusion", "keywords")     # up to three of them
+OPTIONAL = ("aim", "selectivity", "null", "summary", "conclusion", "keywords")     # at most three stay
 # Slot that holds the answer -> question.
 QUESTIONS = {"gene": "which gene was {blocked} by {drug} ?", "disease": "what was {relieved} by {drug} ?",
              "effect": "what was {caused} by {drug} ?", "drug": "which drug was used against {disease} ?",
@@ -2010,7 +2030,11 @@ class SyntheticDocument(NamedTuple):
 
 
 def read_templates(groups: dict[str, str]) -> list[Template]:
-    """Read the templates of one section: relations, then a template on each line."""
+    """Read the templates of one section.
+
+    {"treats drug disease": "{drug} cured {disease} .\\n{disease} was cured by {drug} ."} -> two templates,
+    both with the relation treats between the slots drug and disease.
+    """
     templates = []
     for stated, lines in groups.items():
         relations = [Relation(*relation.split()) for relation in stated.split(";") if relation]
@@ -2069,7 +2093,7 @@ class SyntheticWorld:
         names = invent_names(rng)
 
         def entities(nouns: list[str], *forms: str) -> list[str]:
-            """Make one family of entities for each noun."""
+            """Make one family of entities for each noun: "vorax fever", "chronic delin fever", ..."""
             return [form.format(name=next(names), noun=noun) for noun in nouns for form in forms]
 
         drugs = entities(SALTS, "{name}", "{name}", "{name} {noun}", "{name}")
