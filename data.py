@@ -1,23 +1,32 @@
-"""Everything between a file and a batch: corpora, shards, task files, features, and a synthetic corpus.
+"""Turn files into batches: corpora into shards, task files into labelled examples; invent a synthetic world.
 
-After reading this file you hold how ELECTRA's pre-training examples are cut from documents, how a corpus of any
-size is stored and drawn from reproducibly, and how published task files become labelled token sequences and
-model outputs become answers again.
+After reading this file you hold how ELECTRA's pre-training examples are cut from documents, how a corpus of
+any size is stored and drawn from reproducibly, and how the published task files of both papers are read. Row
+lengths are an example of what it decides; four examples of 20, 30, 30 and 7 tokens become two batches:
 
 >>> plan = plan_batches(np.array([20, 30, 30, 7]), batch_size=2, max_length=32, rng=np.random.default_rng(0))
 >>> [(width, sorted(rows.tolist())) for width, rows in sorted(plan, key=lambda batch: batch[0])]
 [(24, [0, 3]), (32, [1, 2])]
 
-Where it stands: text -> [this file, with a tokenizer] -> numpy batches -> train_pretrain.py, train_finetune.py.
-Section 8 also has what both trainers need around their work: options to flags, progress, fetching, run folders.
-Left out: masking (it is redrawn for every step, in electramed.py) and scores (metrics.py).
-Sources: the official TensorFlow ELECTRA code ("TF": file and function are named), the releases of ELECTRAMed
-and Bio-ELECTRA for the formats of their files.
+Where it stands: text -> [this file, with tokenizer.py] -> numpy batches -> train_pretrain.py and
+train_finetune.py, which also use the small tools of section 1. As a program it prepares what they need:
 
-    1. Documents                       5. Task files
-    2. Pre-training examples           6. Features and decoding
-    3. Shards                          7. A synthetic biomedical world
-    4. Batches                         8. Command line
+    python data.py learn | build | info | verify | fetch
+
+Left out on purpose: masking, which is drawn anew for every step (electramed.py), and scores (metrics.py).
+Sources: the official TensorFlow ELECTRA code ("TF", with the file and function), and the releases of
+ELECTRAMed and Bio-ELECTRA for the formats of their files.
+
+Contents, in the order in which data flows
+    1. Small tools                 messages, progress, reading and writing files, options, commands
+    2. Documents                   text, PubMed and PMC XML, archives -> lists of sentences
+    3. Pre-training examples       sentences -> segments A and B
+    4. Shards                      examples -> a folder of arrays, built by several processes
+    5. Batches                     examples of like length -> padded rows
+    6. Task files                  published data sets -> labelled examples
+    7. A synthetic world           a made-up biomedicine: unlimited text with known answers
+    8. Command line
+    9. Published files             names and checksums of what `fetch` downloads
 """
 from __future__ import annotations
 
@@ -49,95 +58,87 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from xml.parsers import expat
 
 import numpy as np
+import regex
 
-Document = list[str]                    # the sentences of one document
+from tokenizer import Tokenizer, count_words, learn_from_counts, preprocess_bluebert, write_bytes
 
-
-# --- 1. Documents ---
-
-BLOCK_BYTES = 1 << 24                   # of text in one shard: about 4 million tokens, a few seconds of one core
-READ_BYTES = 1 << 20                    # read at once
-XML_MEMBER_BYTES = 1 << 29              # of one XML file in an archive, which is held in memory
-DAMAGED = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
-IS_XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:[?]xml|!DOCTYPE|!--|article\b|pmc-articleset|Pubmed|Medline)")
-
-# What ends in a full stop without ending the sentence: before anything; before a number; before all but words that
-# open sentences. Initials and genera (E. coli) are of the third kind, and what has stops inside (i.v., U.S.).
-NEVER_LAST = frozenset("approx ca cf dr e.g eq eqs fig figs i.e mr mrs ms prof ref refs resp sect ssp st subsp suppl "
-                       "tab tabs var viz vol vols vs".split())
-BEFORE_NUMBER = frozenset("al apr aug chap dec feb jan jul jun mar no nos nov nr oct p pp sep sept".split())
-RARELY_LAST = frozenset("al co corp dept inc jr ltd sp spp sr univ".split())
-OPENERS = frozenset("""a after all although among an and as at because before both but by conversely despite due during
-    each either finally first for from he her here his how however if in it its many moreover most neither no of on one
-    only other our out results she since some such that the their then there therefore these they this those three thus
-    to two under until upon using we what when whereas whether which while who with within without""".split())
-LETTERED = frozenset("a and arm class cohort factor figure grade group hepatitis influenza or panel stage table toxin "
-                     "type vitamin".split())         # "in group A. Patients": here a capital is no initial
-# A run of marks is entered at its first alone, and nothing else that repeats begins a match: time is linear.
-SENTENCE_BREAK = re.compile(r"""(?<![.?!])[.?!]+["'”’»)\]]*"""
-                            r"(?:\[[\d,\s–-]{1,40}\]|(?<=[a-z][a-z]\.)\d[\d,–-]{,9}(?=\s))?\s+|\n[^\S\n]*\n\s*")
-CLOSING_BRACKET = re.compile(r"[^(]{,200}\)")
+# --- 1. Small tools ---
+#
+# What all that follows, and both trainers, need around their work. The tool that writes a file
+# (`write_bytes`: whole or not at all) comes from tokenizer.py, which saves vocabularies with it.
 
 
-def split_sentences(text: str) -> list[tuple[int, int]]:
-    """Find the sentences of biomedical prose: (start, end) characters of each, without the white space around.
+def say(text: str) -> None:
+    """Print what is going on to stderr; stdout is for results."""
+    print(text, file=sys.stderr, flush=True)
 
-    A sentence ends at . ? or ! before white space and what can open another (a capital, a digit, p53, mRNA), unless
-    the full stop is that of an abbreviation or an initial, or stands in brackets; and at every empty line. Marks
-    of citation behind the full stop ("in mice.[3,4]", "in mice.3") belong to the sentence that they end.
+
+class Progress:
+    """Show one line about long work: units done, of how many, rate, time left.
+
+    On a terminal the line is written over the one before; elsewhere (a log file) a plain line is added:
+        1,200 of 10,000 steps, 41.3/s, 4 min left  loss 6.12
+
+    total     units in all; None where nobody knows
+    unit      what is counted, in the plural: "steps"
+    start     units that an earlier run has done already: they do not count in the rate
     """
-    spans, start = [], len(text) - len(text.lstrip())
-    for found in SENTENCE_BREAK.finditer(text, start):
-        if found[0].count("\n") > 1 or ends_sentence(text, start, found):
-            spans.append((start, found.start() + len(found[0].rstrip())))
-            start = found.end()
-    end = len(text.rstrip())
-    return spans + [(start, end)] if start < end else spans
+
+    def __init__(self, total: int | None, unit: str, start: int = 0) -> None:
+        self.total, self.unit, self.start = total, unit, start
+        self.began = self.shown = time.monotonic()
+        self.rewind = "\r\x1b[2K" if sys.stderr.isatty() else ""      # back to the line's start, and clear it
+        self.line = ""
+
+    def show(self, done: int, note: str = "") -> None:
+        """Report `done` units: at most five times a second on a terminal, every ten seconds elsewhere."""
+        now = time.monotonic()
+        rate = (done - self.start) / max(now - self.began, 1e-9)
+        total = f" of {self.total:,}" if self.total else ""
+        self.line = f"{done:,}{total} {self.unit}, {rate:,.1f}/s"
+        if self.total and rate:                                     # otherwise the time left is unknown
+            left = (self.total - done) / max(rate, 1e-9)            # seconds
+            if left >= 3600:
+                self.line += f", {left // 3600:.0f} h {left % 3600 / 60:.0f} min left"
+            else:
+                self.line += f", {left / 60:.0f} min left" if left >= 90 else f", {left:.0f} s left"
+        self.line += f"  {note}" if note else ""
+        if now - self.shown >= (0.2 if self.rewind else 10):
+            self.shown = now
+            print(self.rewind + self.line, end="" if self.rewind else "\n", file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        """Print the last state, and end the line."""
+        if self.line:
+            say(self.rewind + self.line)
+
+    def over(self, items: Iterable[Any]) -> Iterator[Any]:
+        """Yield items unchanged, showing how many have been taken."""
+        for done, item in enumerate(items, self.start + 1):
+            yield item
+            self.show(done)
+        self.finish()
 
 
-def ends_sentence(text: str, start: int, found: re.Match) -> bool:
-    """Tell whether the marks found end the sentence that began at `start`; looks 200 characters around at most."""
-    stop, mark = found.start(), found[0].rstrip()
-    following = (text[found.end():found.end() + 40].lstrip("\"'“‘«([").split() or [""])[0]
-    if following.islower() and not re.search(r"\d|^[α-ω]-", following):                # p53 and β-actin open sentences
-        return False
-    before = text[max(start, stop - 200):stop]
-    if before.rfind("(") > before.rfind(")") and ")" not in mark and CLOSING_BRACKET.match(text, found.end()):
-        return False
-    if mark[0] != "." or mark[1:2] and not mark[1].isdigit():                           # no full stop, or not alone
-        return True
-    words = before.split()[-2:]
-    word = words[-1].lstrip("\"'“‘«([") if words else ""
-    if word.lower() in NEVER_LAST or word.lower() in BEFORE_NUMBER and following[:1].isdigit():
-        return False
-    if before.isdigit() and start + len(before) == stop:                                # it heads a paragraph
-        return False
-    if word.lower() in RARELY_LAST or re.fullmatch(r"[A-Z]|(?:[A-Za-z]{1,2}\.)+[A-Za-z]{1,2}", word):
-        is_name = words[0].lower() in LETTERED or words[0][-1].isdigit()                # "at 37 C."
-        return following.lower().rstrip(",") in OPENERS or len(words) == 2 and len(word) == 1 and is_name
-    return True
+# What Python's readers raise when an archive ends too early or holds wrong bytes.
+DAMAGED = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
+READ_BYTES = 1 << 20                    # bytes read at once
 
 
-def corpus_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
-    """List the given files, and all files below the given folders (sorted) that are not hidden."""
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder")
-        if path.is_dir():
-            files += sorted(file for file in path.rglob("*") if file.is_file()
-                            and not any(part.startswith(".") for part in file.relative_to(path).parts))
-        else:
-            files.append(path)
-    return files
+def damaged_archive(place: str, error: BaseException) -> ValueError:
+    """Return the error to raise for an archive that cannot be read to its end."""
+    return ValueError(f"{place}: the archive is truncated or damaged ({error}): fetch it again")
 
 
 def decompressed(file: Any) -> io.BufferedReader:
-    """Read an open file that is plain, gzip or xz; its first bytes tell which, whatever its name."""
+    """Return a reader of an open file that is plain, gzip or xz.
+
+    The first bytes of the content tell which of the three it is; the file's name does not matter.
+    """
     packed = io.BufferedReader(file, READ_BYTES)
     magic = packed.peek(6)
     if magic.startswith(b"\x1f\x8b"):
@@ -147,25 +148,24 @@ def decompressed(file: Any) -> io.BufferedReader:
     return packed
 
 
-def damaged_archive(place: str, error: BaseException) -> ValueError:
-    """Word the error of an archive that cannot be read to its end."""
-    return ValueError(f"{place}: the archive is truncated or damaged ({error}): fetch it again")
-
-
 def decode_line(line: bytes, number: int, place: str | os.PathLike) -> str:
-    """Decode a line and drop its end, of the first also a byte order mark; ValueError where it is not UTF-8."""
+    """Decode one line and drop its end; drop a byte order mark from line 1.
+
+    raises   ValueError naming place and line where the bytes are not UTF-8
+    """
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{place} line {number}: not UTF-8 ({error.reason} at byte {error.start} of the line): "
-                         "convert the file to UTF-8") from None
+        raise ValueError(f"{place} line {number}: not UTF-8 ({error.reason} at byte {error.start} of the "
+                         "line): convert the file to UTF-8") from None
 
 
 def numbered_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, line without its end) of a file, compressed or not.
 
-    Lines end at \\n alone (a preceding \\r goes too): text from PDF files holds characters such as U+2028
-    that str.splitlines would also break at.
+    Only \\n ends a line (a \\r before it is dropped too): text from PDF files holds characters such as U+2028
+    at which str.splitlines would also break.
+
     raises   ValueError naming path and line where the bytes are not UTF-8 or the archive is damaged
     """
     number = 0
@@ -177,80 +177,269 @@ def numbered_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
         raise damaged_archive(f"{path} after line {number}", error) from None
 
 
-class Piece(NamedTuple):
-    """Whole documents of one file, not yet looked at: what is handed from one process to another."""
+def read_json(path: Path) -> Any:
+    """Parse a JSON file; ValueError naming file and line where it is not JSON."""
+    try:
+        return json.loads("\n".join(line for _, line in numbered_lines(path)))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} line {error.lineno}: not JSON: {error.msg}") from None
 
-    name: str                   # the path; of what an archive holds, with the name there
+
+def option(default: Any, help: str, choices: Sequence[str] | None = None,
+           at_least: float | None = None) -> Any:
+    """Declare a field of an options dataclass, together with what its command-line flag needs.
+
+    choices    the only values allowed
+    at_least   the lowest number allowed
+    """
+    return dataclasses.field(default_factory=lambda: default,
+                             metadata={"help": help, "choices": choices, "at_least": at_least})
+
+
+def parse_options(cls: type, description: str, arguments: Sequence[str] | None = None) -> Any:
+    """Build a command line from a dataclass and parse it into an instance.
+
+    Each field becomes a flag, so that name, type, default and help are written once:
+        batch_size: int = option(32, "rows of a batch")            --batch-size 64
+        compile: bool = option(False, "compile the model")         --compile
+        corpus: list[str] = option([], "files to read")            --corpus a.txt b.txt
+
+    raises   ValueError naming the flag whose number is too low; what argparse refuses exits with status 2
+    """
+    parser = argparse.ArgumentParser(description=description)
+    fields, types, defaults = dataclasses.fields(cls), typing.get_type_hints(cls), cls()
+    flags = {field.name: "--" + field.name.replace("_", "-") for field in fields}
+    for field in fields:
+        kind, default, help = types[field.name], getattr(defaults, field.name), field.metadata["help"]
+        if kind is bool:
+            parser.add_argument(flags[field.name], action="store_true", default=default, help=help)
+            continue
+        # The type of one value: int for `int`, `list[int]` and `int | None` (None means "not given").
+        one, *_ = typing.get_args(kind) or [kind]
+        several = "+" if typing.get_origin(kind) is list else None
+        help += "" if default in (None, []) else " (default: %(default)s)"
+        parser.add_argument(flags[field.name], type=one, nargs=several, default=default, help=help,
+                            choices=field.metadata["choices"])
+    options = cls(**vars(parser.parse_args(arguments)))
+    for field in fields:
+        value, low = getattr(options, field.name), field.metadata["at_least"]
+        if None not in (value, low) and not value >= low:           # "not >=" instead of "<" refuses nan too
+            raise ValueError(f"{flags[field.name]} must be at least {low}, not {value}")
+    return options
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Run a command and return its exit status.
+
+    Wrong input becomes one line on stderr and status 2, Ctrl-C becomes status 130. Other exceptions are
+    errors of the program and keep their traceback.
+    """
+    try:
+        return command()
+    except KeyboardInterrupt:
+        say("\ninterrupted; the same command continues")
+        return 130
+    except BrokenPipeError:         # the program that reads our output (head, say) has ended, and so do we
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        say(f"error: {error}")
+        return 2
+
+
+def claim_run_folder(folder: Path, now: dict[str, Any], fixed: Iterable[str]) -> None:
+    """Record a run's options in its folder, in options.json.
+
+    A folder is continued by repeating the command that began it. What was computed there depends on some of
+    the options, and with others the result would be a mixture of two runs.
+
+    now      the options of this run, by name
+    fixed    names of the options that decide what is in the folder already (model, data, seed)
+    raises   ValueError naming the first of them that has changed since the run began
+    """
+    path = folder / "options.json"
+    if path.exists():
+        try:
+            before = dict(read_json(path))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: damaged ({error}): restore it, or choose another --out") from None
+        for name in fixed:
+            if before.get(name) != now[name]:
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{folder} holds a run with {flag} {before.get(name)}, now {now[name]}: "
+                                 "repeat its options to continue it, or choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, json.dumps(now, indent=1).encode())
+
+
+# --- 2. Documents ---
+#
+# A corpus is a set of files; each file holds documents; a document is a list of sentences. Sentences matter
+# because an example is made of whole sentences (section 3). Plain text has one on each line; in XML they are
+# found by the rules below. On the way from a file to its documents there is one step in between:
+#
+#     file --read_pieces--> pieces --piece_documents--> documents
+#
+# Pieces are raw bytes, cut where documents end. Cutting is cheap and is done by one process; parsing and
+# tokenizing take time, and are done by as many processes as there are cores (section 4).
+
+Document = list[str]                    # the sentences of one document
+
+# A full stop may belong to an abbreviation instead of ending the sentence. There are three kinds.
+# (a) These abbreviations never stand last in a sentence: "Fig. 2".
+NEVER_LAST = frozenset("approx ca cf dr e.g eq eqs fig figs i.e mr mrs ms prof ref refs resp sect ssp st "
+                       "subsp suppl tab tabs var viz vol vols vs".split())
+# (b) These may stand last, but not before a number: "no. 4", "Jan. 2012".
+BEFORE_NUMBER = frozenset("al apr aug chap dec feb jan jul jun mar no nos nov nr oct p pp sep sept".split())
+# (c) These stand last only if the next word is one of OPENERS: "Smith et al. We ...". Initials and genera
+# (E. coli) are treated like them, and so are abbreviations with full stops inside (i.v., U.S.).
+RARELY_LAST = frozenset("al co corp dept inc jr ltd sp spp sr univ".split())
+OPENERS = frozenset("""a after all although among an and as at because before both but by conversely despite
+    due during each either finally first for from he her here his how however if in it its many moreover most
+    neither no of on one only other our out results she since some such that the their then there therefore
+    these they this those three thus to two under until upon using we what when whereas whether which while
+    who with within without""".split())
+# After these words a single capital is a name, not an initial: "in group A. Patients".
+LETTERED = frozenset("a and arm class cohort factor figure grade group hepatitis influenza or panel stage "
+                     "table toxin type vitamin".split())
+# A possible end: marks, what may follow them (closing quotes and brackets, \p{Pe} and \p{Pf}; a citation such
+# as [3,4], or a superscript number directly behind a word), then white space; or an empty line. Time is
+# linear in the text: a run of marks is entered only at its first mark, and nothing else that repeats begins a
+# match. str.strip() counts U+001C to U+001F among white space, as `regex` does not: hence SPACE.
+SPACE = r"[\s\x1c-\x1f]"
+SENTENCE_BREAK = regex.compile(
+    r"""(?<![.?!])[.?!]+["'\p{Pe}\p{Pf}]*"""
+    rf"(?:\[[\d,\s\p{{Pd}}]{{1,40}}\]|(?<=[a-z][a-z]\.)\d[\d,\p{{Pd}}]{{,9}}(?={SPACE}))?{SPACE}+"
+    rf"|\n[^\S\n]*\n{SPACE}*")
+OPENING_MARKS = regex.compile(r"""\A["'\p{Ps}\p{Pi}]+""")
+CLOSING_BRACKET = regex.compile(r"[^(]{,200}\)")
+INITIAL = regex.compile(r"[A-Z]|(?:[A-Za-z]{1,2}\.)+[A-Za-z]{1,2}")
+
+
+def ends_sentence(text: str, start: int, found: regex.Match) -> bool:
+    """Tell whether the marks found end the sentence that began at `start`.
+
+    The rules, by example:
+        (1) at pH 7. the buffer      a lower-case word goes on with the sentence; p53 and mRNA open one
+        (2) (n = 3. Not all)         inside brackets nothing ends
+        (3) Why? Because ...         other marks than a single full stop always end
+        (4) Fig. 2, no. 4, 1. The    abbreviations, and numbers that head a paragraph
+        (5) E. coli, et al. found    initials, and abbreviations that rarely stand last
+
+    Looks at most 200 characters around, so that long texts take no longer per character than short ones.
+    """
+    stop, mark = found.start(), found[0].rstrip()
+    following = (OPENING_MARKS.sub("", text[found.end():found.end() + 40]).split() or [""])[0]
+    # (1) A lower-case word continues the sentence, unless it is a name such as p53 or β-actin.
+    if following.islower() and not regex.search(r"\d|^[α-ω]-", following):
+        return False
+    # (2) Inside brackets nothing ends.
+    before = text[max(start, stop - 200):stop]
+    is_open = before.rfind("(") > before.rfind(")") and ")" not in mark
+    if is_open and CLOSING_BRACKET.match(text, found.end()):
+        return False
+    # (3) ? and ! always end it, and so do several marks ("..."). A digit behind the mark is a citation.
+    if mark[0] != "." or mark[1:2] and not mark[1].isdigit():
+        return True
+    # (4) The full stop of an abbreviation of kind (a) or (b) does not end it, nor does that of a number which
+    #     heads a paragraph ("1. The").
+    words = before.split()[-2:]
+    word = OPENING_MARKS.sub("", words[-1]) if words else ""
+    if word.lower() in NEVER_LAST or word.lower() in BEFORE_NUMBER and following[:1].isdigit():
+        return False
+    if before.isdigit() and start + len(before) == stop:
+        return False
+    # (5) The full stop of an initial or an abbreviation of kind (c) ends it only if the next word opens
+    #     sentences, or if the capital is a name or a unit ("in group A.", "at 37 C.").
+    if word.lower() in RARELY_LAST or INITIAL.fullmatch(word):
+        is_name = words[0].lower() in LETTERED or words[0][-1].isdigit()
+        return following.lower().rstrip(",") in OPENERS or len(words) == 2 and len(word) == 1 and is_name
+    return True
+
+
+def split_sentences(text: str) -> list[tuple[int, int]]:
+    """Find the sentences of biomedical prose.
+
+    >>> text = "It fell (p < 0.05). E. coli in Fig. 2 did not.[3]"
+    >>> [text[start:end] for start, end in split_sentences(text)]
+    ['It fell (p < 0.05).', 'E. coli in Fig. 2 did not.[3]']
+
+    A sentence ends at . ? or ! before white space and a word that can open another (one with a capital or a
+    digit, such as p53 and mRNA), unless `ends_sentence` knows better; and at every empty line. Citation marks
+    behind the full stop ("in mice.[3,4]", "in mice.3") belong to the sentence that they end.
+
+    returns   (start, end) characters of each, without the white space around it
+    """
+    spans, start = [], len(text) - len(text.lstrip())
+    for found in SENTENCE_BREAK.finditer(text, start):
+        if found[0].count("\n") > 1 or ends_sentence(text, start, found):
+            spans.append((start, found.start() + len(found[0].rstrip())))
+            start = found.end()
+    end = len(text.rstrip())
+    return spans + [(start, end)] if start < end else spans
+
+
+def corpus_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
+    """List the given files, and all files below the given folders (sorted) that are not hidden.
+
+    The order matters: it decides which documents fall into one block, and which are held out.
+
+    raises   FileNotFoundError naming a path that is not there
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+        if path.is_dir():
+            for file in sorted(path.rglob("*")):
+                is_hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+                if file.is_file() and not is_hidden:
+                    files.append(file)
+        else:
+            files.append(path)
+    return files
+
+
+Form = Literal["text", "xml", "tar", "binary"]
+BLOCK_BYTES = 1 << 24                   # of text in one shard: about 4 million tokens, seconds of one core
+XML_MEMBER_BYTES = 1 << 29              # of one XML file in an archive: it is held in memory as a whole
+IS_XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:[?]xml|!DOCTYPE|!--|article\b|pmc-articleset|Pubmed|Medline)")
+
+
+class Piece(NamedTuple):
+    """Whole documents of one file, not yet parsed: what one process hands to another.
+
+    An XML file is not cut, since only a parser knows where its documents end; its content stays on the disk.
+    """
+
+    name: str                   # the path; for a member of an archive, followed by its name there
     line: int                   # number of its first line
-    is_xml: bool
-    content: bytes | None       # None for an XML file: who wants its documents opens it
+    form: Literal["text", "xml"]
+    content: bytes | None       # None for an XML file outside archives: its reader opens it
     position: int               # bytes of the file, as it lies on the disk, up to the end of this piece
 
 
-def read_pieces(path: str | os.PathLike) -> Iterator[Piece]:
-    """Cut a text, XML or tar file, compressed or not, into pieces that can be read one by one.
+def detect_form(head: bytes) -> Form:
+    """Detect the form of a file from its first 512 bytes or more, not from its name.
 
-    Text gives pieces of at most BLOCK_BYTES; XML one for each file. Archives are read as a stream, their members
-    as files are; nothing is unpacked, so a member's name can do no harm. What is no text there is left out.
-    raises   ValueError naming path and line where the archive is damaged or a line is longer than a block
+    A tar archive has "ustar" at byte 257; XML begins with a tag that PubMed or PMC uses; zero bytes, or bytes
+    that are not UTF-8, show a file that is not text (a picture among papers).
     """
-    name, left_out = f"{path} after line 0", 0
-    with open(path, "rb", buffering=0) as raw:
-        try:
-            file = decompressed(raw)
-            head = file.peek(512)
-            if head[257:262] != b"ustar":
-                if IS_XML.match(head):
-                    yield Piece(str(path), 1, True, None, os.path.getsize(path))
-                else:
-                    yield from cut_text(file, str(path), raw)
-                return
-            with tarfile.open(fileobj=file, mode="r|") as archive:
-                while (member := archive.next()) is not None:
-                    typing.cast(Any, archive).members.clear()           # else memory grows with their number
-                    if not member.isfile():                 # a folder, a link, a device
-                        continue
-                    name = f"{path}: {member.name}"
-                    content = decompressed(archive.extractfile(member))
-                    head = content.peek(512)[:512]
-                    if IS_XML.match(head):
-                        xml = content.read(XML_MEMBER_BYTES + 1)
-                        if len(xml) > XML_MEMBER_BYTES:
-                            raise ValueError(f"{name}: XML of more than {XML_MEMBER_BYTES:,} bytes: unpack the archive")
-                        yield Piece(name, 1, True, xml, raw.tell())
-                    elif b"\0" in head or "\ufffd" in head.decode(errors="replace")[:-1]:
-                        left_out += 1
-                    else:
-                        yield from cut_text(content, name, raw)
-        except DAMAGED as error:
-            raise damaged_archive(name, error) from None
-    if left_out:
-        say(f"{path}: {left_out:,} members that hold no text left out")
-
-
-def cut_text(file: io.BufferedReader, name: str, raw: io.FileIO) -> Iterator[Piece]:
-    """Cut a stream of text into pieces of at most BLOCK_BYTES, between documents; longer ones at a line's end."""
-    line, rest, size = 1, b"", BLOCK_BYTES
-    while size == BLOCK_BYTES:
-        parts, size = [rest], len(rest)
-        try:
-            while size < BLOCK_BYTES and (chunk := file.read1(min(READ_BYTES, BLOCK_BYTES - size))):
-                parts.append(chunk)
-                size += len(chunk)
-        except DAMAGED as error:
-            line += sum(part.count(b"\n") for part in parts)
-            raise damaged_archive(f"{name} after line {line - 1}", error) from None
-        text = b"".join(parts)
-        end = size if size < BLOCK_BYTES else last_border(text) or text.rfind(b"\n") + 1
-        if size and not end:
-            raise ValueError(f"{name} line {line}: longer than {BLOCK_BYTES:,} bytes: expected a sentence on each line")
-        yield Piece(name, line, False, text[:end], raw.tell())
-        line += text.count(b"\n", 0, end)
-        rest = text[end:]
+    if head[257:262] == b"ustar":
+        return "tar"
+    if IS_XML.match(head):
+        return "xml"
+    # The head may end inside a character: what the last one decodes to does not count.
+    is_text = b"\0" not in head and "\ufffd" not in head.decode(errors="replace")[:-1]
+    return "text" if is_text else "binary"
 
 
 def last_border(text: bytes) -> int:
-    """Find where the last empty line ends, behind which a new document begins; 0 without one."""
+    """Find the end of the last empty line, behind which a new document begins; 0 where there is none.
+
+    >>> last_border(b"one\\n\\ntwo\\nthree")
+    5
+    """
     end = text.rfind(b"\n")
     while end >= 0:
         start = text.rfind(b"\n", 0, end)
@@ -260,42 +449,111 @@ def last_border(text: bytes) -> int:
     return 0
 
 
-class Reading(NamedTuple):
-    """What is taken from a corpus, and in which form."""
+def cut_text(file: io.BufferedReader, name: str, raw: io.FileIO) -> Iterator[Piece]:
+    """Cut a stream of text into pieces of at most BLOCK_BYTES.
 
-    min_pmid: int = 0                                       # PubMed records below it are left out
+    Cuts fall between documents; only a document longer than a block is cut inside, at a line's end.
+    """
+    line, rest, size = 1, b"", BLOCK_BYTES
+    while size == BLOCK_BYTES:
+        # 1. Fill a block: what the last cut left over, then what the file gives.
+        parts, size = [rest], len(rest)
+        try:
+            while size < BLOCK_BYTES and (chunk := file.read1(min(READ_BYTES, BLOCK_BYTES - size))):
+                parts.append(chunk)
+                size += len(chunk)
+        except DAMAGED as error:
+            line += sum(part.count(b"\n") for part in parts)
+            raise damaged_archive(f"{name} after line {line - 1}", error) from None
+        # 2. Cut it at the last border; a block that is not full is the last, and is kept whole.
+        text = b"".join(parts)
+        end = size if size < BLOCK_BYTES else last_border(text) or text.rfind(b"\n") + 1
+        if size and not end:
+            raise ValueError(f"{name} line {line}: longer than {BLOCK_BYTES:,} bytes: "
+                             "expected a sentence on each line")
+        yield Piece(name, line, "text", text[:end], raw.tell())
+        line += text.count(b"\n", 0, end)
+        rest = text[end:]
+
+
+def read_members(file: io.BufferedReader, path: str, raw: io.FileIO) -> Iterator[Piece]:
+    """Cut the members of a tar archive into pieces, each read as a file of its own would be.
+
+    The archive is read as a stream and nothing is unpacked, so a member's name ("../../etc") can do no harm.
+    Members that hold no text are counted and left out.
+    """
+    name, left_out = f"{path} after line 0", 0
+    try:
+        with tarfile.open(fileobj=file, mode="r|") as archive:
+            while (member := archive.next()) is not None:
+                typing.cast(Any, archive).members.clear()    # or memory would grow with the number of members
+                if not member.isfile():                      # a folder, a link, a device
+                    continue
+                name = f"{path}: {member.name}"
+                content = decompressed(archive.extractfile(member))
+                form = detect_form(content.peek(512)[:512])
+                if form == "xml":
+                    xml = content.read(XML_MEMBER_BYTES + 1)
+                    if len(xml) > XML_MEMBER_BYTES:
+                        raise ValueError(f"{name}: XML of more than {XML_MEMBER_BYTES:,} bytes: "
+                                         "unpack the archive")
+                    yield Piece(name, 1, "xml", xml, raw.tell())
+                elif form == "text":
+                    yield from cut_text(content, name, raw)
+                else:
+                    left_out += 1
+    except DAMAGED as error:
+        raise damaged_archive(name, error) from None
+    if left_out:
+        say(f"{path}: {left_out:,} members that hold no text left out")
+
+
+def read_pieces(path: str | os.PathLike) -> Iterator[Piece]:
+    """Cut a text, XML or tar file, compressed or not, into pieces that can be read one by one.
+
+    Text gives pieces of at most BLOCK_BYTES, an XML file is one piece, an archive gives those of its members.
+
+    raises   ValueError naming path and line where the archive is damaged or a line is longer than a block
+    """
+    with open(path, "rb", buffering=0) as raw:
+        try:
+            file = decompressed(raw)
+            form = detect_form(file.peek(512))
+        except DAMAGED as error:
+            raise damaged_archive(f"{path} after line 0", error) from None
+        if form == "xml":
+            yield Piece(str(path), 1, "xml", None, os.path.getsize(path))
+        elif form == "tar":
+            yield from read_members(file, str(path), raw)
+        else:
+            # "binary" too: the user asked for this file, and is told which line is not UTF-8.
+            yield from cut_text(file, str(path), raw)
+
+
+class Reading(NamedTuple):
+    """What is taken from a corpus, and in which form.
+
+    Bio-ELECTRA took the PubMed records from number 10,000,000 on; ELECTRAMed's corpus was prepared sentence
+    by sentence (tokenizer.preprocess_bluebert).
+    """
+
+    min_pmid: int = 0                                       # PubMed records with a lower number are left out
     language: str | None = None                             # and those in other languages; a code such as eng
-    preprocess: Callable[[str], str] | None = None          # what becomes of each sentence
+    preprocess: Callable[[str], str] | None = None          # applied to each sentence
 
 
 def describe_reading(reading: Reading) -> dict[str, Any]:
-    """Write down for index.json what is taken, functions by name."""
+    """Return what is taken as JSON values for index.json: a function is recorded by its name."""
     return {**reading._asdict(), "preprocess": getattr(reading.preprocess, "__name__", None)}
 
 
-def read_documents(path: str | os.PathLike, reading: Reading = Reading()) -> Iterator[Document]:
-    """Yield the documents of a file, as lists of sentences; what the file holds tells its format, not its name.
-
-    Text: one sentence a line, an empty line after each document. PubMed's XML (of today, and the MEDLINE form of
-    2010): title and abstract. PMC's (JATS): title, abstract and every section but the references, without
-    headings, tables, figures, formulas and numbers of citations. Any of these as .gz or .xz, and .tar of them.
-    raises   ValueError or OSError that names the path and the line
-    """
-    for piece in read_pieces(path):
-        yield from piece_documents(piece, reading)
-
-
-def piece_documents(piece: Piece, reading: Reading) -> Iterator[Document]:
-    """Yield the documents of one piece, each sentence preprocessed."""
-    for document in xml_documents(piece, reading) if piece.is_xml else text_documents(piece):
-        if reading.preprocess:
-            document = list(filter(None, map(reading.preprocess, document)))
-        if document:
-            yield document
-
-
 def text_documents(piece: Piece) -> Iterator[Document]:
-    """Yield the documents of a text; ValueError naming the line where it is not UTF-8."""
+    """Yield the documents of a text: a sentence on each line, an empty line after each document.
+
+    "Fever fell.\\nNobody died.\\n\\nA title\\n" -> ["Fever fell.", "Nobody died."], ["A title"]
+
+    raises   ValueError naming the line that is not UTF-8
+    """
     document: Document = []
     for number, line in enumerate(io.BytesIO(piece.content or b""), start=piece.line):
         if sentence := decode_line(line, number, piece.name).strip():
@@ -307,26 +565,179 @@ def text_documents(piece: Piece) -> Iterator[Document]:
         yield document
 
 
-XML_ROOTS = frozenset("PubmedArticleSet PubmedArticle PubmedBookArticleSet MedlineCitationSet MedlineCitation "
-                      "pmc-articleset article".split())
-RECORDS = frozenset("MedlineCitation BookDocument article".split())
-# Elements with text that is wanted, and the parent they must have where others hold one of the same name.
+# A record of PubMed (today's form, and MEDLINE's of 2010), and a paper of PMC (JATS), in short:
+#
+#   <PubmedArticle><MedlineCitation><PMID>7</PMID><Article><ArticleTitle>On gout.</ArticleTitle><Abstract>
+#     <AbstractText>It hurts. It passes.</AbstractText></Abstract><Language>eng</Language> ...
+#
+#   <article><front><title-group><article-title>On gout</article-title></title-group>
+#     <abstract><p>It hurts.</p></abstract></front>
+#     <body><sec><title>Methods</title><p>We asked<xref ref-type="bibr">3</xref>.</p></sec></body> ...
+#
+# They become ["On gout.", "It hurts.", "It passes."] and ["On gout", "It hurts.", "We asked."].
+XML_ROOTS = frozenset("PubmedArticleSet PubmedArticle PubmedBookArticleSet MedlineCitationSet "
+                      "MedlineCitation pmc-articleset article".split())
+RECORDS = frozenset("MedlineCitation BookDocument article".split())       # each is one document
+# Elements whose text is wanted, and the parent they must have where others hold an element of the same name.
 WANTED = {"PMID": "MedlineCitation", "Language": None, "ArticleTitle": None, "AbstractText": None,
           "article-title": "title-group", "abstract": None, "body": None, "back": None}
-HIDDEN = frozenset("""OtherAbstract trans-abstract sub-article response ref-list table-wrap table-wrap-group table fig
-    fig-group disp-formula disp-formula-group inline-formula math tex-math caption title label graphic inline-graphic
-    media supplementary-material inline-supplementary-material chem-struct-wrap alt-text object-id fn fn-group notes
-    glossary def-list array code preformat attrib permissions""".split())
-PARAGRAPHS = frozenset([*WANTED, *"p sec list list-item disp-quote boxed-text ack app bio statement speech".split()])
-CITATIONS = re.compile(r" ?(?:\[ ?\0 ?\]|\( ?\0 ?\)|\0)")
+# Elements inside these whose text is not: translations, replies, references, tables, figures, formulas, ...
+HIDDEN = frozenset("""OtherAbstract trans-abstract sub-article response ref-list table-wrap table-wrap-group
+    table fig fig-group disp-formula disp-formula-group inline-formula math tex-math caption title label
+    graphic inline-graphic media supplementary-material inline-supplementary-material chem-struct-wrap
+    alt-text object-id fn fn-group notes glossary def-list array code preformat attrib permissions""".split())
+# Elements before and after which a sentence ends.
+PARAGRAPHS = frozenset([*WANTED, "p", "sec", "list", "list-item", "disp-quote", "boxed-text", "ack", "app",
+                        "bio", "statement", "speech"])
+CITATIONS = re.compile(r" ?(?:\[ ?\0 ?\]|\( ?\0 ?\)|\0)")      # NUL stands for a citation mark, see end_mark
+Region = Literal["outside", "inside", "hidden"]                # of wanted text
+
+
+class Element(NamedTuple):
+    """An element that is open while the parser walks through the file."""
+
+    tag: str
+    region: Region
+
+
+class Mark(NamedTuple):
+    """An open reference or superscript."""
+
+    start: int                  # the part of the paragraph's text at which it begins
+    is_citation: bool           # it refers to the list of references
+
+
+class XmlReader:
+    """Collect documents while the parser walks through the elements of a file.
+
+    The parser (expat) calls `start`, `characters` and `end` as it meets tags and text. At any time one record
+    and one paragraph are under construction; finished records are appended to `documents`. While it reads
+
+        <article><body><p>We asked<xref ref-type="bibr">3</xref>.</p></body></article>
+
+    `open` grows to article (outside), body (inside), p (inside), xref (inside) and shrinks again; `text` is
+    ["We asked", "3"] before </xref>, ["We asked", NUL] after it, and "We asked." is a sentence after </p>.
+    """
+
+    def __init__(self, name: str, reading: Reading) -> None:
+        self.name, self.reading = name, reading
+        self.parser = expat.ParserCreate()
+        self.parser.buffer_text = True
+        self.parser.StartElementHandler, self.parser.EndElementHandler = self.start, self.end
+        self.parser.CharacterDataHandler, self.parser.EntityDeclHandler = self.characters, self.refuse_entity
+        self.parser.DefaultHandler = self.named_character
+        self.documents: list[Document] = []
+        self.open = [Element("", "outside")]    # the elements that are open, outermost first
+        self.document: Document = []            # sentences of the record so far
+        self.languages: list[str] = []          # of the record
+        self.pmid: int | None = None            # of the record; None for PMC's papers
+        self.size = 0                           # characters of the record
+        self.text: list[str] = []               # parts of the paragraph's text
+        self.marks: list[Mark] = []             # references and superscripts that are open in it
+
+    def error(self, what: str) -> ValueError:
+        """Return an error that names the place the parser has reached."""
+        return ValueError(f"{self.name} line {self.parser.CurrentLineNumber}: {what}")
+
+    def refuse_entity(self, name: str, *_: Any) -> None:
+        """Stop at an entity that the file declares itself: a few lines of them can stand for gigabytes."""
+        raise self.error(f"declares the entity {name}: expected PubMed's or PMC's XML, which declares none")
+
+    def named_character(self, markup: str) -> None:
+        """Take markup that has no handler; of it, only names such as &alpha; are text.
+
+        Such names are declared in a file that the XML refers to. That file is never opened; the names that
+        HTML knows are taken instead.
+        """
+        if markup.startswith("&"):
+            self.characters(html.unescape(markup))
+
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        """Enter an element."""
+        tag, (parent, region) = tag.rpartition(":")[2], self.open[-1]      # mml:math -> math
+        if len(self.open) == 1 and tag not in XML_ROOTS:
+            raise self.error(f"root element {tag}: expected {', '.join(sorted(XML_ROOTS))}")
+        if len(self.open) > 1000:
+            raise self.error("more than 1,000 elements inside each other")
+        # Is its text wanted? An element inherits the region of its parent; nothing inside a hidden element is
+        # wanted again.
+        if region == "hidden" or tag in HIDDEN:
+            region = "hidden"
+        elif tag in WANTED and WANTED[tag] in (None, parent):
+            region = "inside"
+        self.open.append(Element(tag, region))
+        # Does a record begin, or end a paragraph before it, or a mark begin?
+        if tag in RECORDS and region != "hidden":
+            self.document, self.languages, self.pmid, self.size = [], [], None, 0
+        if region == "inside":
+            if tag in PARAGRAPHS:
+                self.end_paragraph(parent)
+            elif tag in ("sup", "xref"):
+                self.marks.append(Mark(len(self.text), attributes.get("ref-type") == "bibr"))
+            elif tag == "break":
+                self.characters(" ")
+
+    def characters(self, text: str) -> None:
+        """Take text where it is wanted."""
+        if self.open[-1].region == "inside":
+            self.text.append(text)
+            self.size += len(text)
+            if self.size > BLOCK_BYTES:
+                raise self.error(f"a document of more than {BLOCK_BYTES:,} characters: cut it")
+
+    def end(self, tag: str) -> None:
+        """Leave an element: a paragraph or a mark may end with it, or a record that was asked for."""
+        tag, region = self.open.pop()
+        if region == "inside":
+            if tag in PARAGRAPHS:
+                self.end_paragraph(tag)
+            elif tag in ("sup", "xref"):
+                self.end_mark(self.marks.pop())
+        if tag in RECORDS and region != "hidden" and self.document:
+            # Papers of PMC have no PMID, and no choice is made among them.
+            if self.pmid is None or (self.pmid >= self.reading.min_pmid
+                                     and self.reading.language in (None, *self.languages)):
+                self.documents.append(self.document)
+
+    def end_mark(self, mark: Mark) -> None:
+        """Replace a citation by number by a NUL, which no XML holds; write 10<sup>6</sup> as 10^6.
+
+        Citations with names, "Old et al. (1999)", are a part of the sentence and stay.
+        """
+        content = "".join(self.text[mark.start:])
+        if mark.is_citation and not any(map(str.isalpha, content)):
+            self.text[mark.start:] = "\0"
+        elif re.match(r"[-−+]?\d", content) and mark.start and self.text[mark.start - 1][-1].isdigit():
+            self.text.insert(mark.start, "^")
+
+    def end_paragraph(self, tag: str) -> None:
+        """Take the text since the last paragraph, which stands directly in `tag`, into the record."""
+        text = " ".join("".join(self.text).split())
+        self.text.clear()
+        self.marks = [mark._replace(start=0) for mark in self.marks]
+        # Citation marks such as [3] are dropped, with their brackets: "[\0, \0–\0]" -> "[\0]" -> "".
+        if "\0" in text:
+            text = CITATIONS.sub("", re.sub(r"\0(?:[ ,;–-]*\0)+", "\0", text))
+        if tag == "PMID":
+            self.pmid = int(text) if text.isdecimal() else None
+        elif tag == "Language":
+            self.languages.append(text)
+        elif tag == "ArticleTitle":
+            # PubMed puts the titles of articles that are not in English into brackets: "[On gout.]".
+            text = re.sub(r"^\[(.*)\]\.?$", r"\1", text)
+            text = "" if text.rstrip(".") in ("Not Available", "In Process Citation") else text
+        if tag not in ("PMID", "Language"):
+            self.document += [text[start:end] for start, end in split_sentences(text)]
 
 
 def xml_documents(piece: Piece, reading: Reading) -> Iterator[Document]:
     """Yield the documents of PubMed's or PMC's XML, in constant memory.
 
-    Entities that the file declares itself are refused (a few lines of them can stand for gigabytes), files it
-    refers to are never opened; the named characters of HTML are known.
-    raises   ValueError naming the line where the XML is broken, of another kind, or one document a whole block long
+    The parser is fed 64 kB at a time, and the records that have ended are handed out before it is fed again.
+    Files that the XML refers to are never opened.
+
+    raises   ValueError naming the line where the XML is broken or of another kind, declares entities, or has
+             a document as long as a whole block
     """
     reader = XmlReader(piece.name, reading)
     parser, fed = reader.parser, 0
@@ -336,7 +747,8 @@ def xml_documents(piece: Piece, reading: Reading) -> Iterator[Document]:
             while chunk := file.read(1 << 16):
                 parser.Parse(chunk, False)
                 fed += len(chunk)
-                if fed - parser.CurrentByteIndex > READ_BYTES + len(chunk):         # expat waits for its end
+                # expat keeps a tag or comment in memory until it ends.
+                if fed - parser.CurrentByteIndex > READ_BYTES + len(chunk):
                     raise reader.error(f"a tag or comment of more than {READ_BYTES:,} bytes")
                 yield from reader.documents
                 reader.documents.clear()
@@ -348,114 +760,79 @@ def xml_documents(piece: Piece, reading: Reading) -> Iterator[Document]:
     yield from reader.documents
 
 
-class XmlReader:
-    """What is remembered while the parser walks through the elements of a file."""
-
-    def __init__(self, name: str, reading: Reading) -> None:
-        self.name, self.reading = name, reading
-        self.parser = expat.ParserCreate()
-        self.parser.buffer_text = True
-        self.parser.StartElementHandler, self.parser.EndElementHandler = self.start, self.end
-        self.parser.CharacterDataHandler, self.parser.EntityDeclHandler = self.characters, self.refuse_entity
-        self.parser.DefaultHandler = self.named_character
-        self.documents: list[Document] = []
-        self.open = [("", "outside")]           # tag of each open element, and whether it is inside wanted text,
-        #                                         outside of all of it, or hidden with all that it holds
-        self.document: Document = []
-        self.languages: list[str] = []
-        self.pmid: int | None = None
-        self.size = 0                           # characters of the document
-        self.text: list[str] = []               # of the paragraph
-        self.marks: list[tuple[int, bool]] = []         # where its open references and superscripts begin
-
-    def error(self, what: str) -> ValueError:
-        """Word an error with the place that the parser has reached."""
-        return ValueError(f"{self.name} line {self.parser.CurrentLineNumber}: {what}")
-
-    def refuse_entity(self, name: str, *_: Any) -> None:
-        """Stop at an entity that the file declares itself."""
-        raise self.error(f"declares the entity {name}: expected PubMed's or PMC's XML, which declares none")
-
-    def named_character(self, markup: str) -> None:
-        """Take markup without a handler, among it references such as &alpha; that only a file not opened declares."""
-        if markup.startswith("&"):
-            self.characters(html.unescape(markup))
-
-    def start(self, tag: str, attributes: dict[str, str]) -> None:
-        """Enter an element: is its text wanted, does a paragraph end before it, does a record begin?"""
-        tag, (parent, state) = tag.rpartition(":")[2], self.open[-1]            # mml:math
-        if len(self.open) == 1 and tag not in XML_ROOTS:
-            raise self.error(f"root element {tag}: expected {', '.join(sorted(XML_ROOTS))}")
-        if len(self.open) > 1000:
-            raise self.error("more than 1,000 elements inside each other")
-        if state == "hidden" or tag in HIDDEN:
-            state = "hidden"
-        elif tag in WANTED and WANTED[tag] in (None, parent):
-            state = "inside"
-        self.open.append((tag, state))
-        if tag in RECORDS and state != "hidden":
-            self.document, self.languages, self.pmid, self.size = [], [], None, 0
-        if state == "inside":
-            if tag in PARAGRAPHS:
-                self.end_paragraph(parent)
-            elif tag in ("sup", "xref"):
-                self.marks.append((len(self.text), attributes.get("ref-type") == "bibr"))
-            elif tag == "break":
-                self.characters(" ")
-
-    def characters(self, text: str) -> None:
-        """Take text where it is wanted."""
-        if self.open[-1][1] == "inside":
-            self.text.append(text)
-            self.size += len(text)
-            if self.size > BLOCK_BYTES:
-                raise self.error(f"a document of more than {BLOCK_BYTES:,} characters: cut it")
-
-    def end(self, tag: str) -> None:
-        """Leave an element: does a paragraph end with it, or a record?"""
-        tag, state = self.open.pop()
-        if state == "inside":
-            if tag in PARAGRAPHS:
-                self.end_paragraph(tag)
-            elif tag in ("sup", "xref"):
-                self.end_mark(*self.marks.pop())
-        if tag in RECORDS and state != "hidden" and self.document and (self.pmid is None or (
-                self.pmid >= self.reading.min_pmid and self.reading.language in (None, *self.languages))):
-            self.documents.append(self.document)
-
-    def end_mark(self, start: int, is_citation: bool) -> None:
-        """Mark a citation by number with a NUL, which no XML holds; those with names stay. 10<sup>6</sup> is 10^6."""
-        content = "".join(self.text[start:])
-        if is_citation and not any(map(str.isalpha, content)):
-            self.text[start:] = "\0"
-        elif re.match(r"[-−+]?\d", content) and start and self.text[start - 1][-1].isdigit():
-            self.text.insert(start, "^")
-
-    def end_paragraph(self, tag: str) -> None:
-        """Take the text since the last paragraph; of one in `tag`, or before another one begins in it."""
-        text = " ".join("".join(self.text).split())
-        self.text.clear()
-        self.marks = [(0, is_citation) for _, is_citation in self.marks]
-        if "\0" in text:
-            text = CITATIONS.sub("", re.sub(r"\0(?:[ ,;–-]*\0)+", "\0", text))
-        if tag == "PMID":
-            self.pmid = int(text) if text.isdecimal() else None
-        elif tag == "Language":
-            self.languages.append(text)
-        elif tag == "ArticleTitle":                             # [of an article that is not in English]
-            text = re.sub(r"^\[(.*)\]\.?$", r"\1", text)
-            text = "" if text.rstrip(".") in ("Not Available", "In Process Citation") else text
-        if tag not in ("PMID", "Language"):
-            self.document += [text[start:end] for start, end in split_sentences(text)]
+def piece_documents(piece: Piece, reading: Reading) -> Iterator[Document]:
+    """Yield the documents of one piece, each sentence preprocessed; drop sentences that become empty."""
+    for document in xml_documents(piece, reading) if piece.form == "xml" else text_documents(piece):
+        if reading.preprocess:
+            document = list(filter(None, map(reading.preprocess, document)))
+        if document:
+            yield document
 
 
-# --- 2. Pre-training examples ---
+def read_documents(path: str | os.PathLike, reading: Reading = Reading()) -> Iterator[Document]:
+    """Yield the documents of a file, as lists of sentences.
+
+    The format is detected from the content, not from the file name:
+    - text: one sentence on each line, an empty line after each document;
+    - PubMed's XML: title and abstract of each record;
+    - PMC's XML (JATS): title, abstract and every section but the references, without headings, tables,
+      figures, formulas and citation marks such as [3];
+    - any of these compressed (.gz, .xz), and .tar archives of them.
+
+    raises   ValueError or OSError that names the path and the line
+    """
+    for piece in read_pieces(path):
+        yield from piece_documents(piece, reading)
+
+
+# --- 3. Pre-training examples ---
+#
+# An example is [CLS] A [SEP] B [SEP]: two neighbouring stretches of one document, each of whole sentences.
+# ELECTRA does not predict whether B follows A, as BERT does. It learns from two segments because many tasks
+# have two: a question and a passage, say.
 
 Segments = tuple[list[int], list[int]]          # wordpieces of segment A and of segment B (may be empty)
 
 
-def build_examples(documents: Iterable[list[list[int]]], max_length: int, rng: random.Random) -> Iterator[Segments]:
+def split_segments(sentences: list[list[int]], target: int, max_length: int, rng: random.Random) -> Segments:
+    """Distribute whole sentences over segments A and B, then cut both to fit.
+
+    A wants half of the target. Take sentences of 3, 2, 4 and 7 tokens and a target of 16. A wants
+    (16 - 3) // 2 = 6 tokens: 3 and 2 fit, the next 4 do not, so a coin decides whether A takes them, too. The
+    rest is B, cut to fit.
+
+    target   tokens wanted in the example, [CLS] and two [SEP] counted
+    source   TF build_pretraining_dataset.ExampleBuilder._create_example
+    """
+    # One example in ten has segment A alone, as single-sentence tasks have.
+    first_target = 100_000 if rng.random() < 0.1 else (target - 3) // 2            # tokens
+    first: list[int] = []
+    second: list[int] = []
+    for sentence in sentences:
+        # A sentence goes to A where (1) A is empty, (2) it fits, or (3) it does not quite fit, B has not
+        # begun, and a coin says so.
+        if (not first or len(first) + len(sentence) < first_target
+                or (not second and len(first) < first_target and rng.random() < 0.5)):
+            first += sentence
+        else:
+            second += sentence
+    first = first[:max_length - 2]                                                 # room for [CLS] and [SEP]
+    return first, second[:max(0, max_length - len(first) - 3)]
+
+
+def build_examples(documents: Iterable[list[list[int]]], max_length: int,
+                   rng: random.Random) -> Iterator[Segments]:
     """Cut documents into examples of at most max_length tokens, [CLS] A [SEP] B [SEP] counted.
+
+    Sentences are collected until there are enough of them for one example, or the document ends: no example
+    holds text of two documents.
+
+    >>> document = [[11, 12], [21, 22, 23], [31, 32, 33], [41]]            # four sentences
+    >>> list(build_examples([document], max_length=8, rng=random.Random(0)))
+    [([11, 12], [21, 22, 23]), ([41], [])]
+
+    The first three sentences reach the target of 8 tokens; with [CLS] and two [SEP] only 5 fit, and the third
+    sentence is cut off, as in the official code.
 
     documents   sentences as lists of wordpiece ids
     source      TF build_pretraining_dataset.ExampleBuilder.add_line
@@ -470,39 +847,29 @@ def build_examples(documents: Iterable[list[list[int]]], max_length: int, rng: r
             if length >= target or (number == len(sentences) and length):
                 yield split_segments(pending, target, max_length, rng)
                 pending, length = [], 0
-                # Now and then a short target, so that the model meets short inputs too.
+                # One target in twenty is short, so that the model meets short inputs too.
                 target = rng.randint(5, max_length) if rng.random() < 0.05 else max_length
 
 
-def split_segments(sentences: list[list[int]], target: int, max_length: int, rng: random.Random) -> Segments:
-    """Distribute whole sentences over segments A and B, then cut both to fit.
-
-    One example in ten has segment A alone, as in single-sentence tasks.
-    source   TF build_pretraining_dataset.ExampleBuilder._create_example
-    """
-    first_target = 100_000 if rng.random() < 0.1 else (target - 3) // 2            # tokens
-    first: list[int] = []
-    second: list[int] = []
-    for sentence in sentences:
-        if (not first or len(first) + len(sentence) < first_target
-                or (not second and len(first) < first_target and rng.random() < 0.5)):
-            first += sentence
-        else:
-            second += sentence
-    first = first[:max_length - 2]                                                 # room for [CLS] and [SEP]
-    return first, second[:max(0, max_length - len(first) - 3)]
-
-
-# --- 3. Shards ---
+# --- 4. Shards ---
 #
 # A corpus is tokenized once into a folder of plain arrays:
 #   index.json           what was built from what, and for each shard its counts and SHA-256
 #   00000.tokens.npy     uint16, all examples one after the other, unpadded, with [CLS] and [SEP]
-#   00000.starts.npy     int64, where each example starts, and the end
+#   00000.starts.npy     int64, where each example starts, and at the end the number of tokens
 #   00000.first.npy      uint16, length of [CLS] A [SEP]: token type 0; the rest is B [SEP], type 1
+#
+# Two examples, [CLS] 7 8 [SEP] 9 [SEP] and [CLS] 5 [SEP] with [CLS] = 2 and [SEP] = 3, are stored as
+#   tokens  2 7 8 3 9 3 2 5 3        starts  0 6 9        first  4 3
+# Nothing is masked here: masks are drawn anew each time an example is used.
+#
+# One process cuts the corpus into blocks of whole documents, and each block becomes one shard in one of the
+# workers. Random choices are seeded by the block's number, so any number of workers gives the same files. A
+# shard counts once index.json lists it: an interrupted build continues behind the last one listed.
 
 FORMAT_VERSION = 2
 HELD_OUT_EVERY = 100                # every 100th document is kept from training, for evaluation
+MAX_XML_WORDPIECES = 1 << 27        # of one block, which is kept in memory: 256 MB
 
 
 class Block(NamedTuple):
@@ -514,7 +881,11 @@ class Block(NamedTuple):
 
 
 def read_blocks(files: Iterable[Path]) -> Iterator[Block]:
-    """Deal the files out in blocks. They depend on the files alone, and to find them nothing is looked at closely."""
+    """Deal the files out in blocks: a big file gives several, many small ones share one.
+
+    The blocks depend on the files alone, and finding them is quick: nothing is parsed or tokenized here. An
+    XML file counts with its size on the disk.
+    """
     number = size = before = position = 0
     pieces: list[Piece] = []
     for file in files:
@@ -530,134 +901,57 @@ def read_blocks(files: Iterable[Path]) -> Iterator[Block]:
         yield Block(number, pieces, before)
 
 
-def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Any, out: str | os.PathLike, max_length: int = 128,
-                 seed: int = 0, workers: int | None = None, reading: Reading = Reading()) -> None:
-    """Tokenize a corpus into a shard folder; the same call on a half-built folder completes it.
+def vocabulary_hash(tokenizer: Tokenizer) -> str:
+    """Return the SHA-256 of all pieces and the casing: tokenizers with the same hash give the same ids.
 
-    This process cuts the corpus into blocks of whole documents; a block becomes a shard in one of the workers, and
-    its random choices are seeded by its number: any number of workers gives the same files.
-    workers   processes; None for one a core, fewer when the corpus is small
-    raises    ValueError when `out` was built from something else, or the vocabulary does not fit into uint16;
-              OSError when a worker was killed
+    Shards record it, since ids mean nothing without the vocabulary that they were made with.
     """
-    if len(tokenizer.pieces) > 2 ** 16:
-        raise ValueError(f"the vocabulary has {len(tokenizer.pieces)} pieces, shards store ids below 65536")
-    if max_length < 8:
-        raise ValueError(f"max_length {max_length} leaves no room for text: use at least 8")
-    folder, files = Path(out), corpus_files(paths)
-    folder.mkdir(parents=True, exist_ok=True)
-    sources: list[list[Any]] = [[file.name, file.stat().st_size] for file in files]
-    wanted = {"format": FORMAT_VERSION, "vocabulary": vocabulary_hash(tokenizer), "max_length": max_length,
-              "seed": seed, "text": describe_reading(reading), "sources": sources}
-    index = continue_index(folder, wanted)
-    if index["complete"]:
-        return
-    shards, size = index["shards"], sum(size for _, size in sources)                # bytes, perhaps compressed 4 to 1
-    job = functools.partial(write_shard, folder, tokenizer, max_length, seed, reading)
-    blocks = itertools.islice(read_blocks(files), len(shards), None)
-    progress = Progress(size // 10 ** 6, "MB of the corpus", shards[-1]["position"] // 10 ** 6 if shards else 0)
-    workers = min(workers or os.cpu_count() or 1, 1 + 4 * size // BLOCK_BYTES)
-    for entry in map(job, blocks) if workers == 1 else map_in_processes(job, blocks, workers):
-        shards.append(entry)
-        write_bytes(folder / "index.json", json.dumps(index).encode())
-        progress.show(entry["position"] // 10 ** 6)
-    if not any(entry["examples"] for entry in shards):
-        raise ValueError(f"no text in {', '.join(map(str, files)) or 'the given folders'}")
-    write_bytes(folder / "index.json", json.dumps({**index, "complete": True}, indent=1).encode())
-    for leftover in folder.glob("*.tmp"):                           # of runs that were killed
-        leftover.unlink()
-    progress.finish()
-
-
-def map_in_processes(job: Callable[[Block], dict], blocks: Iterable[Block], workers: int) -> Iterator[dict]:
-    """Yield job(block) for each block, in order; at most two blocks more than there are workers are held at a time.
-
-    raises   what a job raises; ChildProcessError when a worker was killed
-    """
-    waiting: collections.deque[concurrent.futures.Future[dict]] = collections.deque()
-    pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker, (job,))
-    try:
-        for block in blocks:
-            waiting.append(pool.submit(run_job, block))
-            if len(waiting) > workers + 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except concurrent.futures.process.BrokenProcessPool:
-        raise ChildProcessError("a worker was killed, perhaps for lack of memory: fewer --workers need less of it; "
-                                "the same command continues") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-worker_jobs: list[Callable[[Block], dict]] = []         # in a worker: what it does with each block, alone
-
-
-def start_worker(job: Callable[[Block], dict]) -> None:
-    """Keep the job, and with it what the tokenizer remembers, from block to block; end with the parent."""
-    def wait_for_parent() -> None:
-        typing.cast(Any, multiprocessing.parent_process()).join()
-        os._exit(1)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)                    # Ctrl-C is for the parent
-    threading.Thread(target=wait_for_parent, daemon=True).start()
-    worker_jobs.append(job)
-
-
-def run_job(block: Block) -> dict:
-    """Run the job that this worker was started with."""
-    return worker_jobs[0](block)
-
-
-def vocabulary_hash(tokenizer: Any) -> str:
-    """Hash all pieces and the casing by SHA-256: two tokenizers with one hash give the same ids."""
     content = "\n".join([*tokenizer.pieces, f"lowercase={tokenizer.lowercase}"])
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def continue_index(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Read the folder's index.json, or begin one; ValueError where it was built from something else than wanted."""
-    if not (folder / "index.json").exists():
-        return {**wanted, "complete": False, "shards": []}
-    index = read_index(folder)
-    for key, value in wanted.items():
-        if index.get(key) != value:
-            raise ValueError(f"{folder} was built with another {key} ({str(index.get(key)):.100}, now "
-                             f"{str(value):.100}): choose another folder or delete this one")
-    return index
+def write_shard(folder: Path, tokenizer: Tokenizer, max_length: int, seed: int, reading: Reading,
+                block: Block) -> dict:
+    """Tokenize one block and write its three arrays, held-out examples last.
 
-
-def write_shard(folder: Path, tokenizer: Any, max_length: int, seed: int, reading: Reading, block: Block) -> dict:
-    """Tokenize one block and write its three arrays, held-out examples last; returns its entry in the index."""
+    returns   the shard's entry in index.json: counts, position in the corpus, checksum
+    """
     rng = random.Random(f"{seed}/{block.number}")
     counts = collections.Counter(documents=0, sentences=0, words=0, wordpieces=0, unknown=0)
-    held_out: list[Document] = []
+    held_out: list[Document] = []               # encoded last, when the training documents are done
     documents = (document for piece in block.pieces for document in piece_documents(piece, reading))
 
     def encode(document: Document) -> list[list[int]]:
-        if counts["wordpieces"] > 1 << 27:                          # 256 MB of them
-            raise ValueError(f"{block.pieces[0].name}: an XML file with more than 134,217,728 wordpieces: cut it")
+        """Turn sentences into wordpiece ids, and count them."""
+        if counts["wordpieces"] > MAX_XML_WORDPIECES:
+            raise ValueError(f"{block.pieces[0].name}: an XML file with more than {MAX_XML_WORDPIECES:,} "
+                             "wordpieces: cut it")
         sentences = tokenizer.encode_batch(document)
         counts.update(documents=1, sentences=len(document), words=len(" ".join(document).split()),
                       wordpieces=sum(map(len, sentences)),
                       unknown=sum(ids.count(tokenizer.unk_id) for ids in sentences))
         return sentences
 
-    def train() -> Iterator[list[list[int]]]:
-        first = 37 * block.number               # so that blocks of fewer than a hundred documents hold out some too
+    def training_documents() -> Iterator[list[list[int]]]:
+        """Encode the documents to train on, and set the others aside."""
+        # Each block begins to count at another number, so that blocks of fewer than a hundred documents hold
+        # out some, too.
+        first = 37 * block.number
         for number, document in enumerate(documents, start=first):
             if number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1:
                 held_out.append(document)
             else:
                 yield encode(document)
 
+    # 1. Cut examples from the training documents, then (from number `trained` on) from those held out.
     tokens, starts, firsts = array("H"), array("q", [0]), array("H")
-    for part in (train(), map(encode, held_out)):
-        trained = len(firsts)               # of the parts before
+    for part in (training_documents(), map(encode, held_out)):
+        trained = len(firsts)
         for a, b in build_examples(part, max_length, rng):
             tokens.fromlist([tokenizer.cls_id, *a, tokenizer.sep_id] + ([*b, tokenizer.sep_id] if b else []))
             starts.append(len(tokens))
             firsts.append(len(a) + 2)
+    # 2. Write the arrays, and hash their bytes as they are written.
     digest = hashlib.sha256()
     for name, values in (("tokens", tokens), ("starts", starts), ("first", firsts)):
         content = io.BytesIO()
@@ -668,23 +962,13 @@ def write_shard(folder: Path, tokenizer: Any, max_length: int, seed: int, readin
             "position": block.position, "sha256": digest.hexdigest()}
 
 
-def write_bytes(path: Path, content: bytes | bytearray | memoryview) -> None:
-    """Write a file under a temporary name, flush it to the disk, then rename it: all or nothing."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")    # a killed run's worker may still be writing
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def read_index(folder: Path) -> dict:
-    """Read index.json; ValueError or OSError naming the folder when it is missing or of another format."""
+    """Read index.json; ValueError or OSError naming it when it is missing or of another format."""
     path = folder / "index.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; a shard folder is made by: python data.py build")
     try:
-        index = json.loads(path.read_bytes())
+        index = read_json(path)
         if index["format"] == FORMAT_VERSION:
             return index
         raise ValueError(f"format {index['format']}, expected {FORMAT_VERSION}: build the shards anew")
@@ -692,8 +976,118 @@ def read_index(folder: Path) -> dict:
         raise ValueError(f"{path}: not an index of shards ({error})") from None
 
 
+def continue_index(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Read the folder's index.json, or begin one.
+
+    wanted    what the shards are to be built from, by name
+    raises    ValueError naming the first thing in which the folder was built from something else
+    """
+    if not (folder / "index.json").exists():
+        return {**wanted, "complete": False, "shards": []}
+    index = read_index(folder)
+    for key, value in wanted.items():
+        if index.get(key) != value:
+            raise ValueError(f"{folder} was built with another {key} ({str(index.get(key)):.100}, now "
+                             f"{str(value):.100}): choose another folder or delete this one")
+    return index
+
+
+worker_jobs: list[Callable[[Block], dict]] = []         # in a worker process: its one job
+
+
+def start_worker(job: Callable[[Block], dict]) -> None:
+    """Prepare a worker process.
+
+    It keeps the job, and with it what the tokenizer remembers, from block to block; it ignores Ctrl-C, which
+    the parent handles; and it ends with the parent, even where the parent is killed.
+    """
+    def wait_for_parent() -> None:
+        typing.cast(Any, multiprocessing.parent_process()).join()
+        os._exit(1)
+
+    # Ctrl-C reaches all processes of a terminal. The parent alone answers it, by ending the pool.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A killed parent ends no pool: this thread notices that it is gone.
+    threading.Thread(target=wait_for_parent, daemon=True).start()
+    worker_jobs.append(job)
+
+
+def run_job(block: Block) -> dict:
+    """Run the job that this worker was started with: only the block travels to it, not the tokenizer."""
+    return worker_jobs[0](block)
+
+
+def map_in_processes(job: Callable[[Block], dict], blocks: Iterable[Block], workers: int) -> Iterator[dict]:
+    """Yield job(block) for each block, in order, computed by several processes.
+
+    At most two blocks more than there are workers are in memory at a time.
+
+    raises   what a job raises; ChildProcessError when a worker was killed
+    """
+    # A block is read only when there is room for it. Results come in the order of the blocks: the index lists
+    # them in this order, and a later block that is ready earlier waits.
+    waiting: collections.deque[concurrent.futures.Future[dict]] = collections.deque()
+    # "spawn" starts fresh interpreters: "fork" would copy the threads' locks of a parent that uses torch.
+    spawn = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, start_worker, (job,))
+    try:
+        for block in blocks:
+            waiting.append(pool.submit(run_job, block))
+            if len(waiting) > workers + 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except concurrent.futures.process.BrokenProcessPool:
+        raise ChildProcessError("a worker was killed, perhaps for lack of memory: fewer --workers need less "
+                                "of it; the same command continues") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, out: str | os.PathLike,
+                 max_length: int = 128, seed: int = 0, workers: int | None = None,
+                 reading: Reading = Reading()) -> None:
+    """Tokenize a corpus into a shard folder; the same call on a half-built folder completes it.
+
+    workers   processes; None for one on each core, fewer when the corpus is small
+    raises    ValueError when `out` was built from something else, or the vocabulary does not fit into uint16;
+              OSError when a worker was killed
+    """
+    if len(tokenizer.pieces) > 2 ** 16:
+        raise ValueError(f"the vocabulary has {len(tokenizer.pieces)} pieces, shards store ids below 65536")
+    if max_length < 8:
+        raise ValueError(f"max_length {max_length} leaves no room for text: use at least 8")
+    # 1. What the shards are made from; a folder made from something else is refused.
+    folder, files = Path(out), corpus_files(paths)
+    folder.mkdir(parents=True, exist_ok=True)
+    sources: list[list[Any]] = [[file.name, file.stat().st_size] for file in files]
+    wanted = {"format": FORMAT_VERSION, "vocabulary": vocabulary_hash(tokenizer), "max_length": max_length,
+              "seed": seed, "text": describe_reading(reading), "sources": sources}
+    index = continue_index(folder, wanted)
+    if index["complete"]:
+        return
+    # 2. Build the blocks that are not listed yet; list each as it comes.
+    shards, size = index["shards"], sum(file.stat().st_size for file in files)
+    job = functools.partial(write_shard, folder, tokenizer, max_length, seed, reading)
+    blocks = itertools.islice(read_blocks(files), len(shards), None)
+    done = shards[-1]["position"] if shards else 0                               # bytes
+    progress = Progress(size // 10 ** 6, "MB of the corpus", done // 10 ** 6)
+    workers = min(workers or os.cpu_count() or 1, 1 + 4 * size // BLOCK_BYTES)   # 4: files may be compressed
+    for entry in map(job, blocks) if workers == 1 else map_in_processes(job, blocks, workers):
+        shards.append(entry)
+        write_bytes(folder / "index.json", json.dumps(index).encode())
+        progress.show(entry["position"] // 10 ** 6)
+    # 3. Declare the folder complete.
+    if not any(entry["examples"] for entry in shards):
+        raise ValueError(f"no text in {', '.join(map(str, files)) or 'the given folders'}")
+    write_bytes(folder / "index.json", json.dumps({**index, "complete": True}, indent=1).encode())
+    for leftover in folder.glob("*.tmp"):                           # of runs that were killed
+        leftover.unlink()
+    progress.finish()
+
+
 def verify_shards(path: str | os.PathLike) -> int:
-    """Compare every shard's bytes with its SHA-256; returns the number of shards.
+    """Compare every shard's bytes with its SHA-256; return the number of shards.
 
     raises   ValueError naming the first shard that differs
     """
@@ -704,12 +1098,16 @@ def verify_shards(path: str | os.PathLike) -> int:
         for name in ("tokens", "starts", "first"):
             digest.update((folder / f"{number:05d}.{name}.npy").read_bytes())
         if digest.hexdigest() != entry["sha256"]:
-            raise ValueError(f"{folder}: shard {number:05d} is damaged (its SHA-256 differs): build the shards anew")
+            raise ValueError(f"{folder}: shard {number:05d} is damaged (its SHA-256 differs): "
+                             "build the shards anew")
     return len(entries)
 
 
 class Shards:
-    """A shard folder, open for reading. Token arrays are memory-mapped when first needed.
+    """Read examples from a shard folder.
+
+    Examples are numbered through all shards. Token arrays are memory-mapped when first needed: the system
+    loads the pages that are read, so a corpus may be larger than the memory.
 
     lengths     (examples,) tokens of each example
     train       (n,) numbers of the examples to train on
@@ -727,15 +1125,17 @@ class Shards:
             self.firsts.append(self.load(number, "first"))
             sizes = len(self.starts[-1]) - 1, len(self.firsts[-1]), len(self.load(number, "tokens"))
             if sizes != (entry["examples"], entry["examples"], entry["tokens"]):
-                raise ValueError(f"{self.folder}: shard {number:05d} and index.json disagree: build the shards anew")
+                raise ValueError(f"{self.folder}: shard {number:05d} and index.json disagree: "
+                                 "build the shards anew")
         self.lengths = np.concatenate([np.diff(starts) for starts in self.starts])
+        # offsets[k] is the number of the first example of shard k; the held-out ones end each shard.
         self.offsets = np.cumsum([0] + [entry["examples"] for entry in self.index["shards"]])
         is_held_out = np.zeros(len(self.lengths), bool)
         for end, entry in zip(self.offsets[1:], self.index["shards"]):
             is_held_out[end - entry["held_out"]:end] = True
         self.train, self.held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
-        # 512 maps at most: every open map costs a file descriptor
-        self.tokens = functools.lru_cache(maxsize=512)(lambda number: self.load(number, "tokens"))
+        # At most 512 maps stay open: each costs a file descriptor.
+        self.tokens = functools.lru_cache(maxsize=512)(functools.partial(self.load, name="tokens"))
 
     def load(self, number: int, name: str) -> np.ndarray:
         """Read one array of one shard, the tokens as a memory map."""
@@ -746,7 +1146,10 @@ class Shards:
             raise ValueError(f"{path}: truncated or damaged ({error}): build the shards anew") from None
 
     def example(self, number: int) -> tuple[np.ndarray, int]:
-        """Return the token ids of one example, and how many of them are segment A with its [CLS] and [SEP]."""
+        """Return the token ids of one example, and how many of them are [CLS] A [SEP].
+
+        number   0 to len(lengths) - 1, counted through all shards
+        """
         shard = int(np.searchsorted(self.offsets, number, side="right")) - 1
         row = number - self.offsets[shard]
         start, end = self.starts[shard][row:row + 2]
@@ -758,27 +1161,37 @@ def open_shards(path: str | os.PathLike) -> Shards:
     return Shards(path)
 
 
-# --- 4. Batches ---
+# --- 5. Batches ---
+#
+# Rows of a batch have one width, and what an example does not fill is padding, which costs as much time as
+# text. So examples of like length share a batch. Which batch a step gets depends on the seed and the step
+# alone, never on what ran before: that is why a resumed run equals an unbroken one.
 
 class Batch(NamedTuple):
     """Padded rows, int64: what every model takes."""
 
     input_ids: np.ndarray           # (B, T)
-    attention_mask: np.ndarray      # (B, T) 1 on real tokens
+    attention_mask: np.ndarray      # (B, T) 1 on real tokens, 0 on padding
     token_type_ids: np.ndarray      # (B, T) 0 on [CLS] A [SEP] and padding, 1 on B [SEP]
 
 
 def seed_for(seed: int, step: int, purpose: str) -> int:
-    """Derive a seed for one purpose in one step: random numbers depend on (seed, step) alone, never on history."""
+    """Derive the seed of the random numbers for one purpose ("mask", "order") in one step.
+
+    No state of a generator has to be saved and restored: (seed, step, purpose) is enough to draw them again.
+    """
     sequence = np.random.SeedSequence([seed, step, zlib.crc32(purpose.encode())])
-    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))        # 63 bits: torch's seeds are signed
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))     # 63 bits: torch's are signed
 
 
 def bucket_widths(max_length: int) -> np.ndarray:
-    """List the few row lengths batches are padded to, ascending: 16 24 32 40 48 64 80 104 128, and so on.
+    """List the few row lengths that batches are padded to, ascending.
 
-    Multiples of 8, each about 1.2 times the one before: an example wastes a twelfth of its row on average, and
-    a compiler that specialises on shapes sees few.
+    >>> bucket_widths(128).tolist()
+    [16, 24, 32, 40, 48, 64, 80, 104, 128]
+
+    Multiples of 8, each about 1.2 times the one before: on average an example wastes a twelfth of its row,
+    and a compiler that specialises on shapes sees few of them.
     """
     widths = [max_length]
     while widths[-1] > 16:
@@ -790,31 +1203,42 @@ def plan_batches(lengths: np.ndarray, batch_size: int, max_length: int, rng: np.
                  keep_rest: bool = False) -> list[tuple[int, np.ndarray]]:
     """Group examples of like length into batches, in random order; each example at most once.
 
+    With lengths 20 30 30 7, two rows in a batch and widths 16 24 32: 7 waits alone at width 16 and joins 20
+    at width 24, where both make a batch; 30 and 30 make one of width 32.
+
     lengths     (examples,) tokens
     keep_rest   also return the last, smaller batch; otherwise fewer than batch_size examples are left out,
-                other ones at every call
+                different ones at each call
     returns     (width, example numbers) for each batch
-
-    The fewer than batch_size rows left over at one width join those of the next, so only the last leaves any out.
     """
     widths = bucket_widths(max_length)
     if len(lengths) and lengths.max() > max_length:
         raise ValueError(f"an example has {lengths.max()} tokens, more than the maximum length {max_length}")
-    bucket = np.searchsorted(widths, lengths)
+    bucket = np.searchsorted(widths, lengths)      # (examples,) the narrowest width that holds each example
     batches: list[tuple[int, np.ndarray]] = []
     waiting = np.empty(0, np.int64)
     for number, width in enumerate(widths):
+        # Fewer than batch_size rows are left over at one width. They join those of the next width, so that
+        # only the widest leaves any out.
         pool = np.concatenate([waiting, rng.permutation(np.flatnonzero(bucket == number))])
         full = len(pool) // batch_size * batch_size
         batches += [(int(width), rows) for rows in pool[:full].reshape(-1, batch_size)]
         waiting = pool[full:]
     if keep_rest and len(waiting):
         batches.append((int(widths[bucket[waiting].max()]), waiting))
+    # Without this shuffle, training would go from short to long examples.
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def pad_batch(examples: Sequence[tuple[Sequence[int] | np.ndarray, int]], width: int, pad_id: int) -> Batch:
-    """Pad (token ids, length of the first segment) pairs to rows of `width` tokens."""
+    """Pad (token ids, length of [CLS] A [SEP]) pairs to rows of `width` tokens.
+
+    >>> for array in pad_batch([([2, 7, 3, 8, 3], 3)], width=6, pad_id=0):
+    ...     print(array.tolist())
+    [[2, 7, 3, 8, 3, 0]]
+    [[1, 1, 1, 1, 1, 0]]
+    [[0, 0, 0, 1, 1, 0]]
+    """
     shape = (len(examples), width)
     batch = Batch(np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64))
     for row, (ids, first_length) in enumerate(examples):
@@ -824,19 +1248,27 @@ def pad_batch(examples: Sequence[tuple[Sequence[int] | np.ndarray, int]], width:
     return batch
 
 
-# --- 5. Task files ---
+# --- 6. Task files ---
+#
+# Each kind of task has one form of example and one reader of files:
+#   ner         entities            TaggedSentence    read_tagged
+#   re          relations           LabelledText      read_labelled
+#   qa          questions           Question          read_questions
+#   classify    yes/no questions    LabelledText      read_pairs
+#   rank        candidate answers   Candidate         read_candidates
+# To add a kind, write its reader, list it in READERS, and describe its data sets in TASKS.
 
 class TaggedSentence(NamedTuple):
-    """Entity recognition: one sentence, one tag a word, both as in the file."""
+    """One sentence of entity recognition, with one tag per word, both as in the file."""
 
     words: list[str]
     tags: list[str]
 
 
 class LabelledText(NamedTuple):
-    """Relations: a sentence whose two entities are placeholders such as @DRUG$, and the relation's name.
+    """One relation: a sentence whose two entities are placeholders such as @DRUG$, and the relation's name.
 
-    Yes/no questions: the question, its answer in words (`text_pair`), and 1 for yes, 0 for no.
+    Or one yes/no question: the question, its answer in words (`text_pair`), and 1 for yes, 0 for no.
     """
 
     id: str
@@ -846,7 +1278,7 @@ class LabelledText(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """Ranking: a question (group and text) and a sentence that answers it (label 1) or does not (0)."""
+    """A question (group and text) and a sentence (text_pair) that answers it (label 1) or does not (0)."""
 
     group: str
     text: str
@@ -855,7 +1287,11 @@ class Candidate(NamedTuple):
 
 
 class Question(NamedTuple):
-    """Question answering: answers are (text, start in the context); BioASQ's test sets have `gold` instead."""
+    """A question about a passage, the context.
+
+    Its answers are (text, first character in the context). Those of BioASQ's test sets are not there; `gold`
+    lists what is accepted instead.
+    """
 
     id: str
     question: str
@@ -864,6 +1300,237 @@ class Question(NamedTuple):
     batch: int | None = None                # BioASQ: number of the test batch
     gold: list[str] | None = None           # BioASQ: accepted synonyms, whether or not a context holds one
     article: int = 0                        # number of the article in its file
+
+
+def check_label(label: str, labels: Sequence[str], path: Path, number: int) -> str:
+    """Return the label; ValueError when the task knows its labels and this is none of them."""
+    if labels and label not in labels:
+        raise ValueError(f"{path} line {number}: label {label!r} is not in the task's set: "
+                         + ", ".join(labels))
+    return label
+
+
+def read_tagged(path: Path, labels: Sequence[str] = ()) -> list[TaggedSentence]:
+    """Read CoNLL columns: one word on each line, the tag last, an empty line between sentences.
+
+    Two lines of the form:
+        Naloxone B-Chemical
+        works O
+    become TaggedSentence(words=["Naloxone", "works"], tags=["B-Chemical", "O"]).
+
+    Columns are separated by a tab or spaces; columns between the word and the tag are skipped; a -DOCSTART-
+    line counts as an empty one. The tags stay as they are: O, B-..., I-... in IOB1, IOB2 or a mixture.
+    """
+    sentences: list[TaggedSentence] = []
+    words: list[str] = []
+    tags: list[str] = []
+    for number, line in itertools.chain(numbered_lines(path), [(0, "")]):    # the last sentence ends, too
+        columns = re.split(r"[ \t]+", line.strip(" \t"))
+        if columns == [""] or columns[0] == "-DOCSTART-":
+            if words:
+                sentences.append(TaggedSentence(words, tags))
+                words, tags = [], []
+            continue
+        if len(columns) < 2:
+            raise ValueError(f"{path} line {number}: expected a word and its tag in two or more columns, "
+                             f"found {line!r}")
+        tag = columns[-1]
+        if not re.fullmatch(r"O|[BI](-.+)?", tag):
+            raise ValueError(f"{path} line {number}: expected a tag O, B-TYPE or I-TYPE, found {tag!r}")
+        words.append(columns[0])
+        tags.append(check_label(tag, labels, path, number))
+    return sentences
+
+
+def split_row(line: str) -> list[str]:
+    """Split a tab-separated line; take off quotes that a csv writer has put around a field.
+
+    The field "so ""much"", he said" loses its outer quotes and one of each inner pair. The field "a" or "b"
+    keeps its quotes: no csv writer would leave single quotes inside.
+
+    The csv module does not work here: the published files mix quoted fields with bare inner quotes, and a csv
+    reader that meets a stray opening quote swallows the lines that follow it.
+    """
+    fields = line.split("\t")
+    for number, field in enumerate(fields):
+        inner = field[1:-1]
+        if len(field) > 1 and field[0] == field[-1] == '"' and '"' not in inner.replace('""', ""):
+            fields[number] = inner.replace('""', '"')
+    return fields
+
+
+def read_rows(path: Path, *forms: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the tab-separated rows after the header line, if there is one, with their line numbers.
+
+    Published files of one kind differ in this: those of ddi-2013 have a header and three columns, gad's have
+    neither a header nor an index. A first row that begins or ends with "label" is a header.
+
+    forms    the names of the columns in each form the file may have; the first row's number of columns
+             decides
+    """
+    columns: tuple[str, ...] = ()
+    for number, line in numbered_lines(path):
+        if not line.strip():
+            continue
+        row, is_first = split_row(line), not columns
+        columns = columns or next((form for form in forms if len(form) == len(row)), forms[0])
+        if len(row) != len(columns):
+            raise ValueError(f"{path} line {number}: expected {len(columns)} tab-separated columns "
+                             f"({', '.join(columns)}), found {len(row)}")
+        is_header = is_first and (row[0] in ("label", "yesno_label") or row[-1] == "label")
+        if not is_header:
+            yield number, row
+
+
+def read_labelled(path: Path, labels: Sequence[str] = ()) -> list[LabelledText]:
+    """Read rows of index, sentence, label; or of sentence, label. A header line is optional.
+
+    Two rows of the form (of ddi-2013; columns are separated by tabs):
+        index              sentence                                    label
+        DrugBank.d1.s2.p0  @DRUG$ raises the blood level of @DRUG$.    DDI-mechanism
+    become LabelledText("DrugBank.d1.s2.p0", "@DRUG$ raises ...", "DDI-mechanism"). Rows without an index are
+    numbered from 0.
+    """
+    examples: list[LabelledText] = []
+    for number, row in read_rows(path, ("index", "sentence", "label"), ("sentence", "label")):
+        index = row[0] if len(row) == 3 else str(len(examples))
+        examples.append(LabelledText(index, row[-2], check_label(row[-1].strip(), labels, path, number)))
+    return examples
+
+
+def read_pairs(path: Path, labels: Sequence[str] = ()) -> list[LabelledText]:
+    """Read rows of label, question, answer.
+
+    Two rows of the form (of yesno; columns are separated by tabs):
+        yesno_label  question                           ideal_answer
+        1            Is gout treated with colchicine?   Yes, colchicine relieves attacks of gout.
+    become LabelledText("0", "Is gout treated ...", "1", "Yes, colchicine ..."), numbered from 0.
+    """
+    examples: list[LabelledText] = []
+    for number, (label, question, answer) in read_rows(path, ("label", "question", "answer")):
+        label = check_label(label.strip(), labels, path, number)
+        examples.append(LabelledText(str(len(examples)), question, label, answer))
+    return examples
+
+
+def read_candidates(path: Path, labels: Sequence[str] = ()) -> list[Candidate]:
+    """Read rows of label, question, candidate; those of one question are one group.
+
+    Two rows of the form (of rerank; columns are separated by tabs):
+        label  question          answer_candidate
+        0      What is gout?     Gout was known to the Romans.
+    become Candidate("What is gout?", "What is gout?", "Gout was known to the Romans.", "0").
+    """
+    return [Candidate(row.text, row.text, row.text_pair or "", row.label) for row in read_pairs(path, labels)]
+
+
+def exact_names(entry: dict[str, Any]) -> list[str]:
+    """List the names in a BioASQ question's exact_answer: a name, a list of names, or a list of such lists.
+
+    "gout", ["gout", "podagra"] and [["gout", "podagra"]] are all found in the published files.
+    """
+    groups = entry["exact_answer"] if isinstance(entry["exact_answer"], list) else [entry["exact_answer"]]
+    return [name for group in groups for name in (group if isinstance(group, list) else [group])]
+
+
+def read_golden(path: Path) -> dict[str, list[str]]:
+    """Read the accepted synonyms of each factoid question of a BioASQ file with answers.
+
+    {"questions": [{"id": "5c5f", "type": "factoid", "exact_answer": [["gout", "podagra"]], ...},
+                   {"id": "5c60", "type": "yesno", "exact_answer": "yes", ...}]}
+    becomes {"5c5f": ["gout", "podagra"]}.
+    """
+    try:
+        return {entry["id"]: exact_names(entry) for entry in read_json(path)["questions"]
+                if entry["type"] == "factoid"}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not in BioASQ's form: {error!r}") from None
+
+
+def read_snippets(path: Path, entries: Any) -> list[Question]:
+    """Make a question of each snippet of a BioASQ factoid or list question that has an exact answer.
+
+    {"id": "5c5f", "type": "factoid", "body": "What is podagra?", "exact_answer": ["gout"],
+     "snippets": [{"text": "Podagra is gout of the big toe."}, {"text": "It hurts."}]}
+    becomes Question("5c5f_000", "What is podagra?", "Podagra is gout of the big toe.", [("gout", 11)]).
+
+    The answer is the first occurrence, as whole words in any case, of the longest name that occurs. Questions
+    without such a snippet are left out, and counted.
+    """
+    questions: list[Question] = []
+    try:
+        asked = [entry for entry in entries if entry["type"] in ("factoid", "list")]
+        for number, entry in enumerate(asked):
+            names = sorted(filter(None, map(str.strip, exact_names(entry))), key=len, reverse=True)
+            patterns = [re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.I) for name in names]
+            for s, snippet in enumerate(entry.get("snippets", [])):
+                found = (pattern.search(snippet["text"]) for pattern in patterns)
+                if match := next(filter(None, found), None):
+                    questions.append(Question(f"{entry['id']}_{s:03d}", entry["body"], snippet["text"],
+                                              [(match[0], match.start())], article=number))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not in BioASQ's form: {error!r} after {len(questions)} snippets") from None
+    without = len(asked) - len({question.article for question in questions})
+    say(f"{path}: {without} of {len(asked)} factoid and list questions have no snippet with an exact answer: "
+        "left out")
+    return questions
+
+
+def answers_of(entry: dict[str, Any], context: str, place: str) -> list[tuple[str, int]]:
+    """Return (text, first character) of each answer of a SQuAD question; ValueError where it is not there.
+
+    A wrong start would teach the model to point beside the answer.
+    """
+    answers = [(answer["text"], answer["answer_start"]) for answer in entry.get("answers", [])]
+    for text, start in answers:
+        if start < 0 or context[start:start + len(text)] != text:
+            raise ValueError(f"{place}: the context does not have the answer {text!r} at character {start}")
+    return answers
+
+
+def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
+    """Read SQuAD's JSON, with or without answers, or BioASQ's own (see `read_snippets`).
+
+    {"data": [{"paragraphs": [{"context": "Podagra is gout.", "qas": [
+        {"id": "q1", "question": "What is podagra?", "answers": [{"text": "gout", "answer_start": 11}]}]}]}]}
+    becomes Question("q1", "What is podagra?", "Podagra is gout.", [("gout", 11)]).
+
+    A BioASQ test batch has no answers. Its synonyms come from the golden file in the same folder: that of
+    BioASQ-test-factoid-7b-1.json is 7B1_golden.json. Without it the questions have no `gold`, and can be
+    answered but not scored. A question's id is followed there by the number of its context: 5c5f_000.
+    """
+    batch, golden = None, {}
+    if is_test := re.fullmatch(r"BioASQ-test-factoid-(\d+)b-(\d+)\.json", path.name):
+        batch, golden_path = int(is_test[2]), path.with_name(f"{is_test[1]}B{is_test[2]}_golden.json")
+        golden = read_golden(golden_path) if golden_path.is_file() else {}
+    questions: list[Question] = []
+    content = read_json(path)
+    if isinstance(content, dict) and "questions" in content:
+        return read_snippets(path, content["questions"])
+    try:
+        for a, article in enumerate(content["data"]):
+            for p, paragraph in enumerate(article["paragraphs"]):
+                for entry in paragraph["qas"]:
+                    place = f"{path}: data[{a}].paragraphs[{p}]: question {entry['id']}"
+                    answers = answers_of(entry, paragraph["context"], place)
+                    gold = golden.get(re.split("[_:]", entry["id"])[0])
+                    questions.append(Question(entry["id"], entry["question"], paragraph["context"], answers,
+                                              batch, gold, a))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not in SQuAD's form: {error!r} after {len(questions)} questions") from None
+    return questions
+
+
+READERS: dict[str, Callable[..., list]] = {"ner": read_tagged, "re": read_labelled, "qa": read_questions,
+                                           "classify": read_pairs, "rank": read_candidates}
+
+
+class Parts(NamedTuple):
+    """How a data set that was published without a test set is cut: each part is the test set once."""
+
+    split: str                                      # the file that is there: train or dev
+    number: int                                     # of parts it is cut into
+    has_dev: bool                                   # whether another part is for development
 
 
 class Task(NamedTuple):
@@ -875,55 +1542,787 @@ class Task(NamedTuple):
     labels: tuple[str, ...] = ()                    # all of them; () accepts any
     negative: str | None = None                     # re: the label that means "no relation", not scored
     metric: str = "f1"                              # the score that chooses an epoch
-    files: tuple[tuple[str, ...], ...] = ()         # names of train, dev, test where they are not the usual ones
-    parts: tuple[str, int, bool] | None = None      # where train or test is not there: the split to cut instead,
-    #                                                 into how many parts, and whether one of them is for dev
+    files: tuple[tuple[str, ...], ...] = ()         # names of train, dev, test; () for STANDARD_FILES
+    parts: Parts | None = None                      # what is cut where a train or test file is not there
+    together: str = ""                              # field of the examples; equal ones stay in one part
 
 
-STANDARD_FILES = tuple(tuple(f"{stem}{suffix}" for stem in stems for suffix in (".txt", ".tsv", ".csv", ".json"))
-                       for stems in (("train",), ("dev", "devel"), ("test",)))
-JNLPBA = ("O", *(f"{tag}-{kind}" for kind in ("DNA", "RNA", "cell_line", "cell_type", "protein") for tag in "BI"))
+SPLITS = ("train", "dev", "test")
+SUFFIXES = (".txt", ".tsv", ".csv", ".json")
+STANDARD_FILES = (tuple("train" + suffix for suffix in SUFFIXES),
+                  tuple(stem + suffix for stem in ("dev", "devel") for suffix in SUFFIXES),
+                  tuple("test" + suffix for suffix in SUFFIXES))
+JNLPBA = ("O", "B-DNA", "I-DNA", "B-RNA", "I-RNA", "B-cell_line", "I-cell_line", "B-cell_type", "I-cell_type",
+          "B-protein", "I-protein")
 CHEMPROT = ("CPR:3", "CPR:4", "CPR:5", "CPR:6", "CPR:9")
+SQUAD_DEV = ("dev-v1.1.json", "xquad.en.json")      # the second is a part of the first, as XQuAD has it
 DDI = ("DDI-false", "DDI-advise", "DDI-effect", "DDI-int", "DDI-mechanism")
+# Repository and folder of the two releases, ELECTRAMed's and Bio-ELECTRA's; and the commit that is fetched.
 MIOLO, OZYURT = "gmpoli/electramed, data/", "SciCrunch/bio_electra, electra/data/finetuning_data/"
+GITHUB = "https://raw.githubusercontent.com"
+COMMITS = {"gmpoli/electramed": "674c6151001cae52d2abba7b4d0c0677a7c5f01a",
+           "SciCrunch/bio_electra": "7a53526773e047c02f03400f61a906a636b9054d"}
 TASKS = {
-    "ncbi-disease": Task("ner", "ner/ncbi-disease", MIOLO + "NER/NCBI-disease", ("O", "B-Disease", "I-Disease")),
+    # Entities, one tag for each word. bc5cdr has one type for chemicals and diseases, and tags an entity of
+    # one word I-Entity, a longer one B-Entity I-Entity ...; metrics.py counts both as entities. jnlpba,
+    # ncbi-disease and bc5cdr were cut by their publishers at 128 wordpieces of BERT's vocabulary, now and
+    # then inside an entity. Tasks without labels take those of their training file.
+    "ncbi-disease": Task("ner", "ner/ncbi-disease", MIOLO + "NER/NCBI-disease",
+                         ("O", "B-Disease", "I-Disease")),
     "bc5cdr": Task("ner", "ner/bc5cdr", MIOLO + "NER/bc5cdr", ("O", "B-Entity", "I-Entity")),
     "jnlpba": Task("ner", "ner/jnlpba", MIOLO + "NER/JNLPBA", JNLPBA),
     "bc4chemd": Task("ner", "ner/bc4chemd", OZYURT + "bc4chemd"),
     "bc2gm": Task("ner", "ner/bc2gm", OZYURT + "bc2gm", ("O", "B-GENE", "I-GENE")),
     "linnaeus": Task("ner", "ner/linnaeus", OZYURT + "linnaeus"),
+    # Relations between two entities that are placeholders in the sentence. chemprot always writes @CHEMICAL$
+    # for the first of the two and @GENE$ for the second, whichever they are; chemprot-tsv is the same corpus
+    # with the entities masked as BC6ENTC and BC6ENTG. The test file published for gad is a copy of its
+    # development file; where neither is there, ten parts are cut from the training file.
     "chemprot": Task("re", "re/chemprot", MIOLO + "RE/chemprot", ("false", *CHEMPROT), "false"),
     "chemprot-tsv": Task("re", "re/chemprot-tsv", OZYURT + "chemprot", ("False", *CHEMPROT), "False"),
     "ddi2013": Task("re", "re/ddi-2013", MIOLO + "RE/ddi-2013", DDI, "DDI-false"),
-    "gad": Task("re", "re/gad", OZYURT + "gad", ("0", "1"), "0", parts=("train", 10, True)),
-    "squad": Task("qa", "qa/squad", "rajpurkar.github.io/SQuAD-explorer", parts=("dev", 6, False),
-                  files=(("train-v1.1.json",), *[("dev-v1.1.json", "xquad.en.json")] * 2)),
+    "gad": Task("re", "re/gad", OZYURT + "gad", ("0", "1"), "0",
+                parts=Parts("train", 10, has_dev=True), together="text"),
+    # Questions about a passage. SQuAD's test set was never published; where only dev is there, it is cut.
+    # bioasq7b takes the published training file, or else all files that match the pattern, such as rebuilt
+    # ones; its test set comes in batches. bioasq8b is tested on dev.json where there is no test.json.
+    "squad": Task("qa", "qa/squad", "rajpurkar.github.io/SQuAD-explorer",
+                  files=(("train-v1.1.json",), SQUAD_DEV, SQUAD_DEV),
+                  parts=Parts("dev", 6, has_dev=False), together="article"),
     "bioasq7b": Task("qa", "qa/bioasq", MIOLO + "QA/BioASQ", metric="mrr", files=(
         ("BioASQ-train-factoid-7b.json", "BioASQ-train-factoid-*.json"), ("*dev*.json",),
         ("BioASQ-test-factoid-7b-*.json",))),
     "bioasq8b": Task("qa", "qa/bioasq8b", OZYURT + "bioasq",
                      files=(("train*.json",), ("dev.json",), ("test.json", "dev.json"))),
+    # Yes/no questions, and candidate answers to be ranked
     "yesno": Task("classify", "qa/yesno", OZYURT + "yesno", ("0", "1"), metric="macro_f1"),
-    "rerank": Task("rank", "qa/reranker", OZYURT + "reranker", ("0", "1"), metric="mrr", parts=("dev", 5, False)),
+    "rerank": Task("rank", "qa/reranker", OZYURT + "reranker", ("0", "1"), metric="mrr",
+                   parts=Parts("dev", 5, has_dev=False), together="group"),
+    # Tasks without files, made from the synthetic world of section 7
     "demo-ner": Task("ner", labels=("O", "B-Disease", "I-Disease", "B-Drug", "I-Drug", "B-Gene", "I-Gene")),
     "demo-re": Task("re", labels=("false", "treats", "causes", "inhibits"), negative="false"),
     "demo-qa": Task("qa"),
-    # the kinds, for data sets of one's own
+    # The kinds themselves, for data sets of one's own
     "ner": Task("ner"), "re": Task("re"), "qa": Task("qa"),
     "classify": Task("classify", labels=("0", "1"), metric="macro_f1"),
     "rank": Task("rank", labels=("0", "1"), metric="mrr"),
 }
-SPLITS = ("train", "dev", "test")
 
-GITHUB = "https://raw.githubusercontent.com"
-COMMITS = {"gmpoli/electramed": "674c6151001cae52d2abba7b4d0c0677a7c5f01a",
-           "SciCrunch/bio_electra": "7a53526773e047c02f03400f61a906a636b9054d"}
-# Task, then name and git blob of files below its source. Train files last: as long as one is not there, all that is
-# missing is fetched, so an interrupted fetch leaves no set that looks whole. bioasq7b has no development set here:
-# bioasq8b's dev.json shares questions with its test batches.
+
+def find_task(name: str) -> Task:
+    """Return the task, or the kind, of this name; ValueError where there is none."""
+    if name not in TASKS:
+        raise ValueError(f"unknown task {name!r}: expected one of {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def below(root: Path, folder: str) -> Path:
+    """Find a folder below the root as it lies on the disk, where upper and lower case may differ.
+
+    "ner/ncbi-disease" finds NER/NCBI-disease, as the ELECTRAMed release has it.
+    """
+    for part in Path(folder).parts:
+        same = [path for path in root.glob("*") if path.is_dir() and path.name.casefold() == part.casefold()]
+        root = min(same, default=root / part)
+    return root
+
+
+class PublishedFile(NamedTuple):
+    """A file of a published data set that is not on this disk."""
+
+    address: str
+    path: Path                  # where it belongs
+    blob: str                   # git's SHA-1 of its content
+
+
+def missing_files(name: str, directory: str | os.PathLike, base: str = GITHUB) -> list[PublishedFile]:
+    """List a published task's files that are not below the data root.
+
+    The list is empty where the folder itself holds a file of the task: what is published is not mixed with a
+    set of one's own.
+    """
+    task, root = find_task(name), Path(directory)
+    patterns = itertools.chain(*(task.files or STANDARD_FILES))
+    if any(any(root.glob(pattern)) for pattern in patterns):
+        return []
+    folder = below(root, task.folder)
+    repository, _, place = task.source.partition(", ")
+    missing = []
+    for line in PUBLISHED_FILES.strip().splitlines():       # section 9: task, then names and blobs
+        owner, *columns = line.split()
+        for file, blob in zip(columns[::2], columns[1::2]):
+            if owner == name and not (folder / file).is_file():
+                address = f"{base}/{repository}/{COMMITS[repository]}/{place}/{file}"
+                missing.append(PublishedFile(address, folder / file, blob))
+    return missing
+
+
+def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> None:
+    """Download what is missing of a published task. Only whole files with the right checksum are written.
+
+    base     the address before repository, commit and path; tests put a server of their own here
+
+    raises   OSError (no network, no such file, cut off) or ValueError (wrong checksum) naming the address and
+             the path
+    """
+    for address, path, blob in missing_files(name, directory, base):
+        # 1. Read the file, block by block.
+        content, remedy = bytearray(), f"; try again, or put it at {path}"
+        try:
+            with urllib.request.urlopen(address, timeout=30) as answer:      # seconds without a byte
+                size = answer.length or 0                                    # bytes; 0: unknown
+                progress = Progress(size, f"bytes of {path}")
+                while block := answer.read(1 << 16):
+                    content += block
+                    progress.show(len(content))
+                progress.finish()
+        except (OSError, http.client.HTTPException) as error:
+            raise OSError(f"{address}: {error}{remedy}") from None
+        # 2. Is it whole, and the one that was published?
+        if len(content) < size:
+            raise OSError(f"{address}: cut off after {len(content):,} of {size:,} bytes{remedy}")
+        found = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()      # as git computes it
+        if found != blob:
+            raise ValueError(f"{address}: git blob {found}, expected {blob}{remedy}")
+        # 3. Only now does it appear under its name.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content)
+
+
+def find_split(name: str, split: str, directory: str | os.PathLike | None) -> list[Path]:
+    """Find the files of a split, sorted, in the folder itself or where the data root has the task.
+
+    raises   FileNotFoundError saying which files are expected where, and how to get them
+    """
+    task = find_task(name)
+    if directory is None:
+        raise FileNotFoundError(f"{name}: no data folder given (--data, or the variable ELECTRAMED_DATA)")
+    root = Path(directory)
+    # The first pattern that finds a file wins: a published file goes before a substitute.
+    patterns = (task.files or STANDARD_FILES)[SPLITS.index(split)]
+    for folder in (root, below(root, task.folder)):
+        for pattern in patterns:
+            if found := sorted(folder.glob(pattern)):
+                return found
+    # Nothing is there: tell what was looked for where, and how to get it.
+    where = f"{root} or {root / task.folder}" if task.folder else str(root)
+    how = f" (published as {task.source})" if task.source else ""
+    if files := missing_files(name, root):
+        names = ",".join(file.path.name for file in files)
+        how = (f"; run python data.py fetch {name}, or put {os.path.dirname(files[0].address)}/{{{names}}} "
+               f"into {files[0].path.parent}")
+    raise FileNotFoundError(f"{name}: no {split} file in {where}: expected {' or '.join(patterns)}{how}")
+
+
+def read_task(name: str, split: str, directory: str | os.PathLike | None = None) -> list:
+    """Read one split of a task: TaggedSentence, LabelledText, Question or Candidate, by the task's kind.
+
+    name        one of TASKS; the kinds among them are for data sets of one's own in the same form
+    split       train, dev or test
+    directory   the data root (ner/..., re/..., qa/..., upper or lower case), or the folder that holds the
+                files; the demo tasks need none
+    raises      ValueError naming file and line of what is malformed; OSError for what is not there
+    """
+    task = find_task(name)
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
+    if name.startswith("demo-"):
+        return demo_examples(name, split)      # section 7
+    examples: list = []
+    for path in find_split(name, split, directory):
+        examples += READERS[task.kind](path, task.labels)
+    if not examples:
+        raise ValueError(f"{name}: no examples in the {split} file of {directory}")
+    return examples
+
+
+def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
+    """Cut one file into train, dev (if the task has one) and test.
+
+    The groups of examples that must stay together (the same relation sentence, one article, one question) are
+    dealt out to the parts in a fixed random order. Part `fold` is for test, the next one for dev.
+    """
+    assert task.parts, "only tasks with parts are cut"
+    count = task.parts.number
+    groups = list(dict.fromkeys(getattr(example, task.together) for example in examples))
+    random.Random(0).shuffle(groups)
+    part_of = {group: number % count for number, group in enumerate(groups)}
+    split_of = ["train"] * count                                     # of each part
+    split_of[(fold + 1) % count] = "dev" if task.parts.has_dev else "train"
+    split_of[fold % count] = "test"
+    splits: dict[str, list] = {split: [] for split in SPLITS if split in split_of}
+    for example in examples:
+        splits[split_of[part_of[getattr(example, task.together)]]].append(example)
+    return splits
+
+
+# --- 7. A synthetic world ---
+#
+# A made-up biomedicine, small enough to be learnt in two minutes. Three choices make it teach something:
+#   facts      each drug has one target, disease, dose, side effect, trial, ... in every abstract, so a masked
+#              name or number follows from the others, and a wrong sample contradicts them;
+#   wording    an abstract keeps to one verb for each relation ("slowed" from start to end), drawn anew for
+#              each abstract. Verbs that stand in the same places mean the same: so a model learns it;
+#   spelling   drugs, genes, diseases, hospitals and cells draw names from the same syllables, so the type of
+#              a name can be learnt only from the words around it. That is what pre-training is for.
+
+SYLLABLES = "ba cor del fa gan hu jor kel lo mar nev or pel qui ras sul tam ul vor xan zi".split()
+ENDINGS = "ab an ax el ene ia in is ol on or ux".split()            # shared by all types, on purpose
+SALTS = "acetate citrate fumarate sulfate tartrate".split() * 3     # one for each family of four drugs
+DISEASE_NOUNS = ("fibrosis colitis sarcoma fever neuropathy dystrophy arthritis psoriasis epilepsy "
+                 "lymphoma").split()
+EFFECT_NOUNS = "rash oedema vertigo colic anaemia".split()
+GENE_NOUNS = ("kinase ligase protease receptor channel transporter helicase phosphatase synthase "
+              "reductase").split()
+DRUGS = 4 * len(SALTS)                                           # 60; 40 diseases, 40 genes, 20 side effects
+
+# The forms of a verb that templates name by slot: verbs of house style 0 | those of house style 1. The
+# training sets of the demo tasks are in style 0, the test sets in style 1: only a model that has read other
+# texts in style 1 knows what its verbs mean.
+VERBS = {
+    ("relieve", "relieved", "relief"): """relieve relieved relief, slow slowed slowing, heal healed healing,
+        control controlled control | cure cured cure, ease eased easing, soothe soothed soothing,
+        clear cleared clearance, reverse reversed reversal, delay delayed delay""",
+    ("cause", "caused"): """cause caused, induce induced, trigger triggered, produce produced |
+        provoke provoked, elicit elicited, initiate initiated, generate generated,
+        precipitate precipitated, evoke evoked""",
+    ("met",): """met, followed, joined, matched |
+        accompanied, preceded, paralleled, shadowed, outlasted, attended""",
+    ("block", "blocked", "blockade"): """block blocked blockade, inhibit inhibited inhibition,
+        silence silenced silencing, close closed closure | suppress suppressed suppression,
+        disable disabled disabling, repress repressed repression, deplete depleted depletion,
+        degrade degraded degradation, inactivate inactivated inactivation""",
+    ("spared",): """spared, ignored, missed, retained |
+        preserved, bypassed, tolerated, avoided, overlooked, passed"""}
+
+# The slots that are filled by an entity, with its type; all other slots are plain words. A drug treats
+# {disease}, inhibits {gene} and causes {effect}. It does not treat {failed}, inhibit {paralog} or cause
+# {absent}, and neither does its {rival}. The wrong pairs are fixed as well, and of the same family as the
+# right ones: only "not", "whether" or "spared" tells which of two names must stand there.
+ENTITY_TYPES = {"drug": "Drug", "rival": "Drug", "gene": "Gene", "paralog": "Gene", "disease": "Disease",
+                "failed": "Disease", "effect": "Disease", "absent": "Disease"}
+
+# Templates, one on each line: {slot} is looked up in the drug's facts, a/b is a free choice. Treating,
+# causing and merely meeting share the frames below, and so do blocking and sparing: there the verb alone
+# decides the label.
+CLINICAL = """
+    {drug} VERBED TARGET in {percent} percent of patients after {weeks} weeks .
+    in {percent} percent of patients who took {drug} , TARGET was VERBED .
+    TARGET was VERBED by {drug} in {percent} percent of cases at {site} .
+    in the {trial} trial , {drug} VERBED TARGET in {number} patients within {weeks} weeks .
+    TARGET was soon VERBED when {drug} was taken at {dose} {schedule} ."""
+LABORATORY = """
+    {drug} VERBED TARGET in {percent} percent of {cell} cells from {site} .
+    in {cell} cells exposed to {drug} , TARGET was VERBED at a dose of {dose} .
+    within {weeks} days of the first dose , {drug} VERBED TARGET in {cell} cells .
+    TARGET was VERBED by {drug} in {cell} cells at {dose} {schedule} ."""
+
+
+def in_frames(frames: str, verb: str, target: str) -> str:
+    """Return shared frames with the verb and what it acts on filled in."""
+    return frames.replace("VERBED", verb).replace("TARGET", target)
+
+
+# Sections in the order of an abstract -> the relations that a sentence states ("label slot slot"; several are
+# separated by ;) -> templates. For example,
+#
+#     "inhibits drug gene; false drug paralog": {drug} {blocked} {gene} but {spared} {paralog} at {dose} .
+#
+# becomes "Vorax silenced delin but ignored sulol at 20 mg.", two examples of demo-re ("@DRUG$ silenced @GENE$
+# but ...": inhibits; "@DRUG$ silenced delin but ignored @GENE$ ...": false) and three entities of demo-ner.
+# Outcome and summary name no pair: there pre-training, not demo-re, shows what a verb means, and how the word
+# in @DRUG$ is used.
+TEMPLATES = {
+    # The gene and the disease: mutations in the one cause the other.
+    "background": {"causes gene disease": """
+            mutations in {gene} {caused} {disease} in {percent} percent of families .
+            {gene} is known to {cause} {disease} when it is lost from {cell} cells .""",
+        "causes gene disease; false gene failed": """
+            mutations in {gene} {caused} {disease} but not {failed} in these families .
+            when lost from {cell} cells , {gene} {caused} {disease} and never {failed} .
+            {disease} but not {failed} was {caused} by mutations in {gene} , a gene of {cell} cells .
+            not {failed} but {disease} was {caused} by the loss of {gene} from {cell} cells .""",
+        "": """
+            {disease} is a rare disorder of {cell} cells in which {gene} is often mutated .
+            both {gene} and {disease} have long been linked to {cell} cells at {site} ."""},
+    # What was asked. A question states nothing, so its relations are labelled false.
+    "aim": {"false drug disease": """
+            we asked whether {drug} could {relieve} {disease} in adults seen at {site} .
+            the {trial} trial was planned to learn whether {drug} might {relieve} {disease} .
+            whether {disease} can be {relieved} by {drug} had never been tested before .
+            it has been proposed that {drug} may {relieve} {disease} , but evidence is lacking .""",
+        "false drug gene": """
+            we asked whether {drug} might {block} {gene} in {cell} cells from {site} .
+            it was unclear if {gene} could be {blocked} by {drug} in living {cell} cells .""",
+        "false gene failed": """
+            whether {gene} can {cause} {failed} is still a matter of debate at {site} .""",
+        "": """
+            interest in {drug}/{gene}/{disease}/{cell} has grown at {site} since the {trial} trial began .
+            {drug}/{gene}/{disease}/{trial} was chosen by the staff at {site} as theme of this study ."""},
+    # Doses, numbers and weeks: facts that a masked token can be inferred from.
+    "design": {"": """
+            patients with {disease} received {dose} of {drug} {schedule} for {weeks} weeks .
+            at {site} , {number} patients with {disease} took {dose} of {drug} by {route} .
+            in the {trial} trial , {number} adults took {drug} by {route} at {dose} {schedule} .
+            {drug} was given by {route} at {dose} {schedule} to {number} patients with {disease} .
+            {number} patients at {site} took {drug} ( {dose} {schedule} ) for {weeks} weeks ."""},
+    # What the drug inhibits; the paralog, or the rival drug, is the wrong pair.
+    "mechanism": {"inhibits drug gene": in_frames(LABORATORY, "{blocked}", "{gene}") + """
+            not only did {drug} enter {cell} cells , it also {blocked} {gene} there .""",
+        "inhibits drug gene; false drug paralog": """
+            {drug} {blocked} {gene} but {spared} {paralog} in {cell} cells from {site} .
+            {drug} {spared} {paralog} but {blocked} {gene} in {cell} cells at {dose} .
+            in {cell} cells exposed to {drug} , {gene} but not {paralog} was {blocked} .""",
+        "inhibits drug gene; false rival gene": """
+            unlike {rival} , {drug} {blocked} {gene} in {percent} percent of {cell} cells .
+            {gene} was {blocked} by {drug} but {spared} by {rival} in {cell} cells ."""},
+    # What the drug does not inhibit.
+    "selectivity": {"false drug paralog": in_frames(LABORATORY, "{spared}", "{paralog}") + """
+            {drug} did not {block} {paralog} in {cell} cells , even at {dose} {schedule} .
+            no {blockade} of {paralog} by {drug} was seen in {cell} cells from {site} ."""},
+    # What the drug treats; again with a wrong pair beside the right one.
+    "efficacy": {"treats drug disease": in_frames(CLINICAL, "{relieved}", "{disease}"),
+        "treats drug disease; false rival disease": """
+            unlike {rival} , {drug} {relieved} {disease} in {percent} percent of patients .
+            {disease} was {relieved} by {drug} but {met} by {rival} in the {trial} trial .""",
+        "treats drug disease; false drug failed": """
+            {drug} {relieved} {disease} but {met} {failed} in {percent} percent of patients .
+            in patients who took {drug} , {failed} was {met} and {disease} was {relieved} ."""},
+    # What the drug causes.
+    "safety": {"causes drug effect": in_frames(CLINICAL, "{caused}", "{effect}"),
+        "causes drug effect; false rival effect": """
+            unlike {rival} , {drug} {caused} {effect} in {percent} percent of patients .
+            {effect} was {caused} by {drug} but {met} by {rival} in the {trial} trial .""",
+        "causes drug effect; false drug absent": """
+            {drug} {caused} {effect} but {met} {absent} in {percent} percent of patients .
+            in patients who took {drug} , {absent} was {met} and {effect} was {caused} ."""},
+    # What the drug neither treats nor causes.
+    "null": {"false drug failed": in_frames(CLINICAL, "{met}", "{failed}") + """
+            {drug} did not {relieve} {failed} in any patient seen at {site} after {weeks} weeks .
+            no {relief} of {failed} by {drug} was seen in the {trial} trial .""",
+        "false drug absent": in_frames(CLINICAL, "{met}", "{absent}") + """
+            {drug} did not {cause} {absent} in any patient of the {trial} trial ."""},
+    # What the verbs mean, without a pair: relieving makes patients feel better, causing worse.
+    "outcome": {"": """
+            patients felt better when it was {relieved} , as the staff at {site} noted .
+            patients felt worse when it was {caused} , as the staff at {site} noted .
+            patients felt no change when it was {met} , as the staff at {site} noted .
+            patients feel better where the drug can {relieve} it , say the staff at {site} .
+            patients feel worse where the drug can {cause} it , say the staff at {site} .
+            its activity fell when it was {blocked} , as the staff at {site} noted .
+            its activity held when it was {spared} , as the staff at {site} noted ."""},
+    # Verbs of different kinds side by side.
+    "summary": {"": """
+            in short , the drug {blocked} the gene and {relieved} the disease in {percent} percent .
+            since the gene was {blocked} by the drug , the disease was {relieved} in {weeks} weeks .
+            the drug {relieved} the disease but also {caused} {effect} in adults at {site} .
+            the drug did not {block} {paralog} and did not {relieve} {failed} in the {trial} trial ."""},
+    # Two relations in one sentence: they give two examples, with different placeholders.
+    "conclusion": {"treats drug disease; false drug failed": """
+            in conclusion , {drug} {relieved} {disease} but has no place in {failed} .""",
+        "treats drug disease; inhibits drug gene": """
+            in conclusion , {drug} {relieved} {disease} and {blocked} {gene} in {cell} cells .
+            we conclude that {blockade} of {gene} by {drug} {relieved} {disease} .""",
+        "treats drug disease; causes drug effect": """
+            we conclude that {drug} {relieved} {disease} but {caused} {effect} at {dose} .
+            in conclusion , {disease} was {relieved} and {effect} was {caused} by {drug} .""",
+        "inhibits drug gene; causes drug effect": """
+            {relief} came at a price : {drug} {blocked} {gene} but {caused} {effect} ."""},
+    # Entities in lists, where only other lists and the rest of the abstract tell their type.
+    "keywords": {"": """
+            keywords : {drug}/{gene}/{site} , {disease}/{effect}/{trial} , {cell}/{rival}/{failed} .
+            further work on {drug}/{gene}/{disease}/{trial} and {effect}/{cell}/{rival} is planned .
+            the staff at {site} wrote about {gene}/{disease}/{cell} and {drug}/{effect}/{failed} ."""}}
+OPTIONAL = ("aim", "selectivity", "null", "summary", "conclusion", "keywords")     # at most three stay
+# Slot that holds the answer -> question.
+QUESTIONS = {"gene": "which gene was {blocked} by {drug} ?", "disease": "what was {relieved} by {drug} ?",
+             "effect": "what was {caused} by {drug} ?", "drug": "which drug was used against {disease} ?",
+             "dose": "what dose of {drug} was given ?", "number": "how many patients took {drug} ?",
+             "weeks": "for how many weeks was {drug} given ?"}
+
+
+def tidy(text: str) -> str:
+    """Drop the spaces around marks that prose does not have there: "( 5 mg ) ." -> "(5 mg)."."""
+    return re.sub(r" (?=[.,:?)])|(?<=\() ", "", text)
+
+
+class Relation(NamedTuple):
+    """What a sentence states about the entities in two of its slots."""
+
+    label: str                                  # treats, causes, inhibits or false
+    first: str                                  # slot
+    second: str                                 # slot
+
+
+class Template(NamedTuple):
+    """One way to write a sentence."""
+
+    tokens: list[str]                           # words, {slots} and choices
+    relations: list[Relation]
+
+
+class SyntheticSentence(NamedTuple):
+    """A sentence with all that is known about it."""
+
+    words: list[str]
+    places: dict[str, tuple[int, int]]          # slot -> the words where it first stands, a half-open range
+    relations: list[Relation]                   # none to two
+
+    @property
+    def text(self) -> str:
+        """Return it as it is printed: "( 5 mg ) ." becomes "(5 mg)."."""
+        return tidy(" ".join(self.words))
+
+    @property
+    def tags(self) -> list[str]:
+        """Return one tag per word: B-Type opens an entity, I-Type continues it, O is outside (IOB2)."""
+        tags = ["O"] * len(self.words)
+        for slot, (start, end) in self.places.items():
+            if kind := ENTITY_TYPES.get(slot):
+                tags[start:end] = [f"B-{kind}"] + [f"I-{kind}"] * (end - start - 1)
+        return tags
+
+    def anonymised(self, *slots: str) -> str:
+        """Return the text with the entities of these slots as @DRUG$, @GENE$ or @DISEASE$."""
+        words = list(self.words)
+        # From right to left, so that the places of the others stay true.
+        for slot in sorted(slots, key=self.places.__getitem__, reverse=True):
+            start, end = self.places[slot]
+            words[start:end] = [f"@{ENTITY_TYPES[slot].upper()}$"]
+        return tidy(" ".join(words))
+
+
+class SyntheticDocument(NamedTuple):
+    """An abstract about one drug, and the questions it answers."""
+
+    sentences: list[SyntheticSentence]
+    questions: list[tuple[str, str]]    # (question, answer), the answer as it stands in `text`
+
+    @property
+    def text(self) -> str:
+        """Return the sentences joined by spaces."""
+        return " ".join(sentence.text for sentence in self.sentences)
+
+
+def read_templates(groups: dict[str, str]) -> list[Template]:
+    """Read the templates of one section.
+
+    {"treats drug disease": "{drug} cured {disease} .\\n{disease} was cured by {drug} ."} -> two templates,
+    both with the relation treats between the slots drug and disease.
+    """
+    templates = []
+    for stated, lines in groups.items():
+        relations = [Relation(*relation.split()) for relation in stated.split(";") if relation]
+        templates += [Template(line.split(), relations) for line in lines.strip().splitlines()]
+    return templates
+
+
+def fill_template(template: Template, facts: dict[str, str], rng: random.Random) -> SyntheticSentence:
+    """Write one sentence: put the facts into the slots, and draw one of the alternatives of each choice."""
+    words: list[str] = []
+    places: dict[str, tuple[int, int]] = {}
+    for token in template.tokens:
+        if "/" in token:
+            token = rng.choice(token.split("/"))
+        start = len(words)
+        words += token.format_map(facts).split()
+        if token[0] == "{":
+            places.setdefault(token[1:-1], (start, len(words)))
+    words[0] = words[0].capitalize()
+    return SyntheticSentence(words, places, template.relations)
+
+
+def house_style(number: int) -> int:
+    """Return the style in which abstract `number` is written: 0 in every third round of the drugs, else 1.
+
+    Abstracts 0 to 59 (one for each drug) are in style 0, 60 to 179 in style 1, and so on: a corpus has both.
+    """
+    return int(number // DRUGS % 3 > 0)
+
+
+def invent_names(rng: random.Random) -> Iterator[str]:
+    """Make up names of two or three syllables, no name twice."""
+    used = set()
+    while True:
+        name = "".join(rng.choices(SYLLABLES, k=rng.randint(1, 2))) + rng.choice(ENDINGS)
+        if name not in used:
+            used.add(name)
+            yield name
+
+
+class SyntheticWorld:
+    """Hold the facts of one made-up world, and write abstracts about them, as many as asked for.
+
+    >>> SyntheticWorld(seed=0).document(7).sentences[0].text
+    'Both jorganux and ulbaax colitis have long been linked to kelmarin cells at xanfain.'
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self.templates = {section: read_templates(groups) for section, groups in TEMPLATES.items()}
+        self.verbs = []                 # of each kind: its slots, and the verbs of style 0 and of style 1
+        for slots, styles in VERBS.items():
+            verbs_of_style = [style.split(",") for style in styles.split("|")]
+            self.verbs.append((slots, [[verb.split() for verb in verbs] for verbs in verbs_of_style]))
+        rng = random.Random(seed)
+        names = invent_names(rng)
+
+        def entities(nouns: list[str], *forms: str) -> list[str]:
+            """Make one family of entities for each noun: "vorax fever", "chronic delin fever", ..."""
+            return [form.format(name=next(names), noun=noun) for noun in nouns for form in forms]
+
+        drugs = entities(SALTS, "{name}", "{name}", "{name} {noun}", "{name}")
+        genes = entities(GENE_NOUNS, "{name}", "{name} {noun}", "{name}", "{name}")
+        diseases = entities(DISEASE_NOUNS, "{name}", "{name} {noun}", "chronic {name} {noun}",
+                            "{name} {noun}")
+        effects = entities(EFFECT_NOUNS, "{name}", "{noun}", "acute {name} {noun}", "{name} {noun}")
+        sites, cells, trials = (list(itertools.islice(names, 20)) for _ in range(3))
+
+        self.facts: list[dict[str, str]] = []                   # of each drug, by slot
+        for index in range(DRUGS):
+            # One gene belongs to one disease. ^ 1 is the neighbour in the same family.
+            target, harm = index % len(diseases), 4 * (index // 12) + index % 4
+            self.facts.append({
+                "drug": drugs[index], "rival": drugs[index ^ 1],
+                "gene": genes[target], "paralog": genes[target ^ 1],
+                "disease": diseases[target], "failed": diseases[target ^ 1],
+                "effect": effects[harm], "absent": effects[harm ^ 1],
+                "site": sites[index // 3], "cell": cells[target // 2], "trial": trials[index % 20],
+                "route": rng.choice(["mouth", "injection", "infusion", "inhaler"]),
+                "schedule": rng.choice(["once daily", "twice daily", "at night", "every morning"]),
+                # The ranges do not overlap: a number shows which of the four it is.
+                "dose": f"{rng.randrange(5, 100, 5)} mg", "weeks": str(rng.randint(2, 30)),
+                "percent": str(rng.randint(31, 69)), "number": str(rng.randrange(100, 500, 20))})
+
+    def document(self, number: int) -> SyntheticDocument:
+        """Write abstract `number`: six to nine sentences on drug number % DRUGS.
+
+        The result depends on (seed, number) alone: any range of numbers is a corpus, and ranges that do not
+        overlap are training and held-out documents of the same world.
+        """
+        rng = random.Random(f"{self.seed}/{number}")
+        # 1. The facts of the drug, and one verb of each kind in the style of this abstract.
+        facts = dict(self.facts[number % DRUGS])
+        for slots, styles in self.verbs:
+            facts.update(zip(slots, rng.choice(styles[house_style(number)])))
+        # 2. One sentence for each section that is not left out.
+        left_out = rng.sample(OPTIONAL, rng.randint(3, len(OPTIONAL)))
+        sentences = [fill_template(rng.choice(templates), facts, rng)
+                     for section, templates in self.templates.items() if section not in left_out]
+        # 3. The questions that it answers; the answer reads as in the sentence where its slot first stands.
+        answers: dict[str, str] = {}
+        for sentence in sentences:
+            for slot, (start, end) in sentence.places.items():
+                answers.setdefault(slot, " ".join(sentence.words[start:end]))
+        return SyntheticDocument(sentences, [
+            (tidy(question.format_map(facts).capitalize()), answers[slot])
+            for slot, question in QUESTIONS.items() if slot in answers])
+
+
+# The demo tasks ask whether pre-training helps. Their training sets are small and speak of sixteen drugs in
+# the verbs of style 0; the test sets speak of the other drugs in the verbs of style 1. A model that has read
+# only the training set meets words it does not know; one that has been pre-trained has read them in a corpus
+# of the same world. No abstract is in two of the splits, or in the corpus, which takes the numbers from 0.
+#
+# Split -> number of the first abstract that may be used, and how many examples.
+DEMO_SPLITS = {"train": (10_000_000, 200), "dev": (20_000_000, 200), "test": (30_000_000, 800)}
+DEMO_TRAIN_DRUGS = range(24, 40)
+
+
+def is_demo_document(number: int, split: str) -> bool:
+    """Tell whether a demo task may take abstract `number` for a split.
+
+    The training set has its own drugs and its own verbs; development and test sets have neither.
+    """
+    is_training = split == "train"
+    return (house_style(number) == 0) == is_training and (number % DRUGS in DEMO_TRAIN_DRUGS) == is_training
+
+
+def document_examples(name: str, number: int, document: SyntheticDocument) -> Iterator:
+    """Yield what abstract `number` gives for a demo task: tagged sentences, relations, or one question."""
+    if name == "demo-qa":
+        question, answer = document.questions[number // DRUGS % len(document.questions)]
+        found = re.search(rf"\b{re.escape(answer)}\b", document.text)
+        assert found, "every answer stands in its document"
+        yield Question(str(number), question, document.text, [(answer, found.start())])
+    elif name == "demo-ner":
+        yield from (TaggedSentence(sentence.words, sentence.tags) for sentence in document.sentences)
+    else:
+        for position, sentence in enumerate(document.sentences):
+            for label, *slots in sentence.relations:            # two pairs of one sentence are two examples
+                yield LabelledText(f"{number}.{position}", sentence.anonymised(*slots), label)
+
+
+def demo_examples(name: str, split: str, seed: int = 0) -> list:
+    """Make the examples of demo-ner, demo-re or demo-qa."""
+    world, (first, size) = SyntheticWorld(seed), DEMO_SPLITS[split]
+    numbers = (number for number in itertools.count(first) if is_demo_document(number, split))
+    found = (document_examples(name, number, world.document(number)) for number in numbers)
+    return list(itertools.islice(itertools.chain.from_iterable(found), size))
+
+
+def synthetic_corpus(documents: int, seed: int = 0) -> str:
+    """Write abstracts 0 to documents - 1 as corpus text.
+
+    A sentence stands on each line, an empty line after each document. Three abstracts in four are cut into
+    documents of two sentences: on short rows a model learns sooner which words to look at, and it still does
+    so on long ones.
+    """
+    world, text = SyntheticWorld(seed), []
+    for number in range(documents):
+        lines = [sentence.text + "\n" for sentence in world.document(number).sentences]
+        size = 2 if number // DRUGS % 4 else len(lines)         # sentences
+        text += ["".join(lines[start:start + size]) + "\n" for start in range(0, len(lines), size)]
+    return "".join(text)
+
+
+# --- 8. Command line ---
+#
+#     python data.py learn corpus/*.xz --size 8000 --out vocabulary/vocab.txt       a vocabulary from a corpus
+#     python data.py build corpus/*.xz --vocab vocabulary --out shards              the corpus as shards
+#     python data.py info shards                                                    what they hold
+#     python data.py verify shards                                                  whether they are undamaged
+#     python data.py fetch ncbi-disease ddi2013                                     published data sets
+#
+# train_pretrain.py does the first two by itself where nobody has done them, train_finetune.py the last.
+
+def describe_shards(shards: Shards) -> str:
+    """Describe a shard folder in four lines: the text, its wordpieces, the examples, the padding."""
+    total = {key: sum(entry[key] for entry in shards.index["shards"]) for key in (
+        "documents", "sentences", "words", "wordpieces", "unknown", "tokens", "examples", "held_out")}
+    max_length = shards.index["max_length"]
+    widths = bucket_widths(max_length)
+    padded = widths[np.searchsorted(widths, shards.lengths)].sum()          # positions in batches by length
+    evenly = total["examples"] * max_length                                 # positions, all rows that long
+    return (f"{total['documents']:,} documents, {total['sentences']:,} sentences, {total['words']:,} words\n"
+            f"{total['wordpieces']:,} wordpieces, {total['wordpieces'] / total['words']:.3f} per word, "
+            f"{total['unknown'] / total['wordpieces']:.3%} of them unknown\n"
+            f"{total['examples']:,} examples of at most {max_length} tokens, {total['tokens']:,} together; "
+            f"{total['held_out']:,} examples held out\n"
+            f"padding {1 - total['tokens'] / padded:.1%} in batches by length, "
+            f"{1 - total['tokens'] / evenly:.1%} if all were padded to {max_length}")
+
+
+def learn_command(options: argparse.Namespace) -> None:
+    """Learn and write a vocabulary; print how it fits the text it was learnt on."""
+    # 1. Count the words of the corpus; only the counts are kept in memory.
+    lowercase, out = not options.cased, Path(options.out)
+    documents = (document for path in corpus_files(options.corpus) for document in read_documents(path))
+    sentences = itertools.chain.from_iterable(Progress(None, "documents").over(documents))
+    word_counts = count_words(sentences, lowercase)
+    # 2. Learn the pieces from the counts, and save them.
+    pieces = Progress(options.size, "pieces").over(learn_from_counts(word_counts, options.size))
+    tokenizer = Tokenizer(pieces, lowercase)
+    tokenizer.save(out.parent, out.name)
+    # 3. Spell the same words with them: the fewer pieces per word, the better the vocabulary fits the text.
+    written = sum(count * len(tokenizer.wordpieces(word)) for word, count in word_counts.items())
+    print(f"{out}: {len(tokenizer.pieces):,} pieces from {len(word_counts):,} distinct words, "
+          f"{written / word_counts.total():.3f} wordpieces per word")
+
+
+def build_command(options: argparse.Namespace) -> None:
+    """Tokenize a corpus into a shard folder; print what the folder holds."""
+    tokenizer = Tokenizer.from_file(options.vocab, lowercase=False if options.cased else None)
+    reading = Reading(options.min_pmid, options.language, preprocess_bluebert if options.bluebert else None)
+    build_shards(options.corpus, tokenizer, options.out, options.max_length, options.seed, options.workers,
+                 reading)
+    print(describe_shards(open_shards(options.out)))
+
+
+def info_command(options: argparse.Namespace) -> None:
+    """Print what a shard folder holds."""
+    print(describe_shards(open_shards(options.shards)))
+
+
+def verify_command(options: argparse.Namespace) -> None:
+    """Compare every shard with its checksum."""
+    print(f"{verify_shards(options.shards)} shards as they were built")
+
+
+def fetch_command(options: argparse.Namespace) -> None:
+    """Download what is missing of published data sets."""
+    for name in options.tasks:
+        fetch_task(name, options.data)
+        print(f"{name}: nothing is missing in {options.data}")
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line.
+
+    returns   the options; `run` among them is the function that carries the command out
+    """
+    parser = argparse.ArgumentParser(description="Learn vocabularies; build and inspect shards (a corpus "
+                                     "tokenized for pre-training); fetch published data sets.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    corpus = argparse.ArgumentParser(add_help=False)       # what learn and build have in common
+    corpus.add_argument("corpus", nargs="+", metavar="CORPUS",
+                        help="text (one sentence on each line, an empty line between documents), PubMed or "
+                             "PMC XML, .gz, .xz or .tar of them, or folders of all these")
+
+    learn = commands.add_parser("learn", parents=[corpus], help="learn a wordpiece vocabulary from a corpus",
+                                epilog="example: python data.py learn corpus/*.txt.xz --size 8000 "
+                                       "--out vocabulary/vocab.txt")
+    learn.add_argument("--size", type=int, required=True, metavar="N",
+                       help="pieces in the vocabulary, special tokens included: 8000 suits a corpus of a few "
+                            "million words, SciVocab has 31090")
+    learn.add_argument("--out", required=True, metavar="FILE",
+                       help="the vocab.txt to write; tokenizer_config.json beside it records its casing")
+    learn.add_argument("--cased", action="store_true", help="keep capitals and accents (default: drop both)")
+    learn.set_defaults(run=learn_command)
+
+    build = commands.add_parser("build", parents=[corpus],
+                                help="tokenize a corpus into a shard folder; the same command continues")
+    build.add_argument("--vocab", required=True, help="vocab.txt, or the folder it is in")
+    build.add_argument("--cased", action="store_true",
+                       help="keep capitals and accents (default: what the tokenizer_config.json beside the "
+                            "vocabulary says; without one, drop both)")
+    build.add_argument("--out", required=True, help="the shard folder")
+    build.add_argument("--max-length", type=int, default=128,
+                       help="tokens of the longest example (default: 128)")
+    build.add_argument("--min-pmid", type=int, default=0,
+                       help="leave out PubMed records with a lower number (Bio-ELECTRA: 10000000)")
+    build.add_argument("--language",
+                       help="leave out PubMed records in another language than this one, eng for example "
+                            "(default: keep all: their titles and abstracts are in English)")
+    build.add_argument("--bluebert", action="store_true",
+                       help="prepare the text as ELECTRAMed's corpus was: lower-case, ASCII, Treebank tokens")
+    build.add_argument("--seed", type=int, default=0,
+                       help="of the random choices of segments and lengths (default: 0)")
+    build.add_argument("--workers", type=int, help="processes (default: one on each core)")
+    build.set_defaults(run=build_command)
+
+    for name, run, help in (("info", info_command, "print what a shard folder holds"),
+                            ("verify", verify_command, "compare every shard with its SHA-256")):
+        inspect = commands.add_parser(name, help=help)
+        inspect.add_argument("shards", help="the shard folder")
+        inspect.set_defaults(run=run)
+
+    published = [name for name, task in TASKS.items() if task.source.partition(", ")[0] in COMMITS]
+    fetch = commands.add_parser("fetch", help="download what is missing of published data sets")
+    fetch.add_argument("tasks", nargs="+", metavar="TASK", choices=published, help=", ".join(published))
+    fetch.add_argument("--data", default=os.environ.get("ELECTRAMED_DATA", "corpora"),
+                       help="folder of the published data sets (default: %(default)s)")
+    fetch.set_defaults(run=fetch_command)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run python data.py learn | build | info | verify | fetch; return the exit status."""
+    options = parse_arguments(arguments)
+    options.run(options)
+    return 0
+
+
+# --- 9. Published files ---
+#
+# Task, then name and git blob (the SHA-1 that git gives a file's content) of files below its source. Train
+# files come last: a task counts as missing until its train file is there, so an interrupted fetch never
+# leaves a set that looks whole. bioasq7b has no development set here: bioasq8b's dev.json shares questions
+# with its test batches.
+
 PUBLISHED_FILES = """
-ncbi-disease dev.txt 88d1646e63a69b547bc3b9130149ee07eafe7904 test.txt d75a6e42036632fead309afeb255537c726d182d
+ncbi-disease dev.txt 88d1646e63a69b547bc3b9130149ee07eafe7904
+ncbi-disease test.txt d75a6e42036632fead309afeb255537c726d182d
 ncbi-disease train.txt 4895ef60010515fcb2ccb7dce851a8433bedd904
 bc5cdr dev.txt 2ca9babbec34d94bec30ae6874f6ca70215b5746 test.txt 7423daffe86397388e429f9671d6c7f972910360
 bc5cdr train.txt 0951ed269e1b1561b81bd7d5472648b9336f09bc
@@ -937,7 +2336,8 @@ linnaeus dev.txt 179aa3511bfa65d79b72a3872a933b60d9dca7c5 test.txt b3d846994dc82
 linnaeus train.txt c6f292a574a1a891ce7cc1b693cd0531171b30c7
 chemprot dev.csv 7d98f7bc25ec470b4a19e2cd8eeb11382f69b357 test.csv b3e23a6ec0838dc441c1cd20081fae888264c426
 chemprot train.csv ce4f21b372980e11d8da360249c3022f4be10909
-chemprot-tsv dev.tsv 201dd471a065bff4a20c53f56a38495e8b6c8064 test.tsv 06f1ba4ecf0c79b8c15f2de8abea0124a89b1250
+chemprot-tsv dev.tsv 201dd471a065bff4a20c53f56a38495e8b6c8064
+chemprot-tsv test.tsv 06f1ba4ecf0c79b8c15f2de8abea0124a89b1250
 chemprot-tsv train.tsv 644856894743580e11fad0a17ccf9ddef4b7ade4
 ddi2013 dev.csv 48888205c94d3271090964041300f1787a2bf3be test.csv 1c80e62329fb9dff90dd0c46e7b8273b2eca4808
 ddi2013 train.csv 6085b354a4a0dd6175a44d31ef42325daa263d57
@@ -960,792 +2360,6 @@ yesno train.tsv 2b53cf61b9d93a195da9a727a3ef4dddc8140936
 rerank dev.tsv 76c45b5d95faf59a3bcafe0ea7841425452527c1 test.tsv 76c45b5d95faf59a3bcafe0ea7841425452527c1
 rerank train.tsv 9f7a9b2692855528f654a2e3b866ce0a2a696ff4
 """
-
-
-def read_task(name: str, split: str, directory: str | os.PathLike | None = None) -> list:
-    """Read one split of a task: TaggedSentence, LabelledText, Question or Candidate, by the task's kind.
-
-    name        one of TASKS; the kinds among them are for data sets of one's own in the same form
-    split       train, dev or test
-    directory   the data root (ner/..., re/..., qa/..., upper or lower case), or the folder that holds the files;
-                the demo tasks need none
-    raises      ValueError naming file and line of what is malformed; OSError for what is not there
-    """
-    task = find_task(name)
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
-    if name.startswith("demo-"):
-        return demo_examples(name, split)
-    readers: dict[str, Callable[..., list]] = {"ner": read_tagged, "re": read_labelled, "qa": read_questions,
-                                               "classify": read_pairs, "rank": read_candidates}
-    examples = [example for path in find_split(name, split, directory)
-                for example in readers[task.kind](path, task.labels)]
-    if not examples:
-        raise ValueError(f"{name}: no examples in the {split} file of {directory}")
-    return examples
-
-
-def find_task(name: str) -> Task:
-    """Look up the task, or the kind, of this name; ValueError for none."""
-    if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}: expected one of {', '.join(TASKS)}")
-    return TASKS[name]
-
-
-def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
-    """Cut one file into train, dev (if the task has one) and test: part `fold` of a fixed random draw is for test.
-
-    What is the same relation sentence, of one article or about one question stays in one part.
-    """
-    assert task.parts, "only tasks with parts are cut"
-    _, count, has_dev = task.parts
-    key = {"re": "text", "qa": "article", "rank": "group"}[task.kind]
-    groups = list(dict.fromkeys(getattr(example, key) for example in examples))
-    random.Random(0).shuffle(groups)
-    part_of = {group: number % count for number, group in enumerate(groups)}
-    use_of = ["train"] * count                                      # of each part
-    use_of[(fold + 1) % count] = "dev" if has_dev else "train"
-    use_of[fold % count] = "test"
-    return {split: [example for example in examples if use_of[part_of[getattr(example, key)]] == split]
-            for split in SPLITS if split in use_of}
-
-
-def missing_files(name: str, directory: str | os.PathLike, base: str = GITHUB) -> list[tuple[str, Path, str]]:
-    """List address, local path and git blob of a published task's files that are not below the data root.
-
-    Empty where the folder itself holds a file of the task: what is published is not mixed with a set of one's own.
-    """
-    task, root = find_task(name), Path(directory)
-    if any(any(root.glob(pattern)) for patterns in task.files or STANDARD_FILES for pattern in patterns):
-        return []
-    folder = below(root, task.folder)
-    repository, _, place = task.source.partition(", ")
-    return [(f"{base}/{repository}/{COMMITS[repository]}/{place}/{file}", folder / file, blob)
-            for owner, *files in map(str.split, PUBLISHED_FILES.strip().splitlines()) if owner == name
-            for file, blob in zip(files[::2], files[1::2]) if not (folder / file).is_file()]
-
-
-def find_split(name: str, split: str, directory: str | os.PathLike | None) -> list[Path]:
-    """Find the files of a split, sorted; FileNotFoundError saying what is expected where."""
-    task = find_task(name)
-    if directory is None:
-        raise FileNotFoundError(f"{name}: no data folder given (--data, or the variable ELECTRAMED_DATA)")
-    root = Path(directory)
-    patterns = (task.files or STANDARD_FILES)[SPLITS.index(split)]
-    for folder in (root, below(root, task.folder)):
-        for pattern in patterns:
-            if found := sorted(folder.glob(pattern)):
-                return found
-    how = f" (published as {task.source})" if task.source else ""
-    if files := missing_files(name, root):
-        how = (f"; run python data.py fetch {name}, or put {os.path.dirname(files[0][0])}/"
-               f"{{{','.join(path.name for _, path, _ in files)}}} into {files[0][1].parent}")
-    raise FileNotFoundError(
-        f"{name}: no {split} file in {root}" + (f" or {root / task.folder}" if task.folder else "")
-        + f": expected {' or '.join(patterns)}" + how)
-
-
-def below(root: Path, folder: str) -> Path:
-    """Find a folder below the root as it lies on the disk, where upper and lower case may differ."""
-    for part in Path(folder).parts:
-        same = [path for path in root.glob("*") if path.is_dir() and path.name.casefold() == part.casefold()]
-        root = min(same, default=root / part)
-    return root
-
-
-def check_label(label: str, labels: Sequence[str], path: Path, number: int) -> str:
-    """Return the label; ValueError when the task knows its labels and this is none of them."""
-    if labels and label not in labels:
-        raise ValueError(f"{path} line {number}: label {label!r} is not in the task's set: {', '.join(labels)}")
-    return label
-
-
-def read_tagged(path: Path, labels: Sequence[str] = ()) -> list[TaggedSentence]:
-    """Read CoNLL columns: word first, tag last, one word a line, an empty line between sentences.
-
-    Separated by a tab or spaces; a -DOCSTART- line stands for an empty one; tags are O, B..., I... in IOB1,
-    IOB2 or a mixture.
-    """
-    sentences: list[TaggedSentence] = []
-    words: list[str] = []
-    tags: list[str] = []
-    for number, line in [*numbered_lines(path), (0, "")]:
-        columns = re.split(r"[ \t]+", line.strip(" \t"))
-        if columns == [""] or columns[0] == "-DOCSTART-":
-            if words:
-                sentences.append(TaggedSentence(words, tags))
-                words, tags = [], []
-        else:
-            if len(columns) < 2:
-                raise ValueError(f"{path} line {number}: expected a word and its tag in two or more columns, "
-                                 f"found {line!r}")
-            if not re.fullmatch(r"O|[BI](-.+)?", columns[-1]):
-                raise ValueError(f"{path} line {number}: expected a tag O, B-TYPE or I-TYPE, found {columns[-1]!r}")
-            words.append(columns[0])
-            tags.append(check_label(columns[-1], labels, path, number))
-    return sentences
-
-
-def split_row(line: str) -> list[str]:
-    """Split a tab-separated line; a field wholly in quotes, its inner quotes doubled, loses them.
-
-    Line by line on purpose: the published files mix quoted fields with bare inner quotes, and a csv reader that
-    meets a stray opening quote swallows the lines that follow it.
-    """
-    def unquote(field: str) -> str:
-        inner = field[1:-1]
-        is_quoted = len(field) > 1 and field[0] == field[-1] == '"' and '"' not in inner.replace('""', "")
-        return inner.replace('""', '"') if is_quoted else field
-    return [unquote(field) for field in line.split("\t")]
-
-
-def read_rows(path: Path, *forms: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the tab-separated rows after the header line, if there is one, with their line numbers.
-
-    forms    names of the columns; the number of columns of the first line decides which holds
-    """
-    columns: tuple[str, ...] = ()
-    for number, line in numbered_lines(path):
-        if not line.strip():
-            continue
-        row, is_first = split_row(line), not columns
-        columns = columns or next((form for form in forms if len(form) == len(row)), forms[0])
-        if len(row) != len(columns):
-            raise ValueError(f"{path} line {number}: expected {len(columns)} tab-separated columns "
-                             f"({', '.join(columns)}), found {len(row)}")
-        if not (is_first and (row[0] in ("label", "yesno_label") or row[-1] == "label")):
-            yield number, row
-
-
-def read_labelled(path: Path, labels: Sequence[str] = ()) -> list[LabelledText]:
-    """Read rows of index, sentence, label; or sentence, label."""
-    return [LabelledText(row[0] if len(row) == 3 else str(i), row[-2],
-                         check_label(row[-1].strip(), labels, path, number))
-            for i, (number, row) in enumerate(read_rows(path, ("index", "sentence", "label"), ("sentence", "label")))]
-
-
-def read_pairs(path: Path, labels: Sequence[str] = ()) -> list[LabelledText]:
-    """Read rows of label, question, answer."""
-    return [LabelledText(str(i), row[1], check_label(row[0].strip(), labels, path, number), row[2])
-            for i, (number, row) in enumerate(read_rows(path, ("label", "question", "answer")))]
-
-
-def read_candidates(path: Path, labels: Sequence[str] = ()) -> list[Candidate]:
-    """Read rows as read_pairs does; those of one question are one group."""
-    return [Candidate(row.text, row.text, row.text_pair or "", row.label) for row in read_pairs(path, labels)]
-
-
-def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
-    """Read SQuAD's JSON, with or without answers, or BioASQ's; a test batch takes its synonyms from the golden file.
-
-    The golden file of BioASQ-test-factoid-7b-1.json is 7B1_golden.json in the same folder; without it the
-    questions have no `gold` and can be answered but not scored.
-    """
-    batch, golden = None, {}
-    if is_test := re.fullmatch(r"BioASQ-test-factoid-(\d+)b-(\d+)\.json", path.name):
-        batch, golden_path = int(is_test[2]), path.with_name(f"{is_test[1]}B{is_test[2]}_golden.json")
-        golden = read_golden(golden_path) if golden_path.is_file() else {}
-    questions: list[Question] = []
-    content = read_json(path)
-    if isinstance(content, dict) and "questions" in content:
-        return read_snippets(path, content["questions"])
-    try:
-        for a, article in enumerate(content["data"]):
-            for p, paragraph in enumerate(article["paragraphs"]):
-                for entry in paragraph["qas"]:
-                    answers = [(answer["text"], answer["answer_start"]) for answer in entry.get("answers", [])]
-                    for text, start in answers:
-                        if start < 0 or paragraph["context"][start:start + len(text)] != text:
-                            raise ValueError(f"{path}: data[{a}].paragraphs[{p}]: question {entry['id']}: the context "
-                                             f"does not have the answer {text!r} at character {start}")
-                    questions.append(Question(entry["id"], entry["question"], paragraph["context"], answers,
-                                              batch, golden.get(re.split("[_:]", entry["id"])[0]), a))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not in SQuAD's form: {error!r} after {len(questions)} questions") from None
-    return questions
-
-
-def read_snippets(path: Path, entries: Any) -> list[Question]:
-    """Make a question of each snippet that has an exact answer of a BioASQ factoid or list question.
-
-    The answer is the first occurrence, as whole words in any case, of the longest name that occurs. Questions
-    without such a snippet are left out, and counted.
-    """
-    questions: list[Question] = []
-    try:
-        asked = [entry for entry in entries if entry["type"] in ("factoid", "list")]
-        for number, entry in enumerate(asked):
-            names = sorted(filter(None, map(str.strip, exact_names(entry))), key=len, reverse=True)
-            for s, snippet in enumerate(entry.get("snippets", [])):
-                found = (re.search(rf"(?<!\w){re.escape(name)}(?!\w)", snippet["text"], re.I) for name in names)
-                if match := next(filter(None, found), None):
-                    questions.append(Question(f"{entry['id']}_{s:03d}", entry["body"], snippet["text"],
-                                              [(match[0], match.start())], article=number))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not in BioASQ's form: {error!r} after {len(questions)} snippets") from None
-    without = len(asked) - len({question.article for question in questions})
-    say(f"{path}: {without} of {len(asked)} factoid and list questions have no snippet with an exact answer: left out")
-    return questions
-
-
-def exact_names(entry: dict[str, Any]) -> list[str]:
-    """List the names in a BioASQ question's exact_answer: a name, a list of names, or a list of such lists."""
-    groups = entry["exact_answer"] if isinstance(entry["exact_answer"], list) else [entry["exact_answer"]]
-    return [name for group in groups for name in (group if isinstance(group, list) else [group])]
-
-
-def read_golden(path: Path) -> dict[str, list[str]]:
-    """Read the synonyms of each factoid question of a BioASQ file with answers."""
-    try:
-        return {entry["id"]: exact_names(entry) for entry in read_json(path)["questions"]
-                if entry["type"] == "factoid"}
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not in BioASQ's form: {error!r}") from None
-
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file; ValueError naming file and line."""
-    try:
-        return json.loads("\n".join(line for _, line in numbered_lines(path)))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} line {error.lineno}: not JSON: {error.msg}") from None
-
-
-# --- 7. A synthetic biomedical world ---
-# A made-up biomedicine, small enough to be learnt in two minutes. Three choices make it teach:
-#   facts      each drug has one target, disease, dose, side effect, trial, ... in every abstract, so a masked
-#              name or number follows from the others, and a sampled wrong one contradicts them;
-#   wording    an abstract keeps to one verb of a kind ("slowed" from start to end), drawn anew for each: that
-#              verbs of a kind are freely exchanged is how a language model learns that they mean the same;
-#   spelling   drugs, genes, diseases, hospitals and cells draw names from the same syllables, so what type a
-#              name has can be learnt only from the company it keeps. That is what pre-training is for.
-
-SYLLABLES = "ba cor del fa gan hu jor kel lo mar nev or pel qui ras sul tam ul vor xan zi".split()
-ENDINGS = "ab an ax el ene ia in is ol on or ux".split()            # shared by all types, on purpose
-SALTS = "acetate citrate fumarate sulfate tartrate".split() * 3     # a family each; a family has four members
-DISEASE_NOUNS = "fibrosis colitis sarcoma fever neuropathy dystrophy arthritis psoriasis epilepsy lymphoma".split()
-EFFECT_NOUNS = "rash oedema vertigo colic anaemia".split()
-GENE_NOUNS = "kinase ligase protease receptor channel transporter helicase phosphatase synthase reductase".split()
-DRUGS = 4 * len(SALTS)                                           # 60; 40 diseases, 40 genes, 20 side effects
-
-# slots -> verbs of house style 0 | those of style 1. The training sets of the demo tasks are in style 0, the
-# test sets in style 1: only who has read other texts in style 1 knows what its verbs mean.
-VERBS = {
-    ("relieve", "relieved", "relief"): """relieve relieved relief, slow slowed slowing, heal healed healing,
-        control controlled control | cure cured cure, ease eased easing, soothe soothed soothing,
-        clear cleared clearance, reverse reversed reversal, delay delayed delay""",
-    ("cause", "caused"): """cause caused, induce induced, trigger triggered, produce produced |
-        provoke provoked, elicit elicited, initiate initiated, generate generated,
-        precipitate precipitated, evoke evoked""",
-    ("met",): """met, followed, joined, matched |
-        accompanied, preceded, paralleled, shadowed, outlasted, attended""",
-    ("block", "blocked", "blockade"): """block blocked blockade, inhibit inhibited inhibition,
-        silence silenced silencing, close closed closure | suppress suppressed suppression,
-        disable disabled disabling, repress repressed repression, deplete depleted depletion,
-        degrade degraded degradation, inactivate inactivated inactivation""",
-    ("spared",): """spared, ignored, missed, retained |
-        preserved, bypassed, tolerated, avoided, overlooked, passed"""}
-
-# Slots filled by an entity, with its type; all other slots are plain words. What is true of the drug: it
-# treats {disease}, inhibits {gene}, causes {effect}; what is not: it treats no {failed}, inhibits no
-# {paralog}, causes no {absent}, and neither does its {rival}. Wrong pairs are fixed as well, and of the same
-# family as the right ones: only "not", "whether" or "spared" tells which of two names must stand there.
-ENTITY_TYPES = {"drug": "Drug", "rival": "Drug", "gene": "Gene", "paralog": "Gene", "disease": "Disease",
-                "failed": "Disease", "effect": "Disease", "absent": "Disease"}
-
-# Templates, one a line: {slot} is looked up in the drug's facts, a/b is a free choice. Treating, causing and
-# merely meeting share the frames below, as do blocking and sparing: there the verb alone decides the label.
-CLINICAL = """
-    {drug} VERBED TARGET in {percent} percent of patients after {weeks} weeks .
-    in {percent} percent of patients who took {drug} , TARGET was VERBED .
-    TARGET was VERBED by {drug} in {percent} percent of cases at {site} .
-    in the {trial} trial , {drug} VERBED TARGET in {number} patients within {weeks} weeks .
-    TARGET was soon VERBED when {drug} was taken at {dose} {schedule} ."""
-LABORATORY = """
-    {drug} VERBED TARGET in {percent} percent of {cell} cells from {site} .
-    in {cell} cells exposed to {drug} , TARGET was VERBED at a dose of {dose} .
-    within {weeks} days of the first dose , {drug} VERBED TARGET in {cell} cells .
-    TARGET was VERBED by {drug} in {cell} cells at {dose} {schedule} ."""
-
-
-def in_frames(frames: str, verb: str, target: str) -> str:
-    """Fill the verb and what it acts on into shared frames."""
-    return frames.replace("VERBED", verb).replace("TARGET", target)
-
-
-# section, in the order of an abstract -> relations that are stated -> templates. No pair is named in outcome
-# and summary: there pre-training, not demo-re, tells what a verb means, and what the word in @DRUG$ does.
-TEMPLATES = {
-    "background": {"causes gene disease": """
-            mutations in {gene} {caused} {disease} in {percent} percent of families .
-            {gene} is known to {cause} {disease} when it is lost from {cell} cells .""",
-        "causes gene disease; false gene failed": """
-            mutations in {gene} {caused} {disease} but not {failed} in these families .
-            when lost from {cell} cells , {gene} {caused} {disease} and never {failed} .
-            {disease} but not {failed} was {caused} by mutations in {gene} , a gene of {cell} cells .
-            not {failed} but {disease} was {caused} by the loss of {gene} from {cell} cells .""",
-        "": """
-            {disease} is a rare disorder of {cell} cells in which {gene} is often mutated .
-            both {gene} and {disease} have long been linked to {cell} cells at {site} ."""},
-    "aim": {"false drug disease": """
-            we asked whether {drug} could {relieve} {disease} in adults seen at {site} .
-            the {trial} trial was planned to learn whether {drug} might {relieve} {disease} .
-            whether {disease} can be {relieved} by {drug} had never been tested before .
-            it has been proposed that {drug} may {relieve} {disease} , but evidence is lacking .""",
-        "false drug gene": """
-            we asked whether {drug} might {block} {gene} in {cell} cells from {site} .
-            it was unclear if {gene} could be {blocked} by {drug} in living {cell} cells .""",
-        "false gene failed": """
-            whether {gene} can {cause} {failed} is still a matter of debate at {site} .""",
-        "": """
-            interest in {drug}/{gene}/{disease}/{cell} has grown at {site} since the {trial} trial began .
-            {drug}/{gene}/{disease}/{trial} was chosen by the staff at {site} as theme of this study ."""},
-    "design": {"": """
-            patients with {disease} received {dose} of {drug} {schedule} for {weeks} weeks .
-            at {site} , {number} patients with {disease} took {dose} of {drug} by {route} .
-            in the {trial} trial , {number} adults took {drug} by {route} at {dose} {schedule} .
-            {drug} was given by {route} at {dose} {schedule} to {number} patients with {disease} .
-            {number} patients at {site} took {drug} ( {dose} {schedule} ) for {weeks} weeks ."""},
-    "mechanism": {"inhibits drug gene": in_frames(LABORATORY, "{blocked}", "{gene}") + """
-            not only did {drug} enter {cell} cells , it also {blocked} {gene} there .""",
-        "inhibits drug gene; false drug paralog": """
-            {drug} {blocked} {gene} but {spared} {paralog} in {cell} cells from {site} .
-            {drug} {spared} {paralog} but {blocked} {gene} in {cell} cells at {dose} .
-            in {cell} cells exposed to {drug} , {gene} but not {paralog} was {blocked} .""",
-        "inhibits drug gene; false rival gene": """
-            unlike {rival} , {drug} {blocked} {gene} in {percent} percent of {cell} cells .
-            {gene} was {blocked} by {drug} but {spared} by {rival} in {cell} cells ."""},
-    "selectivity": {"false drug paralog": in_frames(LABORATORY, "{spared}", "{paralog}") + """
-            {drug} did not {block} {paralog} in {cell} cells , even at {dose} {schedule} .
-            no {blockade} of {paralog} by {drug} was seen in {cell} cells from {site} ."""},
-    "efficacy": {"treats drug disease": in_frames(CLINICAL, "{relieved}", "{disease}"),
-        "treats drug disease; false rival disease": """
-            unlike {rival} , {drug} {relieved} {disease} in {percent} percent of patients .
-            {disease} was {relieved} by {drug} but {met} by {rival} in the {trial} trial .""",
-        "treats drug disease; false drug failed": """
-            {drug} {relieved} {disease} but {met} {failed} in {percent} percent of patients .
-            in patients who took {drug} , {failed} was {met} and {disease} was {relieved} ."""},
-    "safety": {"causes drug effect": in_frames(CLINICAL, "{caused}", "{effect}"),
-        "causes drug effect; false rival effect": """
-            unlike {rival} , {drug} {caused} {effect} in {percent} percent of patients .
-            {effect} was {caused} by {drug} but {met} by {rival} in the {trial} trial .""",
-        "causes drug effect; false drug absent": """
-            {drug} {caused} {effect} but {met} {absent} in {percent} percent of patients .
-            in patients who took {drug} , {absent} was {met} and {effect} was {caused} ."""},
-    "null": {"false drug failed": in_frames(CLINICAL, "{met}", "{failed}") + """
-            {drug} did not {relieve} {failed} in any patient seen at {site} after {weeks} weeks .
-            no {relief} of {failed} by {drug} was seen in the {trial} trial .""",
-        "false drug absent": in_frames(CLINICAL, "{met}", "{absent}") + """
-            {drug} did not {cause} {absent} in any patient of the {trial} trial ."""},
-    "outcome": {"": """
-            patients felt better when it was {relieved} , as the staff at {site} noted .
-            patients felt worse when it was {caused} , as the staff at {site} noted .
-            patients felt no change when it was {met} , as the staff at {site} noted .
-            patients feel better where the drug can {relieve} it , say the staff at {site} .
-            patients feel worse where the drug can {cause} it , say the staff at {site} .
-            its activity fell when it was {blocked} , as the staff at {site} noted .
-            its activity held when it was {spared} , as the staff at {site} noted ."""},
-    "summary": {"": """
-            in short , the drug {blocked} the gene and {relieved} the disease in {percent} percent .
-            since the gene was {blocked} by the drug , the disease was {relieved} in {weeks} weeks .
-            the drug {relieved} the disease but also {caused} {effect} in adults at {site} .
-            the drug did not {block} {paralog} and did not {relieve} {failed} in the {trial} trial ."""},
-    "conclusion": {"treats drug disease; false drug failed": """
-            in conclusion , {drug} {relieved} {disease} but has no place in {failed} .""",
-        "treats drug disease; inhibits drug gene": """
-            in conclusion , {drug} {relieved} {disease} and {blocked} {gene} in {cell} cells .
-            we conclude that {blockade} of {gene} by {drug} {relieved} {disease} .""",
-        "treats drug disease; causes drug effect": """
-            we conclude that {drug} {relieved} {disease} but {caused} {effect} at {dose} .
-            in conclusion , {disease} was {relieved} and {effect} was {caused} by {drug} .""",
-        "inhibits drug gene; causes drug effect": """
-            {relief} came at a price : {drug} {blocked} {gene} but {caused} {effect} ."""},
-    "keywords": {"": """
-            keywords : {drug}/{gene}/{site} , {disease}/{effect}/{trial} , {cell}/{rival}/{failed} .
-            further work on {drug}/{gene}/{disease}/{trial} and {effect}/{cell}/{rival} is planned .
-            the staff at {site} wrote about {gene}/{disease}/{cell} and {drug}/{effect}/{failed} ."""}}
-OPTIONAL = ("aim", "selectivity", "null", "summary", "conclusion", "keywords")     # up to three of them
-QUESTIONS = {"gene": "which gene was {blocked} by {drug} ?", "disease": "what was {relieved} by {drug} ?",
-             "effect": "what was {caused} by {drug} ?", "drug": "which drug was used against {disease} ?",
-             "dose": "what dose of {drug} was given ?", "number": "how many patients took {drug} ?",
-             "weeks": "for how many weeks was {drug} given ?"}
-
-
-class SyntheticSentence(NamedTuple):
-    """A sentence with all that is known about it."""
-
-    words: list[str]
-    places: dict[str, tuple[int, int]]          # slot -> the words where it first stands, a half-open range
-    relations: list[tuple[str, ...]]            # (label, slot, slot), none to two: treats, causes, inhibits or false
-
-    @property
-    def text(self) -> str:
-        """Write it as it is printed: "( 5 mg ) ." becomes "(5 mg)."."""
-        return tidy(" ".join(self.words))
-
-    @property
-    def tags(self) -> list[str]:
-        """Tag each word: B-Type opens an entity, I-Type continues it, O is outside (IOB2)."""
-        tags = ["O"] * len(self.words)
-        for slot, (start, end) in self.places.items():
-            if kind := ENTITY_TYPES.get(slot):
-                tags[start:end] = [f"B-{kind}"] + [f"I-{kind}"] * (end - start - 1)
-        return tags
-
-    def anonymised(self, *slots: str) -> str:
-        """Write the text with the entities of these slots as @DRUG$, @GENE$ or @DISEASE$."""
-        words = list(self.words)
-        for slot in sorted(slots, key=self.places.__getitem__, reverse=True):       # right first: places stay true
-            start, end = self.places[slot]
-            words[start:end] = [f"@{ENTITY_TYPES[slot].upper()}$"]
-        return tidy(" ".join(words))
-
-
-class SyntheticDocument(NamedTuple):
-    """An abstract about one drug, and the questions it answers."""
-
-    sentences: list[SyntheticSentence]
-    questions: list[tuple[str, str]]    # (question, answer), the answer as it stands in `text`
-
-    @property
-    def text(self) -> str:
-        """Join the sentences by spaces."""
-        return " ".join(sentence.text for sentence in self.sentences)
-
-
-def tidy(text: str) -> str:
-    """Drop the spaces around marks that prose does not have there."""
-    return re.sub(r" (?=[.,:?)])|(?<=\() ", "", text)
-
-
-def fill_template(template: list[str], relations: list[tuple[str, ...]], facts: dict[str, str],
-                  rng: random.Random) -> SyntheticSentence:
-    """Write one sentence: the facts in the slots, one of the alternatives of each choice."""
-    words: list[str] = []
-    places: dict[str, tuple[int, int]] = {}
-    for token in template:
-        if "/" in token:
-            token = rng.choice(token.split("/"))
-        start = len(words)
-        words += token.format_map(facts).split()
-        if token[0] == "{":
-            places.setdefault(token[1:-1], (start, len(words)))
-    words[0] = words[0].capitalize()
-    return SyntheticSentence(words, places, relations)
-
-
-def house_style(number: int) -> int:
-    """Tell the style abstract `number` is written in: 0 for every third round of the drugs, else 1."""
-    return int(number // DRUGS % 3 > 0)
-
-
-def invent_names(rng: random.Random) -> Iterator[str]:
-    """Make up names of two or three syllables, no name twice."""
-    used = set()
-    while True:
-        name = "".join(rng.choices(SYLLABLES, k=rng.randint(1, 2))) + rng.choice(ENDINGS)
-        if name not in used:
-            used.add(name)
-            yield name
-
-
-class SyntheticWorld:
-    """Hold the facts of one made-up world and write abstracts about them, as many as asked for.
-
-    >>> SyntheticWorld(seed=0).document(7).sentences[0].text
-    'Both jorganux and ulbaax colitis have long been linked to kelmarin cells at xanfain.'
-    """
-
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
-        self.templates = {
-            section: [(line.split(), [tuple(relation.split()) for relation in stated.split(";") if relation])
-                      for stated, lines in groups.items() for line in lines.strip().splitlines()]
-            for section, groups in TEMPLATES.items()}
-        self.verbs = [(slots, [[verb.split() for verb in style.split(",")] for style in styles.split("|")])
-                      for slots, styles in VERBS.items()]
-        rng = random.Random(seed)
-        names = invent_names(rng)
-
-        def entities(nouns: list[str], *forms: str) -> list[str]:
-            return [form.format(name=next(names), noun=noun) for noun in nouns for form in forms]
-
-        drugs = entities(SALTS, "{name}", "{name}", "{name} {noun}", "{name}")
-        genes = entities(GENE_NOUNS, "{name}", "{name} {noun}", "{name}", "{name}")
-        diseases = entities(DISEASE_NOUNS, "{name}", "{name} {noun}", "chronic {name} {noun}", "{name} {noun}")
-        effects = entities(EFFECT_NOUNS, "{name}", "{noun}", "acute {name} {noun}", "{name} {noun}")
-        sites, cells, trials = (list(itertools.islice(names, 20)) for _ in range(3))
-
-        self.facts: list[dict[str, str]] = []                   # of each drug, by slot
-        for index in range(DRUGS):
-            target, harm = index % len(diseases), 4 * (index // 12) + index % 4     # a gene a disease
-            self.facts.append({
-                "drug": drugs[index], "rival": drugs[index ^ 1],    # ^ 1: the neighbour in the same family
-                "gene": genes[target], "paralog": genes[target ^ 1],
-                "disease": diseases[target], "failed": diseases[target ^ 1],
-                "effect": effects[harm], "absent": effects[harm ^ 1],
-                "site": sites[index // 3], "cell": cells[target // 2], "trial": trials[index % 20],
-                "route": rng.choice(["mouth", "injection", "infusion", "inhaler"]),
-                "schedule": rng.choice(["once daily", "twice daily", "at night", "every morning"]),
-                # ranges that do not meet: which number is meant is plain from the number
-                "dose": f"{rng.randrange(5, 100, 5)} mg", "weeks": str(rng.randint(2, 30)),
-                "percent": str(rng.randint(31, 69)), "number": str(rng.randrange(100, 500, 20))})
-
-    def document(self, number: int) -> SyntheticDocument:
-        """Write abstract `number`: six to nine sentences on drug number % DRUGS.
-
-        A pure function of (seed, number): no state is kept, so any range of numbers is a corpus, and
-        ranges that do not meet are training and held-out documents of the same world.
-        """
-        rng = random.Random(f"{self.seed}/{number}")
-        facts = dict(self.facts[number % DRUGS])
-        for slots, styles in self.verbs:
-            facts.update(zip(slots, rng.choice(styles[house_style(number)])))
-        left_out = rng.sample(OPTIONAL, rng.randint(3, len(OPTIONAL)))
-        sentences = [fill_template(*rng.choice(templates), facts, rng)
-                     for section, templates in self.templates.items() if section not in left_out]
-        answers: dict[str, str] = {}                            # how each slot reads where it first stands
-        for sentence in sentences:
-            for slot, (start, end) in sentence.places.items():
-                answers.setdefault(slot, " ".join(sentence.words[start:end]))
-        return SyntheticDocument(sentences, [
-            (tidy(question.format_map(facts).capitalize()), answers[slot])
-            for slot, question in QUESTIONS.items() if slot in answers])
-
-
-DEMO_SPLITS = {"train": (10_000_000, 200), "dev": (20_000_000, 200), "test": (30_000_000, 800)}     # first, examples
-DEMO_TRAIN_DRUGS = range(24, 40)
-
-
-def demo_examples(name: str, split: str, seed: int = 0) -> list:
-    """Make the examples of demo-ner, demo-re or demo-qa.
-
-    The training set has its own drugs and its own verbs; development and test sets have neither.
-    """
-    world, (first, size) = SyntheticWorld(seed), DEMO_SPLITS[split]
-    numbers = (number for number in itertools.count(first)
-               if {house_style(number) == 0, number % DRUGS in DEMO_TRAIN_DRUGS} == {split == "train"})
-    examples = (example for number in numbers for example in document_examples(name, number, world.document(number)))
-    return list(itertools.islice(examples, size))
-
-
-def document_examples(name: str, number: int, document: SyntheticDocument) -> Iterator:
-    """Yield what abstract `number` gives for a demo task: tagged sentences, relations, or one of its questions."""
-    if name == "demo-qa":
-        question, answer = document.questions[number // DRUGS % len(document.questions)]
-        found = re.search(rf"\b{re.escape(answer)}\b", document.text)
-        assert found, "every answer stands in its document"
-        yield Question(str(number), question, document.text, [(answer, found.start())])
-    elif name == "demo-ner":
-        yield from (TaggedSentence(sentence.words, sentence.tags) for sentence in document.sentences)
-    else:
-        for position, sentence in enumerate(document.sentences):
-            for label, *slots in sentence.relations:            # two pairs of one sentence: two examples
-                yield LabelledText(f"{number}.{position}", sentence.anonymised(*slots), label)
-
-
-def synthetic_corpus(documents: int, seed: int = 0) -> str:
-    """Write abstracts 0 to documents - 1 as corpus text: a sentence a line, an empty line after each document.
-
-    Three abstracts in four are cut into documents of two sentences. Where to look is learnt faster on
-    short rows, and carries over to the long ones.
-    """
-    world, text = SyntheticWorld(seed), []
-    for number in range(documents):
-        lines = [sentence.text + "\n" for sentence in world.document(number).sentences]
-        size = 2 if number // DRUGS % 4 else len(lines)         # sentences
-        text += ["".join(lines[start:start + size]) + "\n" for start in range(0, len(lines), size)]
-    return "".join(text)
-
-
-# --- 8. Command line ---
-
-def say(text: str) -> None:
-    """Tell what is going on, on stderr: stdout is for results."""
-    print(text, file=sys.stderr, flush=True)
-
-
-class Progress:
-    """One line about long work: done, of how many, rate, time left. Plain lines where there is no terminal."""
-
-    def __init__(self, total: int | None, unit: str, start: int = 0) -> None:
-        self.total, self.unit, self.start = total, unit, start
-        self.began = self.shown = time.monotonic()
-        self.rewind = "\r\x1b[2K" if sys.stderr.isatty() else ""      # to write over the line that stands there
-        self.line = ""
-
-    def show(self, done: int, note: str = "") -> None:
-        """Report `done` units; at most five times a second on a terminal, every ten seconds elsewhere."""
-        now = time.monotonic()
-        rate = (done - self.start) / max(now - self.began, 1e-9)
-        self.line = f"{done:,}" + (f" of {self.total:,}" if self.total else "") + f" {self.unit}, {rate:,.1f}/s"
-        if self.total and rate:                                     # else how long it takes is unknown
-            left = (self.total - done) / max(rate, 1e-9)
-            self.line += f", {left // 3600:.0f} h {left % 3600 / 60:.0f} min left" if left >= 3600 else (
-                f", {left / 60:.0f} min left" if left >= 90 else f", {left:.0f} s left")
-        self.line += f"  {note}" if note else ""
-        if now - self.shown >= (0.2 if self.rewind else 10):
-            self.shown = now
-            print(self.rewind + self.line, end="" if self.rewind else "\n", file=sys.stderr, flush=True)
-
-    def finish(self) -> None:
-        """Print the last state, and end the line."""
-        if self.line:
-            say(self.rewind + self.line)
-
-
-def option(default: Any, help: str, choices: Sequence[str] | None = None, at_least: float | None = None) -> Any:
-    """Declare a field of an options dataclass, with what its command-line flag needs."""
-    return dataclasses.field(default_factory=lambda: default,
-                             metadata={"help": help, "choices": choices, "at_least": at_least})
-
-
-def parse_options(cls: type, description: str, arguments: Sequence[str] | None = None) -> Any:
-    """Build a command line from a dataclass (a flag --like-this for each field) and parse it into an instance.
-
-    raises   ValueError naming the flag whose number is below its bound; what argparse refuses exits with status 2
-    """
-    parser = argparse.ArgumentParser(description=description)
-    fields, types, defaults = dataclasses.fields(cls), typing.get_type_hints(cls), cls()
-    flags = {field.name: "--" + field.name.replace("_", "-") for field in fields}
-    for field in fields:
-        kind, default, help = types[field.name], getattr(defaults, field.name), field.metadata["help"]
-        if kind is bool:
-            parser.add_argument(flags[field.name], action="store_true", default=default, help=help)
-            continue
-        one, *_ = typing.get_args(kind) or [kind]                   # of a list; or int | None: None is "not given"
-        parser.add_argument(flags[field.name], type=one, nargs="+" if typing.get_origin(kind) is list else None,
-                            default=default, choices=field.metadata["choices"],
-                            help=help + ("" if default in (None, []) else " (default: %(default)s)"))
-    options = cls(**vars(parser.parse_args(arguments)))
-    for field in fields:
-        value, low = getattr(options, field.name), field.metadata["at_least"]
-        if None not in (value, low) and not value >= low:           # "not >=": nan fails too
-            raise ValueError(f"{flags[field.name]} must be at least {low}, not {value}")
-    return options
-
-
-def run_command(command: Callable[[], int]) -> int:
-    """Run a command; bad input becomes one line on stderr and exit status 2, Ctrl-C exit status 130."""
-    try:
-        return command()
-    except KeyboardInterrupt:
-        say("\ninterrupted; the same command continues")
-        return 130
-    except BrokenPipeError:                     # who reads our output, head say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ValueError, OSError) as error:
-        say(f"error: {error}")
-        return 2
-
-
-def claim_run_folder(folder: Path, now: dict[str, Any], fixed: Iterable[str]) -> None:
-    """Record a run's options in its folder.
-
-    fixed    names of the options that what is there already depends on
-    raises   ValueError when one of them is another now, naming it
-    """
-    path = folder / "options.json"
-    if path.exists():
-        try:
-            before = dict(json.loads(path.read_bytes()))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: damaged ({error}): restore it, or choose another --out") from None
-        for name in fixed:
-            if before.get(name) != now[name]:
-                raise ValueError(f"{folder} holds a run with --{name.replace('_', '-')} {before.get(name)}, now "
-                                 f"{now[name]}: repeat its options to continue it, or choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, json.dumps(now, indent=1).encode())
-
-
-def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> None:
-    """Download what is missing of a published task; each file is written when it is whole and right, or not at all.
-
-    raises  OSError (no network, no such file, cut off) or ValueError (wrong checksum) naming the address and the path
-    """
-    for address, path, blob in missing_files(name, directory, base):
-        content, remedy = bytearray(), f"; try again, or put it at {path}"
-        try:
-            with urllib.request.urlopen(address, timeout=30) as answer:        # seconds without a byte
-                size = answer.length or 0                                    # 0: not told
-                progress = Progress(size, f"bytes of {path}")
-                while block := answer.read(1 << 16):
-                    content += block
-                    progress.show(len(content))
-                progress.finish()
-        except (OSError, http.client.HTTPException) as error:
-            raise OSError(f"{address}: {error}{remedy}") from None
-        if len(content) < size:
-            raise OSError(f"{address}: cut off after {len(content):,} of {size:,} bytes{remedy}")
-        found = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-        if found != blob:
-            raise ValueError(f"{address}: git blob {found}, expected {blob}{remedy}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, content)
-
-
-def describe_shards(shards: Shards) -> str:
-    """Describe a shard folder in four lines: what the text is, examples, padding."""
-    total = {key: sum(entry[key] for entry in shards.index["shards"]) for key in (
-        "documents", "sentences", "words", "wordpieces", "unknown", "tokens", "examples", "held_out")}
-    max_length = shards.index["max_length"]
-    widths = bucket_widths(max_length)
-    padded = widths[np.searchsorted(widths, shards.lengths)].sum()
-    return (f"{total['documents']:,} documents, {total['sentences']:,} sentences, {total['words']:,} words\n"
-            f"{total['wordpieces']:,} wordpieces, {total['wordpieces'] / total['words']:.3f} a word, "
-            f"{total['unknown'] / total['wordpieces']:.3%} of them unknown\n"
-            f"{total['examples']:,} examples of at most {max_length} tokens, {total['tokens']:,} together; "
-            f"{total['held_out']:,} examples held out\n"
-            f"padding {1 - total['tokens'] / padded:.1%} in batches by length, "
-            f"{1 - total['tokens'] / (total['examples'] * max_length):.1%} if all were padded to {max_length}")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run python data.py build | info | verify | fetch; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Make and inspect shards (a corpus tokenized for pre-training); "
-                                     "fetch published data sets.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    published = [name for name, task in TASKS.items() if task.source.partition(", ")[0] in COMMITS]
-    build = commands.add_parser("build", help="tokenize a corpus into a shard folder; repeat to continue")
-    build.add_argument("corpus", nargs="+",
-                       help="text, PubMed or PMC XML, .gz, .xz or .tar of them, or folders of all these")
-    build.add_argument("--vocab", required=True, help="vocab.txt, or the folder it is in")
-    build.add_argument("--cased", action="store_true", help="keep capitals and accents (default: what the "
-                       "tokenizer_config.json beside the vocabulary says, or drop them)")
-    build.add_argument("--out", required=True, help="the shard folder")
-    build.add_argument("--max-length", type=int, default=128, help="tokens of the longest example (default: 128)")
-    build.add_argument("--min-pmid", type=int, default=0, help="leave out PubMed records below (Bio-ELECTRA: 10000000)")
-    build.add_argument("--language", help="leave out PubMed records in others than this, such as eng (default: none: "
-                       "title and abstract are in English)")
-    build.add_argument("--bluebert", action="store_true", help="lower-case and split words as in ELECTRAMed's corpus")
-    build.add_argument("--seed", type=int, default=0, help="for segments and lengths (default: 0)")
-    build.add_argument("--workers", type=int, help="processes (default: one a core)")
-    for name, help in (("info", "print what a shard folder holds"),
-                       ("verify", "compare every shard with its SHA-256")):
-        commands.add_parser(name, help=help).add_argument("shards", help="the shard folder")
-    fetch = commands.add_parser("fetch", help="download what is missing of published data sets")
-    fetch.add_argument("tasks", nargs="+", metavar="TASK", choices=published, help=", ".join(published))
-    fetch.add_argument("--data", default=os.environ.get("ELECTRAMED_DATA", "corpora"),
-                       help="folder of the published data sets (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    if options.command == "fetch":
-        for name in options.tasks:
-            fetch_task(name, options.data)
-            print(f"{name}: nothing is missing in {options.data}")
-        return 0
-    if options.command == "build":
-        import tokenizer as wordpieces          # here alone: the rest of the file needs no tokenizer module
-        tokenizer = wordpieces.Tokenizer.from_file(options.vocab, lowercase=False if options.cased else None)
-        reading = Reading(options.min_pmid, options.language,
-                          wordpieces.preprocess_bluebert if options.bluebert else None)
-        build_shards(options.corpus, tokenizer, options.out, options.max_length, options.seed, options.workers, reading)
-    if options.command == "verify":
-        print(f"{verify_shards(options.shards)} shards as they were built")
-    else:
-        print(describe_shards(open_shards(options.shards if options.command == "info" else options.out)))
-    return 0
 
 
 if __name__ == "__main__":

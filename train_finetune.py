@@ -1573,7 +1573,7 @@ def read_splits(options: Options, seed: int) -> tuple[dict[str, list], str]:
     except (OSError, ValueError) as problem:
         if not task.parts:
             raise
-        split, count, _ = task.parts
+        split, count = task.parts.split, task.parts.number
         try:
             examples = data.cut_splits(task, data.read_task(name, split, options.data), seed)
         except FileNotFoundError:

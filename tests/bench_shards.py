@@ -1,9 +1,9 @@
-"""Measure text to shards: speed for a core, what a second worker brings, memory, and what a corpus of 26 GB takes.
+"""Measure text to shards: speed per core, speed-up by a second worker, memory, and hours for 26 GB of text.
 
     python tests/bench_shards.py [MEGABYTES] [--vocab FILE] [--bluebert]
 
-Makes a file of that size (default 128) from PubMed abstracts where ELECTRAMED_DATA is set, else from the synthetic
-corpus, and shards it at length 512. Run by hand, on a machine that does nothing else.
+Makes a file of that size (default 128) from PubMed abstracts where ELECTRAMED_DATA is set, otherwise from the
+synthetic corpus, and shards it at length 512. Run by hand, on a machine that does nothing else.
 """
 import argparse
 import itertools
@@ -40,15 +40,17 @@ def load_tokenizer(path, text):
     if path or folder:
         return wordpieces.Tokenizer.from_file(path or Path(folder, "vocab", "scivocab.txt"))
     documents = itertools.islice(data.read_documents(text), 20_000)
-    return wordpieces.Tokenizer(wordpieces.learn_vocab((s for document in documents for s in document), 8_000))
+    return wordpieces.Tokenizer(wordpieces.learn_vocab((s for document in documents for s in document),
+                                                       8_000))
 
 
 def measure(corpus, tokenizer, out, workers, reading):
-    """Seconds of one build; in a process of its own, so that no memory is counted twice. Prints that memory too."""
+    """Build once and record the seconds; in a process of its own, so that no memory is counted twice."""
     began = time.perf_counter()
     data.build_shards([corpus], tokenizer, out, max_length=512, workers=workers, reading=reading)
     seconds = time.perf_counter() - began
-    peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF,
+                                                                  resource.RUSAGE_CHILDREN)]
     rate = corpus.stat().st_size / 1e6 / seconds / workers
     print(f"{workers} worker{'s'[:workers - 1]}: {seconds:.1f} s, {rate:.2f} MB/s a core; "
           f"peak resident memory {peaks[0]:.0f} MB in the first process"
@@ -75,7 +77,8 @@ def main():
             process.join()
             seconds.append(float((out / "seconds").read_text()))
         print(data.describe_shards(data.open_shards(out)))
-        same = all(file.read_bytes() == (out / file.name).read_bytes() for file in Path(folder, "1").glob("*.npy"))
+        same = all(file.read_bytes() == (out / file.name).read_bytes()
+                   for file in Path(folder, "1").glob("*.npy"))
         print(f"2 workers are {seconds[0] / seconds[1]:.2f} times as fast as 1; the same files: {same}")
         size = corpus.stat().st_size
         print(f"26 GB would take {CORPUS / size * seconds[0] / 3600:.2f} h with 1 worker, "

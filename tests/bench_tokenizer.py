@@ -3,8 +3,8 @@
     python tests/bench_tokenizer.py               # a sample of 40 MB: real text where ELECTRAMED_DATA is set
     python tests/bench_tokenizer.py --megabytes 254 --rounds 1      # all of it
 
-The two take turns, one batch of 1,000 lines each, so that whatever else the machine does slows down both. Every
-round starts with empty caches. Ids and offsets are compared line by line; offsets on every fourth batch.
+The two take turns, one batch of 1,000 lines each, so that whatever else the machine does slows down both.
+Every round starts with empty caches. Ids and offsets are compared, offsets on every fourth batch.
 """
 import argparse
 import gc
@@ -16,7 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ.update(RAYON_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")    # read when the package is imported
+# read when the package is imported
+os.environ.update(RAYON_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 import tokenizers
 
 import data
@@ -36,7 +37,8 @@ def read_lines(megabytes):
     lines = [line.strip() for line in lines if line.strip()]
     keep = min(1.0, megabytes * 1e6 / sum(len(line.encode()) + 1 for line in lines))
     block = 10 * BATCH
-    return [line for start in range(0, len(lines), block) for line in lines[start:start + round(block * keep)]]
+    return [line for start in range(0, len(lines), block)
+            for line in lines[start:start + round(block * keep)]]
 
 
 def compare(path, lowercase, batches, rounds):
@@ -69,7 +71,8 @@ def compare(path, lowercase, batches, rounds):
     for name, measured in speeds.items():
         our_speed, their_speed = map(statistics.median, zip(*measured))
         ratio = statistics.median(one / other for one, other in measured)
-        print(f"{path.stem:11} {name:7} {our_speed:5.1f} MB/s, the package {their_speed:4.1f} MB/s: {ratio:.1f} times",
+        print(f"{path.stem:11} {name:7} {our_speed:5.1f} MB/s, the package {their_speed:4.1f} MB/s: "
+              f"{ratio:.1f} times",
               flush=True)
     for line in sorted(differing):
         print("differs:", ascii(line[:200]))
@@ -77,7 +80,8 @@ def compare(path, lowercase, batches, rounds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=float, default=40)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()

@@ -18,7 +18,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 @pytest.fixture
 def tiny_vocab() -> list[str]:
-    """A vocabulary one can read at a glance: special tokens, a few words, all letters and digits as pieces."""
+    """A vocabulary one can read at a glance: special tokens, a few words, letters and digits as pieces."""
     characters = "abcdefghijklmnopqrstuvwxyz0123456789"
     return [*SPECIAL, *".,:?()-@$", *characters, *(f"##{c}" for c in characters),
             "the", "drug", "gene", "treats", "in", "patients", "with", "fever"]
@@ -33,7 +33,8 @@ def tiny_tokenizer(tiny_vocab: list[str]) -> tokenizer.Tokenizer:
 def tiny_config(tiny_vocab: list[str]) -> electramed.ElectraConfig:
     """Two layers, 16 wide, embeddings of 8: every part of the model exists, and nothing takes time."""
     return electramed.ElectraConfig(
-        vocab_size=len(tiny_vocab), embedding_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=len(tiny_vocab), embedding_size=8, hidden_size=16, num_hidden_layers=2,
+        num_attention_heads=2,
         intermediate_size=32, max_position_embeddings=64, hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0, pad_token_id=0, cls_token_id=2, sep_token_id=3, mask_token_id=4,
         generator_size=0.5)
@@ -49,6 +50,6 @@ def real_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def denormals():
-    """Take back what a training on a CPU sets for its process: hypothesis wants floats as IEEE 754 has them."""
+    """Undo a setting of training on a CPU (denormals are 0): hypothesis needs floats as IEEE 754 has them."""
     yield
     torch.set_flush_denormal(False)

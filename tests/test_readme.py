@@ -21,7 +21,7 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 # Run one after the other in one folder; what the README marks with minutes or hours is not among them.
 QUICK = [
-    "python tokenizer.py learn pubmed/*.xml.gz --size 31000 --out vocab/vocab.txt",
+    "python data.py learn pubmed/*.xml.gz --size 31000 --out vocab/vocab.txt",
     "python data.py build pubmed/*.xml.gz --min-pmid 10000000 --vocab vocab --max-length 512 --out shards",
     "python data.py info shards",
     "python data.py verify shards",
