@@ -47,8 +47,8 @@ import data
 import tokenizer
 from data import (
     TASKS, Candidate, LabelledText, Question, Reading, SyntheticWorld, bucket_widths, build_examples,
-    build_shards, claim_run_folder, corpus_files, cut_splits, fetch_task, find_task, missing_files, open_shards,
-    pad_batch, parse_options, plan_batches, read_documents, read_task, seed_for, split_segments,
+    build_shards, claim_run_folder, corpus_files, cut_splits, fetch_task, find_task, missing_files,
+    open_shards, pad_batch, parse_options, plan_batches, read_documents, read_task, seed_for, split_segments,
     split_sentences, synthetic_corpus, verify_shards)
 from metrics import bioasq_question_id
 from tokenizer import SPECIAL_TOKENS, Tokenizer
