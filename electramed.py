@@ -112,9 +112,9 @@ class ElectraConfig:
     def num_slots(self, length: int) -> int:
         """Return N, the masked slots of a row padded to `length` tokens: 19 at 128, 79 at 512.
 
-        The 0.005 leaves room for rounding the number of tokens up. TF computes N from the configured maximum
-        length, and ELECTRAMed's released configuration does so before it sets the maximum to 512, which
-        leaves N = 19, a quarter of what was meant. Here N follows from the actual length.
+        From 100 tokens on, the 0.005 leaves room for rounding 15 % up. TF computes N from the configured
+        maximum length, and ELECTRAMed's released configuration does so before it sets the maximum to 512,
+        which leaves N = 19, a quarter of what was meant. Here N follows from the actual length.
         """
         return max(1, int((self.mask_prob + 0.005) * length))
 
@@ -183,8 +183,8 @@ PRESETS = {
 def dropout(x: Tensor, p: float, is_training: bool) -> Tensor:
     """Return `x` with a random share `p` of its entries set to 0 and the others divided by 1 - p.
 
-    The division keeps the expected value, so that evaluation needs no factor. This is F.dropout. Only a CPU
-    takes another way to the same result, because it spends most of the time on the random numbers.
+    The division keeps the expected value, so that evaluation needs no factor. This is F.dropout. A CPU
+    needs most of the time for the random numbers, so there a function of our own draws them faster.
     """
     if x.device.type == "cpu" and is_training and p > 0:
         return dropout_on_cpu(x, p)
@@ -250,7 +250,7 @@ def attend_on_cpu(query: Tensor, key: Tensor, value: Tensor, may_attend: Tensor,
     long again as this one. And its backward pass in bfloat16 does not use the CPU's bfloat16 products.
     Forward and backward on one core of an AMD EPYC that has these, in milliseconds:
 
-                                        this    fused
+                                            this    fused
         bfloat16,   8 x 128 tokens,  4 heads     5.2     11.8
         bfloat16,   2 x 512 tokens, 12 heads      40       60
         float32,    8 x 128 tokens,  4 heads     7.2      6.5       no gain: `attend` keeps the kernel
@@ -310,7 +310,7 @@ class Embeddings(nn.Module):
         """Return the (B, T, E) embeddings of (B, T) token ids and (B, T) segments."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)       # (T,)
         summed = (self.word_embeddings(input_ids)                                   # (B, T) -> (B, T, E)
-                  + self.position_embeddings(positions)                            # (T, E), alike in all rows
+                  + self.position_embeddings(positions)                             # (T, E) in each row
                   + self.token_type_embeddings(token_type_ids))                     # (B, T) -> (B, T, E)
         return dropout(self.LayerNorm(summed), self.dropout, self.training)
 
@@ -324,12 +324,12 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config: ElectraConfig) -> None:
         super().__init__()
-        hidden, inner, eps = config.hidden_size, config.intermediate_size, config.layer_norm_eps
+        H, inner, eps = config.hidden_size, config.intermediate_size, config.layer_norm_eps
         self.attention: Any = nn.ModuleDict({
-            "self": nn.ModuleDict({name: nn.Linear(hidden, hidden) for name in ("query", "key", "value")}),
-            "output": nn.ModuleDict({"dense": nn.Linear(hidden, hidden), "LayerNorm": nn.LayerNorm(hidden, eps)})})
-        self.intermediate = nn.ModuleDict({"dense": nn.Linear(hidden, inner)})
-        self.output = nn.ModuleDict({"dense": nn.Linear(inner, hidden), "LayerNorm": nn.LayerNorm(hidden, eps)})
+            "self": nn.ModuleDict({name: nn.Linear(H, H) for name in ("query", "key", "value")}),
+            "output": nn.ModuleDict({"dense": nn.Linear(H, H), "LayerNorm": nn.LayerNorm(H, eps)})})
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(H, inner)})
+        self.output = nn.ModuleDict({"dense": nn.Linear(inner, H), "LayerNorm": nn.LayerNorm(H, eps)})
         self.heads = config.num_attention_heads
         self.dropout, self.attention_dropout = config.hidden_dropout_prob, config.attention_probs_dropout_prob
 
@@ -339,7 +339,7 @@ class EncoderLayer(nn.Module):
         query, key, value = (self.split_heads(self.attention["self"][name](x))
                              for name in ("query", "key", "value"))                 # (B, A, T, D) each
         mixed = attend(query, key, value, may_attend, self.attention_dropout if self.training else 0.0)
-        mixed = mixed.transpose(1, 2).reshape(x.shape)             # (B, A, T, D) -> (B, T, A, D) -> (B, T, H)
+        mixed = mixed.transpose(1, 2).reshape(x.shape)                  # (B, A, T, D) -> (B, T, H)
         x = self.add_and_normalise(x, mixed, self.attention["output"])
         # 2. Every token by itself passes through a wider layer; F.gelu is the exact form with erf, as in TF.
         inner = F.gelu(self.intermediate["dense"](x))                             # (B, T, H) -> (B, T, inner)
@@ -422,8 +422,7 @@ def mask_tokens(input_ids: Tensor, attention_mask: Tensor, config: ElectraConfig
     returns         MaskedBatch
     raises          ValueError when a row has nothing to choose from, or the configuration lacks a special id
     source          TF pretrain_helpers.mask. Ours draws positions without replacement, theirs with: of 77
-                    draws from 509 candidates about 71.5 are distinct, and the doubles count twice in their
-                    MLM loss
+                    draws from 509 candidates about 71.5 are distinct, and doubles count twice in their loss
     """
     never = (config.cls_token_id, config.sep_token_id, config.mask_token_id)
     if None in never:
@@ -841,7 +840,7 @@ class Adam(torch.optim.AdamW):
 
     @torch.no_grad()
     def update_by_formula(self, learning_rate: float) -> None:
-        """Compute the formula above in plain tensor operations: for XLA, which compiles them into one kernel.
+        """Compute the formula above in plain tensor operations: for XLA, which has no fused kernel.
 
         The rate is a tensor. XLA compiles numbers into its program, so one that changes would mean a new
         program at every step.
@@ -1278,8 +1277,8 @@ class Device:
             speedup = bfloat16_speedup(hidden_size)
             if speedup > 1.5:
                 print(f"this CPU multiplies {speedup:.1f} times as fast in bfloat16: --precision bfloat16 "
-                      "takes less time (measured for small and base: 2.4 to 2.7 times as fast) at nearly the same "
-                      "losses", file=sys.stderr, flush=True)
+                      "takes less time (measured for small and base: 2.4 to 2.7 times as fast) at nearly the "
+                      "same losses", file=sys.stderr, flush=True)
 
     # Several processes, started by torchrun.
 
