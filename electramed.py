@@ -485,7 +485,7 @@ def replace_tokens(masked: MaskedBatch, sampled_ids: Tensor) -> tuple[Tensor, Te
     """Return the discriminator's input and labels: the (B, N) samples written at all chosen positions.
 
     returns   corrupted ids (B, T) and is_replaced (B, T) bool. If the sample equals the original, the token
-              counts as original: a generator that guesses right leaves nothing to detect
+              counts as original: where the generator guesses right there is nothing to detect
     source    TF run_pretraining.PretrainingModel._get_fake_data
     """
     # All chosen positions get a sample, also those that were not hidden. Unused slots write what is there.
@@ -1228,10 +1228,10 @@ Result = TypeVar("Result")
 class Device:
     """Where the arithmetic happens, in which precision, and who else takes part.
 
-    A batch's rows can be divided in three ways, and no more than one is used at a time:
-    - among the threads of a CPU: `workers`, see side_by_side;
+    A batch's rows can be divided in three ways:
     - among processes that torchrun starts, one for each GPU or machine: `rank` of `ranks`, see join;
-    - among the devices of a TPU, by XLA itself: `mesh`, see put.
+    - in a process on a CPU, among its threads: `workers`, see side_by_side;
+    - in a process on a TPU, among its devices, by XLA itself: `mesh`, see put.
     """
 
     kind: str                   # cpu, cuda or xla
@@ -1258,15 +1258,15 @@ class Device:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: torch sees no GPU here; drop the option to run on the CPU")
-        if device == "cuda":
-            return cls("cuda", precision or "bfloat16")
+        if device != "cpu":
+            return cls(device, precision or "bfloat16")
         # Weights and activations that fade out pass 1e-38 after some thousand steps. Smaller numbers are
         # called denormal, and products with them are many times slower: the CPU shall take them for 0.
         torch.set_flush_denormal(True)
         keep_freed_memory()
         workers = torch.get_num_threads()               # the cores, or what OMP_NUM_THREADS says
         pool = concurrent.futures.ThreadPoolExecutor(workers, initializer=start_worker)
-        return cls("cpu", precision or "float32", workers=workers, pool=pool)
+        return cls(device, precision or "float32", workers=workers, pool=pool)
 
     def mention_bfloat16(self, hidden_size: int) -> None:
         """Write to stderr that --precision bfloat16 exists, if this CPU has fast products for it.
@@ -1327,8 +1327,8 @@ class Device:
     def in_turn(self) -> Iterator[None]:
         """Run a `with` block in the first process alone, then in the others, which find the files it wrote.
 
-        The others run it without messages: what there is to say has been said. The first process meets them
-        in any() after the block, and they meet it there before the block.
+        The others run it without messages: what there is to say has been said. They wait for each other in
+        any(), which the first process calls after the block and the others before it.
         """
         if self.rank > 0:
             self.any(False)

@@ -1620,6 +1620,13 @@ def test_rows_are_divided_among_the_threads_in_order():
     assert Device("cpu", "float32").side_by_side(list, range(2)) == [[0, 1]]
 
 
+class SameThread:
+    """A pool without threads."""
+
+    def map(self, work, parts):
+        return map(work, parts)
+
+
 @given(st.integers(1, 5), st.integers(0, 20), st.integers(1, 30))
 def test_the_parts_of_any_rows_are_contiguous_and_alike_in_size(workers, first, count):
     device = Device("cpu", "float32", workers=workers, pool=SameThread())
@@ -1627,13 +1634,6 @@ def test_the_parts_of_any_rows_are_contiguous_and_alike_in_size(workers, first, 
     assert [row for part in parts for row in part] == [*range(first, first + count)]
     sizes = [len(part) for part in parts]
     assert len(parts) == min(workers, count) and max(sizes) - min(sizes) <= 1
-
-
-class SameThread:
-    """A pool without threads."""
-
-    def map(self, work, parts):
-        return map(work, parts)
 
 
 @given(st.lists(SEEDS, min_size=2, max_size=6), st.data())
