@@ -1,10 +1,16 @@
 """The ELECTRA model: a small generator fills in hidden tokens, a discriminator finds the ones it replaced.
 
-After reading this file you hold the whole method of ELECTRAMed and Bio-ELECTRA: the transformer encoder, the
-masking, the two networks with their tied embeddings, the loss  L = L_MLM + 50 L_Disc,  the heads that turn the
-discriminator into a tagger, a classifier or a question answerer, the optimiser, and the files models live in.
+After reading this file you know the whole method of ELECTRAMed and Bio-ELECTRA: the transformer encoder, the
+masking, the two networks with their shared embeddings, the loss  L = L_MLM + 50 L_Disc,  the heads that turn
+the discriminator into a tagger, a classifier or a question answerer, the optimiser, and the model's files.
 
->>> config = dataclasses.replace(PRESETS["tiny"], vocab_size=40, cls_token_id=2, sep_token_id=3, mask_token_id=4)
+    [CLS] the drug  treats fever [SEP]      original tokens
+    [CLS] the drug [MASK]  fever [SEP]      15 % are chosen; most of these are hidden      mask_tokens
+    [CLS] the drug  causes fever [SEP]      the generator's guess is written there         replace_tokens
+       0    0    0     1     0     0        the discriminator learns to tell which differ  Discriminator
+
+>>> special = {"cls_token_id": 2, "sep_token_id": 3, "mask_token_id": 4}
+>>> config = dataclasses.replace(PRESETS["tiny"], vocab_size=40, **special)
 >>> ids, real = torch.tensor([[2, *range(5, 39), 3]]), torch.ones(1, 36, dtype=torch.long)
 >>> masked = mask_tokens(ids, real, config, torch.Generator().manual_seed(0))
 >>> masked.positions.tolist(), masked.original_ids.tolist()
@@ -16,15 +22,15 @@ True
 Where it stands: data.py makes padded batches of token ids; the two trainers feed them to the models here.
 Left out: reading text, training loops, metrics (data.py, train_*.py, metrics.py).
 Sources: Clark et al. 2020 (ELECTRA) and its official TensorFlow code ("TF": file and function are named where
-a constant comes from it), Miolo et al. 2021 (ELECTRAMed, Table 1), Ozyurt 2020 (Bio-ELECTRA).
+a rule or a constant comes from it), Miolo et al. 2021 (ELECTRAMed, Table 1), Ozyurt 2020 (Bio-ELECTRA).
 
     1. Configuration and presets        5. Task heads
     2. Encoder                          6. Optimiser and schedule
-    3. Masking and replacement          7. Model folders and checkpoints
-    4. Pre-training model               8. Device
+    3. Masking and replacement          7. Model folders and checkpoints    (skip on first reading)
+    4. Pre-training model               8. Device                           (skip on first reading)
 
-Dimension letters:  B sequences, T tokens, N masked slots, V vocabulary, E embedding, H hidden, A heads,
-D head width, L layers, C labels.
+Dimension letters:  B sequences, T tokens, N masked slots, V vocabulary, E embedding, H hidden (Hg in the
+generator), A heads, D head width, L layers, C labels.
 """
 from __future__ import annotations
 
@@ -41,7 +47,7 @@ import os
 import re
 import sys
 import threading
-import time
+import timeit
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -52,11 +58,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-DISCRIMINATOR_WEIGHT = 50.0         # TF configure_pretraining.py: the binary loss is small and gets a large weight
-HIDE_PROBABILITY = 0.85             # TF pretrain_helpers.mask: of the chosen tokens; the other 15 % stay readable
-EPSILON = 1e-6                      # keeps a loss over zero tokens at 0 instead of nan
-IGNORED_LABEL = -100                # a position without a label: later wordpieces of a word, special tokens, padding
-# What two networks must agree in before weights can go from one to the other.
+DISCRIMINATOR_WEIGHT = 50.0     # TF configure_pretraining.py: the binary loss is small, its weight large
+HIDE_PROBABILITY = 0.85         # TF pretrain_helpers.mask: of the chosen tokens; the other 15 % stay readable
+EPSILON = 1e-6                  # keeps a loss over zero tokens at 0 instead of nan
+IGNORED_LABEL = -100            # for later wordpieces of a word, special tokens and padding: no label there
+# Two networks must agree in these before weights can go from one to the other.
 SIZES = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
          "intermediate_size", "type_vocab_size")
 
@@ -65,26 +71,26 @@ SIZES = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "nu
 
 @dataclass(frozen=True)
 class ElectraConfig:
-    """Sizes of one network, under the names Hugging Face's config.json uses; the defaults are ELECTRA-small."""
+    """Sizes of one network, named as in Hugging Face's config.json; the defaults are ELECTRA-small's."""
 
-    vocab_size: int = 30522                     # V, wordpieces
-    embedding_size: int = 128                   # E, projected to H when they differ
-    hidden_size: int = 256                      # H
-    num_hidden_layers: int = 12                 # L
-    num_attention_heads: int = 4                # A, each D = H / A wide
-    intermediate_size: int = 1024               # inner width of the feed-forward network
+    vocab_size: int = 30522                 # V, wordpieces
+    embedding_size: int = 128               # E, projected to H when they differ
+    hidden_size: int = 256                  # H
+    num_hidden_layers: int = 12             # L
+    num_attention_heads: int = 4            # A, each D = H / A wide
+    intermediate_size: int = 1024           # inner width of the feed-forward network
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
-    max_position_embeddings: int = 512          # longest sequence, tokens
-    type_vocab_size: int = 2                    # segments A and B
-    initializer_range: float = 0.02             # standard deviation of the initial weights
-    layer_norm_eps: float = 1e-12               # TF modeling.layer_norm
+    max_position_embeddings: int = 512      # longest sequence, tokens
+    type_vocab_size: int = 2                # segments A and B
+    initializer_range: float = 0.02         # standard deviation of the initial weights
+    layer_norm_eps: float = 1e-12           # TF modeling.layer_norm
     pad_token_id: int = 0
-    cls_token_id: int | None = None             # these three come from the vocabulary: SciVocab's are 102, 103, 104
+    cls_token_id: int | None = None         # these three are the vocabulary's: 102, 103, 104 in SciVocab
     sep_token_id: int | None = None
     mask_token_id: int | None = None
-    generator_size: float = 0.25                # generator's H and A as a share of the discriminator's
-    mask_prob: float = 0.15                     # share of the tokens of a row that are chosen
+    generator_size: float = 0.25            # generator's H and A as a share of the discriminator's
+    mask_prob: float = 0.15                 # share of the tokens of a row that are chosen
 
     def __post_init__(self) -> None:
         for name in (*SIZES, "max_position_embeddings"):
@@ -104,31 +110,38 @@ class ElectraConfig:
                              f"{self.num_attention_heads} attention heads")
 
     def num_slots(self, length: int) -> int:
-        """Give N, the masked slots of a row padded to `length` tokens: 19 at 128, 79 at 512.
+        """Return N, the masked slots of a row padded to `length` tokens: 19 at 128, 79 at 512.
 
-        TF fixes N by the configured maximum, and ELECTRAMed's released configuration computes it before the
-        maximum is set to 512, which leaves N = 19; here it follows from the actual length.
+        From 100 tokens on, the 0.005 leaves room for rounding 15 % up. TF computes N from the configured
+        maximum length, and ELECTRAMed's released configuration does so before it sets the maximum to 512,
+        which leaves N = 19, a quarter of what was meant. Here N follows from the actual length.
         """
         return max(1, int((self.mask_prob + 0.005) * length))
 
     def generator(self) -> ElectraConfig:
-        """Derive the generator's configuration: same depth and embeddings, narrower by `generator_size`.
+        """Return the generator's configuration: same depth and embeddings, narrower by `generator_size`.
 
-        Heads are 64 wide, and so is the narrowest generator (our rule: it concerns `tiny` alone).
+        For `base`: hidden size 768 / 3 = 256, 256 / 64 = 4 heads, feed-forward network 4 * 256 = 1024.
+        No generator is narrower than one head of 64. That minimum is ours, and of the presets it changes
+        `tiny` alone, whose quarter would be 32.
         """
         hidden = min(self.hidden_size, max(64, round(self.hidden_size * self.generator_size)))
-        heads = next(heads for heads in range(max(1, hidden // 64), 0, -1) if hidden % heads == 0)
-        return dataclasses.replace(self, hidden_size=hidden, num_attention_heads=heads, intermediate_size=4 * hidden)
+        # Heads are 64 wide, or wider where the hidden size does not divide into so many.
+        heads = max(heads for heads in range(1, max(1, hidden // 64) + 1) if hidden % heads == 0)
+        return dataclasses.replace(self, hidden_size=hidden, num_attention_heads=heads,
+                                   intermediate_size=4 * hidden)
 
     def to_json(self) -> str:
-        """Write this configuration as the text of a config.json that Hugging Face reads too."""
-        return json.dumps({"model_type": "electra", "hidden_act": "gelu", **dataclasses.asdict(self)}, indent=2)
+        """Return this configuration as the text of a config.json, which Hugging Face reads too."""
+        values = {"model_type": "electra", "hidden_act": "gelu", **dataclasses.asdict(self)}
+        return json.dumps(values, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> ElectraConfig:
-        """Read the text of a config.json.
+        """Return the configuration that the text of a config.json describes.
 
-        Keys without effect on this model are ignored; ValueError for those that would change its function.
+        Published files hold many keys that have no effect on this model: they are ignored.
+        raises   ValueError for a key that would make the model compute something else
         """
         values = json.loads(text)
         if not isinstance(values, dict):
@@ -137,7 +150,8 @@ class ElectraConfig:
                           ("position_embedding_type", "absolute"), ("is_decoder", False)):
             if values.get(key, ours) != ours:
                 raise ValueError(f"{key} is {values[key]!r}, and only {ours!r} is implemented")
-        for key in ("generator_size", "mask_prob"):     # ours; some published files hold them as text, unused
+        # Hugging Face does not use these two keys, and some published files hold text there.
+        for key in ("generator_size", "mask_prob"):
             if isinstance(values.get(key), str):
                 del values[key]
         names = [field.name for field in dataclasses.fields(cls)]
@@ -148,76 +162,137 @@ SMALL = ElectraConfig()
 BASE = ElectraConfig(embedding_size=768, hidden_size=768, num_attention_heads=12, intermediate_size=3072,
                      generator_size=1 / 3)
 PRESETS = {
-    # Ours, for a first look. What it reads in two minutes it cannot overfit: no dropout, which is half of the time
-    # on a CPU. 0.02 suits a width of 768; at 128 the same relative size is 0.02 * sqrt(768 / 128) = 0.05, and the
-    # main job ends with a discriminator AUC of 0.83 instead of 0.76.
+    # `tiny` is ours, for a first look: two minutes on a CPU. In two minutes it cannot overfit, so it does
+    # without dropout, which would take half of the time. Its weights start larger: 0.02 suits a width of 768,
+    # and at 128 the same relative size is 0.02 * sqrt(768 / 128) = 0.05; with that the main job ends at a
+    # discriminator AUC of 0.83 instead of 0.76.
     "tiny": ElectraConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512,
                           hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.05),
     "small": SMALL,
     "base": BASE,
-    "large": ElectraConfig(embedding_size=1024, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16,
-                           intermediate_size=4096, generator_size=0.25, mask_prob=0.25),
-    "electramed": dataclasses.replace(BASE, vocab_size=31090),                     # ELECTRAMed, Table 1
+    "large": ElectraConfig(embedding_size=1024, hidden_size=1024, num_hidden_layers=24,
+                           num_attention_heads=16, intermediate_size=4096, mask_prob=0.25),
+    "electramed": dataclasses.replace(BASE, vocab_size=31090),          # ELECTRAMed, Table 1
     "bio-electra": dataclasses.replace(SMALL, vocab_size=31620),
-    "bio-electra-pp": dataclasses.replace(SMALL, vocab_size=31620),                # the same, continued on full papers
+    "bio-electra-pp": dataclasses.replace(SMALL, vocab_size=31620),     # the same, continued on full papers
 }
 
 
 # --- 2. Encoder ---
 
-class ThreadNoise(threading.local):
-    """What a CPU draws random numbers from, for each thread its own (Device.seed sets it).
-
-    torch's default generator is shared by all threads: which of them draws first would decide the result.
-    """
-
-    generator: torch.Generator | None = None           # None: torch's default one
-
-
-NOISE = ThreadNoise()
-
-
-def draw_kept(shape: torch.Size, p: float) -> Tensor:
-    """Draw booleans on the CPU, False with probability `p`, by 16 random bits: a quarter of bernoulli_'s time."""
-    count = shape.numel()
-    bits = torch.empty(count // 4 + 1, dtype=torch.int64)                          # 4 draws in each number
-    bits = bits.random_(-2**63, None, generator=NOISE.generator).view(torch.int16)
-    return bits[:count].view(shape) >= round(p * 2**16) - 2**15
-
-
 def dropout(x: Tensor, p: float, is_training: bool) -> Tensor:
-    """Do what F.dropout does, whose noise is a sixth of pre-training on a CPU and there drawn by draw_kept."""
-    if p == 0 or not is_training or x.device.type != "cpu":
-        return F.dropout(x, p, is_training)
-    return x * (draw_kept(x.shape, p) / (1 - p)).to(x.dtype)
+    """Return `x` with a random share `p` of its entries set to 0 and the others divided by 1 - p.
+
+    The division keeps the expected value, so that evaluation needs no factor. This is F.dropout. A CPU
+    needs most of the time for the random numbers, so there a function of our own draws them faster.
+    """
+    if x.device.type == "cpu" and is_training and p > 0:
+        return dropout_on_cpu(x, p)
+    return F.dropout(x, p, is_training)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, may_attend: Tensor, p: float) -> Tensor:
-    """Compute dropout(softmax(Q K^T / sqrt(D) + mask)) V, where the mask adds -inf at padding.
+    """Compute attention:  dropout(softmax(Q K^T / sqrt(D) + mask)) V,  the mask being -inf at padding.
 
-    (B, A, T, D) each and the (B, 1, 1, T) boolean mask, False at padding -> (B, A, T, D). One fused kernel does it,
-    but the CPU's has no dropout, and its bfloat16 backward pass does without the CPU's bfloat16 products: there the
-    formula is written out.
+    query, key, value   (B, A, T, D)
+    may_attend          (B, 1, 1, T) bool, False at padding
+    p                   dropout of the attention weights; 0 outside of training
+    returns             (B, A, T, D)
+
+    One call of torch computes it all, in a kernel that never stores the (T, T) weights. On a CPU that kernel
+    is slow with dropout and in bfloat16; for these two cases the formula is written out below.
     """
     if query.device.type == "cpu" and (p > 0 or query.dtype == torch.bfloat16):
         return attend_on_cpu(query, key, value, may_attend, p)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=may_attend, dropout_p=p)
 
 
-def attend_on_cpu(query: Tensor, key: Tensor, value: Tensor, may_attend: Tensor, p: float) -> Tensor:
-    """Do what attend says, step by step.
+# The same two operations made fast on a CPU. Skip this on first reading, down to "Layers".
 
-    Forward and backward on one core of an AMD EPYC with bfloat16 products, this beside the fused kernel, in ms:
-    bfloat16, 8 rows of 128 tokens and 4 heads 5.2 beside 11.8, 2 rows of 512 and 12 heads 40 beside 60; without
-    dropout in float32 the two are equal (7.2 beside 6.5, 75 beside 65); with it torch's own takes half as long again.
+class ThreadNoise(threading.local):
+    """The random source of the CPU's fast paths: each thread has its own, which Device.seed sets.
+
+    torch's default generator is shared by all threads. If two of them draw from it at the same time, chance
+    decides who gets which numbers, and no run could be repeated.
     """
-    scores = query / math.sqrt(query.shape[-1]) @ key.transpose(-2, -1)            # (B, A, T, T)
-    penalty = torch.zeros(may_attend.shape).masked_fill(~may_attend, -math.inf)    # (B, 1, 1, T)
-    weights = scores.add_(penalty).softmax(-1)
+
+    generator: torch.Generator | None = None        # None: torch's default generator
+
+
+NOISE = ThreadNoise()
+
+
+def draw_kept(shape: torch.Size, p: float) -> Tensor:
+    """Draw booleans on the CPU: which entries dropout keeps. Each is False with probability `p`.
+
+    A draw needs no 53 random bits: one 64-bit number holds four draws of 16 bits, and an entry is dropped
+    when its 16 bits, read as a signed integer, lie below  p * 2^16 - 2^15.  This rounds p to a multiple of
+    1 / 65,536 (0.1 becomes 0.10001) and takes a quarter of the time of torch's bernoulli_.
+    """
+    count = shape.numel()
+    bits = torch.empty(count // 4 + 1, dtype=torch.int64)
+    bits = bits.random_(-2**63, None, generator=NOISE.generator).view(torch.int16)     # four times as many
+    return bits[:count].view(shape) >= round(p * 2**16) - 2**15
+
+
+def dropout_on_cpu(x: Tensor, p: float) -> Tensor:
+    """Compute what F.dropout computes, with draw_kept's random numbers.
+
+    With F.dropout a sixth of the time of pre-training on a CPU goes into drawing; here a quarter of that.
+    """
+    return x * (draw_kept(x.shape, p) / (1 - p)).to(x.dtype)
+
+
+def attend_on_cpu(query: Tensor, key: Tensor, value: Tensor, may_attend: Tensor, p: float) -> Tensor:
+    """Compute what `attend` says, one operation after the other. Shapes as there.
+
+    The fused kernel of a CPU has no dropout: torch then falls back on a general form, which takes half as
+    long again as this one. And its backward pass in bfloat16 does not use the CPU's bfloat16 products.
+    Forward and backward on one core of an AMD EPYC that has these, in milliseconds:
+
+                                            this    fused
+        bfloat16,   8 x 128 tokens,  4 heads     5.2     11.8
+        bfloat16,   2 x 512 tokens, 12 heads      40       60
+        float32,    8 x 128 tokens,  4 heads     7.2      6.5       no gain: `attend` keeps the kernel
+        float32,    2 x 512 tokens, 12 heads      75       65
+    """
+    scores = query / math.sqrt(query.shape[-1]) @ key.transpose(-2, -1)             # (B, A, T, T)
+    penalty = torch.zeros(may_attend.shape).masked_fill(~may_attend, -math.inf)     # (B, 1, 1, T)
+    weights = scores.add_(penalty).softmax(-1)                                      # (B, A, T, T)
     if p == 0:
-        return weights @ value
-    # Multiplied by 0 or 1, in half of the time that torch.where takes forward and backward.
-    return weights * draw_kept(weights.shape, p).to(weights.dtype) @ (value / (1 - p))
+        return weights @ value                                                      # (B, A, T, D)
+    # Multiplying by 0 or 1 takes half of the time of torch.where, forward and backward. The factor
+    # 1 / (1 - p) is applied to the values, which are D wide, and not to the weights, which are T wide.
+    kept = draw_kept(weights.shape, p).to(weights.dtype)
+    return weights * kept @ (value / (1 - p))                                       # (B, A, T, D)
+
+
+# Layers, from the initial weights up to the whole encoder.
+
+GLOROT = ("embeddings_project", "dense_prediction", "classifier", "qa_outputs")
+
+
+def initialise(model: nn.Module, config: ElectraConfig) -> None:
+    """Draw all weights of `model` anew, in place, from torch's global generator.
+
+    Three rules of TF:
+    (1) Dense layers and embeddings: normal(0, 0.02), drawn again when beyond two standard deviations
+        (modeling.create_initializer).
+    (2) The layers named in GLOROT (projection of the embeddings, discriminator's last layer, task heads):
+        Glorot-uniform. TF creates these without an initializer, and that is its default.
+    (3) Biases are 0; a LayerNorm starts with factor 1 and shift 0.
+    """
+    bound = 2 * config.initializer_range
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
+            if name.rpartition(".")[2] in GLOROT:
+                nn.init.xavier_uniform_(module.weight)
+            else:
+                nn.init.trunc_normal_(module.weight, std=config.initializer_range, a=-bound, b=bound)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
 
 
 class Embeddings(nn.Module):
@@ -232,15 +307,16 @@ class Embeddings(nn.Module):
         self.dropout = config.hidden_dropout_prob
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
-        """(B, T) token ids and (B, T) segments -> (B, T, E)."""
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        summed = (self.word_embeddings(input_ids) + self.position_embeddings(positions)
-                  + self.token_type_embeddings(token_type_ids))                    # (B, T, E)
+        """Return the (B, T, E) embeddings of (B, T) token ids and (B, T) segments."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)       # (T,)
+        summed = (self.word_embeddings(input_ids)                                   # (B, T) -> (B, T, E)
+                  + self.position_embeddings(positions)                             # (T, E) in each row
+                  + self.token_type_embeddings(token_type_ids))                     # (B, T) -> (B, T, E)
         return dropout(self.LayerNorm(summed), self.dropout, self.training)
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and a feed-forward network, each added to its input and then normalised (post-LayerNorm).
+    """Self-attention and a feed-forward network; each is added to its input, then normalised (post-norm).
 
     The nested dictionaries give the weights the names of the published state dicts
     (attention.self.query, attention.output.LayerNorm, intermediate.dense, ...), so that files map key by key.
@@ -248,36 +324,41 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config: ElectraConfig) -> None:
         super().__init__()
-        hidden, inner = config.hidden_size, config.intermediate_size
+        H, inner, eps = config.hidden_size, config.intermediate_size, config.layer_norm_eps
         self.attention: Any = nn.ModuleDict({
-            "self": nn.ModuleDict({name: nn.Linear(hidden, hidden) for name in ("query", "key", "value")}),
-            "output": nn.ModuleDict({"dense": nn.Linear(hidden, hidden),
-                                     "LayerNorm": nn.LayerNorm(hidden, eps=config.layer_norm_eps)})})
-        self.intermediate = nn.ModuleDict({"dense": nn.Linear(hidden, inner)})
-        self.output = nn.ModuleDict({"dense": nn.Linear(inner, hidden),
-                                     "LayerNorm": nn.LayerNorm(hidden, eps=config.layer_norm_eps)})
+            "self": nn.ModuleDict({name: nn.Linear(H, H) for name in ("query", "key", "value")}),
+            "output": nn.ModuleDict({"dense": nn.Linear(H, H), "LayerNorm": nn.LayerNorm(H, eps)})})
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(H, inner)})
+        self.output = nn.ModuleDict({"dense": nn.Linear(inner, H), "LayerNorm": nn.LayerNorm(H, eps)})
         self.heads = config.num_attention_heads
         self.dropout, self.attention_dropout = config.hidden_dropout_prob, config.attention_probs_dropout_prob
 
     def forward(self, x: Tensor, may_attend: Tensor) -> Tensor:
-        """(B, T, H) and the (B, 1, 1, T) boolean mask, False at padding -> (B, T, H)."""
-        B, T, H = x.shape
-        query, key, value = (
-            self.attention["self"][name](x).view(B, T, self.heads, H // self.heads).transpose(1, 2)
-            for name in ("query", "key", "value"))                                 # (B, T, A, D) -> (B, A, T, D)
+        """Return the next (B, T, H) hidden states; may_attend (B, 1, 1, T) is False at padding."""
+        # 1. Every token asks (query), is asked (key) and answers (value), in A heads of width D = H / A.
+        query, key, value = (self.split_heads(self.attention["self"][name](x))
+                             for name in ("query", "key", "value"))                 # (B, A, T, D) each
         mixed = attend(query, key, value, may_attend, self.attention_dropout if self.training else 0.0)
-        mixed = mixed.transpose(1, 2).reshape(B, T, H)                             # (B, A, T, D) -> (B, T, H)
+        mixed = mixed.transpose(1, 2).reshape(x.shape)                  # (B, A, T, D) -> (B, T, H)
         x = self.add_and_normalise(x, mixed, self.attention["output"])
-        inner = F.gelu(self.intermediate["dense"](x))                              # (B, T, inner); the exact erf form
-        return self.add_and_normalise(x, inner, self.output)
+        # 2. Every token by itself passes through a wider layer; F.gelu is the exact form with erf, as in TF.
+        inner = F.gelu(self.intermediate["dense"](x))                             # (B, T, H) -> (B, T, inner)
+        return self.add_and_normalise(x, inner, self.output)                      # (B, T, inner) -> (B, T, H)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """Return (B, T, H) as (B, A, T, D)."""
+        B, T, H = x.shape
+        return x.view(B, T, self.heads, H // self.heads).transpose(1, 2)        # (B, T, A, D) -> (B, A, T, D)
 
     def add_and_normalise(self, x: Tensor, update: Tensor, output: Any) -> Tensor:
-        """LayerNorm(x + dropout(dense(update)))."""
+        """Compute LayerNorm(x + dropout(dense(update)))."""
         return output["LayerNorm"](x + dropout(output["dense"](update), self.dropout, self.training))
 
 
 class ElectraEncoder(nn.Module):
-    """The transformer both networks are made of. There is no pooler: [CLS]'s hidden state stands for a sequence.
+    """The transformer both networks are made of.
+
+    There is no pooler, BERT's extra layer on [CLS]: the hidden state of [CLS] itself stands for a sequence.
 
     embeddings   shared Embeddings of another encoder, or None for its own
     source       TF modeling.BertModel
@@ -294,45 +375,34 @@ class ElectraEncoder(nn.Module):
         initialise(self, config)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        """(B, T) ids, (B, T) 1 on real tokens, (B, T) segments -> (B, T, H) hidden states."""
+        """Return (B, T, H) hidden states.
+
+        input_ids        (B, T) token ids
+        attention_mask   (B, T) 1 on real tokens, 0 on padding
+        token_type_ids   (B, T) 0 in the first segment, 1 in the second
+        """
         if input_ids.shape[1] > self.config.max_position_embeddings:
             raise ValueError(f"{input_ids.shape[1]} tokens in a row, but the model has "
                              f"{self.config.max_position_embeddings} positions")
-        x = self.embeddings(input_ids, token_type_ids)                             # (B, T, E)
+        x = self.embeddings(input_ids, token_type_ids)                              # (B, T, E)
         if self.embeddings_project is not None:
-            x = self.embeddings_project(x)                                         # (B, T, E) -> (B, T, H)
-        may_attend = attention_mask[:, None, None, :].bool()                       # (B, 1, 1, T) not to padding
+            x = self.embeddings_project(x)                                          # (B, T, E) -> (B, T, H)
+        may_attend = attention_mask[:, None, None, :].bool()                        # (B, T) -> (B, 1, 1, T)
         for layer in self.encoder["layer"]:
             x = layer(x, may_attend)
         return x
 
 
-GLOROT = ("embeddings_project", "dense_prediction", "classifier", "qa_outputs")    # layers TF leaves at its default
-
-
-def initialise(model: nn.Module, config: ElectraConfig) -> None:
-    """Draw all weights of `model` anew, in place, from torch's global generator.
-
-    Normal(0, 0.02) cut at two standard deviations; Glorot-uniform for the layers that TF creates without an
-    initializer (`embeddings_project`, the discriminator's last layer, task heads); biases 0, LayerNorm 1 and 0.
-    """
-    bound = 2 * config.initializer_range
-    for name, module in model.named_modules():
-        if isinstance(module, nn.LayerNorm):
-            module.reset_parameters()
-        elif isinstance(module, (nn.Linear, nn.Embedding)):
-            if name.rpartition(".")[2] in GLOROT:
-                nn.init.xavier_uniform_(module.weight)
-            else:
-                nn.init.trunc_normal_(module.weight, std=config.initializer_range, a=-bound, b=bound)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
-
-
 # --- 3. Masking and replacement ---
 
 class MaskedBatch(NamedTuple):
-    """What the generator sees, and what it has to find. A TPU needs fixed shapes: N slots a row, 0/1 weights."""
+    """What the generator sees, and what it has to find, in N fixed slots a row.
+
+    Rows differ in the number of chosen tokens, but a TPU compiles a program for fixed shapes. So every row
+    has N slots, and `weights` says with 1 or 0 which are used. Losses are multiplied by the weights;
+    selecting the used slots with a boolean index would give a shape that depends on the data, and a new
+    compilation for each.
+    """
 
     input_ids: Tensor           # (B, T) int64, [MASK] written at most of the chosen positions
     positions: Tensor           # (B, N) int64, the chosen positions; unused slots point at position 0
@@ -346,12 +416,13 @@ def mask_tokens(input_ids: Tensor, attention_mask: Tensor, config: ElectraConfig
 
     input_ids       (B, T) int64, [CLS] first, padding last; never modified
     attention_mask  (B, T) 1 on real tokens
-    config          gives mask_prob and the ids of [CLS], [SEP] and [MASK], which are never chosen; [UNK] may be
+    config          gives mask_prob and the ids of [CLS], [SEP] and [MASK], which are never chosen; [UNK] is
+                    a candidate
     generator       the only source of randomness, so a seed decides the mask
     returns         MaskedBatch
     raises          ValueError when a row has nothing to choose from, or the configuration lacks a special id
-    source          TF pretrain_helpers.mask. Ours draws positions without replacement, theirs with: of 77 draws
-                    from 509 candidates about 71.5 are distinct, and the doubles count twice in their MLM loss
+    source          TF pretrain_helpers.mask. Ours draws positions without replacement, theirs with: of 77
+                    draws from 509 candidates about 71.5 are distinct, and doubles count twice in their loss
     """
     never = (config.cls_token_id, config.sep_token_id, config.mask_token_id)
     if None in never:
@@ -359,52 +430,68 @@ def mask_tokens(input_ids: Tensor, attention_mask: Tensor, config: ElectraConfig
                          "take them from the tokenizer with dataclasses.replace")
     B, T = input_ids.shape
     N = config.num_slots(T)
-    is_candidate = attention_mask.bool() & ~torch.isin(input_ids, torch.tensor(never))
-    candidates = is_candidate.sum(1)                                               # (B,)
+
+    # 1. Which tokens may be chosen?
+    is_candidate = attention_mask.bool() & ~torch.isin(input_ids, torch.tensor(never))  # (B, T)
+    candidates = is_candidate.sum(1)                                                # (B, T) -> (B,)
     if (candidates == 0).any():
         raise ValueError(f"row {int((candidates == 0).nonzero()[0])} has no token that could be masked")
-    # [CLS] and [SEP] are counted here although they are never chosen; torch.round is half-to-even, like TF's
-    wanted = (config.mask_prob * attention_mask.sum(1).double()).round().clamp(1, N)
-    wanted = torch.minimum(wanted, candidates.double())                            # (B,)
 
-    # Every candidate draws a number below 1, all others hold 2: the N smallest are N distinct random candidates.
+    # 2. How many? 15 % of all real tokens: TF counts [CLS] and [SEP] although they are never chosen. Halves
+    #    are rounded to the even neighbour, by torch.round as by TF: of 10 tokens 1.5 gives 2, of 30
+    #    tokens 4.5 gives 4.
+    wanted = (config.mask_prob * attention_mask.sum(1).double()).round().clamp(1, N)  # (B,)
+    wanted = torch.minimum(wanted, candidates.double())
+
+    # 3. Which? Every candidate draws a number below 1, all others hold 2: the N smallest come first, and the
+    #    first `wanted` of them are distinct random candidates. The slots after these are unused and point at
+    #    position 0: it exists in every row, and below it is overwritten with what it holds anyway.
     lottery = torch.rand(B, T, generator=generator).masked_fill(~is_candidate, 2.0)
-    drawn = lottery.argsort(dim=1, stable=True)[:, :N]                             # (B, N) winners first
-    is_used = torch.arange(N) < wanted[:, None]                                    # (B, N)
+    drawn = lottery.argsort(dim=1, stable=True)[:, :N]                              # (B, T) -> (B, N)
+    is_used = torch.arange(N) < wanted[:, None]                                     # (B, N)
     positions = torch.where(is_used, drawn, 0)
-    original_ids = input_ids.gather(1, positions)                                  # (B, N)
+
+    # 4. Remember the originals, and hide most of them. The other 15 % stay readable, and the generator has to
+    #    predict them all the same. BERT's third case, a random token, does not exist here.
+    original_ids = input_ids.gather(1, positions)                                   # (B, T) -> (B, N)
     is_hidden = is_used & (torch.rand(B, N, generator=generator) < HIDE_PROBABILITY)
-    # An unused slot writes the token of position 0 onto itself: harmless, however many slots do so.
     written = torch.where(is_hidden, torch.tensor(config.mask_token_id), original_ids)
     return MaskedBatch(input_ids.scatter(1, positions, written), positions, original_ids, is_used.float())
 
 
 def sample_tokens(logits: Tensor, noise: Tensor | None = None) -> Tensor:
-    """Draw one token a slot from the generator's distribution by the Gumbel trick, without gradient.
+    """Draw one token for each slot from the generator's distribution, without gradient.
+
+    The Gumbel trick: with U uniform in (0, 1), g = -log(-log U) follows the Gumbel distribution, and
+    argmax(logits + g) then follows softmax(logits). It needs no sum over V and has a fixed shape.
 
     logits    (B, N, V)
-    noise     (B, N, V) uniform in [0, 1), or None to draw it from the device's global generator
-    returns   (B, N) int64: argmax(logits + g) follows softmax(logits) when g is Gumbel noise
-    source    TF pretrain_helpers.sample_from_softmax, float32 also under bfloat16
+    noise     (B, N, V) uniform in [0, 1), or None to draw it here
+    returns   (B, N) int64
+    source    TF pretrain_helpers.sample_from_softmax. Always in float32: bfloat16 has 8 significant bits, and
+              of V noisy logits with so few different values many would tie for the maximum
     """
     with torch.no_grad():
         if noise is None:
             generator = NOISE.generator if logits.device.type == "cpu" else None
             noise = torch.rand(logits.shape, dtype=torch.float32, device=logits.device, generator=generator)
-        minus_gumbel = (noise + 1e-9).log_().neg_().add_(1e-9).log_()              # in place: V is large
-        return minus_gumbel.sub_(logits).argmin(dim=-1)
+        # 1e-9 (TF's) keeps both logarithms finite. The sign is turned around so that all can be done in
+        # place, in the one new tensor: argmin(-g - logits) is argmax(logits + g), and V is large.
+        minus_gumbel = (noise + 1e-9).log_().neg_().add_(1e-9).log_()
+        return minus_gumbel.sub_(logits).argmin(dim=-1)                             # (B, N, V) -> (B, N)
 
 
 def replace_tokens(masked: MaskedBatch, sampled_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Put the generator's samples at all chosen positions, also at those that were never hidden.
+    """Return the discriminator's input and labels: the (B, N) samples written at all chosen positions.
 
-    returns   corrupted ids (B, T) and is_replaced (B, T) bool, True only where the sample differs from the
-              original: a lucky guess counts as real
+    returns   corrupted ids (B, T) and is_replaced (B, T) bool. If the sample equals the original, the token
+              counts as original: where the generator guesses right there is nothing to detect
     source    TF run_pretraining.PretrainingModel._get_fake_data
     """
-    restored = masked.input_ids.scatter(1, masked.positions, masked.original_ids)
-    written = torch.where(masked.weights > 0, sampled_ids, masked.original_ids)
-    corrupted = restored.scatter(1, masked.positions, written)
+    # All chosen positions get a sample, also those that were not hidden. Unused slots write what is there.
+    restored = masked.input_ids.scatter(1, masked.positions, masked.original_ids)   # (B, T)
+    written = torch.where(masked.weights > 0, sampled_ids, masked.original_ids)     # (B, N)
+    corrupted = restored.scatter(1, masked.positions, written)                      # (B, T)
     return corrupted, corrupted != restored
 
 
@@ -422,27 +509,32 @@ class Generator(nn.Module):
         self.generator_lm_head = nn.Linear(config.embedding_size, config.vocab_size)
         self.config = config
         initialise(self, config)
-        self.generator_lm_head.weight = self.electra.embeddings.word_embeddings.weight
+        self.generator_lm_head.weight = self.electra.embeddings.word_embeddings.weight      # tied: one matrix
 
     def predict(self, hidden: Tensor) -> Tensor:
-        """(..., Hg) hidden states -> (..., V) logits."""
-        embedded = F.gelu(self.generator_predictions["dense"](hidden))             # (..., Hg) -> (..., E)
-        return self.generator_lm_head(self.generator_predictions["LayerNorm"](embedded))
+        """Return the (..., V) logits of (..., Hg) hidden states, over the dense layer back to width E."""
+        embedded = F.gelu(self.generator_predictions["dense"](hidden))              # (..., Hg) -> (..., E)
+        embedded = self.generator_predictions["LayerNorm"](embedded)
+        return self.generator_lm_head(embedded)                                     # (..., E) -> (..., V)
 
     def masked_loss(self, masked: MaskedBatch, attention_mask: Tensor, token_type_ids: Tensor,
                     slot_total: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Compute L_MLM = sum(w * nll) / sum(w) and the (B, N, V) logits, at the N slots alone: all T cost far more."""
-        hidden = self.electra(masked.input_ids, attention_mask, token_type_ids)                # (B, T, Hg)
-        at_slots = masked.positions[:, :, None].expand(-1, -1, hidden.shape[-1])               # (B, N, Hg)
-        logits = self.predict(hidden.gather(1, at_slots)).float()                              # (B, N, V)
-        nll = F.cross_entropy(logits.flatten(0, 1), masked.original_ids.flatten(),
-                              reduction="none").view_as(masked.weights)                        # (B, N)
+        """Compute  L_MLM = sum(weight * nll) / sum(weight)  and the (B, N, V) logits.
+
+        The product with V is the most expensive one: it is computed at the N slots, not at all T tokens.
+        """
+        hidden = self.electra(masked.input_ids, attention_mask, token_type_ids)     # (B, T, Hg)
+        at_slots = masked.positions[:, :, None].expand(-1, -1, hidden.shape[-1])    # (B, N) -> (B, N, Hg)
+        logits = self.predict(hidden.gather(1, at_slots)).float()                   # (B, N, Hg) -> (B, N, V)
+        flat = F.cross_entropy(logits.flatten(0, 1), masked.original_ids.flatten(), reduction="none")
+        nll = flat.view_as(masked.weights)                                          # (B * N,) -> (B, N)
+        # Unused slots are multiplied by 0: a boolean index would give another shape for each batch.
         slots = masked.weights.sum() if slot_total is None else slot_total
         return (nll * masked.weights).sum() / (slots + EPSILON), logits
 
 
 class Discriminator(nn.Module):
-    """The network that is kept: one logit a token, high where it believes the token was replaced."""
+    """The network that is kept: one logit per token, high where it believes the token was replaced."""
 
     def __init__(self, config: ElectraConfig) -> None:
         super().__init__()
@@ -454,10 +546,10 @@ class Discriminator(nn.Module):
         initialise(self, config)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        """(B, T) ids, mask and segments -> (B, T) logits."""
-        hidden = self.electra(input_ids, attention_mask, token_type_ids)           # (B, T, H)
-        hidden = F.gelu(self.discriminator_predictions["dense"](hidden))
-        return self.discriminator_predictions["dense_prediction"](hidden).squeeze(-1)
+        """Return the (B, T) logits of (B, T) ids, mask and segments."""
+        hidden = self.electra(input_ids, attention_mask, token_type_ids)            # (B, T, H)
+        hidden = F.gelu(self.discriminator_predictions["dense"](hidden))            # (B, T, H)
+        return self.discriminator_predictions["dense_prediction"](hidden).squeeze(-1)  # (B, T, 1) -> (B, T)
 
 
 class PretrainOutput(NamedTuple):
@@ -485,66 +577,77 @@ class ElectraForPretraining(nn.Module):
         for name in ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size"):
             ours, theirs = getattr(config, name), getattr(self.generator_config, name)
             if ours != theirs:
-                raise ValueError(f"generator and discriminator share their embeddings, but {name} is {theirs} "
-                                 f"in the generator and {ours} in the discriminator")
+                raise ValueError(f"generator and discriminator share their embeddings, but {name} is "
+                                 f"{theirs} in the generator and {ours} in the discriminator")
         self.discriminator = Discriminator(config)
         self.generator = Generator(self.generator_config, self.discriminator.electra.embeddings)
 
-    def discriminator_logits(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        """(B, T) ids, mask and segments -> (B, T); above 0: more likely replaced than not."""
+    def discriminator_logits(self, input_ids: Tensor, attention_mask: Tensor,
+                             token_type_ids: Tensor) -> Tensor:
+        """Return (B, T) logits for (B, T) ids, mask and segments; above 0: more likely replaced than not."""
         return self.discriminator(input_ids, attention_mask, token_type_ids)
 
     def generator_logits(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        """(B, T) ids, mask and segments -> (B, T, V), over all positions; training needs the N slots only."""
+        """Return (B, T, V) logits for (B, T) ids, mask and segments; training computes the N slots only."""
         return self.generator.predict(self.generator.electra(input_ids, attention_mask, token_type_ids))
 
     def forward(self, masked: MaskedBatch, attention_mask: Tensor, token_type_ids: Tensor,
                 noise: Tensor | None = None, slot_total: Tensor | None = None,
                 token_total: Tensor | None = None) -> PretrainOutput:
-        """Take one step of replaced-token detection: predict, sample, replace, judge, add up.
+        """Compute one step of replaced-token detection: predict, sample, replace, judge, add up.
 
-        noise         (B, N, V) uniform, for tests; None draws it
-        slot_total    masked slots and
-        token_total   real tokens of the whole global batch, where this one is a part of it; None: of this batch
+        noise         (B, N, V) uniform, for sample_tokens; None draws it
+        slot_total    () masked slots and
+        token_total   () real tokens of the whole global batch, where this one is a part of it. The losses of
+                      the parts then add up to that of the whole. None: of this batch
         source        TF run_pretraining.PretrainingModel
         """
-        # 1. and 2. The generator predicts the hidden tokens, and learns from its errors.
+        # 1. The generator predicts the chosen tokens and learns from its errors.
         mlm_loss, logits = self.generator.masked_loss(masked, attention_mask, token_type_ids, slot_total)
-        # 3. Its samples replace the originals. argmax has no gradient: the discriminator cannot tell the generator
-        #    how to fool it (this is no GAN); the two meet in the shared embeddings alone.
-        corrupted_ids, is_replaced = replace_tokens(masked, sample_tokens(logits, noise))
-        # 4. The discriminator judges every real token, [CLS] and [SEP] included.
-        #    L_Disc = sum(real * BCE) / sum(real)
-        judged = self.discriminator(corrupted_ids, attention_mask, token_type_ids).float()     # (B, T)
+        # 2. A token is sampled for each slot. A sample has no gradient: the discriminator cannot teach the
+        #    generator how to fool it (this is no GAN). The two meet in the shared embeddings alone.
+        sampled_ids = sample_tokens(logits, noise)                                  # (B, N, V) -> (B, N)
+        # 3. The samples replace the originals.
+        corrupted_ids, is_replaced = replace_tokens(masked, sampled_ids)            # (B, T) both
+        # 4. The discriminator judges every real token. [CLS] and [SEP] count too, as in TF, though they are
+        #    never replaced; padding is multiplied by 0.        L_Disc = sum(real * BCE) / sum(real)
+        judged = self.discriminator(corrupted_ids, attention_mask, token_type_ids).float()  # (B, T)
         bce = F.binary_cross_entropy_with_logits(judged, is_replaced.float(), reduction="none")
         tokens = attention_mask.sum() if token_total is None else token_total
         discriminator_loss = (bce * attention_mask).sum() / (tokens + EPSILON)
-        # 5. L = L_MLM + 50 L_Disc
+        # 5. L = L_MLM + 50 L_Disc, about ln 31,090 + 50 ln 2 = 45 nats before the first update.
         loss = mlm_loss + DISCRIMINATOR_WEIGHT * discriminator_loss
-        return PretrainOutput(loss, mlm_loss, discriminator_loss, logits.detach(), is_replaced, judged.detach(),
-                              masked)
+        return PretrainOutput(loss, mlm_loss, discriminator_loss, logits.detach(), is_replaced,
+                              judged.detach(), masked)
 
 
 class MaskedLanguageModel(Generator):
     """BERT's objective, the baseline of both papers: the encoder that is kept fills in hidden tokens itself.
 
-    Tokens are hidden as for ELECTRA (85 % of the chosen become [MASK], the others stay), as in TF's BERT mode, not
-    80 / 10 / 10: the two runs differ by their objective alone.
+    Tokens are hidden as for ELECTRA (85 % of the chosen become [MASK], the others stay), as in TF's BERT
+    mode, and not in BERT's own shares of 80 / 10 / 10. So the two runs differ by their objective alone.
     """
 
     def forward(self, masked: MaskedBatch, attention_mask: Tensor, token_type_ids: Tensor,
                 noise: Tensor | None = None, slot_total: Tensor | None = None,
                 token_total: Tensor | None = None) -> PretrainOutput:
-        """ElectraForPretraining's arguments and results; what concerns a discriminator is unused, nan or False."""
+        """Compute one step, with ElectraForPretraining's arguments and results.
+
+        There is no discriminator: `noise` and `token_total` are unused, its loss and logits are nan, and
+        nothing is replaced.
+        """
         loss, logits = self.masked_loss(masked, attention_mask, token_type_ids, slot_total)
-        absent = torch.full_like(attention_mask, math.nan, dtype=torch.float32)                # (B, T)
+        absent = torch.full_like(attention_mask, math.nan, dtype=torch.float32)     # (B, T)
         return PretrainOutput(loss, loss, absent.mean(), logits.detach(), absent > 0, absent, masked)
 
 
 # --- 5. Task heads ---
 
+# Each head has a `loss` and a `total`: the loss is a sum over the examples divided by the total. A batch that
+# is computed in parts hands in the total of the whole batch, and the losses of the parts add up.
+
 class TokenTagger(nn.Module):
-    """One label a token: entity recognition. One dense layer, without dropout, as in TF tagging_tasks.py."""
+    """One label per token: entity recognition. One dense layer without dropout (TF tagging_tasks.py)."""
 
     def __init__(self, config: ElectraConfig, num_labels: int) -> None:
         super().__init__()
@@ -554,39 +657,41 @@ class TokenTagger(nn.Module):
         initialise(self, config)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        """(B, T) ids, mask and segments -> (B, T, C) logits."""
-        return self.classifier(self.electra(input_ids, attention_mask, token_type_ids))
+        """Return the (B, T, C) logits of (B, T) ids, mask and segments."""
+        return self.classifier(self.electra(input_ids, attention_mask, token_type_ids))     # (B, T, C)
 
     @staticmethod
     def total(labels: Tensor, is_binary: bool = False) -> Tensor:
-        """Count the labelled positions of (B, T) labels: what the summed loss of a batch is divided by."""
-        return (labels != IGNORED_LABEL).sum().clamp(min=1)             # a window may own no word: then 0 / 1
+        """Return the number of labelled positions in (B, T) labels; at least 1, as a window may hold none."""
+        return (labels != IGNORED_LABEL).sum().clamp(min=1)
 
     @staticmethod
     def loss(logits: Tensor, labels: Tensor, is_binary: bool = False, total: Tensor | None = None) -> Tensor:
-        """Average the cross-entropy over the labelled positions; labels (B, T), IGNORED_LABEL elsewhere.
+        """Compute the mean cross-entropy over the labelled positions, in nats.
 
+        logits      (B, T, C)
+        labels      (B, T), IGNORED_LABEL where there is no label
+        is_binary   False: one softmax over the labels. True: a sigmoid for each label against the rest, and
+                    the sum of their binary cross-entropies. The largest logit is the prediction either way
         total       total() of the whole batch, where this one is a part of it; None: of this batch
-        is_binary   each label against the rest: the sum over the labels of a sigmoid's binary cross-entropy, instead
-                    of one softmax over them. The largest logit is the prediction either way.
-        source      ELECTRAMed's paper: three binary classifiers over B, I and O; its release has the softmax
+        source      ELECTRAMed's paper has three binary classifiers (B, I, O); its release has the softmax
         """
         if is_binary:
-            is_labelled = labels != IGNORED_LABEL                       # (B, T)
-            targets = F.one_hot(labels.clamp(min=0), logits.shape[-1]).float()                      # (B, T, C)
-            summed = (F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none").sum(-1)
-                      * is_labelled).sum()
+            is_labelled = labels != IGNORED_LABEL                                   # (B, T)
+            targets = F.one_hot(labels.clamp(min=0), logits.shape[-1]).float()      # (B, T) -> (B, T, C)
+            bce = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
+            summed = (bce.sum(-1) * is_labelled).sum()                             # (B, T, C) -> (B, T) -> ()
         else:
-            summed = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED_LABEL,
-                                     reduction="sum")
+            by_label = logits.float().transpose(1, 2)                               # (B, T, C) -> (B, C, T)
+            summed = F.cross_entropy(by_label, labels, ignore_index=IGNORED_LABEL, reduction="sum")
         return summed / (TokenTagger.total(labels) if total is None else total)
 
 
 class SequenceClassifier(nn.Module):
-    """One label a sequence, from [CLS]: relations, yes/no questions, ranking.
+    """One label per sequence, from [CLS]: relations, yes/no questions, ranking.
 
-    Dropout, then one dense layer (TF classification_tasks.py); ELECTRAMed's released code has a second dense
-    layer between the two.
+    Dropout, then one dense layer (TF classification_tasks.py). ELECTRAMed's released code has a second dense
+    layer between the two; ours has not.
     """
 
     def __init__(self, config: ElectraConfig, num_labels: int) -> None:
@@ -597,31 +702,35 @@ class SequenceClassifier(nn.Module):
         initialise(self, config)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        """(B, T) ids, mask and segments -> (B, C) logits."""
-        cls = self.electra(input_ids, attention_mask, token_type_ids)[:, 0]        # (B, H)
+        """Return the (B, C) logits of (B, T) ids, mask and segments."""
+        cls = self.electra(input_ids, attention_mask, token_type_ids)[:, 0]         # (B, T, H) -> (B, H)
         return self.classifier(dropout(cls, self.config.hidden_dropout_prob, self.training))
 
     @staticmethod
     def total(labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
-        """Add up the weights of (B,) labels, 1 each without class_weights: what the summed loss is divided by."""
+        """Return the sum of the weights of (B,) labels; without class_weights each weighs 1."""
         return torch.tensor(float(len(labels))) if class_weights is None else class_weights[labels].sum()
 
     @staticmethod
     def loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None,
              total: Tensor | None = None) -> Tensor:
-        """Average the cross-entropy, weighted by the label's class_weights (C,) where given; labels (B,).
+        """Compute the mean cross-entropy, in nats; with class_weights the weighted mean.
 
-        total   total() of the whole batch, where this one is a part of it; None: of this batch
+        logits          (B, C)
+        labels          (B,)
+        class_weights   (C,) for rare labels: Bio-ELECTRA's weighted re-ranker has [1, 99]
+        total           total() of the whole batch, where this one is a part of it; None: of this batch
         """
         summed = F.cross_entropy(logits.float(), labels, class_weights, reduction="sum")
         return summed / (SequenceClassifier.total(labels, class_weights) if total is None else total)
 
 
 class SpanExtractor(nn.Module):
-    """Two logits a token, start and end of the answer: question answering.
+    """Two logits per token, for the start and the end of the answer: question answering.
 
-    Positions outside the passage are ruled out, except [CLS], which means "no answer in this window". ELECTRAMed
-    has this head; Bio-ELECTRA used TF's joint one (the end conditioned on the start): ours is this for both.
+    Positions outside the passage are ruled out, except [CLS], which means "no answer in this window".
+    ELECTRAMed has this head. Bio-ELECTRA used TF's joint one, where the end depends on the start; here both
+    papers' tasks have this one.
     """
 
     def __init__(self, config: ElectraConfig) -> None:
@@ -632,135 +741,177 @@ class SpanExtractor(nn.Module):
         initialise(self, config)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        """(B, T) ids, mask and segments (1 on the passage and its [SEP]) -> (B, T, 2) logits."""
-        logits = self.qa_outputs(self.electra(input_ids, attention_mask, token_type_ids)).float()
-        has_next = F.pad(attention_mask[:, 1:], (0, 1))            # 0 on the last real token, the passage's [SEP]
-        is_allowed = (token_type_ids * has_next).bool()                            # (B, T) the passage without it
-        is_allowed[:, 0] = True                                                    # and [CLS]
+        """Return the (B, T, 2) logits of (B, T) ids, mask and segments (1 on the passage and its [SEP]).
+
+            [CLS]  what  helps  [SEP]  aspirin  helps  [SEP]  [PAD]
+              0     0      0      0       1       1      1      0       token_type_ids
+              1     1      1      1       1       1      0      0       has_next
+              1     0      0      0       1       1      0      0       is_allowed
+        """
+        logits = self.qa_outputs(self.electra(input_ids, attention_mask, token_type_ids)).float()  # (B, T, 2)
+        has_next = F.pad(attention_mask[:, 1:], (0, 1))                             # (B, T)
+        is_allowed = (token_type_ids * has_next).bool()
+        is_allowed[:, 0] = True
+        # Far below any logit, yet finite: with -inf, a label at such a position would make the loss infinite.
         return logits.masked_fill(~is_allowed[:, :, None], -1e4)
 
     @staticmethod
     def total(labels: Tensor) -> Tensor:
-        """Count the starts and ends of (B, 2) labels: what the summed loss is divided by."""
+        """Return the number of starts and ends in (B, 2) labels."""
         return torch.tensor(float(labels.numel()))
 
     @staticmethod
     def loss(logits: Tensor, labels: Tensor, total: Tensor | None = None) -> Tensor:
-        """Average the cross-entropies of start and end; labels (B, 2), (0, 0) for "no answer".
+        """Compute the mean of the cross-entropies of starts and ends, in nats.
 
-        total   total() of the whole batch, where this one is a part of it; None: of this batch
+        logits   (B, T, 2)
+        labels   (B, 2) positions of the first and the last token; (0, 0), which is [CLS], for "no answer"
+        total    total() of the whole batch, where this one is a part of it; None: of this batch
         """
-        summed = F.cross_entropy(logits, labels, reduction="sum")       # softmax over dim 1 = T, start and end alike
+        summed = F.cross_entropy(logits, labels, reduction="sum")    # softmax over T, for start and end alike
         return summed / (SpanExtractor.total(labels) if total is None else total)
 
 
 # --- 6. Optimiser and schedule ---
 
 def learning_rate_at(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
-    """Give the lr of update `step`, counted from 0: linear decay times linear warm-up.
+    """Return the learning rate of update `step`, counted from 0: linear decay times linear warm-up.
 
-    The product, not "up, then down" (TF optimization.create_optimizer): the first update has lr 0 when there is
-    a warm-up, and the peak is not quite reached.
+    Both factors act at the same time (TF optimization.create_optimizer). With a warm-up the first update has
+    rate 0, and the peak is not quite reached: after 10 warm-up steps of 100 the rate is 0.9 * peak.
     """
     warmup = min(1.0, step / warmup_steps) if warmup_steps else 1.0
     return peak * (1 - step / total_steps) * warmup
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
-    """Sort a model's parameters into the groups that share learning rate and weight decay.
+    """Return a model's parameters in groups that share learning rate and weight decay.
 
-    layer_decay   lr factor from each layer to the one below it: 0.8 in fine-tuning, 1 in pre-training. With L
-                  layers, the embeddings are at depth 0, layer i at i + 1, a head at L + 2: lr * 0.8^(L + 2 - depth)
-    weight_decay  on everything, embeddings too, but LayerNorms and biases
+    layer_decay   factor of the learning rate from each layer to the one below it: 0.8 in fine-tuning, where
+                  lower layers hold what pre-training taught and should change less; 1 in pre-training
+    weight_decay  on everything, embeddings too, except LayerNorms and biases
+    returns       one dictionary per group: params, lr_scale (factor of the learning rate), decay
     source        TF optimization._get_layer_lrs and AdamWeightDecayOptimizer._do_use_weight_decay
     """
-    config: ElectraConfig = model.config                                           # type: ignore[assignment]
+    # TF numbers the depths: 0 the embeddings and their projection, i + 1 layer i, L + 2 the head. No layer
+    # has depth L + 1, so the top layer learns at 0.8^2 of the head's rate, and the embeddings at 0.8^(L + 2).
+    config: ElectraConfig = model.config                                # type: ignore[assignment]
     head_depth = config.num_hidden_layers + 2
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         layer = re.search(r"\.layer\.(\d+)\.", name)
-        depth = int(layer[1]) + 1 if layer else 0 if "embeddings" in name else head_depth
+        if layer:
+            depth = int(layer[1]) + 1
+        else:
+            depth = 0 if "embeddings" in name else head_depth
         decay = 0.0 if "LayerNorm" in name or name.endswith("bias") else weight_decay
         groups.setdefault((layer_decay ** (head_depth - depth), decay), []).append(parameter)
-    return [{"params": parameters, "lr_scale": scale, "decay": decay} for (scale, decay), parameters in groups.items()]
+    return [{"params": group, "lr_scale": scale, "decay": decay} for (scale, decay), group in groups.items()]
 
 
 class Adam(torch.optim.AdamW):
-    """Adam as BERT and ELECTRA use it: no bias correction, eps outside the square root, decoupled decay.
+    """Adam as BERT and ELECTRA use it.
 
         m = b1 m + (1 - b1) g        v = b2 v + (1 - b2) g^2        w -= lr (m / (sqrt(v) + eps) + decay w)
 
-    torch's fused AdamW divides m by c1 = 1 - b1^t and v by c2 = 1 - b2^t. Handing it  lr c1 / sqrt(c2),
-    eps / sqrt(c2)  and  decay sqrt(c2) / c1  cancels that exactly, and keeps its single fast kernel.
-    XLA has no such kernel: there the formula itself is computed, on the same state.
+    Two things differ from the textbook's Adam (TF optimization.AdamWeightDecayOptimizer):
+    - No bias correction. m and v start at 0, and the textbook divides them by c1 = 1 - b1^t and c2 = 1 - b2^t
+      to undo that. BERT leaves it out; its warm-up keeps the first updates small anyway.
+    - eps, 1e-6, stands outside of the square root.
+    Weight decay is decoupled: it is taken from the weights directly and does not pass through m and v.
 
     groups   of parameter_groups
-    source   TF optimization.AdamWeightDecayOptimizer
     """
 
     true_eps = 1e-6             # the "eps" of torch's groups changes with every update
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
-        super().__init__([{**group, "updates": 0} for group in groups], lr=0.0, betas=(0.9, 0.999), fused=True)
+        super().__init__([group | {"updates": 0} for group in groups], lr=0.0, betas=(0.9, 0.999), fused=True)
 
     def update(self, learning_rate: float) -> None:
         """Apply the gradients at `learning_rate` and clear them."""
-        is_xla = self.param_groups[0]["params"][0].device.type == "xla"
         for group in self.param_groups:
             group["updates"] += 1                   # kept in the group, so that state_dict carries it
-            if is_xla:
-                self.update_by_formula(group, learning_rate)
+        if self.param_groups[0]["params"][0].device.type == "xla":
+            self.update_by_formula(learning_rate)
+        else:
+            self.update_by_fused_kernel(learning_rate)
+        self.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def update_by_formula(self, learning_rate: float) -> None:
+        """Compute the formula above in plain tensor operations: for XLA, which has no fused kernel.
+
+        The rate is a tensor. XLA compiles numbers into its program, so one that changes would mean a new
+        program at every step.
+        """
+        for group in self.param_groups:
+            b1, b2 = group["betas"]
+            rate = torch.tensor(learning_rate * group["lr_scale"]).to(group["params"][0].device)
+            for parameter in group["params"]:
+                state, gradient = self.state[parameter], parameter.grad
+                if not state:
+                    state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(parameter),
+                                 exp_avg_sq=torch.zeros_like(parameter))
+                state["step"] += 1                  # unused here: a CPU or GPU that resumes goes on from it
+                m = state["exp_avg"].mul_(b1).add_(gradient, alpha=1 - b1)
+                v = state["exp_avg_sq"].mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
+                parameter.sub_(rate * (m / (v.sqrt() + self.true_eps) + group["decay"] * parameter))
+
+    def update_by_fused_kernel(self, learning_rate: float) -> None:
+        """Compute the same with torch's fused AdamW, one fast kernel that has the textbook's bias correction.
+
+        It computes  w -= lr' (m / c1 / (sqrt(v / c2) + eps') + decay' w).  With
+            lr' = lr c1 / sqrt(c2)        eps' = eps / sqrt(c2)        decay' = decay sqrt(c2) / c1
+        c1 and c2 cancel, and what remains is the formula above.
+        """
+        for group in self.param_groups:
             c1, c2 = (1 - beta ** group["updates"] for beta in group["betas"])
             group["lr"] = learning_rate * group["lr_scale"] * c1 / math.sqrt(c2)
             group["eps"] = self.true_eps / math.sqrt(c2)
             group["weight_decay"] = group["decay"] * math.sqrt(c2) / c1
-        if not is_xla:
-            self.step()
-        self.zero_grad(set_to_none=True)
-
-    @torch.no_grad()
-    def update_by_formula(self, group: dict[str, Any], learning_rate: float) -> None:
-        """Update one group in plain tensor operations.
-
-        The rate is a tensor: XLA compiles numbers into its program, and one that changes means a new program a step.
-        """
-        rate = torch.tensor(learning_rate * group["lr_scale"]).to(group["params"][0].device)
-        for parameter in group["params"]:
-            state, gradient, (b1, b2) = self.state[parameter], parameter.grad, group["betas"]
-            if not state:
-                state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(parameter),
-                             exp_avg_sq=torch.zeros_like(parameter))
-            state["step"] += 1                      # unused here: a CPU or GPU that resumes goes on from it
-            m = state["exp_avg"].mul_(b1).add_(gradient, alpha=1 - b1)
-            v = state["exp_avg_sq"].mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
-            parameter.sub_(rate * (m / (v.sqrt() + self.true_eps) + group["decay"] * parameter))
+        self.step()
 
 
 # --- 7. Model folders and checkpoints ---
 
+# Skip this on first reading: it is about files, not about the method. A model folder has Hugging Face's form:
+#
+#     config.json          the sizes; for a task head also id2label
+#     pytorch_model.bin    the weights by name (or model.safetensors, in published folders)
+#     vocab.txt            one wordpiece per line: its id is the number of the line, from 0
+#     generator/           the same for the generator; the folder itself holds the discriminator
+#
+# A checkpoint is another thing: all that a run needs to go on, in one file that only this program reads.
+
 def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
-    """Let write(file) fill a temporary file, flush it to the disk, then give it its name: all or nothing."""
+    """Write a file so that it is there as a whole or not at all.
+
+    write    receives a temporary file, opened for bytes, and fills it; only then does the file get its name
+    raises   OSError naming the path when the system refuses; what was there before stays
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())         # on the disk before the name is given: a power cut spoils nothing
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        system = error if isinstance(error, OSError) else error.__context__        # torch hides what the system said
+        # torch.save turns the system's error into a RuntimeError of its own; the cause is in the context.
+        system = error if isinstance(error, OSError) else error.__context__
         if not isinstance(system, OSError):
             raise
-        raise OSError(f"{path} could not be written ({system.strerror}): what was there before is whole; make room, "
-                      "and the same command continues") from None
+        raise OSError(f"{path} could not be written ({system.strerror}): what was there before is whole; "
+                      "make room, and the same command continues") from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def save_pretrained(model: nn.Module, directory: str | os.PathLike, tokenizer: Any = None,
                     labels: Sequence[str] = ()) -> None:
-    """Write a model in the Hugging Face layout: config.json, pytorch_model.bin, and the tokenizer's files.
+    """Write a model folder: config.json, pytorch_model.bin, and the tokenizer's files.
 
     model       ElectraForPretraining (the discriminator, with the generator in generator/), or a task head
     tokenizer   anything with .save(directory), or None
@@ -771,77 +922,20 @@ def save_pretrained(model: nn.Module, directory: str | os.PathLike, tokenizer: A
         model = model.discriminator
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     write_atomically(Path(directory) / "pytorch_model.bin", lambda file: torch.save(weights, file))
-    (Path(directory) / "model.safetensors").unlink(missing_ok=True)                # it would be read first
-    config: ElectraConfig = model.config                                           # type: ignore[assignment]
+    # An old model.safetensors would be read in place of the new weights.
+    (Path(directory) / "model.safetensors").unlink(missing_ok=True)
+    config: ElectraConfig = model.config                                # type: ignore[assignment]
     content = json.loads(config.to_json()) | ({"id2label": dict(enumerate(labels))} if labels else {})
-    write_atomically(Path(directory) / "config.json", lambda file: file.write(json.dumps(content, indent=2).encode()))
+    text = json.dumps(content, indent=2).encode()
+    write_atomically(Path(directory) / "config.json", lambda file: file.write(text))
     if tokenizer is not None:
         tokenizer.save(directory)
 
 
-def load_pretrained(directory: str | os.PathLike) -> ElectraForPretraining:
-    """Read a pre-training model from a folder in the Hugging Face layout, ours or a published one.
-
-    Without a generator/ in it the generator is a new one of config.generator()'s size.
-    raises   ValueError for files that contradict each other, naming them; OSError where one is missing
-    """
-    folder = model_folder(directory)
-    has_generator = (folder / "generator").is_dir()
-    config, generator_config = read_config(folder), read_config(folder / "generator") if has_generator else None
-    try:
-        model = ElectraForPretraining(config, generator_config)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
-    load_weights(model.discriminator, folder)
-    if has_generator:
-        weights = read_weights(folder / "generator")
-        shared = {f"electra.embeddings.{name}": tensor
-                  for name, tensor in model.discriminator.electra.embeddings.state_dict().items()}
-        shared["generator_lm_head.weight"] = shared["electra.embeddings.word_embeddings.weight"]
-        for name in shared.keys() & weights.keys():
-            if not torch.equal(shared[name], weights[name].float()):
-                raise ValueError(f"{folder / 'generator'}: {name} differs from the discriminator's embeddings, but "
-                                 "the two networks share them: these are not the halves of one model")
-        load_weights(model.generator, folder / "generator", weights)
-    return model
-
-
-def load_encoder(model: nn.Module, directory: str | os.PathLike) -> None:
-    """Fill the `electra` part of a task head from any model folder; its own head keeps its initial weights."""
-    folder = model_folder(directory)
-    weights = {name: tensor for name, tensor in read_weights(folder).items() if name.startswith("electra.")}
-    weights |= {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("electra.")}
-    load_weights(model, folder, weights)
-
-
-def load_initial(model: nn.Module, directory: str | os.PathLike) -> None:
-    """Start a pre-training model from the weights of another of its kind; ValueError naming a size that differs.
-
-    Positions that the other one lacks keep their initial values: a run at 512 tokens goes on from one at 128.
-    """
-    folder = model_folder(directory)
-    if isinstance(model, ElectraForPretraining):
-        source: nn.Module = load_pretrained(folder)
-        if not (folder / "generator").is_dir():
-            print(f"{folder} has no generator/: its discriminator meets a new one", file=sys.stderr, flush=True)
-    else:
-        load_weights(source := MaskedLanguageModel(read_config(folder)), folder)
-    configs = ([part.config for part in whole.modules() if isinstance(part, ElectraEncoder)]
-               for whole in (source, model))
-    for kind, theirs, ours in zip(("", "generator's "), *configs):
-        for name in SIZES:
-            if getattr(theirs, name) != getattr(ours, name):
-                raise ValueError(f"{folder}: its {kind}{name} is {getattr(theirs, name)}, this run's "
-                                 f"{getattr(ours, name)}: choose the preset or sizes it was trained with")
-    weights = source.state_dict()
-    for name, initial in model.state_dict().items():
-        if name.endswith("position_embeddings.weight"):
-            weights[name] = torch.cat([weights[name], initial[len(weights[name]):]])[:len(initial)]
-    model.load_state_dict(weights)
-
+# Reading, from single files up to whole models.
 
 def model_folder(directory: str | os.PathLike) -> Path:
-    """Find the folder that holds config.json: the given one, or model/ in it when it is a run of ours."""
+    """Return the folder that holds config.json: the given one, or model/ in it when it is a run of ours."""
     for folder in (Path(directory), Path(directory) / "model"):
         if (folder / "config.json").is_file():
             return folder
@@ -858,6 +952,7 @@ def read_config(folder: Path) -> ElectraConfig:
         raise ValueError(f"{path}: {error}") from error
     vocab = folder / "vocab.txt"
     if vocab.is_file():
+        # Only "\n" ends a line: a wordpiece may be one of the other characters that str.splitlines breaks at.
         lines = vocab.read_bytes().removesuffix(b"\n").split(b"\n")
         if len(lines) != config.vocab_size:
             raise ValueError(f"{path} has vocab_size {config.vocab_size} but {vocab} has {len(lines)} lines: "
@@ -865,21 +960,12 @@ def read_config(folder: Path) -> ElectraConfig:
     return config
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read the state dict of a model folder, from model.safetensors or pytorch_model.bin."""
-    safetensors, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
-    if safetensors.is_file():
-        return read_safetensors(safetensors)
-    try:
-        return dict(torch.load(pickled, map_location="cpu", weights_only=True))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{folder}: neither model.safetensors nor pytorch_model.bin") from None
-    except Exception as error:      # torch raises whatever the damaged bytes lead to
-        raise ValueError(f"{pickled}: not a readable state dict ({type(error).__name__})") from error
-
-
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read the safetensors format: 8 bytes of header length, a JSON header, then the raw tensors."""
+    """Read a file in the safetensors format: the length of a header in 8 bytes, the header, the raw numbers.
+
+    The header is JSON, with offsets in bytes after its own end:
+        {"electra.embeddings.LayerNorm.bias": {"dtype": "F32", "shape": [128], "data_offsets": [0, 512]}, ...}
+    """
     types = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
              "I64": torch.int64}
     content = bytearray(path.read_bytes())
@@ -894,20 +980,41 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
 
 
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Read the weights of a model folder, from model.safetensors or pytorch_model.bin."""
+    safetensors, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
+    if safetensors.is_file():
+        return read_safetensors(safetensors)
+    try:
+        # A pickle can hold any program; weights_only admits nothing but tensors.
+        return dict(torch.load(pickled, map_location="cpu", weights_only=True))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder}: neither model.safetensors nor pytorch_model.bin") from None
+    except Exception as error:      # torch raises whatever the damaged bytes lead to
+        raise ValueError(f"{pickled}: not a readable state dict ({type(error).__name__})") from error
+
+
 def load_weights(model: nn.Module, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-    """Copy a state dict into `model`; ValueError when a name or shape does not match, naming the first."""
+    """Copy weights into `model`.
+
+    weights   by name; None reads those of the folder, which the messages name
+    raises    ValueError when a name or a shape does not fit, naming the first
+    """
     weights = dict(read_weights(folder) if weights is None else weights)
-    weights.pop("electra.embeddings.position_ids", None)        # a constant that old releases stored
     expected = model.state_dict()
-    tied = "generator_lm_head.weight", "electra.embeddings.word_embeddings.weight"
-    if tied[0] in expected and tied[0] not in weights and tied[1] in weights:      # some files leave it out
-        weights[tied[0]] = weights[tied[1]]
+    # 1. Two habits of published files: old releases store a constant, and some leave out a tied matrix.
+    weights.pop("electra.embeddings.position_ids", None)
+    output, embedding = "generator_lm_head.weight", "electra.embeddings.word_embeddings.weight"
+    if output in expected and output not in weights and embedding in weights:
+        weights[output] = weights[embedding]
+    # 2. The names must be the same.
     for kind, names in (("lacks", expected.keys() - weights.keys()),
                         ("has the unknown entry", weights.keys() - expected.keys())):
         if names:
-            raise ValueError(f"{folder}: the weights file {kind} {min(names)}"
-                             + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-                             + ": is it a model of this kind?")
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(f"{folder}: the weights file {kind} {min(names)}{more}: "
+                             "is it a model of this kind?")
+    # 3. And so must the shapes.
     for name, tensor in weights.items():
         if tensor.shape != expected[name].shape:
             raise ValueError(f"{folder}: {name} has shape {tuple(tensor.shape)}, but config.json means "
@@ -915,18 +1022,104 @@ def load_weights(model: nn.Module, folder: Path, weights: dict[str, Tensor] | No
     model.load_state_dict(weights)
 
 
-def save_checkpoint(directory: Path, step: int, model: nn.Module, optimizer: Adam) -> Path:
-    """Write all that resuming needs (weights, moments, updates done) and delete all but the last two.
+def check_shared_weights(generator: Generator, folder: Path, weights: dict[str, Tensor]) -> None:
+    """Raise ValueError when a generator's file holds other embeddings than the discriminator's file held.
 
-    Random numbers need no saving: those of step k follow from (seed, k). Any kind of device resumes from it.
+    Both networks use one set of embeddings, and both files store it. If the two differ, the files come from
+    two different runs, and loading the second would overwrite the first one's.
+
+    generator   its embeddings are already those of the discriminator's file
+    weights     from its own file in `folder`
+    """
+    for name, tensor in generator.state_dict().items():
+        is_shared = name.startswith("electra.embeddings.") or name == "generator_lm_head.weight"
+        if is_shared and name in weights and not torch.equal(tensor, weights[name].float()):
+            raise ValueError(f"{folder}: {name} differs from the discriminator's embeddings, but "
+                             "the two networks share them: these are not the halves of one model")
+
+
+def load_pretrained(directory: str | os.PathLike) -> ElectraForPretraining:
+    """Read a pre-training model from a model folder, ours or a published one.
+
+    Without a generator/ in it the generator is a new one of config.generator()'s size.
+    raises   ValueError for files that contradict each other, naming them; OSError where one is missing
+    """
+    folder = model_folder(directory)
+    has_generator = (folder / "generator").is_dir()
+    config = read_config(folder)
+    generator_config = read_config(folder / "generator") if has_generator else None
+    try:
+        model = ElectraForPretraining(config, generator_config)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    load_weights(model.discriminator, folder)
+    if has_generator:
+        weights = read_weights(folder / "generator")
+        check_shared_weights(model.generator, folder / "generator", weights)
+        load_weights(model.generator, folder / "generator", weights)
+    return model
+
+
+def load_encoder(model: nn.Module, directory: str | os.PathLike) -> None:
+    """Read the `electra` part of a task head from any model folder; its last layer stays as it is."""
+    folder = model_folder(directory)
+    weights = {name: tensor for name, tensor in read_weights(folder).items() if name.startswith("electra.")}
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("electra.")}
+    load_weights(model, folder, weights | own)
+
+
+def network_configs(model: nn.Module) -> list[ElectraConfig]:
+    """Return the configuration of each encoder in `model`."""
+    return [part.config for part in model.modules() if isinstance(part, ElectraEncoder)]
+
+
+def load_initial(model: nn.Module, directory: str | os.PathLike) -> None:
+    """Copy the weights of another pre-training model of the same kind into `model`, to start from them.
+
+    raises   ValueError naming a size that differs
+    """
+    # 1. Read the other model.
+    folder = model_folder(directory)
+    if isinstance(model, ElectraForPretraining):
+        source: nn.Module = load_pretrained(folder)
+        if not (folder / "generator").is_dir():
+            print(f"{folder} has no generator/: its discriminator meets a new one", file=sys.stderr,
+                  flush=True)
+    else:
+        source = MaskedLanguageModel(read_config(folder))
+        load_weights(source, folder)
+    # 2. Check that its networks have the sizes of ours: the discriminator's first, then the generator's.
+    for kind, theirs, ours in zip(("", "generator's "), network_configs(source), network_configs(model)):
+        for name in SIZES:
+            if getattr(theirs, name) != getattr(ours, name):
+                raise ValueError(f"{folder}: its {kind}{name} is {getattr(theirs, name)}, this run's "
+                                 f"{getattr(ours, name)}: choose the preset or sizes it was trained with")
+    # 3. Copy. The number of positions may differ: positions that the other model lacks keep their initial
+    #    values, so that a run at 512 tokens can go on from one at 128.
+    weights = source.state_dict()
+    for name, initial in model.state_dict().items():
+        if name.endswith("position_embeddings.weight"):
+            known = weights[name][:len(initial)]                                    # (positions, E)
+            weights[name] = torch.cat([known, initial[len(known):]])
+    model.load_state_dict(weights)
+
+
+# Checkpoints.
+
+def save_checkpoint(directory: Path, step: int, model: nn.Module, optimizer: Adam) -> Path:
+    """Write all that resuming needs (weights, moments, updates done); only the last two checkpoints are kept.
+
+    Random numbers need no saving: those of step k follow from (seed, k). Tensors are stored as a CPU's, so
+    that any kind of device can go on from them.
     """
     path = directory / f"checkpoint-{step:08d}.pt"
-    on_host = {parameter: parameter.detach().cpu() for parameter in model.parameters()}     # a tied one once
+    # Looked up by parameter: a tied one is copied once, and stays one tensor in the file.
+    on_host = {parameter: parameter.detach().cpu() for parameter in model.parameters()}
+    weights = {name: on_host[parameter] for name, parameter in model.state_dict(keep_vars=True).items()}
     state = optimizer.state_dict()
     moments = {number: {name: tensor.cpu() for name, tensor in entry.items()}
                for number, entry in state["state"].items()}
-    content = {"step": step, "optimizer": {**state, "state": moments},
-               "model": {name: on_host[weight] for name, weight in model.state_dict(keep_vars=True).items()}}
+    content = {"step": step, "optimizer": {**state, "state": moments}, "model": weights}
     write_atomically(path, lambda file: torch.save(content, file))
     for old in sorted(directory.glob("checkpoint-*.pt"))[:-2]:
         old.unlink()
@@ -934,8 +1127,9 @@ def save_checkpoint(directory: Path, step: int, model: nn.Module, optimizer: Ada
 
 
 def load_checkpoint(directory: Path, model: nn.Module, optimizer: Adam) -> int:
-    """Restore the newest readable checkpoint in place; returns its step, 0 when there is none.
+    """Read the newest readable checkpoint into `model` and `optimizer`.
 
+    returns  the number of updates done, 0 when there is no checkpoint
     raises   ValueError when there are some and all are damaged
     """
     paths = sorted(directory.glob("checkpoint-*.pt"), reverse=True)
@@ -944,46 +1138,58 @@ def load_checkpoint(directory: Path, model: nn.Module, optimizer: Adam) -> int:
             with zipfile.ZipFile(path) as archive:              # torch itself compares no checksum
                 if archive.testzip():
                     raise ValueError("wrong checksum")
-            content = torch.load(path, map_location="cpu", weights_only=True)      # load_state_dict moves it
+            content = torch.load(path, map_location="cpu", weights_only=True)       # load_state_dict moves it
             model.load_state_dict(content["model"])
             optimizer.load_state_dict(content["optimizer"])
         except Exception as error:      # torch raises whatever the damaged bytes lead to
             print(f"{path} is damaged or of another model ({type(error).__name__}): trying the one before it",
                   file=sys.stderr, flush=True)
             continue
-        for damaged in paths[:number]:          # set aside, or they would count among the last two
+        # Set the damaged ones aside, or they would count among the last two that are kept.
+        for damaged in paths[:number]:
             damaged.rename(damaged.with_suffix(".damaged"))
         return content["step"]
     if paths:
-        raise ValueError(f"{directory}: none of its checkpoints is readable: restore one, or choose another --out")
+        raise ValueError(f"{directory}: none of its checkpoints is readable: restore one, "
+                         "or choose another --out")
     return 0
 
 
 # --- 8. Device ---
 
+# Skip this on first reading: it is about speed and about machines, not about the method. One class, Device,
+# knows what differs between a CPU, a GPU and a TPU. A training step asks it for all that is not arithmetic;
+# on one CPU in float32 most of its methods do nothing. First the functions it calls:
+
 def open_xla() -> tuple[Any, Any]:
-    """Load torch_xla, all devices of this machine as one (SPMD), and the mesh that cuts a batch's rows among them."""
+    """Return the module torch_xla and the mesh of all devices of this machine, along which rows are divided.
+
+    In this mode (SPMD) one process writes the program for one large device, and XLA divides the work.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")          # it warns at every compilation
     try:
         import torch_xla
         from torch_xla import runtime
         from torch_xla.distributed import spmd
     except ImportError as error:
-        raise ValueError(f"--tpu: torch_xla does not load beside torch {torch.__version__} ({error}): install the "
-                         "matching pair (pip install torch==2.9.0 torch_xla==2.9.0) or drop --tpu") from None
+        raise ValueError(f"--tpu: torch_xla does not load beside torch {torch.__version__} ({error}): "
+                         "install the matching pair (pip install torch==2.9.0 torch_xla==2.9.0) or drop --tpu"
+                         ) from None
     runtime.use_spmd()
     count = runtime.global_runtime_device_count()
-    # Weights that move to XLA become new tensors; without this they become new parameters, and tied ones part.
+    # Weights that move to XLA become new tensors; without this they become new parameters, and tied
+    # ones are no longer one.
     torch.__future__.set_swap_module_params_on_conversion(True)
     return torch_xla, spmd.Mesh(range(count), (count,), ("rows",))
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc's allocator not to give large blocks back to the system; do nothing where there is no glibc.
+    """Set glibc's allocator so that it keeps freed memory; do nothing where there is no glibc.
 
-    Each step allocates and frees the same blocks, such as the generator's logits (B, N, V). By default glibc maps
-    each large block anew, and the system fills it with zeros page by page. Kept, `tiny` with 31,090 wordpieces takes
-    193 ms a step instead of 242, `small` in bfloat16 572 instead of 691 (two cores; results are the same).
+    Every step allocates and frees the same large blocks, such as the generator's logits (B, N, V). By default
+    glibc asks the system for each large block anew, and the system fills it with zeros page by page. With the
+    blocks kept, the results are the same and a step of `tiny` with 31,090 wordpieces takes 193 ms instead of
+    242, one of `small` in bfloat16 572 ms instead of 691 (two cores).
     """
     M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4                # malloc.h
     try:
@@ -992,27 +1198,27 @@ def keep_freed_memory() -> None:
         return
     mallopt(M_MMAP_MAX, 0)                      # large blocks come from the heap as well,
     mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)      # whose free end is never cut off,
-    mallopt(M_TOP_PAD, 512 * 2 ** 20)           # and which grows by 512 MiB at a time (address space, not memory)
+    mallopt(M_TOP_PAD, 512 * 2 ** 20)           # and which grows by 512 MiB of address space at a time
 
 
 def bfloat16_speedup(hidden_size: int) -> float:
-    """Measure how many times as fast as float32 this CPU computes a product of the feed-forward network's size."""
+    """Measure how many times as fast as in float32 this CPU multiplies matrices in bfloat16.
+
+    The product is the feed-forward network's, (2048, H) by (H, 4 H).
+    """
     def seconds(dtype: torch.dtype) -> float:
-        x, weight = torch.ones(2048, hidden_size, dtype=dtype), torch.ones(hidden_size, 4 * hidden_size, dtype=dtype)
-        times = []
-        for _ in range(4):                      # the first one prepares the kernel; the least disturbed one counts
-            began = time.perf_counter()
-            torch.mm(x, weight)
-            times.append(time.perf_counter() - began)
-        return min(times)
+        x = torch.ones(2048, hidden_size, dtype=dtype)
+        weight = torch.ones(hidden_size, 4 * hidden_size, dtype=dtype)
+        # Of four tries the first one prepares the kernel, and the least disturbed one counts.
+        return min(timeit.repeat(lambda: torch.mm(x, weight), number=1, repeat=4))
 
     return seconds(torch.float32) / seconds(torch.bfloat16)
 
 
 def start_worker() -> None:
-    """Set up a thread of Device.side_by_side: it computes alone, and takes denormal numbers for 0."""
-    torch.set_num_threads(1)                    # counts for this thread and those that start later
-    torch.set_flush_denormal(True)
+    """Set up a thread of Device.side_by_side."""
+    torch.set_num_threads(1)                # it computes alone
+    torch.set_flush_denormal(True)          # see Device.choose; a setting of each thread
 
 
 Result = TypeVar("Result")
@@ -1020,20 +1226,31 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Device:
-    """Where the arithmetic happens, in which precision, and with whom: one device, XLA's, or torchrun's processes."""
+    """Where the arithmetic happens, in which precision, and who else takes part.
+
+    A batch's rows can be divided in three ways:
+    - among processes that torchrun starts, one for each GPU or machine: `rank` of `ranks`, see join;
+    - in a process on a CPU, among its threads: `workers`, see side_by_side;
+    - in a process on a TPU, among its devices, by XLA itself: `mesh`, see put.
+    """
 
     kind: str                   # cpu, cuda or xla
     precision: str              # float32 or bfloat16
     rank: int = 0               # number of this process
     ranks: int = 1              # of so many; each computes its share of a batch's rows
-    xla: Any = None             # torch_xla
+    xla: Any = None             # the module torch_xla
     mesh: Any = None            # its devices
     workers: int = 1            # threads that compute parts of a batch at the same time, on a CPU
-    pool: Any = dataclasses.field(default=None, compare=False, repr=False)         # these threads
+    pool: Any = dataclasses.field(default=None, compare=False, repr=False)          # these threads
 
     @classmethod
     def choose(cls, device: str = "auto", precision: str | None = None, tpu: bool = False) -> Device:
-        """Choose one: auto takes a GPU where there is one; precision None is float32 on a CPU, else bfloat16."""
+        """Return the device that the options ask for.
+
+        device      cpu, cuda, or auto: a GPU where there is one
+        precision   None is float32 on a CPU and bfloat16 elsewhere
+        raises      ValueError when it is not there
+        """
         if tpu:
             xla, mesh = open_xla()
             return cls("xla", precision or "bfloat16", xla=xla, mesh=mesh)
@@ -1041,117 +1258,142 @@ class Device:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: torch sees no GPU here; drop the option to run on the CPU")
-        if device == "cpu":
-            # Weights and activations that fade out pass 1e-38 after some thousand steps, and products of such
-            # "denormal" numbers are many times slower: take them for 0.
-            torch.set_flush_denormal(True)
-            keep_freed_memory()
-            workers = torch.get_num_threads()           # the cores, or what OMP_NUM_THREADS says
-            return cls(device, precision or "float32", workers=workers,
-                       pool=concurrent.futures.ThreadPoolExecutor(workers, initializer=start_worker))
-        return cls(device, precision or "bfloat16")
+        if device != "cpu":
+            return cls(device, precision or "bfloat16")
+        # Weights and activations that fade out pass 1e-38 after some thousand steps. Smaller numbers are
+        # called denormal, and products with them are many times slower: the CPU shall take them for 0.
+        torch.set_flush_denormal(True)
+        keep_freed_memory()
+        workers = torch.get_num_threads()               # the cores, or what OMP_NUM_THREADS says
+        pool = concurrent.futures.ThreadPoolExecutor(workers, initializer=start_worker)
+        return cls(device, precision or "float32", workers=workers, pool=pool)
+
+    def mention_bfloat16(self, hidden_size: int) -> None:
+        """Write to stderr that --precision bfloat16 exists, if this CPU has fast products for it.
+
+        Narrow models (hidden_size below 256) gain too little to speak of.
+        """
+        if self.kind == "cpu" and self.precision == "float32" and self.rank == 0 and hidden_size >= 256:
+            speedup = bfloat16_speedup(hidden_size)
+            if speedup > 1.5:
+                print(f"this CPU multiplies {speedup:.1f} times as fast in bfloat16: --precision bfloat16 "
+                      "takes less time (measured for small and base: 2.4 to 2.7 times as fast) at nearly the "
+                      "same losses", file=sys.stderr, flush=True)
+
+    # Several processes, started by torchrun.
 
     def join(self) -> Device:
-        """Join the devices that torchrun started a process for, each its own; alone, stay as it is."""
+        """Return this device as one of all that torchrun started a process for; without torchrun, itself."""
         ranks = int(os.environ.get("WORLD_SIZE", 1))
         if ranks == 1:
             return self
         if self.kind == "xla":
             raise ValueError("--tpu drives all devices from one process: start it without torchrun")
         if self.kind == "cuda":
-            if (local := int(os.environ["LOCAL_RANK"])) >= torch.cuda.device_count():
-                raise ValueError(f"torchrun started more processes than the {torch.cuda.device_count()} GPUs here: "
+            local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if local >= count:
+                raise ValueError(f"torchrun started more processes than the {count} GPUs here: "
                                  "lower --nproc-per-node")
             torch.cuda.set_device(local)
-        # A day, for the others wait while the first process tokenizes the corpus; one that dies is noticed at once.
+        # A day: the others wait while the first one tokenizes the corpus. One that dies is noticed at once.
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if self.kind == "cuda" else "gloo",
                                              timeout=datetime.timedelta(days=1))
         atexit.register(torch.distributed.destroy_process_group)
         return dataclasses.replace(self, rank=int(os.environ["RANK"]), ranks=ranks)
 
     def add_up(self, tensors: list[Tensor]) -> None:
-        """Replace each tensor by its sum over all processes, in one message; OSError when one of them is gone."""
+        """Replace each tensor by its sum over all processes; OSError when one of them is gone.
+
+        All tensors travel as one: a message for each gradient would cost more than the numbers in it.
+        """
         if self.ranks == 1:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         try:
             torch.distributed.all_reduce(flat)
         except RuntimeError as error:
-            raise OSError(f"process {self.rank} lost one of the {self.ranks} ({str(error).splitlines()[0]}): the same "
-                          "command continues from the last checkpoint") from None
+            raise OSError(f"process {self.rank} lost one of the {self.ranks} ({str(error).splitlines()[0]}): "
+                          "the same command continues from the last checkpoint") from None
         for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
             tensor.copy_(total.view_as(tensor))
 
     def any(self, claim: bool) -> bool:
-        """Tell whether any process claims it. All have to ask; so this is also where they wait for each other."""
+        """Return whether the claim is true in any process. All must ask: here they wait for each other."""
         claims = torch.tensor(float(claim))
         self.add_up([claims])
         return bool(claims)
 
     @contextlib.contextmanager
     def in_turn(self) -> Iterator[None]:
-        """Let the first process go through the block alone, then the others, silently: they find what it made."""
-        if self.rank:
+        """Run a `with` block in the first process alone, then in the others, which find the files it wrote.
+
+        The others run it without messages: what there is to say has been said. They wait for each other in
+        any(), which the first process calls after the block and the others before it.
+        """
+        if self.rank > 0:
             self.any(False)
-        with contextlib.redirect_stderr(io.StringIO()) if self.rank else contextlib.nullcontext():
+        with contextlib.redirect_stderr(io.StringIO()) if self.rank > 0 else contextlib.nullcontext():
             yield
-        if not self.rank:
+        if self.rank == 0:
             self.any(False)
 
-    def mention_bfloat16(self, hidden_size: int) -> None:
-        """Say on stderr that --precision bfloat16 exists, where this CPU gains by it: native products, wide models."""
-        if self.kind == "cpu" and self.precision == "float32" and self.rank == 0 and hidden_size >= 256:
-            if (speedup := bfloat16_speedup(hidden_size)) > 1.5:
-                print(f"this CPU multiplies {speedup:.1f} times as fast in bfloat16: --precision bfloat16 takes less time "
-                      "(measured for small and base: 2.4 to 2.7 times as fast) at nearly the same losses",
-                      file=sys.stderr, flush=True)
+    # Several threads of a CPU.
 
     def side_by_side(self, work: Callable[[range], Result], rows: range) -> list[Result]:
-        """Return [work(part) for the parts of `rows`], computed at the same time by the threads of a CPU.
+        """Return [work(part) for part in the parts of `rows`], computed at the same time by a CPU's threads.
 
-        Each thread computes its rows alone, from the embeddings to the gradient. The usual way, all threads together
-        in each matrix product, makes them wait for each other some thousand times a step. If they wait asleep, an
-        idle machine is half used; if they wait by spinning, a step takes 4 to 40 times as long beside two other
-        busy processes. Here they meet once a step. Tokens a second of the main job on two cores, idle / beside one /
-        beside two busy processes: together, asleep 14,400 / 14,300 / 7,400; spinning 26,000 / 7,000 / 6,400; side by
-        side 24,400 / 14,900 / 12,800.
+        Each thread computes its rows alone, from the embeddings to the gradient, and they meet once a step.
+        In the usual way, all threads together in each matrix product, they wait for each other some thousand
+        times a step. Waiting asleep, they leave half of an idle machine unused; waiting in a loop, they are
+        slowed 4 to 40 times by two other busy programs. Tokens a second of the main job on two cores:
 
-        How rows are divided follows from the number of threads alone, never from who is faster, so that a resumed
-        run equals an unbroken one. Modes of torch (no_grad, autocast) hold for one thread: enter them in `work`.
+            other busy programs              none       one       two
+            together, waiting asleep       14,400    14,300     7,400
+            together, waiting in a loop    26,000     7,000     6,400
+            side by side                   24,400    14,900    12,800
+
+        How rows are divided follows from the number of threads alone, and not from which is faster, so that a
+        resumed run equals an unbroken one. Modes of torch (no_grad, autocast) hold for one thread: enter them
+        in `work`.
         """
         count = min(self.workers, len(rows))
         if count <= 1:
             return [work(rows)]
+        # For example range(4, 12) in 3 parts: the borders are 4, 6, 9 and 12.
         borders = [rows.start + len(rows) * part // count for part in range(count + 1)]
-        return list(self.pool.map(work, map(range, borders, borders[1:])))
+        parts = [range(start, stop) for start, stop in zip(borders, borders[1:])]
+        return list(self.pool.map(work, parts))         # in the order of the parts
 
     def backward(self, losses_of: Callable[[range], Sequence[Tensor]], weights: Sequence[Tensor],
                  rows: range) -> Tensor:
         """Add the gradient of losses_of(rows)[0] to each weight's `grad`, computed side by side.
 
         losses_of   rows of a batch -> their share of its losses (), the one to learn from first
-        returns     all of them for the whole of `rows`, without gradient
+        returns     (number of losses,) all of them for the whole of `rows`, without gradient
         """
         def work(part: range) -> tuple[Tensor, tuple[Tensor, ...]]:
+            # autograd.grad and not loss.backward(), with which all threads would write to the same `grad`.
             losses = losses_of(part)
             return torch.stack([loss.detach() for loss in losses]), torch.autograd.grad(losses[0], weights)
 
-        # Added up in the order of the rows, whichever thread was first: the same sum to the last bit each time.
+        # Added up in the order of the rows, whichever thread was first: always the same sum to the last bit.
         parts = self.side_by_side(work, rows)
         for _, gradients in parts:
             for weight, gradient in zip(weights, gradients):
                 weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
         return torch.stack([losses for losses, _ in parts]).sum(0)
 
+    # What a step asks of any device.
+
     def put(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Copy host tensors to the device; on XLA each device gets its share of the rows, where they divide."""
+        """Return host tensors copied to the device; on XLA each device gets its share of rows that divide."""
         if self.kind == "cuda":         # from pinned memory the copy waits for nothing that is still computed
             tensors = tuple(tensor.pin_memory() for tensor in tensors)
         moved = tuple(tensor.to(self.kind, non_blocking=True) for tensor in tensors)
-        if self.xla:
-            for tensor in moved:
-                if tensor.ndim and len(tensor) % self.mesh.size() == 0:
-                    self.xla.distributed.spmd.mark_sharding(tensor, self.mesh, ("rows", *[None] * (tensor.ndim - 1)))
+        for tensor in moved:
+            if self.xla and tensor.ndim and len(tensor) % self.mesh.size() == 0:
+                axes = ("rows", *[None] * (tensor.ndim - 1))            # only the first axis is divided
+                self.xla.distributed.spmd.mark_sharding(tensor, self.mesh, axes)
         return moved
 
     def noise(self, seeds: Sequence[int], *shape: int) -> Tensor | None:
@@ -1167,19 +1409,25 @@ class Device:
         return drawn
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """Multiply matrices in bfloat16 where that is the precision; weights, LayerNorm and losses stay float32."""
+        """Return the `with` block in which matrices are multiplied in this device's precision.
+
+        Weights, LayerNorm and losses stay float32 also under bfloat16.
+        """
         if self.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.kind, dtype=torch.bfloat16)
 
     def seed(self, seed: int) -> None:
-        """Seed what the device draws itself: dropout, and on XLA the sampling noise; on a CPU for this thread."""
+        """Set the seed of what the device draws itself: dropout, and on XLA the sampling noise.
+
+        On a CPU it counts for the thread that calls (ThreadNoise).
+        """
         if self.kind == "cpu":
             NOISE.generator = torch.Generator().manual_seed(seed)
         else:
             (self.xla or torch).manual_seed(seed)
 
     def flush(self) -> None:
-        """End a part of a step: XLA, which has only noted the operations, compiles and runs them."""
+        """End a part of a step: XLA has only taken note of its operations, and now compiles and runs them."""
         if self.xla:
             self.xla.sync()
