@@ -94,8 +94,8 @@ class Options:
     # The schedule.
     steps: int = option(None, "number of updates", at_least=1)
     batch_size: int = option(None, "examples in a batch, on all devices together", at_least=1)
-    accumulate: int = option(1, "compute each batch in this many parts, one after the other; double it when "
-                             "the device has too little memory: the result is the same", at_least=1)
+    accumulate: int = option(1, "compute a device's share of each batch in so many parts, one after the other; "
+                             "double it until the memory suffices: the result is the same", at_least=1)
     max_length: int = option(None, "tokens of the longest example", at_least=8)
     learning_rate: float = option(None, "peak learning rate", at_least=0)
     warmup_steps: int = option(None, "updates until the peak is reached", at_least=0)
@@ -119,7 +119,7 @@ class Options:
 
 # Which options may change when the command is repeated? That depends on what the run folder already holds:
 #   shards      fix DATA_FIELDS, because other text, another vocabulary or another length gives other shards;
-#   steps done  fix everything except FREE: only these leave the trained weights as they are.
+#   steps done  fix everything except FREE: where it is computed, and how often something is written.
 DATA_FIELDS = ("corpus", "min_pmid", "language", "bluebert", "vocab", "vocab_size", "cased", "max_length",
                "seed")
 FREE = ("out", "log_every", "eval_every", "checkpoint_every", "keep_every", "max_minutes", "accumulate",
@@ -407,6 +407,7 @@ def training_step(run: Run, batch: HostBatch) -> torch.Tensor:
     """
     options, device, weights = run.options, run.device, list(run.model.parameters())
 
+    # device.backward calls this in several threads, each with rows of its own.
     def losses_of(rows: range) -> tuple[torch.Tensor, ...]:
         output = forward(run, batch, rows)
         return output.loss, output.mlm_loss, output.discriminator_loss
@@ -466,8 +467,8 @@ class CsvLog:
     """Write a CSV file with one row per logged step.
 
         step,learning_rate,mlm_loss,discriminator_loss,tokens_per_second
-        1,0,7.60121,0.693408,9120.4
-        50,8.03328e-05,7.49217,0.598113,15871.2
+        1,0,5.30654,0.680663,7684.76
+        3,0.000933333,5.29649,0.659581,15622.8
 
     A run that was killed may have logged steps after its last checkpoint. They are computed again when it
     continues, so opening the file drops the rows after `step`, and a last row that was written in part.
@@ -572,7 +573,7 @@ def run_steps(run: Run, step: int, stop: Stop, deadline: float) -> int:
 
 
 def describe_start(run: Run, step: int) -> str:
-    """Return the line that a run begins with, such as "17,665 parameters, 1,204 examples, cpu float32 x 2"."""
+    """Return the line that a run begins with, such as: 17,665 parameters, 615 examples, cpu float32."""
     parameters, count = sum(weight.numel() for weight in run.model.parameters()), device_count(run.device)
     text = f"{parameters:,} parameters, {len(run.shards.train):,} examples, "
     text += f"{run.device.kind} {run.device.precision}" + (f" x {count}" if count > 1 else "")
@@ -590,6 +591,7 @@ def check_results(results: list[torch.Tensor], step: int, order: BatchOrder) -> 
     raises   ValueError for the first step whose loss or gradient is not finite; the message names its batch,
              so that one can look at it
     """
+    # All of them are checked: the first bad step is the one to look at, later ones only follow from it.
     for number, tensor in enumerate(results, start=step - len(results) + 1):
         result = StepResult(*tensor.tolist())
         if not math.isfinite(result.loss + result.gradient_norm):
@@ -618,7 +620,7 @@ class Evaluation(NamedTuple):
     the original tokens in its AUC. Without a discriminator (--objective mlm) its columns are nan.
 
         step,mlm_loss,mlm_accuracy,discriminator_loss,discriminator_accuracy,discriminator_precision,...
-        1000,4.29415,0.215686,0.330129,0.886422,0.632653,...
+        24,5.04729,0.027379,0.398006,0.859352,0.692737,...
     """
 
     step: int
@@ -641,7 +643,10 @@ class HeldOut(NamedTuple):
 
 
 def held_out_outputs(run: Run) -> HeldOut:
-    """Run the model over the first held-out examples. The masks are the same at each call: scores compare."""
+    """Run the model over the first held-out examples, with the same masks at each call.
+
+    So the scores of two steps, or of two runs with the same --seed, differ only by what was learnt.
+    """
     shards, model = run.shards, run.model
     numbers = shards.held_out[:EVALUATION_EXAMPLES]
     plan = data.plan_batches(shards.lengths[numbers], EVALUATION_BATCH, run.options.max_length,
@@ -654,7 +659,7 @@ def held_out_outputs(run: Run) -> HeldOut:
             batch = read_batch(shards, numbers[rows], width, model.config, run.options.seed, step)
             parts += run.device.side_by_side(functools.partial(outputs_of, run, batch), range(len(rows)))
     model.train()
-    # One list of parts for each field, then one array.
+    # zip turns a list of parts into four lists of arrays, one for each field; each becomes one long array.
     return HeldOut(*(np.concatenate(arrays) for arrays in zip(*parts)))
 
 
@@ -740,8 +745,8 @@ def train(options: Options) -> int:
         raise ValueError(f"--batch-size {options.batch_size} does not divide by {parts} (devices times "
                          "--accumulate): each device computes as many rows at a time")
 
-    # Of several processes the first one does steps 2 to 4 alone. Then the others do them, without
-    # messages, and find the files that it made.
+    # Of several processes the first one does steps 2 to 4 alone. Then the others do them without messages,
+    # and find the files that it made.
     with device.in_turn():
         # 2. Data. What the run folder holds decides which options must still be the same. A command that
         #    failed before it made anything may be corrected.
@@ -752,8 +757,7 @@ def train(options: Options) -> int:
             data.claim_run_folder(out, dataclasses.asdict(options), fixed)
         tokenizer, shards = prepare_data(options)
 
-        # 3. Model and optimiser. The weights are drawn from --seed; --init replaces them at the very
-        #    start only.
+        # 3. Model and optimiser. Weights are drawn from --seed; --init replaces them when a run begins.
         torch.manual_seed(data.seed_for(options.seed, 0, "weights"))
         kind = ElectraForPretraining if options.objective == "electra" else MaskedLanguageModel
         model = kind(with_vocabulary(config, tokenizer))
@@ -804,6 +808,7 @@ def from_initial(options: Options) -> Options:
             raise ValueError("--preset bio-electra-pp continues a bio-electra run on full papers: pass its "
                              "folder by --init, or start with --preset bio-electra")
         return options
+    # Weights are of use only with the vocabulary they were trained with. It lies beside them in our folders.
     folder = model_folder(options.init)
     if not (folder / "vocab.txt").is_file():
         if not options.vocab:

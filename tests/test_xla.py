@@ -17,8 +17,9 @@ import train_pretrain
 from electramed import Adam, Device, ElectraForPretraining, load_pretrained, parameter_groups
 
 SIZES = ("--embedding-size 16 --hidden-size 32 --num-attention-heads 2 --intermediate-size 64 "
-         "--num-hidden-layers 1 --max-length 48 --batch-size 16 --steps 20 --warmup-steps 4 --learning-rate 2e-3 --vocab-size 200 "
-         "--log-every 1 --eval-every 10 --checkpoint-every 5 --seed 2").split()
+         "--num-hidden-layers 1 --max-length 48 --batch-size 16 --steps 20 --warmup-steps 4 "
+         "--learning-rate 2e-3 --vocab-size 200 --log-every 1 --eval-every 10 --checkpoint-every 5 "
+         "--seed 2").split()
 HOST = Device.choose("cpu")
 
 
@@ -116,7 +117,10 @@ def test_by_default_losses_stay_near_the_cpus_and_each_row_length_is_compiled_on
 
 
 def test_a_run_goes_on_from_the_cpu_to_xla_and_back(arguments, noise_of_the_host, tmp_path, capsys):
-    """log.csv and eval.csv have the same rows as without any change, also with a batch computed in two parts."""
+    """log.csv and eval.csv have the same rows as without any change, also with batches computed in two parts.
+
+    On the way back to the CPU the run continues from the checkpoint of step 18, which XLA wrote.
+    """
     moved, unmoved = tmp_path / "moved", tmp_path / "unmoved"
     assert train_pretrain.main([*arguments, str(moved)]) == 0
     shutil.copytree(moved, unmoved)
