@@ -94,7 +94,7 @@ class Options:
     # The schedule.
     steps: int = option(None, "number of updates", at_least=1)
     batch_size: int = option(None, "examples in a batch, on all devices together", at_least=1)
-    accumulate: int = option(1, "compute a device's share of each batch in so many parts, one after the other; "
+    accumulate: int = option(1, "compute a device's share of each batch in so many parts, one after another; "
                              "double it until the memory suffices: the result is the same", at_least=1)
     max_length: int = option(None, "tokens of the longest example", at_least=8)
     learning_rate: float = option(None, "peak learning rate", at_least=0)
