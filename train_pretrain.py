@@ -1,19 +1,25 @@
-"""Pre-train ELECTRA: a generator guesses hidden tokens, a discriminator learns to find those that it replaced.
+"""Pre-train ELECTRA: a generator guesses hidden tokens, a discriminator learns to find its wrong guesses.
 
-After reading this file you hold the whole of pre-training but the model itself: from a corpus to shards, one
-step, the loop that can be stopped at any moment and continued exactly, evaluation on held-out documents.
+After reading this file you know the whole of pre-training except the model itself: how a corpus becomes
+batches, what happens in one step, how the loop around it can be stopped at any moment and continued
+exactly, and how the model is measured on documents that it was not trained on.
 
     python train_pretrain.py                                  # minutes, on a built-in synthetic corpus
     python train_pretrain.py --preset electramed --corpus pubmed.txt.gz --vocab scivocab.txt --out runs/med
     torchrun --nproc-per-node 8 train_pretrain.py --preset electramed ...        # the same run on eight GPUs
 
-Where it stands: tokenizer.py and data.py make the batches, electramed.py the model, metrics.py the scores; the
-model this writes (OUT/model, in the Hugging Face layout) is what train_finetune.py starts from.
-Everything random in step k (order, mask, dropout, sampling) is seeded from (seed, k): a resumed run equals an
-unbroken one bit by bit on a CPU (on a GPU up to the order of atomic additions), and no generator state is saved.
+Where it stands: tokenizer.py and data.py make the batches, electramed.py is the model, metrics.py
+computes the scores. train_finetune.py starts from the model that this program writes (OUT/model, in the
+Hugging Face layout).
+
+One rule makes exact resuming simple: every random choice of step k (order, mask, dropout, sampling) is
+seeded from (seed, k), so no state of a random generator has to be saved. On a CPU a resumed run equals an
+unbroken one bit by bit. On a GPU the last bits may differ, because its atomic additions happen in any
+order.
+
 Sources: ELECTRAMed Table 1, Bio-ELECTRA section 3, TF run_pretraining.py and configure_pretraining.py.
 
-    1. Options and presets    2. Data    3. One step    4. The loop    5. Evaluation    6. Command line
+    1. Options and presets    2. Data    3. One step    4. The loop    5. Evaluation    6. A whole run
 """
 from __future__ import annotations
 
@@ -25,18 +31,17 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Where torch's threads compute one product together (the optimiser; rows of a batch they compute side by side), they
-# wait asleep. Waiting by spinning, their default, takes the cores from every other process, and from the side-by-side
-# threads; it has to be said before torch loads.
+# This has to be set before torch is imported. When torch's threads compute something together, the first
+# to finish wait for the others. By default they wait in a busy loop, which takes the cores away from
+# other processes and from the threads that compute rows side by side (Device.side_by_side). PASSIVE lets
+# them sleep.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 import data
 import metrics
@@ -46,101 +51,133 @@ from electramed import (PRESETS, Adam, Device, ElectraConfig, ElectraForPretrain
                         mask_tokens, model_folder, parameter_groups, save_checkpoint, save_pretrained)
 from tokenizer import Tokenizer, learn_vocab, preprocess_bluebert
 
+Model = ElectraForPretraining | MaskedLanguageModel         # --objective electra or mlm
+
 
 # --- 1. Options and presets ---
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Options:
-    """The command line. What is None follows from the preset."""
+    """Hold the values of the command line: one field is one option, `batch_size` is `--batch-size`.
 
+    A number whose default is None takes its value from the preset (see `complete`).
+    """
+
+    # What is read, and where results go.
     preset: str = option("tiny", "model sizes and schedule to start from", choices=list(PRESETS))
-    corpus: list[str] = option([], "text files (one sentence a line, an empty line between documents), XML of PubMed "
-                               "or PMC, .gz, .xz or .tar of them, folders of all these, or a shard folder (default: "
-                               "the synthetic corpus)")
-    min_pmid: int = option(0, "leave out PubMed records with lower numbers (Bio-ELECTRA: 10000000)")
-    language: str | None = option(None, "leave out PubMed records in other languages than this, such as eng")
-    bluebert: bool = option(False, "lower-case and split words as in ELECTRAMed's corpus")
-    vocab: str | None = option(None, "vocab.txt, or the folder it is in (default: learnt on the corpus)")
-    vocab_size: int = option(None, "size of the vocabulary that is learnt, wordpieces", at_least=1)
-    cased: bool = option(None, "keep capitals and accents (bio-electra does)")
-    out: str = option("runs/pretrain", "run folder; the same command on an existing one continues it")
-    init: str | None = option(None, "start from the weights (and the vocabulary) of this run or model folder, with a "
-                              "fresh schedule: for text of another kind, or 512 tokens after 128")
-    objective: str = option("electra", "electra, or mlm: the encoder itself fills in hidden tokens, as BERT does",
+    corpus: list[str] = option([], "files and folders of text (one sentence per line, an empty line between "
+                               "documents) or of PubMed or PMC XML, also as .gz, .xz or .tar; or one shard "
+                               "folder (default: a built-in synthetic corpus)")
+    min_pmid: int = option(0, "skip PubMed records with a smaller PMID (Bio-ELECTRA: 10000000)")
+    language: str | None = option(None, "skip PubMed records in other languages than this one, such as eng")
+    bluebert: bool = option(False, "lower-case the text and split words as in the corpus of ELECTRAMed")
+    vocab: str | None = option(None, "vocab.txt, or the folder it is in (default: learn one from the corpus)")
+    vocab_size: int = option(None, "number of wordpieces to learn when there is no --vocab", at_least=1)
+    cased: bool = option(None, "keep capital letters and accents (the bio-electra presets always do)")
+    out: str = option("runs/pretrain", "run folder; repeat the command to continue the run in it")
+    init: str | None = option(None, "start from the weights and vocabulary of this run or model folder, "
+                              "with a new schedule: for other text, or for 512 tokens after 128")
+    objective: str = option("electra", "electra, or mlm: train one network like BERT, by filling in tokens",
                             choices=["electra", "mlm"])
 
+    # Sizes of the networks.
     embedding_size: int = option(None, "width of the embeddings")
     hidden_size: int = option(None, "width of the discriminator")
-    num_hidden_layers: int = option(None, "layers of both networks")
-    num_attention_heads: int = option(None, "attention heads of the discriminator")
-    intermediate_size: int = option(None, "inner width of its feed-forward networks")
+    num_hidden_layers: int = option(None, "number of layers, in both networks")
+    num_attention_heads: int = option(None, "number of attention heads of the discriminator")
+    intermediate_size: int = option(None, "inner width of the discriminator's feed-forward networks")
     initializer_range: float = option(None, "standard deviation of the initial weights")
-    generator_size: float = option(None, "generator's width as a share of the discriminator's")
+    generator_size: float = option(None, "width of the generator divided by the width of the discriminator")
     mask_prob: float = option(None, "share of the tokens that are chosen for masking")
-    dropout: float = option(None, "dropout of hidden states and attention")
+    dropout: float = option(None, "dropout of hidden states and of attention weights")
 
-    steps: int = option(None, "updates", at_least=1)
-    batch_size: int = option(None, "examples in a batch, over all devices", at_least=1)
-    accumulate: int = option(1, "parts of a device's share of the batch that are computed one after the other: on "
-                             "too small a device, double it until the memory suffices; the result is the same",
-                             at_least=1)
+    # The schedule.
+    steps: int = option(None, "number of updates", at_least=1)
+    batch_size: int = option(None, "examples in a batch, on all devices together", at_least=1)
+    accumulate: int = option(1, "compute a device's share of each batch in so many parts, one after another; "
+                             "double it until the memory suffices: the result is the same", at_least=1)
     max_length: int = option(None, "tokens of the longest example", at_least=8)
     learning_rate: float = option(None, "peak learning rate", at_least=0)
-    warmup_steps: int = option(None, "updates until the peak", at_least=0)
+    warmup_steps: int = option(None, "updates until the peak is reached", at_least=0)
     weight_decay: float = option(None, "decoupled weight decay", at_least=0)
-    seed: int = option(0, "decides everything random", at_least=0)
+    seed: int = option(0, "seed of every random choice", at_least=0)
 
+    # What is written on the way, and where it is computed.
     log_every: int = option(50, "steps between two rows of log.csv", at_least=1)
     eval_every: int = option(1000, "steps between two rows of eval.csv", at_least=1)
-    checkpoint_every: int = option(500, "steps between two checkpoints, of which the last two are kept; there is "
-                                   "one every ten minutes in any case", at_least=1)
-    keep_every: int = option(None, "steps between two models that are kept for good, in OUT/models: what "
-                             "train_finetune.py --curve compares (default: a tenth of all)", at_least=1)
-    max_minutes: float | None = option(None, "stop after that many minutes; the same command continues", at_least=0)
+    checkpoint_every: int = option(500, "steps between two checkpoints, of which the last two are kept; ten "
+                                   "minutes after the last one there is another in any case", at_least=1)
+    keep_every: int = option(None, "steps between two models that stay in OUT/models, for train_finetune.py "
+                             "--curve (default: a tenth of all steps)", at_least=1)
+    max_minutes: float | None = option(None, "stop after so many minutes; repeat to continue", at_least=0)
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
-    tpu: bool = option(False, "all XLA devices of this machine, through torch_xla")
-    precision: str | None = option(None, "default: float32 on the CPU, else bfloat16", choices=["float32", "bfloat16"])
-    compile: bool = option(False, "torch.compile the model, once for each row length: minutes at first, then faster")
+    tpu: bool = option(False, "compute on all XLA devices of this machine, through torch_xla")
+    precision: str | None = option(None, "of matrix products (default: float32 on a CPU, bfloat16 elsewhere)",
+                                   choices=["float32", "bfloat16"])
+    compile: bool = option(False, "use torch.compile: minutes for each row length at first, then faster")
 
 
+# Which options may change when the command is repeated? That depends on what the run folder already holds:
+#   shards      fix DATA_FIELDS, because other text, another vocabulary or another length gives other shards;
+#   steps done  fix everything except FREE: where it is computed, and how often something is written.
 DATA_FIELDS = ("corpus", "min_pmid", "language", "bluebert", "vocab", "vocab_size", "cased", "max_length",
-               "seed")                                                              # shards depend on these
+               "seed")
 FREE = ("out", "log_every", "eval_every", "checkpoint_every", "keep_every", "max_minutes", "accumulate",
         "device", "tpu", "precision", "compile")
-# The result depends on all but FREE, so a run that has begun refuses to continue with others.
-FIXED = tuple(field.name for field in dataclasses.fields(Options) if field.name not in FREE)
-# What of them a preset's model decides.
-MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(Options) if hasattr(ElectraConfig, field.name))
+NAMES = [field.name for field in dataclasses.fields(Options)]
+FIXED = [name for name in NAMES if name not in FREE]
+# Options that go into the model's configuration under the same name. (dropout is not among them: one
+# option sets two fields, that of hidden states and that of attention weights.)
+MODEL_FIELDS = [name for name in NAMES if hasattr(ElectraConfig, name)]
 
+# The published schedules. Each is written as its difference from that of ELECTRA-small.
 ELECTRA_SMALL = {"steps": 1_000_000, "batch_size": 128, "max_length": 128, "learning_rate": 5e-4,
                  "warmup_steps": 10_000, "weight_decay": 0.01}
 ELECTRA_BASE = {**ELECTRA_SMALL, "batch_size": 256, "max_length": 512, "learning_rate": 2e-4}
 BIO_ELECTRA = {**ELECTRA_SMALL, "steps": 1_800_000, "batch_size": 64, "max_length": 256, "cased": True}
 SCHEDULES: dict[str, dict[str, Any]] = {
-    "tiny": {**ELECTRA_SMALL, "steps": 3_000, "batch_size": 16, "warmup_steps": 300,
-             "vocab_size": 2_000},                                         # ours: minutes on two cores
+    # Ours: minutes on two cores.
+    "tiny": {**ELECTRA_SMALL, "steps": 3_000, "batch_size": 16, "warmup_steps": 300, "vocab_size": 2_000},
     "small": ELECTRA_SMALL,
     "base": ELECTRA_BASE,
     "large": {**ELECTRA_BASE, "batch_size": 2048},
     "electramed": ELECTRA_BASE,             # ELECTRAMed, Table 1
     "bio-electra": BIO_ELECTRA,
-    "bio-electra-pp": BIO_ELECTRA,          # the same schedule anew, on full papers
+    "bio-electra-pp": BIO_ELECTRA,          # the same schedule a second time, on full papers
 }
 
 
 def complete(options: Options) -> Options:
-    """Fill in from the preset what the command line left open."""
-    config = PRESETS[options.preset]
-    steps = options.steps or SCHEDULES[options.preset]["steps"]
-    values = {**{name: getattr(config, name) for name in MODEL_FIELDS}, "dropout": config.hidden_dropout_prob,
-              "cased": False, **SCHEDULES[options.preset], "keep_every": max(1, steps // 10)}
-    return dataclasses.replace(options, **{name: value for name, value in values.items()
-                                           if getattr(options, name) is None})
+    """Return the options with the values that the command line left open, taken from the preset.
+
+    ELECTRAMed's preset says 256 rows of 512 tokens; here the command line wants fewer rows:
+
+    >>> options = complete(Options(preset="electramed", batch_size=64))
+    >>> options.batch_size, options.max_length, options.hidden_size, options.keep_every
+    (64, 512, 768, 100000)
+    """
+    # 1. Collect what the preset says: its model, then its schedule, which may overwrite values (cased, say).
+    config, schedule = PRESETS[options.preset], SCHEDULES[options.preset]
+    values = {name: getattr(config, name) for name in MODEL_FIELDS}
+    values |= {"dropout": config.hidden_dropout_prob, "cased": False, **schedule}
+
+    # 2. Keep ten models for good, whatever the number of steps is.
+    values["keep_every"] = max(1, (options.steps or schedule["steps"]) // 10)
+
+    # 3. Take these values only where the command line says nothing.
+    missing = {name: value for name, value in values.items() if getattr(options, name) is None}
+    return dataclasses.replace(options, **missing)
 
 
 def network(options: Options) -> ElectraConfig:
-    """Make the discriminator's configuration from completed options, as far as it needs no vocabulary."""
+    """Return the discriminator's configuration, except for what depends on the vocabulary.
+
+    It needs no data, so that sizes which contradict each other are refused at once. The generator's
+    configuration follows from this one (ElectraConfig.generator).
+    """
     preset = PRESETS[options.preset]
+    # The table of positions is made longer than the preset's where needed, never shorter: a model that was
+    # trained on 128 tokens can then still be fine-tuned on 512.
     return dataclasses.replace(
         preset, **{name: getattr(options, name) for name in MODEL_FIELDS},
         hidden_dropout_prob=options.dropout, attention_probs_dropout_prob=options.dropout,
@@ -148,155 +185,250 @@ def network(options: Options) -> ElectraConfig:
 
 
 def with_vocabulary(config: ElectraConfig, tokenizer: Tokenizer) -> ElectraConfig:
-    """Fit a configuration to a vocabulary: its size and its special ids."""
+    """Return the configuration with the size and the special ids of a vocabulary."""
     return dataclasses.replace(
-        config, vocab_size=len(tokenizer.pieces), pad_token_id=tokenizer.pad_id, cls_token_id=tokenizer.cls_id,
-        sep_token_id=tokenizer.sep_id, mask_token_id=tokenizer.mask_id)
+        config, vocab_size=len(tokenizer.pieces), pad_token_id=tokenizer.pad_id,
+        cls_token_id=tokenizer.cls_id, sep_token_id=tokenizer.sep_id, mask_token_id=tokenizer.mask_id)
 
 
 # --- 2. Data ---
 
-SYNTHETIC_DOCUMENTS = 20_000
+SYNTHETIC_DOCUMENTS = 20_000        # abstracts: 11 MB of text
 
 
 def prepare_data(options: Options) -> tuple[Tokenizer, data.Shards]:
-    """Make the tokenizer and the shards of a run on first use; find them again when it is resumed."""
-    out = Path(options.out)
-    corpus = [Path(path) for path in options.corpus]
-    reading = data.Reading(options.min_pmid, options.language, preprocess_bluebert if options.bluebert else None)
+    """Return the tokenizer and the shards of a run; make them on first use, find them again later.
+
+    A new run folder is filled in this order. What is there already is not made again:
+        OUT/corpus.txt      the synthetic corpus, when no --corpus is given
+        OUT/vocab.txt       a vocabulary learnt from the corpus, when no --vocab is given
+        OUT/shards/         the tokenized corpus
+    """
+    out, corpus = Path(options.out), [Path(path) for path in options.corpus]
+    preprocess = preprocess_bluebert if options.bluebert else None
+    reading = data.Reading(options.min_pmid, options.language, preprocess)
+    # A corpus that was tokenized before needs none of the steps below.
     if len(corpus) == 1 and (corpus[0] / "index.json").is_file():
-        if not options.vocab:
-            raise ValueError(f"{corpus[0]} holds shards: pass --vocab, the vocabulary they were built with")
-        tokenizer, shards = load_tokenizer(options.vocab, options), data.open_shards(corpus[0])
-        if shards.index["vocabulary"] != data.vocabulary_hash(tokenizer):
-            raise ValueError(f"{corpus[0]} was built with another vocabulary or casing than {options.vocab}")
-        if shards.index["max_length"] > options.max_length:
-            raise ValueError(f"{corpus[0]} has examples of up to {shards.index['max_length']} tokens: "
-                             f"pass --max-length {shards.index['max_length']}")
-        if reading != data.Reading() and data.describe_reading(reading) != shards.index["text"]:
-            raise ValueError(f"{corpus[0]} was built with {shards.index['text']}: drop --min-pmid, --language and "
-                             "--bluebert, or pass the text")
-        return tokenizer, shards
+        return open_ready_shards(corpus[0], options, reading)
+
+    # 1. The corpus.
     if not corpus:
         corpus = [out / "corpus.txt"]
         if not corpus[0].exists():
             say(f"writing the synthetic corpus to {corpus[0]}")
             data.write_bytes(corpus[0], data.synthetic_corpus(SYNTHETIC_DOCUMENTS, options.seed).encode())
     files = data.corpus_files(corpus)
+
+    # 2. The vocabulary. The sentences are read one by one, so they need not fit into memory.
     if not options.vocab and not (out / "vocab.txt").exists():
-        sentences = (sentence for file in files for document in data.read_documents(file, reading)
-                     for sentence in document)
+        documents = (document for file in files for document in data.read_documents(file, reading))
+        sentences = (sentence for document in documents for sentence in document)
         say(f"learning a vocabulary of {options.vocab_size:,} wordpieces")
         pieces = learn_vocab(sentences, options.vocab_size, lowercase=not options.cased)
         Tokenizer(pieces, lowercase=not options.cased).save(out)
     tokenizer = load_tokenizer(options.vocab or str(out), options)
+
+    # 3. The shards. The synthetic corpus is so small that further processes would not pay.
     say(f"tokenizing into {out / 'shards'}")
     data.build_shards(corpus, tokenizer, out / "shards", options.max_length, options.seed,
                       workers=None if options.corpus else 1, reading=reading)
     return tokenizer, data.open_shards(out / "shards")
 
 
+def open_ready_shards(folder: Path, options: Options, reading: data.Reading) -> tuple[Tokenizer, data.Shards]:
+    """Open a shard folder that was given as --corpus, and the vocabulary that was given with it.
+
+    raises   ValueError when the shards do not fit the options
+    """
+    # 1. Token ids mean nothing without the vocabulary that they were made with.
+    if not options.vocab:
+        raise ValueError(f"{folder} holds shards: pass --vocab, the vocabulary they were built with")
+    tokenizer, shards = load_tokenizer(options.vocab, options), data.open_shards(folder)
+    if shards.index["vocabulary"] != data.vocabulary_hash(tokenizer):
+        raise ValueError(f"{folder} was built with another vocabulary or casing than {options.vocab}")
+
+    # 2. Every example has to fit into the longest row.
+    length = shards.index["max_length"]
+    if length > options.max_length:
+        raise ValueError(f"{folder} has examples of up to {length} tokens: pass --max-length {length}")
+
+    # 3. The text was chosen when the shards were built. To repeat that choice does no harm; another one would
+    #    have no effect, and the user should know.
+    if reading != data.Reading() and data.describe_reading(reading) != shards.index["text"]:
+        raise ValueError(f"{folder} was built with {shards.index['text']}: drop --min-pmid, --language and "
+                         "--bluebert, or pass the text")
+    return tokenizer, shards
+
+
 def load_tokenizer(path: str, options: Options) -> Tokenizer:
-    """Read a vocabulary; --cased decides over what the files beside it say."""
+    """Read a vocabulary. --cased wins over what the files beside it say about casing."""
     return Tokenizer.from_file(path, lowercase=False if options.cased else None)
 
 
+class HostBatch(NamedTuple):
+    """Hold one whole masked batch on the host, before its rows are divided among devices and threads.
+
+    The totals are those of the whole batch. Whoever computes some of the rows divides the losses by these
+    totals; then the losses and gradients of all parts add up to those of the batch.
+    """
+
+    step: int                           # updates before this one; (--seed, step) decides all random choices
+    masked: MaskedBatch                 # ids (B, T), N slots in each row
+    attention_mask: torch.Tensor        # (B, T) 1 on real tokens
+    token_type_ids: torch.Tensor        # (B, T) 1 on the second segment
+    slot_total: torch.Tensor            # () masked slots: what the generator's loss is divided by
+    token_total: torch.Tensor           # () real tokens: what the discriminator's loss is divided by
+
+
+def read_batch(shards: data.Shards, numbers: np.ndarray, width: int, config: ElectraConfig, seed: int,
+               step: int) -> HostBatch:
+    """Read the examples of these numbers, pad them to `width` tokens, and hide some of their tokens.
+
+    Which ones are hidden depends on the examples and on (seed, step) alone.
+    """
+    padded = data.pad_batch([shards.example(number) for number in numbers], width, config.pad_token_id)
+    ids, real, segments = map(torch.from_numpy, padded)                            # (B, T) each
+    generator = torch.Generator().manual_seed(data.seed_for(seed, step, "mask"))
+    masked = mask_tokens(ids, real, config, generator)                             # ids (B, T), slots (B, N)
+    return HostBatch(step, masked, real, segments, masked.weights.sum(), real.sum().float())
+
+
 class BatchOrder:
-    """Which examples step k trains on: a pure function of (seed, k), here for one epoch at a time."""
+    """Decide which examples each step trains on. This depends on (seed, step) alone, not on earlier steps.
+
+    An epoch is one pass over the training examples in a new random order. Of 1,000 examples, batches of
+    16 make 62 steps an epoch; 8 examples are left over, other ones in each epoch. Step 100 (counted from
+    0) takes batch 38 of epoch 1, since 100 = 1 * 62 + 38.
+    """
 
     def __init__(self, shards: data.Shards, options: Options) -> None:
         self.shards, self.options = shards, options
-        self.lengths = shards.lengths[shards.train]
-        self.per_epoch = len(self.lengths) // options.batch_size
+        self.lengths = shards.lengths[shards.train]                     # (examples,) tokens
+        self.per_epoch = len(self.lengths) // options.batch_size        # steps
         if not self.per_epoch:
-            raise ValueError(f"the corpus gives {len(self.lengths)} training examples, fewer than one batch of "
-                             f"{options.batch_size}: lower --batch-size or use more text")
-        self.plan = functools.lru_cache(maxsize=1)(self.plan_epoch)
+            raise ValueError(f"the corpus gives {len(self.lengths)} training examples, fewer than one batch "
+                             f"of {options.batch_size}: lower --batch-size or use more text")
 
-    def plan_epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
-        """Plan the batches of one epoch, in order."""
+    @functools.lru_cache(maxsize=1)             # it remembers the current epoch: every step asks for it
+    def plan(self, epoch: int) -> list[tuple[int, np.ndarray]]:
+        """Return the batches of one epoch, in order.
+
+        returns   for each batch its row length in tokens, and the positions of its examples in `lengths`,
+                  such as (48, [731, 12, 405, 66]). The examples of a batch have similar lengths
+        """
         rng = np.random.default_rng(data.seed_for(self.options.seed, epoch, "order"))
         return data.plan_batches(self.lengths, self.options.batch_size, self.options.max_length, rng)
 
     def examples(self, step: int) -> tuple[int, np.ndarray]:
-        """Tell row length and example numbers of update `step`, counted from 0."""
+        """Return the row length and the example numbers of update `step`, counted from 0."""
         epoch, index = divmod(step, self.per_epoch)
         width, rows = self.plan(epoch)[index]
         return width, self.shards.train[rows]
 
-    def batch(self, step: int, pad_id: int) -> data.Batch:
-        """Read the batch of update `step`."""
+    def batch(self, step: int, config: ElectraConfig) -> HostBatch:
+        """Read and mask the batch of update `step`, counted from 0."""
         width, numbers = self.examples(step)
-        return data.pad_batch([self.shards.example(number) for number in numbers], width, pad_id)
+        return read_batch(self.shards, numbers, width, config, self.options.seed, step)
 
 
 # --- 3. One step ---
 
-class HostBatch(NamedTuple):
-    """A whole masked batch, and what its two losses are divided by, on whatever devices its parts are computed."""
+class Run(NamedTuple):
+    """Hold what one training run works with, so that functions can take it as one argument.
 
-    masked: MaskedBatch
-    attention_mask: torch.Tensor        # (B, T)
-    token_type_ids: torch.Tensor        # (B, T)
-    slot_total: torch.Tensor            # () masked slots
-    token_total: torch.Tensor           # () real tokens
-
-
-def mask_batch(batch: data.Batch, config: ElectraConfig, seed: int, step: int) -> HostBatch:
-    """Mask a batch on the host, by a generator seeded from (seed, step)."""
-    ids, real, segments = map(torch.from_numpy, batch)                             # each (B, T)
-    masked = mask_tokens(ids, real, config, torch.Generator().manual_seed(data.seed_for(seed, step, "mask")))
-    return HostBatch(masked, real, segments, masked.weights.sum(), real.sum().float())
-
-
-def forward(model: ElectraForPretraining | MaskedLanguageModel, batch: HostBatch, rows: range, seed: int, step: int,
-            device: Device) -> PretrainOutput:
-    """Move some rows of a batch to the device and compute their share of the losses.
-
-    The sampling noise is seeded from (seed, step, row) and dropout from (seed, step, first row): but for dropout the
-    result does not depend on how the batch is divided.
+    Its fields are never replaced. Only the weights and the optimiser's moments change, in place.
     """
-    whole = (*batch.masked, batch.attention_mask, batch.token_type_ids)
-    *part, slot_total, token_total = device.put(
-        *(tensor[rows.start:rows.stop] for tensor in whole), batch.slot_total, batch.token_total)
-    masked, first_seed = MaskedBatch(*part[:4]), data.seed_for(seed, step, "noise") % 2 ** 62
-    noise = (device.noise([first_seed + row for row in rows], masked.positions.shape[1], model.config.vocab_size)
-             if isinstance(model, ElectraForPretraining) else None)                # (B, N, V)
-    device.seed(data.seed_for(seed, step, f"device {rows.start}"))
+
+    out: Path                           # the run folder
+    options: Options                    # completed: nothing in it is left open
+    device: Device
+    tokenizer: Tokenizer
+    shards: data.Shards
+    model: Model                        # on the device
+    optimizer: Adam
+
+
+def forward(run: Run, batch: HostBatch, rows: range) -> PretrainOutput:
+    """Compute the share that some rows have in the losses of a batch, on the device.
+
+    rows      b of the batch's B rows
+    returns   losses, already divided by the totals of the whole batch. Except for dropout they do not depend
+              on which other rows are computed together with these
+    """
+    seed, device, model = run.options.seed, run.device, run.model
+
+    # 1. Copy the rows to the device, and the totals with them.
+    cut = slice(rows.start, rows.stop)
+    masked = MaskedBatch(*device.put(*(tensor[cut] for tensor in batch.masked)))   # ids (b, T), slots (b, N)
+    attention_mask, token_type_ids, slot_total, token_total = device.put(
+        batch.attention_mask[cut], batch.token_type_ids[cut], batch.slot_total, batch.token_total)
+
+    # 2. Draw the noise that decides the generator's samples: (b, N, V), uniform in [0, 1). Each row has a
+    #    seed of its own, counted up from the step's, so that a row gets the same noise wherever it is
+    #    computed. (A seed has 63 bits; the remainder of 2^62 leaves room to count up.)
+    noise = None
+    if isinstance(model, ElectraForPretraining):
+        slots, first_seed = masked.positions.shape[1], data.seed_for(seed, batch.step, "noise") % 2 ** 62
+        noise = device.noise([first_seed + row for row in rows], slots, model.config.vocab_size)
+
+    # 3. Seed dropout. The first row is part of the seed, or all parts of a batch would drop the same units.
+    device.seed(data.seed_for(seed, batch.step, f"device {rows.start}"))
+
+    # 4. Run the model.
     with device.autocast():
-        return model(masked, *part[4:], noise, slot_total, token_total)
+        return model(masked, attention_mask, token_type_ids, noise, slot_total, token_total)
 
 
 class StepResult(NamedTuple):
-    """What a step is judged by."""
+    """Hold the numbers that a step is judged by."""
 
-    loss: float                         # L_MLM + 50 L_Disc
-    mlm_loss: float                     # nats a masked slot
-    discriminator_loss: float           # nats a token; nan where there is no discriminator
-    gradient_norm: float                # before it is clipped
+    loss: float                         # L = L_MLM + 50 L_Disc, which the step lowers
+    mlm_loss: float                     # nats per masked slot
+    discriminator_loss: float           # nats per token; nan where there is no discriminator
+    gradient_norm: float                # before clipping
 
 
-def training_step(model: ElectraForPretraining | MaskedLanguageModel, optimizer: Adam, batch: HostBatch,
-                  options: Options, step: int, device: Device) -> torch.Tensor:
-    """Make one update, with the gradient clipped to norm 1; returns the StepResult as a tensor (4,).
+def training_step(run: Run, batch: HostBatch) -> torch.Tensor:
+    """Make one update of the weights.
 
-    The batch is cut into ranks * accumulate parts, and each of these among the threads of a CPU. Their gradients add
-    up to the whole batch's, since each part's losses are divided by the whole batch's totals.
+    returns   the StepResult as a tensor (4,) on the device. The host does not read it here, because to read a
+              number it would have to wait until the device has computed it
+
+    What happens to a batch, with electramed.py's part in brackets:
+
+        token ids (B, T) -> some are hidden, in N slots per row (B, N)
+        -> [generator: logits (B, N, V) -> sampled tokens (B, N) -> corrupted ids (B, T)
+        -> discriminator: one logit per token (B, T) -> L = L_MLM + 50 L_Disc]
+        -> gradient -> clipping -> Adam
+
+    The rows of a batch are divided three times: among the processes, then into --accumulate parts, then
+    (by device.backward) among the threads of a CPU. With --batch-size 256, eight processes and
+    --accumulate 2 a part has 16 rows, and process 3 computes rows 96 to 111 and then rows 112 to 127.
     """
-    weights = list(model.parameters())
+    options, device, weights = run.options, run.device, list(run.model.parameters())
 
+    # device.backward calls this in several threads, each with rows of its own.
     def losses_of(rows: range) -> tuple[torch.Tensor, ...]:
-        return forward(model, batch, rows, options.seed, step, device)[:3]
+        output = forward(run, batch, rows)
+        return output.loss, output.mlm_loss, output.discriminator_loss
 
-    size = len(batch.attention_mask) // (device.ranks * options.accumulate)
+    # 1. Compute the gradient of each part of this process. Gradients and losses add up.
+    size = len(batch.attention_mask) // (device.ranks * options.accumulate)        # rows in a part
     losses = torch.zeros(3, device=device.kind)
     for part in range(device.rank * options.accumulate, (device.rank + 1) * options.accumulate):
         losses = losses + device.backward(losses_of, weights, range(part * size, (part + 1) * size))
         device.flush()
+
+    # 2. Add up over all processes. From here on they all hold the same numbers.
     device.add_up([*(weight.grad for weight in weights if weight.grad is not None), losses])
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.update(learning_rate_at(step, options.steps, options.warmup_steps, options.learning_rate))
-    result = torch.cat([losses, norm[None]])
+
+    # 3. Shorten the gradient to norm 1 where it is longer, so that one unusual batch cannot do much harm.
+    norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
+
+    # 4. Update the weights and clear the gradients.
+    rate = learning_rate_at(batch.step, options.steps, options.warmup_steps, options.learning_rate)
+    run.optimizer.update(rate)
+    result = torch.cat([losses, norm[None]])                                       # (3,) and () -> (4,)
     device.flush()
     return result
 
@@ -304,40 +436,53 @@ def training_step(model: ElectraForPretraining | MaskedLanguageModel, optimizer:
 # --- 4. The loop ---
 
 LOG_COLUMNS = ("step", "learning_rate", "mlm_loss", "discriminator_loss", "tokens_per_second")
+CHECKPOINT_SECONDS = 600            # a run that is killed loses no more than this, however slow its steps are
 
 
 class Stop:
-    """While it is entered, Ctrl-C and SIGTERM become a wish that the loop grants after the step at hand."""
+    """Record Ctrl-C (SIGINT) and SIGTERM while it is entered, instead of ending the program.
+
+    The loop looks at `signal` after each step; then it saves and exits. A second signal interrupts at once.
+    SIGTERM is what torchrun and the schedulers of clusters send before they kill a process.
+    """
 
     def __enter__(self) -> Stop:
         self.signal: int | None = None
-        self.before = {number: signal.signal(number, self.request) for number in (signal.SIGINT, signal.SIGTERM)}
+        # signal.signal returns the handler that was there before.
+        self.before = {each: signal.signal(each, self.record) for each in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *exception: Any) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def request(self, number: int, frame: Any) -> None:
-        """Note the signal; when it is the second one, stop at once."""
+    def record(self, number: int, frame: Any) -> None:
+        """Record a signal; raise KeyboardInterrupt when it is the second one."""
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
 
 
 class CsvLog:
-    """A CSV file with one row a step; opening it drops the rows after `step`, which will be run again."""
+    """Write a CSV file with one row per logged step.
+
+        step,learning_rate,mlm_loss,discriminator_loss,tokens_per_second
+        1,0,5.30654,0.680663,7684.76
+        3,0.000933333,5.29649,0.659581,15622.8
+
+    A run that was killed may have logged steps after its last checkpoint. They are computed again when it
+    continues, so opening the file drops the rows after `step`, and a last row that was written in part.
+    """
 
     def __init__(self, path: Path, step: int, columns: tuple[str, ...]) -> None:
         self.path = path
-        rows = [",".join(columns)]
-        if path.exists():
-            rows += [line for line in path.read_text().splitlines()[1:]
-                     if line.count(",") == len(columns) - 1 and int(line.split(",")[0]) <= step]
-        data.write_bytes(path, ("\n".join(rows) + "\n").encode())
+        before = path.read_text().splitlines()[1:] if path.exists() else []
+        whole = [row for row in before if row.count(",") == len(columns) - 1]
+        kept = [row for row in whole if int(row.split(",")[0]) <= step]
+        data.write_bytes(path, ("\n".join([",".join(columns), *kept]) + "\n").encode())
 
     def write(self, step: int, *values: float) -> None:
-        """Append one row and hand it to the system at once."""
+        """Append one row. The file is closed each time, so that everyone can read the row at once."""
         try:
             with open(self.path, "a") as file:
                 file.write(",".join([str(step), *(f"{value:.6g}" for value in values)]) + "\n")
@@ -345,27 +490,274 @@ class CsvLog:
             raise OSError(f"{self.path}: {error.strerror}: mend it, and the same command continues") from None
 
 
+def run_steps(run: Run, step: int, stop: Stop, deadline: float) -> int:
+    """Train until all steps are done, or until it is time to stop.
+
+    step       updates done before: 0, or those of the checkpoint that the run continues from
+    deadline   seconds of time.monotonic(), infinite without --max-minutes
+    returns    updates done now
+    raises     ValueError when a loss or a gradient is not finite
+    """
+    options, device, model = run.options, run.device, run.model
+    order = BatchOrder(run.shards, options)
+    # All processes compute, but only the first one writes files and messages.
+    is_writer = device.rank == 0
+    if is_writer:
+        log = CsvLog(run.out / "log.csv", step, LOG_COLUMNS)
+        evaluations = CsvLog(run.out / "eval.csv", step, Evaluation._fields)
+        say(describe_start(run, step))
+    progress = data.Progress(options.steps, "steps", step)
+    unchecked: list[torch.Tensor] = []          # results of the last steps, which the host has not read yet
+    tokens, since = 0.0, time.monotonic()       # real tokens of the steps since then, for tokens_per_second
+    saved_at = since
+    is_stopped = device.any(since >= deadline)  # preparing the data may have taken all the time there is
+
+    with concurrent.futures.ThreadPoolExecutor(1) as ahead:
+        upcoming = ahead.submit(order.batch, step, model.config)
+        while step < options.steps and not is_stopped:
+            # 1. Take this step's batch. Meanwhile another thread reads and masks that of the next step.
+            batch = upcoming.result()
+            upcoming = ahead.submit(order.batch, step + 1, model.config)
+
+            # 2. Make the update.
+            result = training_step(run, batch)
+            step += 1
+
+            # 3. Agree on whether to stop. A signal may reach one process only. If that one stopped alone, the
+            #    others would wait for its gradients forever, so all of them ask each other after every step.
+            is_stopped = device.any(stop.signal is not None or time.monotonic() >= deadline)
+            if not is_writer:
+                continue
+            unchecked.append(result)
+            tokens += float(batch.token_total)
+
+            # 4. Find out what is due after this step.
+            is_last, now = step == options.steps, time.monotonic()
+            # A row of log.csv. Step 1 has one too: its losses should be near ln V and ln 2.
+            is_logged = step == 1 or step % options.log_every == 0 or is_last
+            # A row of eval.csv. A corpus with few documents may hold out none.
+            is_evaluated = len(run.shards.held_out) > 0 and (step % options.eval_every == 0 or is_last)
+            # A model that stays, because a curve of scores over the training needs models of earlier steps.
+            is_kept = step % options.keep_every == 0
+            # A checkpoint. It limits what a crash can cost: in steps, and in time, since a step of a large
+            # model may take a minute. When the run is stopped or done, the last step must not be lost.
+            is_saved = (step % options.checkpoint_every == 0 or now - saved_at >= CHECKPOINT_SECONDS
+                        or is_stopped or is_last)
+
+            # 5. Check the results before anything is written. If weights of nan were saved, the run could
+            #    not be continued any more. To read the results means to wait until the device has caught
+            #    up; therefore they are not read after every step, and the clock is read again.
+            if is_logged or is_evaluated or is_kept or is_saved:
+                last = check_results(unchecked, step, order)
+                unchecked, now = [], time.monotonic()
+
+            # 6. Write it.
+            if is_logged:
+                rate = learning_rate_at(step - 1, options.steps, options.warmup_steps, options.learning_rate)
+                log.write(step, rate, last.mlm_loss, last.discriminator_loss, tokens / (now - since))
+                tokens, since = 0.0, now
+                progress.show(step, f"generator {last.mlm_loss:.2f}, "
+                                    f"discriminator {last.discriminator_loss:.3f} nats")
+            if is_evaluated:
+                evaluations.write(*evaluate(step, held_out_outputs(run)))
+            if is_kept:
+                save_pretrained(model, run.out / "models" / f"step-{step:08d}", run.tokenizer)
+            if is_saved:
+                save_checkpoint(run.out, step, model, run.optimizer)
+                saved_at = time.monotonic()
+            # The time for writing is left out of tokens_per_second.
+            since += time.monotonic() - now
+    if is_writer:
+        progress.finish()
+    return step
+
+
+def describe_start(run: Run, step: int) -> str:
+    """Return the line that a run begins with, such as: 17,665 parameters, 615 examples, cpu float32."""
+    parameters, count = sum(weight.numel() for weight in run.model.parameters()), device_count(run.device)
+    text = f"{parameters:,} parameters, {len(run.shards.train):,} examples, "
+    text += f"{run.device.kind} {run.device.precision}" + (f" x {count}" if count > 1 else "")
+    return text + (f", continuing after step {step:,}" if step else "")
+
+
+def device_count(device: Device) -> int:
+    """Count the devices that share a batch: those of XLA in this process, or one for each of torchrun's."""
+    return device.mesh.size() if device.mesh else device.ranks
+
+
+def check_results(results: list[torch.Tensor], step: int, order: BatchOrder) -> StepResult:
+    """Check the results of the last steps, up to `step`; return the last one.
+
+    raises   ValueError for the first step whose loss or gradient is not finite; the message names its batch,
+             so that one can look at it
+    """
+    # All of them are checked: the first bad step is the one to look at, later ones only follow from it.
+    for number, tensor in enumerate(results, start=step - len(results) + 1):
+        result = StepResult(*tensor.tolist())
+        if not math.isfinite(result.loss + result.gradient_norm):
+            width, examples = order.examples(number - 1)                # counted from 0 there, from 1 here
+            more = f" and {len(examples) - 8} more" if len(examples) > 8 else ""
+            good = max(Path(order.options.out).glob("checkpoint-*.pt"), default="none")
+            raise ValueError(
+                f"step {number} is not finite: generator {result.mlm_loss}, discriminator "
+                f"{result.discriminator_loss}, gradient norm {result.gradient_norm}; its batch: seed "
+                f"{order.options.seed}, {width} tokens, examples {' '.join(map(str, examples[:8]))}{more}; "
+                f"last good checkpoint: {good}; start again with a lower --learning-rate, another --out")
+    return result
+
+
+# --- 5. Evaluation ---
+
+EVALUATION_EXAMPLES = 1024          # at most so many; they are the same ones each time
+EVALUATION_BATCH = 64               # rows
+EVALUATION_STEP = 2 ** 32           # batch i is masked as that of step 2^32 + i, which no training reaches
+
+
+class Evaluation(NamedTuple):
+    """Hold one row of eval.csv, measured on held-out documents.
+
+    Precision, recall and AUC are those of finding replaced tokens. Padding counts nowhere; TF counts it among
+    the original tokens in its AUC. Without a discriminator (--objective mlm) its columns are nan.
+
+        step,mlm_loss,mlm_accuracy,discriminator_loss,discriminator_accuracy,discriminator_precision,...
+        24,5.04729,0.027379,0.398006,0.859352,0.692737,...
+    """
+
+    step: int
+    mlm_loss: float                                 # nats per masked slot
+    mlm_accuracy: float                             # share of the slots where the best guess is the original
+    discriminator_loss: float = math.nan            # nats per token
+    discriminator_accuracy: float = math.nan
+    discriminator_precision: float = math.nan
+    discriminator_recall: float = math.nan
+    discriminator_auc: float = math.nan
+
+
+class HeldOut(NamedTuple):
+    """Hold what both networks say about held-out examples: one after the other, without padding."""
+
+    nll: np.ndarray                     # (slots,) -ln p(original) by the generator, nats
+    is_right: np.ndarray                # (slots,) bool, whether the generator's best guess is the original
+    logits: np.ndarray                  # (tokens,) of the discriminator, above 0 for "replaced"; or nan
+    is_replaced: np.ndarray             # (tokens,) bool, the truth
+
+
+def held_out_outputs(run: Run) -> HeldOut:
+    """Run the model over the first held-out examples, with the same masks at each call.
+
+    So the scores of two steps, or of two runs with the same --seed, differ only by what was learnt.
+    """
+    shards, model = run.shards, run.model
+    numbers = shards.held_out[:EVALUATION_EXAMPLES]
+    plan = data.plan_batches(shards.lengths[numbers], EVALUATION_BATCH, run.options.max_length,
+                             np.random.default_rng(0), keep_rest=True)
+    parts: list[HeldOut] = []
+    model.eval()                        # without dropout
+    # So few batches are not worth the time to compile the model for them.
+    with torch.compiler.set_stance("force_eager"):
+        for step, (width, rows) in enumerate(plan, start=EVALUATION_STEP):
+            batch = read_batch(shards, numbers[rows], width, model.config, run.options.seed, step)
+            parts += run.device.side_by_side(functools.partial(outputs_of, run, batch), range(len(rows)))
+    model.train()
+    # zip turns a list of parts into four lists of arrays, one for each field; each becomes one long array.
+    return HeldOut(*(np.concatenate(arrays) for arrays in zip(*parts)))
+
+
+@torch.no_grad()
+def outputs_of(run: Run, batch: HostBatch, rows: range) -> HeldOut:
+    """Run the model over some rows of a batch."""
+    # 1. On the device: shapes are fixed, so unused slots and padding are computed too.
+    output = forward(run, batch, rows)
+    logits, originals = output.generator_logits, output.masked.original_ids        # (b, N, V) and (b, N)
+    # (b, V, N), as cross_entropy wants it -> (b, N)
+    nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), originals, reduction="none")
+    is_right = logits.argmax(-1) == originals                                      # (b, N)
+    run.device.flush()          # in one go: XLA would compile a program for each result that is fetched alone
+
+    # 2. On the host: keep the used slots and the real tokens.
+    is_slot = batch.masked.weights[rows.start:rows.stop].bool()                    # (b, N)
+    is_real = batch.attention_mask[rows.start:rows.stop].bool()                    # (b, T)
+    judged, is_replaced = output.discriminator_logits, output.is_replaced          # (b, T) each
+    return HeldOut(nll.cpu()[is_slot].numpy(), is_right.cpu()[is_slot].numpy(),
+                   judged.cpu()[is_real].numpy(), is_replaced.cpu()[is_real].numpy())
+
+
+def evaluate(step: int, found: HeldOut) -> Evaluation:
+    """Compute the losses and scores of both networks."""
+    # 1. The generator.
+    mlm_loss, mlm_accuracy = float(found.nll.mean()), float(found.is_right.mean())
+    if np.isnan(found.logits).all():                    # --objective mlm: there is no discriminator
+        return Evaluation(step, mlm_loss, mlm_accuracy)
+
+    # 2. The discriminator. With logit x, the loss of a token is -ln sigmoid(x) = ln(1 + e^-x) where it was
+    #    replaced, and ln(1 + e^x) where it was not. logaddexp(0, x) is ln(1 + e^x) without overflow.
+    says, truth = found.logits > 0, found.is_replaced                              # (tokens,) bool each
+    bce = np.logaddexp(0, np.where(truth, -found.logits, found.logits))            # (tokens,) nats
+    hits = (says & truth).sum()
+    precision, recall = float(hits / max(1, says.sum())), float(hits / max(1, truth.sum()))
+    return Evaluation(step, mlm_loss, mlm_accuracy, float(bce.mean()), float((says == truth).mean()),
+                      precision, recall, metrics.roc_auc(truth, found.logits))
+
+
+def blind_baselines(run: Run, is_replaced: np.ndarray) -> tuple[float, float]:
+    """Compute the best losses, in nats, that a model could reach blind: without looking at the context.
+
+    is_replaced   (tokens,) bool, the truth about held-out tokens
+    returns       masked-token loss, by guessing each token as often as it occurs: the entropy of the
+                  frequencies in the first 100,000 training examples;
+                  replaced-token loss, by giving each token the same probability of being replaced: the
+                  entropy of the share of replaced tokens
+    """
+    sample = run.shards.train[:100_000]
+    ids = np.concatenate([run.shards.example(number)[0] for number in sample])     # (tokens,)
+    counts = np.bincount(ids)                                                      # (V,) or shorter
+    # [CLS] and [SEP] are in every example but are never masked, so nobody has to guess them.
+    counts[[run.tokenizer.cls_id, run.tokenizer.sep_id]] = 0
+    return metrics.unigram_entropy(counts), metrics.binary_entropy(float(is_replaced.mean()))
+
+
+# --- 6. A whole run ---
+
 def train(options: Options) -> int:
-    """Run or continue a pre-training run to its end, or to where it is stopped; returns the exit status."""
+    """Run pre-training to its end, or to where it is stopped. The same options continue it.
+
+    options   completed by `complete`
+    returns   exit status: 0, or 130 after Ctrl-C
+    raises    ValueError or OSError for options and files that do not work; the message says what to do
+
+    The run folder then holds, besides the data (see `prepare_data`):
+        options.json                the options, to notice when a later command has others
+        log.csv, eval.csv           losses during training, scores on held-out documents
+        checkpoint-00001000.pt      the last two checkpoints: weights, moments of Adam, updates done
+        models/step-00000300/       models from all along the way, every --keep-every steps
+        model/                      the final model
+    """
     began = time.monotonic()
+
+    # 1. Options and device. What cannot work is refused here, before anything is written.
     if options.tpu and (options.device != "auto" or options.compile):
         raise ValueError("--tpu chooses the device, and XLA always compiles: drop --device and --compile")
     options = from_initial(options)
     out, config = Path(options.out), network(options)
     device = Device.choose(options.device, options.precision, options.tpu).join()
-    parts = device.ranks * options.accumulate * (device.mesh.size() if device.mesh else 1)
+    parts = device_count(device) * options.accumulate
     if options.batch_size % parts:
-        raise ValueError(f"--batch-size {options.batch_size} does not divide by {parts} (devices times --accumulate): "
-                         "each device computes as many rows at a time")
+        raise ValueError(f"--batch-size {options.batch_size} does not divide by {parts} (devices times "
+                         "--accumulate): each device computes as many rows at a time")
+
+    # Of several processes the first one does steps 2 to 4 alone. Then the others do them without messages,
+    # and find the files that it made.
     with device.in_turn():
-        # Three ages of a run folder: trained steps fix all that alters the result, data alone fixes what shards
-        # depend on, an empty folder fixes nothing.
+        # 2. Data. What the run folder holds decides which options must still be the same. A command that
+        #    failed before it made anything may be corrected.
         has_begun = any(out.glob("checkpoint-*.pt"))
         has_data = any((out / name).exists() for name in ("corpus.txt", "vocab.txt", "shards"))
+        fixed = FIXED if has_begun else DATA_FIELDS if has_data else ()
         if device.rank == 0:
-            data.claim_run_folder(out, dataclasses.asdict(options),
-                                  FIXED if has_begun else DATA_FIELDS if has_data else ())
+            data.claim_run_folder(out, dataclasses.asdict(options), fixed)
         tokenizer, shards = prepare_data(options)
+
+        # 3. Model and optimiser. Weights are drawn from --seed; --init replaces them when a run begins.
         torch.manual_seed(data.seed_for(options.seed, 0, "weights"))
         kind = ElectraForPretraining if options.objective == "electra" else MaskedLanguageModel
         model = kind(with_vocabulary(config, tokenizer))
@@ -375,237 +767,89 @@ def train(options: Options) -> int:
         if options.precision is None:
             device.mention_bfloat16(config.hidden_size)
         if options.compile:
-            device = dataclasses.replace(device, workers=1)         # compiled code divides its loops among the cores
-            torch._dynamo.config.recompile_limit = 64           # one a row length; beyond it, torch gives up silently
+            # Compiled code divides its own loops among the cores: one thread is enough. Each row length is
+            # compiled once; the limit is raised because torch, when it is reached, stops compiling silently.
+            device = dataclasses.replace(device, workers=1)
+            torch._dynamo.config.recompile_limit = 64
             model.compile(dynamic=False)
         optimizer = Adam(parameter_groups(model, options.weight_decay))
+
+        # 4. Resume from the newest checkpoint, where there is one.
         step = load_checkpoint(out, model, optimizer)
+
+    # 5. The loop. The time that the data took counts towards --max-minutes.
+    run = Run(out, options, device, tokenizer, shards, model, optimizer)
     deadline = math.inf if options.max_minutes is None else began + 60 * options.max_minutes
     try:
         with Stop() as stop:
-            step = run_steps(model, optimizer, tokenizer, shards, options, device, step, stop, deadline)
+            step = run_steps(run, step, stop, deadline)
     except torch.OutOfMemoryError:
         raise ValueError(f"the GPU's memory does not suffice: repeat the command with --accumulate "
                          f"{2 * options.accumulate}; the result is the same") from None
     if step < options.steps:
         say(f"stopped after step {step:,} of {options.steps:,}; the same command continues")
         return 130 if stop.signal == signal.SIGINT else 0
+
+    # 6. Save the model and summarise what it learnt.
     if device.rank == 0:
         save_pretrained(model, out / "model", tokenizer)
-        summarise(out, model, shards, options, device)
+        summarise(run)
     return 0
 
 
 def from_initial(options: Options) -> Options:
-    """Take the vocabulary from the --init folder; ValueError where it has none, or --vocab is another one."""
+    """Return the options with the vocabulary of the --init folder as --vocab.
+
+    raises   ValueError when that folder has none, or when --vocab is another one: the embeddings taken over
+             would then belong to other wordpieces
+    """
     if not options.init:
         if options.preset == "bio-electra-pp":
-            raise ValueError("--preset bio-electra-pp goes on from a bio-electra run, on full papers: pass its folder "
-                             "by --init, or start with --preset bio-electra")
+            raise ValueError("--preset bio-electra-pp continues a bio-electra run on full papers: pass its "
+                             "folder by --init, or start with --preset bio-electra")
         return options
+    # Weights are of use only with the vocabulary they were trained with. It lies beside them in our folders.
     folder = model_folder(options.init)
     if not (folder / "vocab.txt").is_file():
         if not options.vocab:
-            raise ValueError(f"{folder} has no vocab.txt: pass --vocab, the vocabulary this model was trained with")
+            raise ValueError(f"{folder} has no vocab.txt: pass --vocab, the vocabulary of this model")
     elif options.vocab and Tokenizer.from_file(options.vocab).pieces != Tokenizer.from_file(folder).pieces:
-        raise ValueError(f"--init {options.init} was trained with another vocabulary than the one given: drop --vocab")
+        raise ValueError(f"--init {options.init} was trained with another vocabulary: drop --vocab")
     return dataclasses.replace(options, vocab=options.vocab or str(folder))
 
 
-CHECKPOINT_SECONDS = 600            # however slow the steps are, no more than this is lost
+def summarise(run: Run) -> None:
+    """Print what was learnt beside what needs no learning, and the next command to type.
 
-
-def run_steps(model: ElectraForPretraining | MaskedLanguageModel, optimizer: Adam, tokenizer: Tokenizer,
-              shards: data.Shards, options: Options, device: Device, step: int, stop: Stop, deadline: float) -> int:
-    """Run the training loop, after `step` updates; the first process logs, evaluates and saves on the way.
-
-    deadline   in seconds of time.monotonic()
-    returns    updates done, fewer than options.steps when it was stopped
-    raises     ValueError when a loss is not finite
+        on held-out documents      learnt    blind
+        masked-token loss           3.051    5.275  nats (unigram entropy)
+        masked-token accuracy       0.471
+        replaced-token loss         0.234    0.338  nats (entropy of the replaced rate, 0.106)
+        replaced-token AUC          0.835    0.500
     """
-    out, order, is_writer = Path(options.out), BatchOrder(shards, options), device.rank == 0
-    if is_writer:
-        log = CsvLog(out / "log.csv", step, LOG_COLUMNS)
-        evaluations = CsvLog(out / "eval.csv", step, Evaluation._fields)
-        count = device.mesh.size() if device.mesh else device.ranks
-        say(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters, "
-            f"{len(order.lengths):,} examples, {device.kind} {device.precision}" + (f" x {count}" if count > 1 else "")
-            + (f", continuing after step {step:,}" if step else ""))
-    progress, tokens, since = data.Progress(options.steps, "steps", step), 0.0, time.monotonic()
-    recent: list[torch.Tensor] = []                                     # results of the steps since the last look
-    saved_at, is_stopped = since, device.any(since >= deadline)
-
-    def prepare(step: int) -> HostBatch:
-        return mask_batch(order.batch(step, model.config.pad_token_id), model.config, options.seed, step)
-
-    with concurrent.futures.ThreadPoolExecutor(1) as ahead:             # reads and masks the next batch meanwhile
-        upcoming = ahead.submit(prepare, step)
-        while step < options.steps and not is_stopped:
-            batch, upcoming = upcoming.result(), ahead.submit(prepare, step + 1)
-            result = training_step(model, optimizer, batch, options, step, device)
-            step += 1
-            is_stopped = device.any(stop.signal is not None or time.monotonic() >= deadline)
-            if not is_writer:
-                continue
-            recent.append(result)
-            tokens += float(batch.token_total)
-            is_last, now = step == options.steps, time.monotonic()
-            is_logged = step == 1 or step % options.log_every == 0 or is_last
-            is_saved = (step % options.checkpoint_every == 0 or now - saved_at >= CHECKPOINT_SECONDS or is_last
-                        or is_stopped)
-            is_evaluated = len(shards.held_out) > 0 and (step % options.eval_every == 0 or is_last)
-            is_kept = step % options.keep_every == 0
-            if is_logged or is_evaluated or is_saved or is_kept:
-                last = check_results([StepResult(*each.tolist()) for each in recent], step, order, options)
-                recent, now = [], time.monotonic()                      # the device has caught up with the host
-            if is_logged:
-                rate = learning_rate_at(step - 1, options.steps, options.warmup_steps, options.learning_rate)
-                log.write(step, rate, last.mlm_loss, last.discriminator_loss, tokens / (now - since))
-                tokens, since = 0.0, now
-                progress.show(step, f"generator {last.mlm_loss:.2f}, discriminator {last.discriminator_loss:.3f} nats")
-            if is_evaluated:
-                evaluations.write(*evaluate(step, held_out_outputs(model, shards, options, device)))
-            if is_kept:
-                save_pretrained(model, out / "models" / f"step-{step:08d}", tokenizer)
-            if is_saved:
-                save_checkpoint(out, step, model, optimizer)
-                saved_at = time.monotonic()
-            since += time.monotonic() - now                             # tokens per second of training alone
-    if is_writer:
-        progress.finish()
-    return step
-
-
-def check_results(results: list[StepResult], step: int, order: BatchOrder, options: Options) -> StepResult:
-    """Give the last of the results of the steps up to `step`; ValueError for the first that is not finite.
-
-    Before any checkpoint: one of nan would end the run for good.
-    """
-    for number, result in enumerate(results, step - len(results) + 1):
-        if not math.isfinite(result.loss + result.gradient_norm):
-            width, examples = order.examples(number - 1)
-            good = max(Path(options.out).glob("checkpoint-*.pt"), default=None)
-            raise ValueError(
-                f"step {number} is not finite: generator {result.mlm_loss}, discriminator {result.discriminator_loss}"
-                f", gradient norm {result.gradient_norm}; its batch: seed {options.seed}, {width} tokens, examples "
-                + " ".join(map(str, examples[:8])) + (f" and {len(examples) - 8} more" if len(examples) > 8 else "")
-                + f"; last good checkpoint: {good or 'none'}; start again with a lower --learning-rate, another --out")
-    return results[-1]
-
-
-# --- 5. Evaluation ---
-
-EVALUATION_EXAMPLES = 1024
-EVALUATION_STEP = 2 ** 32           # seeds apart from those of any training step
-
-
-class Evaluation(NamedTuple):
-    """One row of eval.csv, on held-out documents; nan for a discriminator that is not there (--objective mlm)."""
-
-    step: int
-    mlm_loss: float                     # nats a masked slot
-    mlm_accuracy: float
-    discriminator_loss: float           # nats a token
-    discriminator_accuracy: float
-    discriminator_precision: float      # of "replaced"
-    discriminator_recall: float
-    discriminator_auc: float            # without padding, which TF counts as negatives
-
-
-class HeldOut(NamedTuple):
-    """What both networks say of the held-out examples."""
-
-    nll: np.ndarray                     # (slots,) nats
-    is_right: np.ndarray                # (slots,) whether the generator's best guess is the original
-    logits: np.ndarray                  # (tokens,) the discriminator's; nan where there is none
-    is_replaced: np.ndarray             # (tokens,)
-
-
-def held_out_outputs(model: ElectraForPretraining | MaskedLanguageModel, shards: data.Shards, options: Options,
-                     device: Device) -> HeldOut:
-    """Run the model over the first EVALUATION_EXAMPLES held-out examples, with the same masks each time."""
-    numbers = shards.held_out[:EVALUATION_EXAMPLES]
-    plan = data.plan_batches(shards.lengths[numbers], 64, options.max_length, np.random.default_rng(0), keep_rest=True)
-    parts: list[HeldOut] = []
-    model.eval()
-    with torch.compiler.set_stance("force_eager"):                      # its few batches are worth no compilation
-        for index, (width, rows) in enumerate(plan):
-            step = EVALUATION_STEP + index                              # it seeds the mask
-            batch = mask_batch(data.pad_batch([shards.example(number) for number in numbers[rows]], width,
-                                              model.config.pad_token_id), model.config, options.seed, step)
-            parts += device.side_by_side(functools.partial(outputs_of, model, batch, options.seed, step, device),
-                                         range(len(rows)))
-    model.train()
-    return HeldOut(*map(np.concatenate, zip(*parts)))
-
-
-@torch.no_grad()
-def outputs_of(model: ElectraForPretraining | MaskedLanguageModel, batch: HostBatch, seed: int, step: int,
-               device: Device, rows: range) -> HeldOut:
-    """Run the model over some rows of a batch."""
-    output = forward(model, batch, rows, seed, step, device)
-    originals = output.masked.original_ids
-    nll = F.cross_entropy(output.generator_logits.transpose(1, 2), originals, reduction="none")
-    is_right = output.generator_logits.argmax(-1) == originals
-    device.flush()                      # all results at once: what is fetched alone, XLA would compile alone
-    is_slot = batch.masked.weights[rows.start:rows.stop].bool()
-    is_real = batch.attention_mask[rows.start:rows.stop].bool()
-    return HeldOut(*(tensor.cpu()[where].numpy() for tensor, where in (
-        (nll, is_slot), (is_right, is_slot), (output.discriminator_logits, is_real), (output.is_replaced, is_real))))
-
-
-def evaluate(step: int, found: HeldOut) -> Evaluation:
-    """Compute both networks' losses and scores."""
-    generator = step, float(found.nll.mean()), float(found.is_right.mean())
-    if np.isnan(found.logits).all():                    # --objective mlm
-        return Evaluation(*generator, *[math.nan] * 5)
-    said, truth = found.logits > 0, found.is_replaced
-    bce = np.logaddexp(0, np.where(truth, -found.logits, found.logits))            # -ln sigmoid(+-logit)
-    hits = (said & truth).sum()
-    return Evaluation(*generator, float(bce.mean()), float((said == truth).mean()), float(hits / max(1, said.sum())),
-                      float(hits / max(1, truth.sum())), metrics.roc_auc(truth, found.logits))
-
-
-def blind_baselines(shards: data.Shards, is_replaced: np.ndarray,
-                    special_ids: list[int | None]) -> tuple[float, float]:
-    """Measure what a model without any context could reach, in nats: (masked-token loss, replaced-token loss).
-
-    The first is the entropy of the tokens' frequencies in 100,000 training examples, [CLS] and [SEP] left out; the
-    second the entropy of the share of replaced tokens.
-    """
-    sample = shards.train[:100_000]
-    counts = np.bincount(np.concatenate([shards.example(number)[0] for number in sample]))      # (V,) or shorter
-    counts[[i for i in special_ids if i is not None]] = 0
-    return metrics.unigram_entropy(counts), metrics.binary_entropy(float(is_replaced.mean()))
-
-
-def summarise(out: Path, model: ElectraForPretraining | MaskedLanguageModel, shards: data.Shards, options: Options,
-              device: Device) -> None:
-    """Print what was learnt beside what needs no learning, and what to do next."""
-    if len(shards.held_out):
-        found = held_out_outputs(model, shards, options, device)
-        blind_mlm, blind_replaced = blind_baselines(shards, found.is_replaced,
-                                                    [model.config.cls_token_id, model.config.sep_token_id])
-        result = evaluate(options.steps, found)
+    if len(run.shards.held_out):
+        found = held_out_outputs(run)
+        result = evaluate(run.options.steps, found)
+        blind_mlm, blind_replaced = blind_baselines(run, found.is_replaced)
         print(f"\non held-out documents      learnt    blind\n"
               f"masked-token loss         {result.mlm_loss:7.3f}  {blind_mlm:7.3f}  nats (unigram entropy)\n"
               f"masked-token accuracy     {result.mlm_accuracy:7.3f}")
-        if options.objective == "electra":
+        if run.options.objective == "electra":
             print(f"replaced-token loss       {result.discriminator_loss:7.3f}  {blind_replaced:7.3f}  nats "
                   f"(entropy of the replaced rate, {found.is_replaced.mean():.3f})\n"
                   f"replaced-token AUC        {result.discriminator_auc:7.3f}  {0.5:7.3f}")
     else:
         print("\nno held-out documents to measure on: the corpus has fewer than "
               f"{data.HELD_OUT_EVERY} (an empty line ends a document)")
-    task = "--task ncbi-disease --data FOLDER" if options.corpus else "--task demo-ner"
-    init = "" if out == Path("runs/pretrain") else f" --init {out}"
-    print(f"\nthe model is in {out / 'model'}; next: python train_finetune.py {task}{init}", flush=True)
+    # The demo tasks are about the synthetic corpus; a model of other text is for other tasks.
+    task = "--task ncbi-disease --data FOLDER" if run.options.corpus else "--task demo-ner"
+    # train_finetune.py finds the default folder by itself.
+    init = "" if run.out == Path("runs/pretrain") else f" --init {run.out}"
+    print(f"\nthe model is in {run.out / 'model'}; next: python train_finetune.py {task}{init}", flush=True)
 
-
-# --- 6. Command line ---
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse the command line and run; returns the exit status."""
+    """Parse the command line and run; return the exit status."""
     return data.run_command(lambda: train(complete(
         data.parse_options(Options, "Pre-train ELECTRA on a corpus.", arguments))))
 

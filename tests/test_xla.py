@@ -1,10 +1,12 @@
-"""The same step and the same loop on XLA, for real: eight virtual devices on the CPU stand for a TPU v3-8's cores.
+"""The same step and the same loop on XLA: eight virtual devices on the CPU stand for the cores of a TPU v3-8.
 
-torch_xla needs a torch of its own version, so these tests run in an environment of their own: .ci/run makes it.
+torch_xla needs a torch of its own version, so these tests run in an environment of their own, which .ci/run
+makes.
 """
 import dataclasses
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,15 +16,17 @@ import data
 import train_pretrain
 from electramed import Adam, Device, ElectraForPretraining, load_pretrained, parameter_groups
 
-SIZES = ("--embedding-size 16 --hidden-size 32 --num-attention-heads 2 --intermediate-size 64 --num-hidden-layers 1 "
-         "--max-length 48 --batch-size 16 --steps 20 --warmup-steps 4 --learning-rate 2e-3 --vocab-size 200 "
-         "--log-every 1 --eval-every 10 --checkpoint-every 5 --seed 2").split()
+SIZES = ("--embedding-size 16 --hidden-size 32 --num-attention-heads 2 --intermediate-size 64 "
+         "--num-hidden-layers 1 --max-length 48 --batch-size 16 --steps 20 --warmup-steps 4 "
+         "--learning-rate 2e-3 --vocab-size 200 --log-every 1 --eval-every 10 --checkpoint-every 5 "
+         "--seed 2").split()
 HOST = Device.choose("cpu")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def xla() -> Device:
-    pytest.importorskip("torch_xla", reason="torch_xla is not installed: pip install -e '.[tpu]'", exc_type=ImportError)
+    pytest.importorskip("torch_xla", reason="torch_xla is not installed: pip install -e '.[tpu]'",
+                        exc_type=ImportError)
     os.environ.update(PJRT_DEVICE="CPU", CPU_NUM_DEVICES="8")
     device = Device.choose(tpu=True)
     assert device.mesh.size() == 8 and device.precision == "bfloat16"
@@ -70,15 +74,16 @@ def new_model(options, tokenizer, device, dropout) -> ElectraForPretraining:
 
 
 def run(prepared, device, dropout=0.0):
-    """Twenty steps; returns both losses, the row length and the compilations so far of each."""
+    """Make twenty steps; return the two losses, the row length and the compilations so far of each."""
     options, tokenizer, shards = prepared
     model = new_model(options, tokenizer, device, dropout)
     optimizer, order = Adam(parameter_groups(model, 0.01)), train_pretrain.BatchOrder(shards, options)
+    run = train_pretrain.Run(Path(options.out), options, device, tokenizer, shards, model, optimizer)
     losses, widths, counts = [], [], []
     for step in range(options.steps):
-        batch = train_pretrain.mask_batch(order.batch(step, 0), model.config, options.seed, step)
-        result = train_pretrain.training_step(model, optimizer, batch, options, step, device)
-        losses.append(result.tolist()[1:3])
+        batch = order.batch(step, model.config)
+        result = train_pretrain.StepResult(*train_pretrain.training_step(run, batch).tolist())
+        losses.append([result.mlm_loss, result.discriminator_loss])
         widths.append(batch.attention_mask.shape[1])
         counts.append(compilations())
     return torch.tensor(losses), widths, counts
@@ -98,9 +103,11 @@ def test_losses_equal_the_cpus_within_1e_4_over_20_steps(prepared, noise_of_the_
     assert (ours - theirs).abs().max() < 1e-4
 
 
-def test_losses_with_the_defaults_stay_near_the_cpus_and_nothing_is_compiled_after_each_length_was_seen_twice(
-        prepared, xla):
-    """bfloat16, dropout and noise of its own: the first step within 0.05, all within 0.3."""
+def test_by_default_losses_stay_near_the_cpus_and_each_row_length_is_compiled_only_at_first(prepared, xla):
+    """With bfloat16, dropout and its own noise: the first step within 0.05, all within 0.3 nats.
+
+    Nothing is compiled any more after each row length was seen twice.
+    """
     ours, widths, counts = run(prepared, xla, dropout=0.1)
     theirs, _, _ = run(prepared, HOST, dropout=0.1)
     gaps = (ours - theirs).abs().amax(1)
@@ -110,13 +117,16 @@ def test_losses_with_the_defaults_stay_near_the_cpus_and_nothing_is_compiled_aft
 
 
 def test_a_run_goes_on_from_the_cpu_to_xla_and_back(arguments, noise_of_the_host, tmp_path, capsys):
-    """The same rows in log.csv and eval.csv as without any change, also where a batch is computed in two parts."""
+    """log.csv and eval.csv have the same rows as without any change, also with batches computed in two parts.
+
+    On the way back to the CPU the run continues from the checkpoint of step 18, which XLA wrote.
+    """
     moved, unmoved = tmp_path / "moved", tmp_path / "unmoved"
     assert train_pretrain.main([*arguments, str(moved)]) == 0
     shutil.copytree(moved, unmoved)
     (moved / "checkpoint-00000020.pt").unlink()
-    assert train_pretrain.main([*arguments, str(moved), "--tpu", "--precision", "float32", "--accumulate", "2",
-                                "--checkpoint-every", "2"]) == 0
+    on_xla = "--tpu --precision float32 --accumulate 2 --checkpoint-every 2".split()
+    assert train_pretrain.main([*arguments, str(moved), *on_xla]) == 0
     assert "xla float32 x 8, continuing after step 15" in capsys.readouterr().err
     (moved / "checkpoint-00000020.pt").unlink()
     assert train_pretrain.main([*arguments, str(moved)]) == 0
