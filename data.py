@@ -102,10 +102,7 @@ class Progress:
         self.line = f"{done:,}{total} {self.unit}, {rate:,.1f}/s"
         if self.total and rate:                                     # otherwise the time left is unknown
             left = (self.total - done) / max(rate, 1e-9)            # seconds
-            if left >= 3600:
-                self.line += f", {left // 3600:.0f} h {left % 3600 / 60:.0f} min left"
-            else:
-                self.line += f", {left / 60:.0f} min left" if left >= 90 else f", {left:.0f} s left"
+            self.line += f", {left / 60:,.0f} min left" if left >= 90 else f", {left:.0f} s left"
         self.line += f"  {note}" if note else ""
         if now - self.shown >= (0.2 if self.rewind else 10):
             self.shown = now
@@ -440,13 +437,8 @@ def last_border(text: bytes) -> int:
     >>> last_border(b"one\\n\\ntwo\\nthree")
     5
     """
-    end = text.rfind(b"\n")
-    while end >= 0:
-        start = text.rfind(b"\n", 0, end)
-        if not text[start + 1:end].strip():
-            return end + 1
-        end = start
-    return 0
+    empty_line = regex.search(rb"(?rm)^[ \t\r\v\f]*\n", text)       # r: searched for from the end
+    return empty_line.end() if empty_line else 0
 
 
 def cut_text(file: io.BufferedReader, name: str, raw: io.FileIO) -> Iterator[Piece]:
@@ -1632,7 +1624,7 @@ class PublishedFile(NamedTuple):
 
     address: str
     path: Path                  # where it belongs
-    blob: str                   # git's SHA-1 of its content
+    blob: str                   # first digits of git's SHA-1 of its content
 
 
 def missing_files(name: str, directory: str | os.PathLike, base: str = GITHUB) -> list[PublishedFile]:
@@ -1682,7 +1674,7 @@ def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> N
         if len(content) < size:
             raise OSError(f"{address}: cut off after {len(content):,} of {size:,} bytes{remedy}")
         found = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()      # as git computes it
-        if found != blob:
+        if not found.startswith(blob):
             raise ValueError(f"{address}: git blob {found}, expected {blob}{remedy}")
         # 3. Only now does it appear under its name.
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -2254,55 +2246,45 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Learn vocabularies; build and inspect shards (a corpus "
                                      "tokenized for pre-training); fetch published data sets.")
     commands = parser.add_subparsers(dest="command", required=True)
-    corpus = argparse.ArgumentParser(add_help=False)       # what learn and build have in common
-    corpus.add_argument("corpus", nargs="+", metavar="CORPUS",
-                        help="text (one sentence on each line, an empty line between documents), PubMed or "
-                             "PMC XML, .gz, .xz or .tar of them, or folders of all these")
 
-    learn = commands.add_parser("learn", parents=[corpus], help="learn a wordpiece vocabulary from a corpus",
-                                epilog="example: python data.py learn corpus/*.txt.xz --size 8000 "
-                                       "--out vocabulary/vocab.txt")
-    learn.add_argument("--size", type=int, required=True, metavar="N",
-                       help="pieces in the vocabulary, special tokens included: 8000 suits a corpus of a few "
-                            "million words, SciVocab has 31090")
-    learn.add_argument("--out", required=True, metavar="FILE",
-                       help="the vocab.txt to write; tokenizer_config.json beside it records its casing")
-    learn.add_argument("--cased", action="store_true", help="keep capitals and accents (default: drop both)")
-    learn.set_defaults(run=learn_command)
+    def add_command(run: Callable[[argparse.Namespace], None], help: str) -> Callable[..., Any]:
+        """Add a command, named after its function; return what adds an option to it."""
+        command = commands.add_parser(run.__name__.removesuffix("_command"), help=help)
+        command.set_defaults(run=run)
+        return command.add_argument
 
-    build = commands.add_parser("build", parents=[corpus],
-                                help="tokenize a corpus into a shard folder; the same command continues")
-    build.add_argument("--vocab", required=True, help="vocab.txt, or the folder it is in")
-    build.add_argument("--cased", action="store_true",
-                       help="keep capitals and accents (default: what the tokenizer_config.json beside the "
-                            "vocabulary says; without one, drop both)")
-    build.add_argument("--out", required=True, help="the shard folder")
-    build.add_argument("--max-length", type=int, default=128,
-                       help="tokens of the longest example (default: 128)")
-    build.add_argument("--min-pmid", type=int, default=0,
-                       help="leave out PubMed records with a lower number (Bio-ELECTRA: 10000000)")
-    build.add_argument("--language",
-                       help="leave out PubMed records in another language than this one, eng for example "
-                            "(default: keep all: their titles and abstracts are in English)")
-    build.add_argument("--bluebert", action="store_true",
-                       help="prepare the text as ELECTRAMed's corpus was: lower-case, ASCII, Treebank tokens")
-    build.add_argument("--seed", type=int, default=0,
-                       help="of the random choices of segments and lengths (default: 0)")
-    build.add_argument("--workers", type=int, help="processes (default: one on each core)")
-    build.set_defaults(run=build_command)
+    corpus = ("text (one sentence on each line, an empty line between documents), PubMed or PMC XML; .gz, "
+              ".xz or .tar of them; or folders of all these")
+    cased = "keep capitals and accents (default: "
 
-    for name, run, help in (("info", info_command, "print what a shard folder holds"),
-                            ("verify", verify_command, "compare every shard with its SHA-256")):
-        inspect = commands.add_parser(name, help=help)
-        inspect.add_argument("shards", help="the shard folder")
-        inspect.set_defaults(run=run)
+    add = add_command(learn_command, "learn a wordpiece vocabulary from a corpus")
+    add("corpus", nargs="+", metavar="CORPUS", help=corpus)
+    add("--size", type=int, required=True,
+        help="pieces in the vocabulary: 8000, for example, for a few million words; SciVocab has 31090")
+    add("--out", required=True, help="the vocab.txt to write, beside a tokenizer_config.json with its casing")
+    add("--cased", action="store_true", help=cased + "drop both)")
 
+    add = add_command(build_command, "tokenize a corpus into a shard folder; the same command continues")
+    add("corpus", nargs="+", metavar="CORPUS", help=corpus)
+    add("--vocab", required=True, help="vocab.txt, or the folder it is in")
+    add("--cased", action="store_true", help=cased + "as tokenizer_config.json beside the vocabulary says)")
+    add("--out", required=True, help="the shard folder")
+    add("--max-length", type=int, default=128, help="tokens of the longest example (default: 128)")
+    add("--min-pmid", type=int, default=0,
+        help="leave out PubMed records with a lower number (Bio-ELECTRA: 10000000)")
+    add("--language", help="leave out PubMed records in another language, say, than eng (default: keep all)")
+    add("--bluebert", action="store_true", help="lower-case ASCII, Treebank tokens: as ELECTRAMed's corpus")
+    add("--seed", type=int, default=0, help="of the random choices of segments and lengths (default: 0)")
+    add("--workers", type=int, help="processes (default: one on each core)")
+
+    add_command(info_command, "print what a shard folder holds")("shards", help="the shard folder")
+    add_command(verify_command, "compare every shard with its SHA-256")("shards", help="the shard folder")
+
+    add = add_command(fetch_command, "download what is missing of published data sets")
     published = [name for name, task in TASKS.items() if task.source.partition(", ")[0] in COMMITS]
-    fetch = commands.add_parser("fetch", help="download what is missing of published data sets")
-    fetch.add_argument("tasks", nargs="+", metavar="TASK", choices=published, help=", ".join(published))
-    fetch.add_argument("--data", default=os.environ.get("ELECTRAMED_DATA", "corpora"),
-                       help="folder of the published data sets (default: %(default)s)")
-    fetch.set_defaults(run=fetch_command)
+    add("tasks", nargs="+", choices=published, metavar="TASK", help=", ".join(published))
+    add("--data", default=os.environ.get("ELECTRAMED_DATA", "corpora"),
+        help="folder of the published data sets (default: %(default)s)")
     return parser.parse_args(arguments)
 
 
@@ -2315,50 +2297,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 # --- 9. Published files ---
 #
-# Task, then name and git blob (the SHA-1 that git gives a file's content) of files below its source. Train
-# files come last: a task counts as missing until its train file is there, so an interrupted fetch never
+# Task, then name and git blob of files below its source. A blob is the SHA-1 that git gives to a file's
+# content. Its first 20 digits are enough, as they are for git: nobody hits 80 bits by chance or by trying.
+# Train files come last: a task counts as missing until its train file is there, so an interrupted fetch never
 # leaves a set that looks whole. bioasq7b has no development set here: bioasq8b's dev.json shares questions
 # with its test batches.
 
 PUBLISHED_FILES = """
-ncbi-disease dev.txt 88d1646e63a69b547bc3b9130149ee07eafe7904
-ncbi-disease test.txt d75a6e42036632fead309afeb255537c726d182d
-ncbi-disease train.txt 4895ef60010515fcb2ccb7dce851a8433bedd904
-bc5cdr dev.txt 2ca9babbec34d94bec30ae6874f6ca70215b5746 test.txt 7423daffe86397388e429f9671d6c7f972910360
-bc5cdr train.txt 0951ed269e1b1561b81bd7d5472648b9336f09bc
-jnlpba dev.txt 2b517edf6e3738ff12e875195890ae2195208594 test.txt bad88167217a1fe444d0f0f394e62cfddfc34626
-jnlpba train.txt a6318ff48c8b8b82d9f6276f167adb7b3bf6f4bb
-bc4chemd dev.txt 607eed70e400da4ce4fd6efea26910458dc71626 test.txt ce2aeda424709c92e05b022f4f8429970e47444e
-bc4chemd train.txt f46f93b33d2152d83bbe6302557f48b809b53d2f
-bc2gm dev.txt c083f1ef3d6c9113715c9782af67e1c6da31f6e4 test.txt 666f49afd8efeafbe34c846efb70be3f1fd92b5b
-bc2gm train.txt 4cff7095a25ecda147466ab4b4a81a315d8641bd
-linnaeus dev.txt 179aa3511bfa65d79b72a3872a933b60d9dca7c5 test.txt b3d846994dc82cd212e992b048a4f9589764778b
-linnaeus train.txt c6f292a574a1a891ce7cc1b693cd0531171b30c7
-chemprot dev.csv 7d98f7bc25ec470b4a19e2cd8eeb11382f69b357 test.csv b3e23a6ec0838dc441c1cd20081fae888264c426
-chemprot train.csv ce4f21b372980e11d8da360249c3022f4be10909
-chemprot-tsv dev.tsv 201dd471a065bff4a20c53f56a38495e8b6c8064
-chemprot-tsv test.tsv 06f1ba4ecf0c79b8c15f2de8abea0124a89b1250
-chemprot-tsv train.tsv 644856894743580e11fad0a17ccf9ddef4b7ade4
-ddi2013 dev.csv 48888205c94d3271090964041300f1787a2bf3be test.csv 1c80e62329fb9dff90dd0c46e7b8273b2eca4808
-ddi2013 train.csv 6085b354a4a0dd6175a44d31ef42325daa263d57
-gad dev.tsv 0ffc3a8e5f029faee71b17de3537c8a853eeac0f test.tsv 0ffc3a8e5f029faee71b17de3537c8a853eeac0f
-gad train.tsv 03f3109745ed6b55b72075891f66bfe8a473d444
-bioasq7b 7B1_golden.json 61a2bc42271283ddad3fa5184a641b75d55c3754
-bioasq7b 7B2_golden.json abff98032f2677089328da5f4171f532b086bca8
-bioasq7b 7B3_golden.json 3cb6827d1da79a967dc23b3f718b45a04c20a86e
-bioasq7b 7B4_golden.json b1bcffcdec281048b3686f16448ad9c34d6d8284
-bioasq7b 7B5_golden.json 6f5a78717d2ad179354a0f1c53be4c920150b03c
-bioasq7b BioASQ-test-factoid-7b-1.json 33bd5b73c823e444254be2621cb4b09e8d7b0cbc
-bioasq7b BioASQ-test-factoid-7b-2.json 3ecef07d9d8e966abde924ab17630ebaac3b602c
-bioasq7b BioASQ-test-factoid-7b-3.json afc68b24fa8e1687c25878ed24c987139a1c31c5
-bioasq7b BioASQ-test-factoid-7b-4.json 51a209563def21f935e1d0250369bb4d3c55d30e
-bioasq7b BioASQ-test-factoid-7b-5.json c1e185b9318611c3cb0588a195452d5684619ff3
-bioasq7b BioASQ-train-factoid-7b.json f1f71528a1558354a35c0978408e77aef77d361b
-bioasq8b dev.json 3fff09fc6370d8c8a23b8269913c94f776335ad2 train.json 9d5fa4f82577e1eb20bcdcf54a0d6fe9da6de1ad
-yesno dev.tsv a7531645fc0611fd2c05dadfeed3d749aeee2cfe test.tsv a7531645fc0611fd2c05dadfeed3d749aeee2cfe
-yesno train.tsv 2b53cf61b9d93a195da9a727a3ef4dddc8140936
-rerank dev.tsv 76c45b5d95faf59a3bcafe0ea7841425452527c1 test.tsv 76c45b5d95faf59a3bcafe0ea7841425452527c1
-rerank train.tsv 9f7a9b2692855528f654a2e3b866ce0a2a696ff4
+ncbi-disease dev.txt 88d1646e63a69b547bc3 test.txt d75a6e42036632fead30 train.txt 4895ef60010515fcb2cc
+bc5cdr dev.txt 2ca9babbec34d94bec30 test.txt 7423daffe86397388e42 train.txt 0951ed269e1b1561b81b
+jnlpba dev.txt 2b517edf6e3738ff12e8 test.txt bad88167217a1fe444d0 train.txt a6318ff48c8b8b82d9f6
+bc4chemd dev.txt 607eed70e400da4ce4fd test.txt ce2aeda424709c92e05b train.txt f46f93b33d2152d83bbe
+bc2gm dev.txt c083f1ef3d6c9113715c test.txt 666f49afd8efeafbe34c train.txt 4cff7095a25ecda14746
+linnaeus dev.txt 179aa3511bfa65d79b72 test.txt b3d846994dc82cd212e9 train.txt c6f292a574a1a891ce7c
+chemprot dev.csv 7d98f7bc25ec470b4a19 test.csv b3e23a6ec0838dc441c1 train.csv ce4f21b372980e11d8da
+chemprot-tsv dev.tsv 201dd471a065bff4a20c test.tsv 06f1ba4ecf0c79b8c15f train.tsv 644856894743580e11fa
+ddi2013 dev.csv 48888205c94d32710909 test.csv 1c80e62329fb9dff90dd train.csv 6085b354a4a0dd6175a4
+gad dev.tsv 0ffc3a8e5f029faee71b test.tsv 0ffc3a8e5f029faee71b train.tsv 03f3109745ed6b55b720
+bioasq7b 7B1_golden.json 61a2bc42271283ddad3f 7B2_golden.json abff98032f2677089328
+bioasq7b 7B3_golden.json 3cb6827d1da79a967dc2 7B4_golden.json b1bcffcdec281048b368
+bioasq7b 7B5_golden.json 6f5a78717d2ad179354a BioASQ-test-factoid-7b-1.json 33bd5b73c823e444254b
+bioasq7b BioASQ-test-factoid-7b-2.json 3ecef07d9d8e966abde9 BioASQ-test-factoid-7b-3.json afc68b24fa8e1687c258
+bioasq7b BioASQ-test-factoid-7b-4.json 51a209563def21f935e1 BioASQ-test-factoid-7b-5.json c1e185b9318611c3cb05
+bioasq7b BioASQ-train-factoid-7b.json f1f71528a1558354a35c
+bioasq8b dev.json 3fff09fc6370d8c8a23b train.json 9d5fa4f82577e1eb20bc
+yesno dev.tsv a7531645fc0611fd2c05 test.tsv a7531645fc0611fd2c05 train.tsv 2b53cf61b9d93a195da9
+rerank dev.tsv 76c45b5d95faf59a3bca test.tsv 76c45b5d95faf59a3bca train.tsv 9f7a9b2692855528f654
 """
 
 
