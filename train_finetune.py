@@ -74,25 +74,21 @@ class Options:
 
     # What to train on, from what, and where to write.
     task: str = option("demo-ner", "what to fine-tune on", choices=list(data.TASKS))
-    data: str | None = option(os.environ.get("ELECTRAMED_DATA", "corpora"), "folder of the published data "
-                              "sets, or of this task's train, dev and test files")
+    data: str | None = option(os.environ.get("ELECTRAMED_DATA", "corpora"),
+                              "folder of the published data sets, or of train, dev and test files")
     offline: bool = option(False, "do not download a published data set that is not there")
-    protocol: str = option(None, "whose hyper-parameters to use (default: those of the paper that has the "
-                           "task, ELECTRAMed's if both do)", choices=["electramed", "bio-electra"])
-    init: str | None = option(None, "pre-training run, fine-tuned run or model folder to start from; none: "
-                              "from scratch (default: runs/pretrain, if it is there)")
-    like: str | None = option(None, "with --init none: the model folder whose sizes and vocabulary to use "
-                              "(default: runs/pretrain, else tiny with a vocabulary of the training set)")
+    protocol: str = option(None, "paper whose hyper-parameters to use (default: the one that has the task)",
+                           choices=["electramed", "bio-electra"])
+    init: str | None = option(None, "run or model folder to start from, or none (default: runs/pretrain)")
+    like: str | None = option(None, "with --init none: model folder that gives sizes and vocabulary")
     out: str = option(None, "run folder (default: runs/finetune/TASK); finished seeds are not run again")
 
     # What to do: train some seeds, or one of three other things.
     seeds: int = option(1, "runs with seeds 0, 1, ...; the table has mean and standard deviation", at_least=1)
-    search: int | None = option(None, "first try that many random points of Bio-ELECTRA's grid (learning "
-                                "rate, epochs, batch size) on the development set", at_least=1)
-    curve: bool = option(False, "fine-tune from each model that the pre-training run --init kept, and write "
-                         "the score against its steps")
-    predict: str | None = option(None, "read a file (-: standard input) with the model of --out: a text "
-                                 'per line, or {"question": ..., "passage": ...}; results are JSON lines')
+    search: int | None = option(None, "first try that many points of Bio-ELECTRA's grid", at_least=1)
+    curve: bool = option(False, "fine-tune from each model that --init kept, and draw scores against steps")
+    predict: str | None = option(None, "read a file (-: standard input) with the model of --out: a text a "
+                                 'line, or {"question": ..., "passage": ...}; prints JSON lines')
 
     # Hyper-parameters. The protocols below say what they are where they are not given.
     epochs: int = option(None, "passes over the training set", at_least=1)
@@ -103,13 +99,12 @@ class Options:
     weight_decay: float = option(None, "decoupled weight decay", at_least=0)
     dropout: float = option(None, "dropout of hidden states and attention", at_least=0)
     class_weights: bool = option(False, "for ranking: weigh the loss 1 to 99 in favour of right candidates")
-    tag_loss: str = option("softmax", "for entities: one softmax over the labels, or a binary classifier for "
-                           "each", choices=["softmax", "binary"])
+    tag_loss: str = option("softmax", "for entities: one softmax over the tags, or a binary classifier each",
+                           choices=["softmax", "binary"])
 
     # Where to compute.
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
-    precision: str | None = option(None, "default: float32 on the CPU, bfloat16 on a GPU",
-                                   choices=["float32", "bfloat16"])
+    precision: str | None = option(None, "bfloat16 only pays on a GPU", choices=["float32", "bfloat16"])
 
 
 # Options that may change while finished seeds are kept. A change of any other one is refused by name, and so
@@ -796,12 +791,8 @@ class Classification(Kind):
         for example, predicted in zip(examples, predictions):
             if predicted == example.label:
                 continue
-            if example.label == negative:
-                group = "false positives"
-            elif predicted == negative:
-                group = "false negatives"
-            else:
-                group = "one for another"
+            groups = {example.label: "false positives", predicted: "false negatives"}
+            group = groups.get(negative, "one for another")
             errors.append(Error((group, f"{predicted} for {example.label}", example.text),
                                 () if example.text_pair is None else (plain(example.text_pair),)))
         return errors, f"{len(errors)} of {len(examples)} texts have another label than the gold one."
@@ -1235,20 +1226,18 @@ class Answers(Kind):
 
         A system that is the best in all five batches has 5. Tasks without test batches have no such line.
         """
-        # 1. Our MRR in each batch that was tested, mean of the seeds.
-        mean = {}
-        for batch in BEST_MRR:
-            measure = f"batch {batch} mrr"
-            if all(measure in result for result in results):
-                mean[batch] = metrics.mean_and_sd([result[measure] for result in results]).mean
-        if not mean:
+        # 1. The batches that were tested, and our MRR there, mean of the seeds.
+        batches = [batch for batch in BEST_MRR if all(f"batch {batch} mrr" in result for result in results)]
+        ours = [metrics.mean_and_sd([result[f"batch {batch} mrr"] for result in results]).mean
+                for batch in batches]
+        if not batches:
             return []
         # 2. The best system of a batch counts 1; the paper's own figures are added up for the same batches.
-        total = metrics.batch_score_total({
-            "ours": list(mean.values()),
-            "best": [BEST_MRR[batch] for batch in mean],
-            "paper": [BATCH_SCORES[batch][BATCH_MEASURES.index("mrr")] / 100 for batch in mean]})
-        return [f"sum over {len(mean)} batches of MRR / best MRR (ELECTRAMed's Table 10): "
+        mrr = BATCH_MEASURES.index("mrr")
+        papers = [BATCH_SCORES[batch][mrr] / 100 for batch in batches]
+        best = [BEST_MRR[batch] for batch in batches]
+        total = metrics.batch_score_total({"ours": ours, "best": best, "paper": papers})
+        return [f"sum over {len(batches)} batches of MRR / best MRR (ELECTRAMed's Table 10): "
                 f"{total['ours']:.3f}; ELECTRAMed {total['paper']:.3f}"]
 
     def write(self, folder: Path, examples: Questions, predictions: AnswerLists) -> None:
@@ -1294,12 +1283,9 @@ class Answers(Kind):
             is_right = [normal(text) in accepted for text in given]
             if any(is_right[:1]):
                 continue
-            if name in overlapping:
-                group = "boundary"
-            elif any(is_right):
-                group = "right, but not first"
-            else:
-                group = "elsewhere" if name in within_reach else "out of reach"
+            reach = "elsewhere" if name in within_reach else "out of reach"
+            later = "right, but not first" if any(is_right) else reach
+            group = "boundary" if name in overlapping else later
             lines = [f"{side}: {' | '.join(map(plain, texts)) or 'none'}"
                      for side, texts in (("gold", gold[name]), ("predicted", given))]
             errors.append(Error((group, question), tuple(lines)))
@@ -1815,9 +1801,9 @@ def draw_curve(points: list[CurvePoint], path: Path, title: str, metric: str) ->
         return
     figure = Figure(figsize=(6, 4))
     axes = figure.add_subplot(xlabel="pre-training steps", ylabel=f"{metric}, percent", title=title)
-    steps = [point.step for point in points]
-    axes.plot(steps, [point.mean for point in points], marker="o")
-    axes.fill_between(steps, [point.low for point in points], [point.high for point in points], alpha=0.2)
+    steps, means, lows, highs = zip(*points)
+    axes.plot(steps, means, marker="o")
+    axes.fill_between(steps, lows, highs, alpha=0.2)
     figure.savefig(path)
 
 
@@ -1930,13 +1916,12 @@ def check(options: Options) -> None:
     if bool(options.search) + options.curve + (options.predict is not None) > 1:
         raise ValueError("--search, --curve and --predict are three different things to do: choose one")
     # 3. A search within its grid.
-    if options.search:
-        size = math.prod(map(len, GRID.values()))
-        if options.search > size:
-            raise ValueError(f"--search {options.search}: the grid has {size} points")
-        for name in GRID:
-            if getattr(options, name) is not None:
-                raise ValueError(f"--search draws --{name.replace('_', '-')} itself: drop one of the two")
+    size = math.prod(map(len, GRID.values()))
+    if options.search and options.search > size:
+        raise ValueError(f"--search {options.search}: the grid has {size} points")
+    given = [name for name in GRID if getattr(options, name) is not None]
+    if options.search and given:
+        raise ValueError(f"--search draws --{given[0].replace('_', '-')} itself: drop one of the two")
 
 
 def complete(options: Options) -> Options:
