@@ -774,12 +774,12 @@ def test_slot_losses_equal_boolean_indexing(step):
         is_chosen[row, positions[weights == 1]] = True
     logits = model.generator_logits(masked.input_ids, real, types)                              # (B, T, V)
     assert output.mlm_loss.item() == pytest.approx(
-        F.cross_entropy(logits[is_chosen], original[is_chosen]).item(), rel=1e-5)
+        F.cross_entropy(logits[is_chosen], original[is_chosen]).item(), rel=1e-4)
     corrupted, is_replaced = replace_tokens(masked, sample_tokens(output.generator_logits, noise))
     judged = model.discriminator_logits(corrupted, real, types)
     is_real = real == 1         # [CLS] and [SEP] included, padding not
     assert output.discriminator_loss.item() == pytest.approx(F.binary_cross_entropy_with_logits(
-        judged[is_real], is_replaced[is_real].float()).item(), rel=1e-5)
+        judged[is_real], is_replaced[is_real].float()).item(), rel=1e-4)
     assert torch.equal(output.is_replaced, is_replaced)
     assert torch.allclose(output.discriminator_logits, judged, atol=1e-6)
 
@@ -1189,8 +1189,9 @@ def test_adam_equals_a_hand_written_loop(steps, scale, decay, exponent, seed):
 
 
 @settings(max_examples=25)
-@given(st.integers(1, 12), st.floats(0.1, 1), st.floats(0, 0.1), SEEDS)
-def test_the_fused_kernel_equals_the_formula_that_xla_computes(steps, scale, decay, seed):
+@given(st.integers(1, 12), st.floats(0.1, 1), st.floats(0, 0.1), st.integers(-7, 1), SEEDS)
+@example(12, 1.0, 0.01, -6, 0)
+def test_the_fused_kernel_equals_the_formula_that_xla_computes(steps, scale, decay, exponent, seed):
     """In float32, and with the same moments in the state: a run may go on with the other one at any step."""
     random = torch.Generator().manual_seed(seed)
     start = torch.randn(4, 3, generator=random)
@@ -1198,7 +1199,7 @@ def test_the_fused_kernel_equals_the_formula_that_xla_computes(steps, scale, dec
                   for _ in range(2)]
     plain, fast = optimizers
     for step in range(steps):
-        gradient = torch.randn(4, 3, generator=random)
+        gradient = torch.randn(4, 3, generator=random) * 10.0 ** exponent
         for optimizer in optimizers:
             group, = optimizer.param_groups
             group["params"][0].grad = gradient.clone()
@@ -1211,7 +1212,7 @@ def test_the_fused_kernel_equals_the_formula_that_xla_computes(steps, scale, dec
     assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
     assert ours_state.keys() == theirs_state.keys()
     for name in ours_state:
-        assert torch.allclose(ours_state[name], theirs_state[name], rtol=1e-4, atol=1e-9), name
+        assert torch.allclose(ours_state[name], theirs_state[name], rtol=1e-4, atol=1e-20), name
 
 
 def test_adam_continues_bitwise_from_its_state_dict():
