@@ -631,6 +631,7 @@ class Evaluation(NamedTuple):
     discriminator_precision: float = math.nan
     discriminator_recall: float = math.nan
     discriminator_auc: float = math.nan
+    discriminator_logit_sd: float = math.nan        # over all tokens; near 0 when it does not look at the text
 
 
 class HeldOut(NamedTuple):
@@ -696,7 +697,7 @@ def evaluate(step: int, found: HeldOut) -> Evaluation:
     hits = (says & truth).sum()
     precision, recall = float(hits / max(1, says.sum())), float(hits / max(1, truth.sum()))
     return Evaluation(step, mlm_loss, mlm_accuracy, float(bce.mean()), float((says == truth).mean()),
-                      precision, recall, metrics.roc_auc(truth, found.logits))
+                      precision, recall, metrics.roc_auc(truth, found.logits), float(found.logits.std()))
 
 
 def blind_baselines(run: Run, is_replaced: np.ndarray) -> tuple[float, float]:
