@@ -1415,7 +1415,9 @@ class Device:
         """
         if self.precision == "float32":
             return contextlib.nullcontext()
-        return torch.autocast(self.kind, dtype=torch.bfloat16)
+        # The threads of a CPU would share torch's cache of weights in bfloat16, and whose copy came first would
+        # decide in which order gradients are added up. Each weight is used once in a step: no cache is needed.
+        return torch.autocast(self.kind, dtype=torch.bfloat16, cache_enabled=self.kind != "cpu")
 
     def seed(self, seed: int) -> None:
         """Set the seed of what the device draws itself: dropout, and on XLA the sampling noise.
