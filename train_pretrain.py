@@ -631,7 +631,7 @@ class Evaluation(NamedTuple):
     discriminator_precision: float = math.nan
     discriminator_recall: float = math.nan
     discriminator_auc: float = math.nan
-    discriminator_logit_sd: float = math.nan        # over all tokens; near 0 when it does not look at the text
+    discriminator_logit_sd: float = math.nan        # over all tokens; near 0: it does not look at the text
 
 
 class HeldOut(NamedTuple):
