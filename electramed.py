@@ -9,6 +9,9 @@ the discriminator into a tagger, a classifier or a question answerer, the optimi
     [CLS] the drug  causes fever [SEP]      the generator's guess is written there         replace_tokens
        0    0    0     1     0     0        the discriminator learns to tell which differ  Discriminator
 
+A row of 36 tokens holds [CLS], the ids 5 to 38, and [SEP]. 15 % of 36, rounded, are 5 tokens. They are chosen
+at random: position 12 of the row, which holds id 16, position 27, which holds id 31, and so on:
+
 >>> special = {"cls_token_id": 2, "sep_token_id": 3, "mask_token_id": 4}
 >>> config = dataclasses.replace(PRESETS["tiny"], vocab_size=40, **special)
 >>> ids, real = torch.tensor([[2, *range(5, 39), 3]]), torch.ones(1, 36, dtype=torch.long)
@@ -61,8 +64,8 @@ from torch import Tensor, nn
 DISCRIMINATOR_WEIGHT = 50.0     # TF configure_pretraining.py: the binary loss is small, its weight large
 HIDE_PROBABILITY = 0.85         # TF pretrain_helpers.mask: of the chosen tokens; the other 15 % stay readable
 EPSILON = 1e-6                  # keeps a loss over zero tokens at 0 instead of nan
-IGNORED_LABEL = -100            # for later wordpieces of a word, special tokens and padding: no label there
-# Two networks must agree in these before weights can go from one to the other.
+IGNORED_LABEL = -100            # stands where no label is: special tokens, padding, wordpieces inside a word
+# These sizes must be the same in two networks before weights can be copied from one to the other.
 SIZES = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
          "intermediate_size", "type_vocab_size")
 
@@ -90,7 +93,7 @@ class ElectraConfig:
     sep_token_id: int | None = None
     mask_token_id: int | None = None
     generator_size: float = 0.25            # generator's H and A as a share of the discriminator's
-    mask_prob: float = 0.15                 # share of the tokens of a row that are chosen
+    mask_prob: float = 0.15                 # share of the tokens of a row that are chosen for masking
 
     def __post_init__(self) -> None:
         for name in (*SIZES, "max_position_embeddings"):
@@ -112,9 +115,11 @@ class ElectraConfig:
     def num_slots(self, length: int) -> int:
         """Return N, the masked slots of a row padded to `length` tokens: 19 at 128, 79 at 512.
 
-        From 100 tokens on, the 0.005 leaves room for rounding 15 % up. TF computes N from the configured
-        maximum length, and ELECTRAMed's released configuration does so before it sets the maximum to 512,
-        which leaves N = 19, a quarter of what was meant. Here N follows from the actual length.
+        mask_tokens rounds 15 % of the tokens to a whole number, which can add half a token. The 0.005 makes
+        room for it in rows of 100 tokens and more, where 0.005 * length is at least one half.
+        TF computes N once, from the maximum length in its configuration. ELECTRAMed's released configuration
+        does so while the maximum is still 128, and sets it to 512 afterwards. N then stays at 19, although 79
+        were meant. Here N follows from the actual length.
         """
         return max(1, int((self.mask_prob + 0.005) * length))
 
@@ -122,12 +127,13 @@ class ElectraConfig:
         """Return the generator's configuration: same depth and embeddings, narrower by `generator_size`.
 
         For `base`: hidden size 768 / 3 = 256, 256 / 64 = 4 heads, feed-forward network 4 * 256 = 1024.
-        No generator is narrower than one head of 64. That minimum is ours, and of the presets it changes
-        `tiny` alone, whose quarter would be 32.
+        A generator is at least as wide as one head of 64. This minimum is ours, and of the presets it changes
+        only `tiny`: a quarter of its 128 would be 32.
         """
+        # The outer min: a generator is never wider than its discriminator, even if that is narrower than 64.
         hidden = min(self.hidden_size, max(64, round(self.hidden_size * self.generator_size)))
-        # Heads are 64 wide, or wider where the hidden size does not divide into so many.
-        heads = max(heads for heads in range(1, max(1, hidden // 64) + 1) if hidden % heads == 0)
+        # The largest number of heads that divides the width evenly and leaves each head at least 64 wide.
+        heads = max(count for count in range(1, max(1, hidden // 64) + 1) if hidden % count == 0)
         return dataclasses.replace(self, hidden_size=hidden, num_attention_heads=heads,
                                    intermediate_size=4 * hidden)
 
@@ -146,10 +152,10 @@ class ElectraConfig:
         values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError(f"expected a JSON object, found {type(values).__name__}")
-        for key, ours in (("model_type", "electra"), ("hidden_act", "gelu"),
-                          ("position_embedding_type", "absolute"), ("is_decoder", False)):
-            if values.get(key, ours) != ours:
-                raise ValueError(f"{key} is {values[key]!r}, and only {ours!r} is implemented")
+        for key, supported in (("model_type", "electra"), ("hidden_act", "gelu"),
+                               ("position_embedding_type", "absolute"), ("is_decoder", False)):
+            if values.get(key, supported) != supported:
+                raise ValueError(f"{key} is {values[key]!r}, and only {supported!r} is implemented")
         # Hugging Face does not use these two keys, and some published files hold text there.
         for key in ("generator_size", "mask_prob"):
             if isinstance(values.get(key), str):
@@ -164,8 +170,8 @@ BASE = ElectraConfig(embedding_size=768, hidden_size=768, num_attention_heads=12
 PRESETS = {
     # `tiny` is ours, for a first look: two minutes on a CPU. In two minutes it cannot overfit, so it does
     # without dropout, which would take half of the time. Its weights start larger: 0.02 suits a width of 768,
-    # and at 128 the same relative size is 0.02 * sqrt(768 / 128) = 0.05; with that the main job ends at a
-    # discriminator AUC of 0.83 instead of 0.76.
+    # and at 128 the same relative size is 0.02 * sqrt(768 / 128) = 0.05. With it train_pretrain.py's default
+    # run ends at a discriminator AUC of 0.83, with 0.02 it ended at 0.76.
     "tiny": ElectraConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512,
                           hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.05),
     "small": SMALL,
@@ -183,8 +189,8 @@ PRESETS = {
 def dropout(x: Tensor, p: float, is_training: bool) -> Tensor:
     """Return `x` with a random share `p` of its entries set to 0 and the others divided by 1 - p.
 
-    The division keeps the expected value, so that evaluation needs no factor. This is F.dropout. A CPU
-    needs most of the time for the random numbers, so there a function of our own draws them faster.
+    The division keeps the expected value, so that evaluation needs no factor. This is F.dropout. On a CPU
+    most of its time goes into drawing random numbers, which dropout_on_cpu (below) draws faster.
     """
     if x.device.type == "cpu" and is_training and p > 0:
         return dropout_on_cpu(x, p)
@@ -225,30 +231,33 @@ NOISE = ThreadNoise()
 def draw_kept(shape: torch.Size, p: float) -> Tensor:
     """Draw booleans on the CPU: which entries dropout keeps. Each is False with probability `p`.
 
-    A draw needs no 53 random bits: one 64-bit number holds four draws of 16 bits, and an entry is dropped
-    when its 16 bits, read as a signed integer, lie below  p * 2^16 - 2^15.  This rounds p to a multiple of
-    1 / 65,536 (0.1 becomes 0.10001) and takes a quarter of the time of torch's bernoulli_.
+    torch's bernoulli_ draws a floating-point number of 53 random bits for each entry. Here 16 bits decide, so
+    that one 64-bit integer serves four entries. Read as a signed integer, 16 bits lie between -2^15 and
+    2^15 - 1, and an entry is dropped when they lie below  p * 2^16 - 2^15.  This rounds p to a multiple of
+    1 / 65,536 (0.1 becomes 0.10001) and takes a quarter of the time of bernoulli_.
     """
     count = shape.numel()
-    bits = torch.empty(count // 4 + 1, dtype=torch.int64)
-    bits = bits.random_(-2**63, None, generator=NOISE.generator).view(torch.int16)     # four times as many
-    return bits[:count].view(shape) >= round(p * 2**16) - 2**15
+    # random_ draws from -2^63 to the largest int64, which None stands for.
+    integers = torch.empty(count // 4 + 1, dtype=torch.int64).random_(-2**63, None, generator=NOISE.generator)
+    return integers.view(torch.int16)[:count].view(shape) >= round(p * 2**16) - 2**15
 
 
 def dropout_on_cpu(x: Tensor, p: float) -> Tensor:
     """Compute what F.dropout computes, with draw_kept's random numbers.
 
-    With F.dropout a sixth of the time of pre-training on a CPU goes into drawing; here a quarter of that.
+    With F.dropout a sixth of the time of pre-training on a CPU goes into drawing. This function needs only a
+    quarter of that sixth.
     """
     return x * (draw_kept(x.shape, p) / (1 - p)).to(x.dtype)
 
 
 def attend_on_cpu(query: Tensor, key: Tensor, value: Tensor, may_attend: Tensor, p: float) -> Tensor:
-    """Compute what `attend` says, one operation after the other. Shapes as there.
+    """Compute the formula of `attend`, one operation after the other, on the same shapes.
 
-    The fused kernel of a CPU has no dropout: torch then falls back on a general form, which takes half as
-    long again as this one. And its backward pass in bfloat16 does not use the CPU's bfloat16 products.
-    Forward and backward on one core of an AMD EPYC that has these, in milliseconds:
+    A fused kernel computes the whole formula in one go. On a CPU torch's fused kernel has no dropout. With
+    dropout torch falls back on a general form, which takes 1.5 times as long as this function. The backward
+    pass of the fused kernel is slow in bfloat16, since it does not use the CPU's bfloat16 products.
+    Forward and backward on one core of an AMD EPYC that has such products, in milliseconds:
 
                                             this    fused
         bfloat16,   8 x 128 tokens,  4 heads     5.2     11.8
@@ -269,6 +278,7 @@ def attend_on_cpu(query: Tensor, key: Tensor, value: Tensor, may_attend: Tensor,
 
 # Layers, from the initial weights up to the whole encoder.
 
+# Names of the layers whose weights start by rule (2) of `initialise`.
 GLOROT = ("embeddings_project", "dense_prediction", "classifier", "qa_outputs")
 
 
@@ -276,10 +286,10 @@ def initialise(model: nn.Module, config: ElectraConfig) -> None:
     """Draw all weights of `model` anew, in place, from torch's global generator.
 
     Three rules of TF:
-    (1) Dense layers and embeddings: normal(0, 0.02), drawn again when beyond two standard deviations
-        (modeling.create_initializer).
+    (1) Dense layers and embeddings: normal with mean 0 and standard deviation initializer_range (0.02), drawn
+        again when beyond two standard deviations (modeling.create_initializer).
     (2) The layers named in GLOROT (projection of the embeddings, discriminator's last layer, task heads):
-        Glorot-uniform. TF creates these without an initializer, and that is its default.
+        Glorot-uniform, which is TF's default. TF names no other initializer for these layers.
     (3) Biases are 0; a LayerNorm starts with factor 1 and shift 0.
     """
     bound = 2 * config.initializer_range
@@ -287,7 +297,7 @@ def initialise(model: nn.Module, config: ElectraConfig) -> None:
         if isinstance(module, nn.LayerNorm):
             module.reset_parameters()
         elif isinstance(module, (nn.Linear, nn.Embedding)):
-            if name.rpartition(".")[2] in GLOROT:
+            if name.split(".")[-1] in GLOROT:
                 nn.init.xavier_uniform_(module.weight)
             else:
                 nn.init.trunc_normal_(module.weight, std=config.initializer_range, a=-bound, b=bound)
@@ -356,7 +366,7 @@ class EncoderLayer(nn.Module):
 
 
 class ElectraEncoder(nn.Module):
-    """The transformer both networks are made of.
+    """The transformer that both networks are made of: token ids in, one hidden state per token out.
 
     There is no pooler, BERT's extra layer on [CLS]: the hidden state of [CLS] itself stands for a sequence.
 
@@ -396,7 +406,7 @@ class ElectraEncoder(nn.Module):
 # --- 3. Masking and replacement ---
 
 class MaskedBatch(NamedTuple):
-    """What the generator sees, and what it has to find, in N fixed slots a row.
+    """What the generator sees, and what it has to find, in N fixed slots per row.
 
     Rows differ in the number of chosen tokens, but a TPU compiles a program for fixed shapes. So every row
     has N slots, and `weights` says with 1 or 0 which are used. Losses are multiplied by the weights;
@@ -404,7 +414,7 @@ class MaskedBatch(NamedTuple):
     compilation for each.
     """
 
-    input_ids: Tensor           # (B, T) int64, [MASK] written at most of the chosen positions
+    input_ids: Tensor           # (B, T) int64, with [MASK] at 85 % of the chosen positions
     positions: Tensor           # (B, N) int64, the chosen positions; unused slots point at position 0
     original_ids: Tensor        # (B, N) int64, the tokens that stood there
     weights: Tensor             # (B, N) float32, 1 for a used slot, 0 for an unused one
@@ -421,38 +431,41 @@ def mask_tokens(input_ids: Tensor, attention_mask: Tensor, config: ElectraConfig
     generator       the only source of randomness, so a seed decides the mask
     returns         MaskedBatch
     raises          ValueError when a row has nothing to choose from, or the configuration lacks a special id
-    source          TF pretrain_helpers.mask. Ours draws positions without replacement, theirs with: of 77
-                    draws from 509 candidates about 71.5 are distinct, and doubles count twice in their loss
+    source          TF pretrain_helpers.mask. TF may draw the same position twice: of 77 draws from 509
+                    candidates about 71.5 are distinct, and a double counts twice in the loss. Here all are
+                    distinct
     """
-    never = (config.cls_token_id, config.sep_token_id, config.mask_token_id)
-    if None in never:
+    never_chosen = (config.cls_token_id, config.sep_token_id, config.mask_token_id)
+    if None in never_chosen:
         raise ValueError("the configuration lacks cls_token_id, sep_token_id or mask_token_id: "
                          "take them from the tokenizer with dataclasses.replace")
     B, T = input_ids.shape
     N = config.num_slots(T)
 
     # 1. Which tokens may be chosen?
-    is_candidate = attention_mask.bool() & ~torch.isin(input_ids, torch.tensor(never))  # (B, T)
-    candidates = is_candidate.sum(1)                                                # (B, T) -> (B,)
-    if (candidates == 0).any():
-        raise ValueError(f"row {int((candidates == 0).nonzero()[0])} has no token that could be masked")
+    is_candidate = attention_mask.bool() & ~torch.isin(input_ids, torch.tensor(never_chosen))   # (B, T)
+    available = is_candidate.sum(1)                                                 # (B, T) -> (B,)
+    if (available == 0).any():
+        raise ValueError(f"row {int((available == 0).nonzero()[0])} has no token that could be masked")
 
-    # 2. How many? 15 % of all real tokens: TF counts [CLS] and [SEP] although they are never chosen. Halves
-    #    are rounded to the even neighbour, by torch.round as by TF: of 10 tokens 1.5 gives 2, of 30
-    #    tokens 4.5 gives 4.
+    # 2. How many? 15 % of all real tokens, at least one, and no more than there are slots and candidates. TF
+    #    counts [CLS] and [SEP] among the tokens although they are never chosen. Halves are rounded to the
+    #    even neighbour, by torch.round as by TF: of 10 tokens 1.5 gives 2, of 30 tokens 4.5 gives 4. In
+    #    float32 some halves would come out a little larger: 28.5, of 190 tokens, would be rounded to 29.
     wanted = (config.mask_prob * attention_mask.sum(1).double()).round().clamp(1, N)  # (B,)
-    wanted = torch.minimum(wanted, candidates.double())
+    wanted = torch.minimum(wanted, available.double())
 
-    # 3. Which? Every candidate draws a number below 1, all others hold 2: the N smallest come first, and the
-    #    first `wanted` of them are distinct random candidates. The slots after these are unused and point at
-    #    position 0: it exists in every row, and below it is overwritten with what it holds anyway.
+    # 3. Which? Each candidate draws a number below 1, and all other tokens get 2. In ascending order of these
+    #    numbers the candidates come first, in random order, and the first `wanted` of them are chosen. The
+    #    slots after these are unused and point at position 0. That is [CLS], which is never chosen, so no
+    #    other slot points there; step 4 writes [CLS] over itself.
     lottery = torch.rand(B, T, generator=generator).masked_fill(~is_candidate, 2.0)
     drawn = lottery.argsort(dim=1, stable=True)[:, :N]                              # (B, T) -> (B, N)
     is_used = torch.arange(N) < wanted[:, None]                                     # (B, N)
     positions = torch.where(is_used, drawn, 0)
 
-    # 4. Remember the originals, and hide most of them. The other 15 % stay readable, and the generator has to
-    #    predict them all the same. BERT's third case, a random token, does not exist here.
+    # 4. Remember the originals, and hide 85 % of them. The other 15 % stay readable, and the generator has to
+    #    predict these too. BERT's third case, a random token in place of [MASK], does not exist here.
     original_ids = input_ids.gather(1, positions)                                   # (B, T) -> (B, N)
     is_hidden = is_used & (torch.rand(B, N, generator=generator) < HIDE_PROBABILITY)
     written = torch.where(is_hidden, torch.tensor(config.mask_token_id), original_ids)
@@ -475,8 +488,9 @@ def sample_tokens(logits: Tensor, noise: Tensor | None = None) -> Tensor:
         if noise is None:
             generator = NOISE.generator if logits.device.type == "cpu" else None
             noise = torch.rand(logits.shape, dtype=torch.float32, device=logits.device, generator=generator)
-        # 1e-9 (TF's) keeps both logarithms finite. The sign is turned around so that all can be done in
-        # place, in the one new tensor: argmin(-g - logits) is argmax(logits + g), and V is large.
+        # log(-log U) is -g. The token is computed as argmin(-g - logits), which equals argmax(logits + g),
+        # because then every operation can work in place: V is large, and no second tensor of that size is
+        # needed. 1e-9 is TF's; it keeps both logarithms finite.
         minus_gumbel = (noise + 1e-9).log_().neg_().add_(1e-9).log_()
         return minus_gumbel.sub_(logits).argmin(dim=-1)                             # (B, N, V) -> (B, N)
 
@@ -512,7 +526,7 @@ class Generator(nn.Module):
         self.generator_lm_head.weight = self.electra.embeddings.word_embeddings.weight      # tied: one matrix
 
     def predict(self, hidden: Tensor) -> Tensor:
-        """Return the (..., V) logits of (..., Hg) hidden states, over the dense layer back to width E."""
+        """Return the (..., V) logits of (..., Hg) hidden states; a dense layer brings them to width E."""
         embedded = F.gelu(self.generator_predictions["dense"](hidden))              # (..., Hg) -> (..., E)
         embedded = self.generator_predictions["LayerNorm"](embedded)
         return self.generator_lm_head(embedded)                                     # (..., E) -> (..., V)
@@ -521,14 +535,17 @@ class Generator(nn.Module):
                     slot_total: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Compute  L_MLM = sum(weight * nll) / sum(weight)  and the (B, N, V) logits.
 
-        The product with V is the most expensive one: it is computed at the N slots, not at all T tokens.
+        nll (B, N) is -ln p(original token) at each slot. The matrix product that gives V logits is the most
+        expensive one: it is computed at the N slots, not at all T tokens.
+
+        slot_total   () sum(weight) of the whole batch, where this one is a part of it; None: of this batch
         """
         hidden = self.electra(masked.input_ids, attention_mask, token_type_ids)     # (B, T, Hg)
         at_slots = masked.positions[:, :, None].expand(-1, -1, hidden.shape[-1])    # (B, N) -> (B, N, Hg)
         logits = self.predict(hidden.gather(1, at_slots)).float()                   # (B, N, Hg) -> (B, N, V)
         flat = F.cross_entropy(logits.flatten(0, 1), masked.original_ids.flatten(), reduction="none")
         nll = flat.view_as(masked.weights)                                          # (B * N,) -> (B, N)
-        # Unused slots are multiplied by 0: a boolean index would give another shape for each batch.
+        # Unused slots are multiplied by 0 (MaskedBatch tells why they are not left out).
         slots = masked.weights.sum() if slot_total is None else slot_total
         return (nll * masked.weights).sum() / (slots + EPSILON), logits
 
@@ -567,7 +584,8 @@ class PretrainOutput(NamedTuple):
 class ElectraForPretraining(nn.Module):
     """Generator and discriminator with one set of embeddings (word, position, segment and their LayerNorm).
 
-    generator_config   None for config.generator(); its embeddings must have the discriminator's shape
+    generator_config   sizes of the generator, or None for config.generator(). Those of the embeddings must be
+                       the same as in `config`
     """
 
     def __init__(self, config: ElectraConfig, generator_config: ElectraConfig | None = None) -> None:
@@ -597,9 +615,9 @@ class ElectraForPretraining(nn.Module):
         """Compute one step of replaced-token detection: predict, sample, replace, judge, add up.
 
         noise         (B, N, V) uniform, for sample_tokens; None draws it
-        slot_total    () masked slots and
-        token_total   () real tokens of the whole global batch, where this one is a part of it. The losses of
-                      the parts then add up to that of the whole. None: of this batch
+        slot_total    () number of masked slots in the whole batch, when this one is only a part of it. The
+                      losses of the parts then add up to the loss of the whole. None: those of this batch
+        token_total   () number of real tokens, likewise
         source        TF run_pretraining.PretrainingModel
         """
         # 1. The generator predicts the chosen tokens and learns from its errors.
@@ -625,7 +643,8 @@ class MaskedLanguageModel(Generator):
     """BERT's objective, the baseline of both papers: the encoder that is kept fills in hidden tokens itself.
 
     Tokens are hidden as for ELECTRA (85 % of the chosen become [MASK], the others stay), as in TF's BERT
-    mode, and not in BERT's own shares of 80 / 10 / 10. So the two runs differ by their objective alone.
+    mode, and not in BERT's own shares of 80 / 10 / 10. So a run of this model and a run of ELECTRA differ by
+    their objective alone.
     """
 
     def forward(self, masked: MaskedBatch, attention_mask: Tensor, token_type_ids: Tensor,
@@ -638,13 +657,15 @@ class MaskedLanguageModel(Generator):
         """
         loss, logits = self.masked_loss(masked, attention_mask, token_type_ids, slot_total)
         absent = torch.full_like(attention_mask, math.nan, dtype=torch.float32)     # (B, T)
+        # nan stands for the missing loss and logits. nan > 0 is False, so no token counts as replaced.
         return PretrainOutput(loss, loss, absent.mean(), logits.detach(), absent > 0, absent, masked)
 
 
 # --- 5. Task heads ---
 
-# Each head has a `loss` and a `total`: the loss is a sum over the examples divided by the total. A batch that
-# is computed in parts hands in the total of the whole batch, and the losses of the parts add up.
+# Each head has a `loss` and a `total`: the loss is a sum over the examples divided by the total. When a batch
+# is computed in parts, the caller passes the total of the whole batch, and the losses of the parts add up.
+# `total` takes the same settings as `loss`, used or not, so that a caller need not know which head it has.
 
 class TokenTagger(nn.Module):
     """One label per token: entity recognition. One dense layer without dropout (TF tagging_tasks.py)."""
@@ -662,7 +683,7 @@ class TokenTagger(nn.Module):
 
     @staticmethod
     def total(labels: Tensor, is_binary: bool = False) -> Tensor:
-        """Return the number of labelled positions in (B, T) labels; at least 1, as a window may hold none."""
+        """Return the number of labelled positions in (B, T) labels; at least 1, as `loss` divides by it."""
         return (labels != IGNORED_LABEL).sum().clamp(min=1)
 
     @staticmethod
@@ -677,6 +698,7 @@ class TokenTagger(nn.Module):
         source      ELECTRAMed's paper has three binary classifiers (B, I, O); its release has the softmax
         """
         if is_binary:
+            # one_hot takes no -100. Such positions get label 0 instead, and their loss is multiplied by 0.
             is_labelled = labels != IGNORED_LABEL                                   # (B, T)
             targets = F.one_hot(labels.clamp(min=0), logits.shape[-1]).float()      # (B, T) -> (B, T, C)
             bce = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
@@ -691,7 +713,7 @@ class SequenceClassifier(nn.Module):
     """One label per sequence, from [CLS]: relations, yes/no questions, ranking.
 
     Dropout, then one dense layer (TF classification_tasks.py). ELECTRAMed's released code has a second dense
-    layer between the two; ours has not.
+    layer between the two, which is left out here.
     """
 
     def __init__(self, config: ElectraConfig, num_labels: int) -> None:
@@ -728,9 +750,10 @@ class SequenceClassifier(nn.Module):
 class SpanExtractor(nn.Module):
     """Two logits per token, for the start and the end of the answer: question answering.
 
-    Positions outside the passage are ruled out, except [CLS], which means "no answer in this window".
-    ELECTRAMed has this head. Bio-ELECTRA used TF's joint one, where the end depends on the start; here both
-    papers' tasks have this one.
+    A long passage is cut into windows, and each window becomes a row of its own. Positions outside the
+    passage are ruled out, except [CLS], which means "no answer in this window".
+    This is ELECTRAMed's head, and here it serves the tasks of both papers. Bio-ELECTRA used TF's joint head,
+    in which the end depends on the start.
     """
 
     def __init__(self, config: ElectraConfig) -> None:
@@ -749,6 +772,8 @@ class SpanExtractor(nn.Module):
               1     0      0      0       1       1      0      0       is_allowed
         """
         logits = self.qa_outputs(self.electra(input_ids, attention_mask, token_type_ids)).float()  # (B, T, 2)
+        # The segment of the passage ends in a [SEP], which no answer may contain. It is the last real token,
+        # the only one that no other real token follows.
         has_next = F.pad(attention_mask[:, 1:], (0, 1))                             # (B, T)
         is_allowed = (token_type_ids * has_next).bool()
         is_allowed[:, 0] = True
@@ -768,7 +793,8 @@ class SpanExtractor(nn.Module):
         labels   (B, 2) positions of the first and the last token; (0, 0), which is [CLS], for "no answer"
         total    total() of the whole batch, where this one is a part of it; None: of this batch
         """
-        summed = F.cross_entropy(logits, labels, reduction="sum")    # softmax over T, for start and end alike
+        # cross_entropy takes dimension 1 for the classes: here T, once for the start and once for the end.
+        summed = F.cross_entropy(logits, labels, reduction="sum")                   # (B, T, 2) -> ()
         return summed / (SpanExtractor.total(labels) if total is None else total)
 
 
@@ -787,14 +813,15 @@ def learning_rate_at(step: int, total_steps: int, warmup_steps: int, peak: float
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
     """Return a model's parameters in groups that share learning rate and weight decay.
 
+    weight_decay  of all weights, embeddings too, except LayerNorms and biases, which have none
     layer_decay   factor of the learning rate from each layer to the one below it: 0.8 in fine-tuning, where
                   lower layers hold what pre-training taught and should change less; 1 in pre-training
-    weight_decay  on everything, embeddings too, except LayerNorms and biases
     returns       one dictionary per group: params, lr_scale (factor of the learning rate), decay
     source        TF optimization._get_layer_lrs and AdamWeightDecayOptimizer._do_use_weight_decay
     """
-    # TF numbers the depths: 0 the embeddings and their projection, i + 1 layer i, L + 2 the head. No layer
-    # has depth L + 1, so the top layer learns at 0.8^2 of the head's rate, and the embeddings at 0.8^(L + 2).
+    # TF numbers the depths: 0 for the embeddings and their projection, i + 1 for layer i (from 0), L + 2 for
+    # the head. Nothing has depth L + 1, so the top layer learns at 0.8^2 of the head's rate, and the
+    # embeddings at 0.8^(L + 2).
     config: ElectraConfig = model.config                                # type: ignore[assignment]
     head_depth = config.num_hidden_layers + 2
     groups: dict[tuple[float, float], list[Tensor]] = {}
@@ -817,10 +844,10 @@ class Adam(torch.optim.AdamW):
     Two things differ from the textbook's Adam (TF optimization.AdamWeightDecayOptimizer):
     - No bias correction. m and v start at 0, and the textbook divides them by c1 = 1 - b1^t and c2 = 1 - b2^t
       to undo that. BERT leaves it out; its warm-up keeps the first updates small anyway.
-    - eps, 1e-6, stands outside of the square root.
+    - eps is 1e-6 instead of 1e-8, and it is added to sqrt(v) instead of sqrt(v / c2).
     Weight decay is decoupled: it is taken from the weights directly and does not pass through m and v.
 
-    groups   of parameter_groups
+    groups   as parameter_groups returns them
     """
 
     true_eps = 1e-6             # the "eps" of torch's groups changes with every update
@@ -1159,14 +1186,14 @@ def load_checkpoint(directory: Path, model: nn.Module, optimizer: Adam) -> int:
 
 # Skip this on first reading: it is about speed and about machines, not about the method. One class, Device,
 # knows what differs between a CPU, a GPU and a TPU. A training step asks it for all that is not arithmetic;
-# on one CPU in float32 most of its methods do nothing. First the functions it calls:
+# on one CPU in float32 most of its methods do nothing. The functions that it calls come first.
 
 def open_xla() -> tuple[Any, Any]:
     """Return the module torch_xla and the mesh of all devices of this machine, along which rows are divided.
 
     In this mode (SPMD) one process writes the program for one large device, and XLA divides the work.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")          # it warns at every compilation
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")          # without this XLA warns at every compilation
     try:
         import torch_xla
         from torch_xla import runtime
@@ -1177,8 +1204,8 @@ def open_xla() -> tuple[Any, Any]:
                          ) from None
     runtime.use_spmd()
     count = runtime.global_runtime_device_count()
-    # Weights that move to XLA become new tensors; without this they become new parameters, and tied
-    # ones are no longer one.
+    # By default moving a model to XLA makes new Parameter objects, and two layers that shared one weight have
+    # two afterwards. With this setting the objects stay, and only their content moves.
     torch.__future__.set_swap_module_params_on_conversion(True)
     return torch_xla, spmd.Mesh(range(count), (count,), ("rows",))
 
@@ -1196,20 +1223,21 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):                        # macOS, musl, Windows
         return
-    mallopt(M_MMAP_MAX, 0)                      # large blocks come from the heap as well,
-    mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)      # whose free end is never cut off,
-    mallopt(M_TOP_PAD, 512 * 2 ** 20)           # and which grows by 512 MiB of address space at a time
+    mallopt(M_MMAP_MAX, 0)                      # take large blocks from the heap too, like small ones
+    mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)      # never return the free end of the heap to the system
+    mallopt(M_TOP_PAD, 512 * 2 ** 20)           # let the heap grow by 512 MiB of address space at a time
 
 
 def bfloat16_speedup(hidden_size: int) -> float:
-    """Measure how many times as fast as in float32 this CPU multiplies matrices in bfloat16.
+    """Measure the speed of this CPU's matrix products in bfloat16, as a multiple of the speed in float32.
 
-    The product is the feed-forward network's, (2048, H) by (H, 4 H).
+    The product is the one of the feed-forward network, (2048, H) by (H, 4 H).
     """
     def seconds(dtype: torch.dtype) -> float:
         x = torch.ones(2048, hidden_size, dtype=dtype)
         weight = torch.ones(hidden_size, 4 * hidden_size, dtype=dtype)
-        # Of four tries the first one prepares the kernel, and the least disturbed one counts.
+        # The fastest of four tries counts. The first is slower, because torch prepares the kernel in it, and
+        # other programs may slow down any of them.
         return min(timeit.repeat(lambda: torch.mm(x, weight), number=1, repeat=4))
 
     return seconds(torch.float32) / seconds(torch.bfloat16)
@@ -1217,8 +1245,8 @@ def bfloat16_speedup(hidden_size: int) -> float:
 
 def start_worker() -> None:
     """Set up a thread of Device.side_by_side."""
-    torch.set_num_threads(1)                # it computes alone
-    torch.set_flush_denormal(True)          # see Device.choose; a setting of each thread
+    torch.set_num_threads(1)                # torch starts no further threads for its operations
+    torch.set_flush_denormal(True)          # see Device.choose; the setting holds for one thread
 
 
 Result = TypeVar("Result")
@@ -1236,10 +1264,10 @@ class Device:
 
     kind: str                   # cpu, cuda or xla
     precision: str              # float32 or bfloat16
-    rank: int = 0               # number of this process
-    ranks: int = 1              # of so many; each computes its share of a batch's rows
-    xla: Any = None             # the module torch_xla
-    mesh: Any = None            # its devices
+    rank: int = 0               # number of this process, from 0
+    ranks: int = 1              # number of processes; each computes its share of a batch's rows
+    xla: Any = None             # the module torch_xla, on a TPU
+    mesh: Any = None            # the devices of the TPU
     workers: int = 1            # threads that compute parts of a batch at the same time, on a CPU
     pool: Any = dataclasses.field(default=None, compare=False, repr=False)          # these threads
 
@@ -1249,7 +1277,7 @@ class Device:
 
         device      cpu, cuda, or auto: a GPU where there is one
         precision   None is float32 on a CPU and bfloat16 elsewhere
-        raises      ValueError when it is not there
+        raises      ValueError when this machine does not have the device
         """
         if tpu:
             xla, mesh = open_xla()
@@ -1260,8 +1288,9 @@ class Device:
             raise ValueError("--device cuda: torch sees no GPU here; drop the option to run on the CPU")
         if device != "cpu":
             return cls(device, precision or "bfloat16")
-        # Weights and activations that fade out pass 1e-38 after some thousand steps. Smaller numbers are
-        # called denormal, and products with them are many times slower: the CPU shall take them for 0.
+        # Some weights and activations shrink from step to step, and fall below 1e-38 after some thousand
+        # steps. Numbers so small are called denormal, and a CPU multiplies them many times more slowly. With
+        # this setting it takes them for 0.
         torch.set_flush_denormal(True)
         keep_freed_memory()
         workers = torch.get_num_threads()               # the cores, or what OMP_NUM_THREADS says
@@ -1283,7 +1312,10 @@ class Device:
     # Several processes, started by torchrun.
 
     def join(self) -> Device:
-        """Return this device as one of all that torchrun started a process for; without torchrun, itself."""
+        """Connect the processes that torchrun started; return the device with this process's rank among them.
+
+        Without torchrun there is one process, and the device is returned as it is.
+        """
         ranks = int(os.environ.get("WORLD_SIZE", 1))
         if ranks == 1:
             return self
@@ -1295,16 +1327,18 @@ class Device:
                 raise ValueError(f"torchrun started more processes than the {count} GPUs here: "
                                  "lower --nproc-per-node")
             torch.cuda.set_device(local)
-        # A day: the others wait while the first one tokenizes the corpus. One that dies is noticed at once.
+        # The timeout is a day, because the others wait while the first process tokenizes the corpus. If a
+        # process dies, the others notice it at once, whatever the timeout.
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if self.kind == "cuda" else "gloo",
                                              timeout=datetime.timedelta(days=1))
         atexit.register(torch.distributed.destroy_process_group)
         return dataclasses.replace(self, rank=int(os.environ["RANK"]), ranks=ranks)
 
     def add_up(self, tensors: list[Tensor]) -> None:
-        """Replace each tensor by its sum over all processes; OSError when one of them is gone.
+        """Replace each tensor, in place, by its sum over all processes.
 
         All tensors travel as one: a message for each gradient would cost more than the numbers in it.
+        raises   OSError when one of the processes is gone
         """
         if self.ranks == 1:
             return
@@ -1318,7 +1352,7 @@ class Device:
             tensor.copy_(total.view_as(tensor))
 
     def any(self, claim: bool) -> bool:
-        """Return whether the claim is true in any process. All must ask: here they wait for each other."""
+        """Return whether the claim is true in any process. All processes must call it; each waits for all."""
         claims = torch.tensor(float(claim))
         self.add_up([claims])
         return bool(claims)
@@ -1327,12 +1361,13 @@ class Device:
     def in_turn(self) -> Iterator[None]:
         """Run a `with` block in the first process alone, then in the others, which find the files it wrote.
 
-        The others run it without messages: what there is to say has been said. They wait for each other in
-        any(), which the first process calls after the block and the others before it.
+        The others run it without messages, because the first one has printed them. The processes wait for
+        each other in any(): the first one calls it after the block, the others call it before the block.
         """
         if self.rank > 0:
             self.any(False)
-        with contextlib.redirect_stderr(io.StringIO()) if self.rank > 0 else contextlib.nullcontext():
+        messages = sys.stderr if self.rank == 0 else io.StringIO()
+        with contextlib.redirect_stderr(messages):
             yield
         if self.rank == 0:
             self.any(False)
@@ -1342,10 +1377,11 @@ class Device:
     def side_by_side(self, work: Callable[[range], Result], rows: range) -> list[Result]:
         """Return [work(part) for part in the parts of `rows`], computed at the same time by a CPU's threads.
 
-        Each thread computes its rows alone, from the embeddings to the gradient, and they meet once a step.
-        In the usual way, all threads together in each matrix product, they wait for each other some thousand
-        times a step. Waiting asleep, they leave half of an idle machine unused; waiting in a loop, they are
-        slowed 4 to 40 times by two other busy programs. Tokens a second of the main job on two cores:
+        Each thread computes its rows alone, from the embeddings to the gradient, and the threads wait for
+        each other once a step. In torch's usual way all threads work together on each matrix product, and
+        wait for each other some thousand times a step. If they sleep while they wait, half of an idle machine
+        stays unused. If they wait in a loop, two other busy programs slow them 4 to 40 times. Tokens per
+        second of train_pretrain.py's default run on two cores:
 
             other busy programs              none       one       two
             together, waiting asleep       14,400    14,300     7,400
@@ -1353,8 +1389,8 @@ class Device:
             side by side                   24,400    14,900    12,800
 
         How rows are divided follows from the number of threads alone, and not from which is faster, so that a
-        resumed run equals an unbroken one. Modes of torch (no_grad, autocast) hold for one thread: enter them
-        in `work`.
+        resumed run equals an unbroken one. A mode of torch (no_grad, autocast) holds for one thread only, so
+        `work` has to enter it.
         """
         count = min(self.workers, len(rows))
         if count <= 1:
@@ -1368,15 +1404,17 @@ class Device:
                  rows: range) -> Tensor:
         """Add the gradient of losses_of(rows)[0] to each weight's `grad`, computed side by side.
 
-        losses_of   rows of a batch -> their share of its losses (), the one to learn from first
-        returns     (number of losses,) all of them for the whole of `rows`, without gradient
+        losses_of   function that takes some rows and returns their share of each of the batch's losses, as
+                    tensors (). The gradient is that of the first loss; the others are only reported
+        returns     (number of losses,) each loss over all `rows`, without gradient
         """
         def work(part: range) -> tuple[Tensor, tuple[Tensor, ...]]:
-            # autograd.grad and not loss.backward(), with which all threads would write to the same `grad`.
+            # This is not loss.backward(), because with it all threads would write to the same `grad`.
             losses = losses_of(part)
             return torch.stack([loss.detach() for loss in losses]), torch.autograd.grad(losses[0], weights)
 
-        # Added up in the order of the rows, whichever thread was first: always the same sum to the last bit.
+        # The parts are added up in the order of the rows, whichever thread was first. In another order the
+        # last bits of the sum could differ.
         parts = self.side_by_side(work, rows)
         for _, gradients in parts:
             for weight, gradient in zip(weights, gradients):
@@ -1386,8 +1424,12 @@ class Device:
     # What a step asks of any device.
 
     def put(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return host tensors copied to the device; on XLA each device gets its share of rows that divide."""
-        if self.kind == "cuda":         # from pinned memory the copy waits for nothing that is still computed
+        """Return host tensors copied to the device.
+
+        On a TPU a tensor whose rows can be divided by the number of devices is spread over them; any other,
+        such as a total (), is copied to each.
+        """
+        if self.kind == "cuda":         # only from pinned memory can the GPU copy while it computes
             tensors = tuple(tensor.pin_memory() for tensor in tensors)
         moved = tuple(tensor.to(self.kind, non_blocking=True) for tensor in tensors)
         for tensor in moved:
@@ -1397,9 +1439,10 @@ class Device:
         return moved
 
     def noise(self, seeds: Sequence[int], *shape: int) -> Tensor | None:
-        """Draw numbers in [0, 1) of this shape for each row, from the row's own seed: (rows, *shape).
+        """Draw numbers in [0, 1) for each row from the row's own seed; return them as (rows, *shape).
 
-        So they do not depend on how a batch is divided. None on XLA, whose program draws them itself.
+        So they do not depend on how a batch is divided. On XLA the result is None: sample_tokens draws them,
+        as a part of the compiled program.
         """
         if self.kind == "xla":
             return None
@@ -1422,7 +1465,7 @@ class Device:
     def seed(self, seed: int) -> None:
         """Set the seed of what the device draws itself: dropout, and on XLA the sampling noise.
 
-        On a CPU it counts for the thread that calls (ThreadNoise).
+        On a CPU it holds only for the thread that calls this (see ThreadNoise).
         """
         if self.kind == "cpu":
             NOISE.generator = torch.Generator().manual_seed(seed)
@@ -1430,6 +1473,10 @@ class Device:
             (self.xla or torch).manual_seed(seed)
 
     def flush(self) -> None:
-        """End a part of a step: XLA has only taken note of its operations, and now compiles and runs them."""
+        """Make XLA compute what it was asked for so far; other devices need no such call.
+
+        XLA only records operations. Here it compiles the recorded ones into a program, or takes the program
+        that it compiled for the same operations before, and runs it.
+        """
         if self.xla:
             self.xla.sync()

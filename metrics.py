@@ -12,12 +12,13 @@ batches or seeds become one figure.
 >>> scores.precision, scores.recall, round(scores.f1, 4)
 (1.0, 0.5, 0.6667)
 
-In the flow this file comes last: tags, labels and answers -> counts -> scores -> mean and spread. It sees
+This file comes last in the flow: tags, labels and answers -> counts -> scores -> mean and spread. It sees
 only lists, strings and numbers; which model or which file they come from makes no difference to a score.
+
 Two conventions hold everywhere. A score lies in [0, 1], while the papers print percentages. A division by
 zero gives 0: a system that finds nothing has a precision of 0.
-Left out are partial credit for overlapping entities and averages over entity types, because neither paper
-reports them.
+There is no partial credit for overlapping entities and no average over entity types, because neither paper
+reports these.
 
 Sources: CoNLL-2000 conlleval (entities); SQuAD v1.1 evaluation (Rajpurkar et al. 2016, section 6); the
 measures of BioASQ task B; ELECTRAMed tables 7 to 10; Bio-ELECTRA tables 2 to 7.
@@ -90,12 +91,12 @@ def spans_from_tags(tags: Iterable[str]) -> list[Span]:
 # --- 2. Counts, precision, recall, F1 ---
 
 def _ratio(part: float, whole: float) -> float:
-    """Divide, with 0 for a division by zero."""
+    """Return part / whole, or 0 where `whole` is 0."""
     return part / whole if whole else 0.0
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Average, with 0 for no values; fsum rounds only once, so the order of the values has no effect."""
+    """Return the mean, or 0 without values. fsum rounds only once, so the order of values has no effect."""
     return _ratio(math.fsum(values), len(values))
 
 
@@ -113,7 +114,7 @@ class Scores:
     true_positives: int  # found and right
     false_positives: int  # found, but wrong
     false_negatives: int  # missed
-    per_type: dict[str, "Scores"] = field(default_factory=dict)  # the same for each type or label
+    per_type: dict[str, "Scores"] = field(default_factory=dict)  # one Scores for each type or label
 
     @property
     def precision(self) -> float:
@@ -137,17 +138,20 @@ class Scores:
 
 
 class Decision(NamedTuple):
-    """One thing that is claimed, by the gold standard or by a system; two are equal when all of it is."""
+    """One statement of the gold standard or of a system: something of this type is at this place.
+
+    A system's decision is right when the gold standard holds the same type at the same place.
+    """
 
     type: str  # entity type, relation label or answer
     place: Hashable  # where: a row, or a sentence with the first and last word
 
 
 def compare(gold: set[Decision], predicted: set[Decision]) -> Scores:
-    """Compare what is true with what a system says.
+    """Count the decisions that are right, wrong and missed, over all types and for each type.
 
-    returns   micro scores, that is, of all decisions counted together: frequent types weigh more than rare
-              ones. per_type has the scores of each type that occurs on either side.
+    returns   micro scores: all decisions are counted together, so frequent types weigh more than rare ones.
+              per_type has the scores of each type that occurs on either side.
 
     The drug at place 1 is found; the gene at place 2 is taken for a drug:
 
@@ -181,11 +185,11 @@ def _entities(sentences: Sequence[Sequence[str]]) -> set[Decision]:
 
 
 def entity_scores(gold_tags: Sequence[Sequence[str]], predicted_tags: Sequence[Sequence[str]]) -> Scores:
-    """Score entities by exact match: one is right when its type, its first and its last word are.
+    """Score entities by exact match: an entity is right when its type, first word and last word are right.
 
     gold_tags, predicted_tags   one list of tags per sentence
     returns   micro scores over all entities; per_type by entity type
-    raises    ValueError when the sentences, or the words of one sentence, are not equally many
+    raises    ValueError when the two sides differ in the number of sentences, or of words in a sentence
     source    conlleval
 
     An entity that is one word too short is worth nothing. It even counts twice: what was found is wrong, and
@@ -201,11 +205,18 @@ def entity_scores(gold_tags: Sequence[Sequence[str]], predicted_tags: Sequence[S
 
 
 class EntityMatch(NamedTuple):
-    """A gold entity, a predicted entity, or an overlapping pair of both, and what that means."""
+    """A pair of overlapping entities, or an entity without a partner, and the verdict on it.
 
-    verdict: str  # "hit"; "boundary": right type, other borders; "type": other type; "missed"; "spurious"
-    gold: Span | None  # None where spurious
-    predicted: Span | None  # None where missed
+        hit        same type, same words
+        boundary   same type, other first or last word
+        type       other type
+        missed     a gold entity without a partner
+        spurious   a predicted entity without a partner
+    """
+
+    verdict: str
+    gold: Span | None  # None for spurious
+    predicted: Span | None  # None for missed
 
 
 def _shared_words(first: Span, second: Span) -> int:
@@ -214,7 +225,9 @@ def _shared_words(first: Span, second: Span) -> int:
 
 
 def match_entities(gold: Sequence[Span], predicted: Sequence[Span]) -> list[EntityMatch]:
-    """Tell for the entities of one sentence what kind of error each is, as a list of errors needs it.
+    """Pair the gold and the predicted entities of one sentence, and give a verdict on each pair.
+
+    A list of errors needs this: it tells a wrong border from an entity that was not found at all.
 
     gold, predicted   spans as spans_from_tags returns them: in order, without overlap on their own side
     returns   every span exactly once: the pairs first, then the missed, then the spurious entities. Hits are
@@ -228,21 +241,22 @@ def match_entities(gold: Sequence[Span], predicted: Sequence[Span]) -> list[Enti
     """
     def preference(pair: tuple[Span, Span]) -> tuple[bool, int]:
         """Return a sort key: equal types before unequal ones, then many shared words before few."""
-        goal, found = pair
-        return goal.type != found.type, -_shared_words(goal, found)
+        expected, found = pair
+        return expected.type != found.type, -_shared_words(expected, found)
 
     # 1. List the pairs that overlap, the best first. Of equally good pairs the left one stays first, because
     #    sorting is stable.
     pairs = sorted((pair for pair in product(gold, predicted) if _shared_words(*pair) > 0), key=preference)
 
-    # 2. Take each pair of which neither side is taken yet. A hit is never lost to another pair, because equal
-    #    spans overlap no third one.
+    # 2. Take each pair of which neither side is taken yet. No hit is lost to another pair: its two spans are
+    #    the same words, so a third span that overlaps one of them would overlap both, but spans of one side
+    #    never overlap.
     matches, missed, spurious = [], list(gold), list(predicted)
-    for goal, found in pairs:
-        if goal in missed and found in spurious:
-            verdict = "hit" if goal == found else "boundary" if goal.type == found.type else "type"
-            matches.append(EntityMatch(verdict, goal, found))
-            missed.remove(goal)
+    for expected, found in pairs:
+        if expected in missed and found in spurious:
+            verdict = "hit" if expected == found else "boundary" if expected.type == found.type else "type"
+            matches.append(EntityMatch(verdict, expected, found))
+            missed.remove(expected)
             spurious.remove(found)
 
     # 3. What is left on either side has no partner.
@@ -258,11 +272,11 @@ def relation_scores(gold: Sequence[str], predicted: Sequence[str], negative: str
     gold, predicted   one label per row of the file; a pair with two labels has two rows, and each row counts
     negative          the label for "no relation", as the file spells it: false, False, DDI-false or 0
     returns   micro scores over the positive labels; per_type by label
-    raises    ValueError when the rows are not equally many
+    raises    ValueError when the two sides differ in the number of rows
 
-    Four of five pairs in ChemProt have no relation. To call them so is easy and earns nothing: a negative
-    label is never a true positive. A positive label in place of another is a false positive of its own label
-    and a false negative of the gold label:
+    In ChemProt four of five pairs have no relation. A system that says so for all of them would be right most
+    of the time, so negative labels are not counted as true positives. A positive label in place of another is
+    a false positive of its own label and a false negative of the gold label:
 
     >>> gold, predicted = ["CPR:3", "CPR:4", "false"], ["CPR:3", "CPR:9", "false"]
     >>> scores = relation_scores(gold, predicted, negative="false")
@@ -275,10 +289,10 @@ def relation_scores(gold: Sequence[str], predicted: Sequence[str], negative: str
 
 
 class YesNoScores(NamedTuple):
-    """Scores of each answer when it is the one to be found, and two summaries."""
+    """Separate scores for the two answers, and two summaries."""
 
-    yes: Scores
-    no: Scores
+    yes: Scores  # how well the questions with the answer yes are found
+    no: Scores  # how well those with the answer no are found
     macro_f1: float  # mean of both F1: the rare answer weighs as much as the frequent one
     accuracy: float  # share of the questions answered right
 
@@ -287,7 +301,7 @@ def bioasq_yesno_scores(gold: Sequence[str], predicted: Sequence[str]) -> YesNoS
     """Score yes/no questions, with separate scores for each answer.
 
     gold, predicted   "yes" or "no", one per question
-    raises    ValueError when the questions are not equally many or an answer is neither
+    raises    ValueError for another answer, or when the two sides differ in the number of questions
     source    BioASQ task B
 
     Most gold answers are yes, so a system that always says yes has a high accuracy. Its macro F1 is low:
@@ -335,8 +349,8 @@ def normalise_squad_answer(text: str) -> str:
     source    SQuAD v1.1 evaluation: (1) lower-case, (2) delete ASCII punctuation, (3) delete the articles a,
               an and the, (4) reduce white space to single spaces, in this order.
 
-    The order shows: the hyphen of "A-level" goes before articles are looked for, so that its A is part of a
-    word and stays, while "(a)" has become an article and is deleted.
+    The order matters. The hyphen of "A-level" is deleted before articles are looked for, so its A has become
+    part of a word and stays, while "(a)" has become an article and is deleted.
 
     >>> normalise_squad_answer("The A-level,  (a) Test.")
     'alevel test'
@@ -370,7 +384,7 @@ def squad_scores(predicted: Mapping[str, str], gold: Mapping[str, Sequence[str]]
     """Score one answer per question, each against the gold answer that suits it best.
 
     predicted   {question id: text}
-    gold        {question id: [answer, ...]}, as several people answered it
+    gold        {question id: [answer, ...]}, the answers of several people
     returns     means over the gold questions. A question without a prediction, or without a gold answer,
                 scores 0 and counts in the mean.
     raises      ValueError for a prediction that belongs to no gold question
@@ -387,8 +401,8 @@ def squad_scores(predicted: Mapping[str, str], gold: Mapping[str, Sequence[str]]
     exact, f1 = [], []  # of the questions that have a prediction; all others would add 0
     for question, text in predicted.items():
         answer = normalise_squad_answer(text)
-        exact.append(any(answer == normalise_squad_answer(goal) for goal in gold[question]))
-        f1.append(max((squad_f1(text, goal) for goal in gold[question]), default=0.0))
+        exact.append(any(answer == normalise_squad_answer(expected) for expected in gold[question]))
+        f1.append(max((squad_f1(text, expected) for expected in gold[question]), default=0.0))
     return SquadScores(_ratio(sum(exact), len(gold)), _ratio(math.fsum(f1), len(gold)))
 
 
@@ -426,7 +440,7 @@ def _is_balanced(text: str) -> bool:
 def clean_bioasq_answer(text: str) -> str:
     """Strip spaces, final commas and full stops, and parentheses around the whole answer.
 
-    The parentheses of "(a) or (b)" stay, because its first and its last belong to different pairs.
+    The parentheses of "(a) or (b)" stay, because the first and the last of them belong to different pairs.
 
     >>> clean_bioasq_answer(" (TP53)., "), clean_bioasq_answer("(a) or (b)")
     ('TP53', '(a) or (b)')
@@ -458,10 +472,10 @@ def merge_bioasq_snippets(snippets: Mapping[str, Sequence[tuple[str, float]]]) -
     """Turn the answers found in each snippet into one ranked list per question.
 
     snippets  {snippet id: [(text, probability), ...]}
-    returns   {question id: at most five answers, best first}. Answers that are equal but for case become one,
-              with the sum of their probabilities, in the spelling of the most probable. Dropped are answers
-              with unbalanced brackets, of more than 100 characters, or of which cleaning leaves nothing. A
-              question that loses all its answers keeps an empty list.
+    returns   {question id: at most five answers, best first}. Answers that differ only in case become one,
+              with the sum of their probabilities, in the spelling of the most probable. An answer is dropped
+              when its brackets are not balanced, when it has more than 100 characters, or when nothing is
+              left of it after cleaning. A question that loses all its answers keeps an empty list.
     source    the factoid conversion published with BioBERT's BioASQ system. It strips one character and looks
               only for brackets missing on one side; this function strips them all and matches every pair.
 
@@ -477,7 +491,7 @@ def merge_bioasq_snippets(snippets: Mapping[str, Sequence[tuple[str, float]]]) -
 
 
 def _reciprocal_rank(is_right: Iterable[bool]) -> float:
-    """Return 1 / rank of the first right one, 0 without: [False, True, True] gives 1 / 2."""
+    """Return 1 / rank of the first right answer, 0 if none is right: [False, True, True] gives 1 / 2."""
     return next((1 / rank for rank, right in enumerate(is_right, start=1) if right), 0.0)
 
 
@@ -492,7 +506,7 @@ class FactoidScores(NamedTuple):
 
 def bioasq_factoid_scores(gold: Mapping[str, Sequence[str]],
                           predicted: Mapping[str, Sequence[str]]) -> FactoidScores:
-    """Score ranked answers: one is right when it equals any synonym but for case.
+    """Score ranked answers: an answer is right when it equals one of the synonyms, in any case of letters.
 
     gold       {question id: [synonym, ...]}
     predicted  {question id: [answer, ...]}, best first; only the first five are looked at
@@ -508,9 +522,9 @@ def bioasq_factoid_scores(gold: Mapping[str, Sequence[str]],
     _check_questions(gold, predicted)
     reciprocal_ranks = []
     for question, synonyms in gold.items():
-        goals = {synonym.lower() for synonym in synonyms}
+        right = {synonym.lower() for synonym in synonyms}
         answers = predicted.get(question, ())[:FACTOID_ANSWERS]
-        reciprocal_ranks.append(_reciprocal_rank(answer.lower() in goals for answer in answers))
+        reciprocal_ranks.append(_reciprocal_rank(answer.lower() in right for answer in answers))
     return FactoidScores(strict_accuracy=_mean([value == 1 for value in reciprocal_ranks]),
                          lenient_accuracy=_mean([value > 0 for value in reciprocal_ranks]),
                          mrr=_mean(reciprocal_ranks),
@@ -558,10 +572,10 @@ def batch_scores(mrr: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
 
 
 def batch_score_total(mrr: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Sum batch_scores over the batches; a system that is best in all five has 5.
+    """Sum batch_scores over the batches; a system that is best in all five batches of BioASQ has 5.
 
-    source    ELECTRAMed, table 10. Batches differ in difficulty, so a share of the best is comparable where
-              the MRR itself is not.
+    source    ELECTRAMed, table 10. Batches differ in difficulty, so their MRRs cannot be compared, but shares
+              of the best MRR can.
 
     >>> batch_score_total({"ours": [0.5, 0.2], "theirs": [0.25, 0.4]})
     {'ours': 1.5, 'theirs': 1.5}
@@ -572,7 +586,7 @@ def batch_score_total(mrr: Mapping[str, Sequence[float]]) -> dict[str, float]:
 def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
     """Measure how well scores separate two classes: the area under the ROC curve (AUC).
 
-    labels, scores   equally many, of any shape; labels are 0 or 1
+    labels, scores   one of each per item, in arrays of any shape; labels are 0 or 1
     returns   the probability that a random positive has a higher score than a random negative, a tie counting
               one half; 0.5, the value of a blind guess, when one class is absent
     raises    ValueError for other labels, for scores that are NaN, or for different lengths
@@ -594,11 +608,11 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
     # 1. Rank the scores, the lowest first. Equal scores share the mean of their ranks: of 1, 5, 5, 9 the
     #    ranks are 1, 2.5, 2.5, 4. Scores in bfloat16 have many ties, which sorting alone would put in an
     #    arbitrary order.
-    _, tie, size = np.unique(values, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(size) - (size - 1) / 2)[tie]
-    # 2. Count the right pairs without forming them. A positive of rank r has r - 1 scores below it. Over all
-    #    positives the ranks sum up to the right pairs plus P (P + 1) / 2, which is their sum when each
-    #    positive stands below every negative.
+    _, group, size = np.unique(values, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(size) - (size - 1) / 2)[group]    # a group of equal scores ends at rank cumsum(size)
+    # 2. Count the right pairs without forming them. If all P positives are below all negatives, their ranks
+    #    are 1 to P, with the sum P (P + 1) / 2, and no pair is right. Each negative below a positive raises
+    #    that positive's rank by 1 and makes one more right pair.
     rank_sum = float(rank[is_positive == 1].sum())
     return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
 
@@ -611,7 +625,7 @@ def unigram_entropy(counts: ArrayLike) -> float:
     It is the masked-token loss of a blind model, one that knows how frequent each token is and does not look
     at the context. A loss below it shows that the context is used.
 
-    counts    occurrences of each vocabulary entry; zeros do no harm; without any count the result is 0.0
+    counts    occurrences of each vocabulary entry; entries with 0 have no effect; 0.0 if all are 0
     raises    ValueError for a negative count
 
     >>> round(unigram_entropy([2, 1, 1]), 4)  # 1/2 ln 2 + 1/4 ln 4 + 1/4 ln 4 = 1.5 ln 2
@@ -627,8 +641,8 @@ def unigram_entropy(counts: ArrayLike) -> float:
 def binary_entropy(p: float) -> float:
     """Measure the entropy of a coin that shows 1 with probability p, in nats.
 
-    It is the replaced-token loss of a blind discriminator, one that gives every token the same probability p
-    of being replaced, where p is the share of replaced tokens.
+    If a share p of the tokens is replaced, this is the lowest loss of a blind discriminator: one that gives
+    every token the same probability of being replaced. It does best when that probability is p.
 
     raises    ValueError for p outside [0, 1]
 
@@ -662,9 +676,9 @@ def mean_and_sd(values: Sequence[float]) -> MeanAndSd:
     return MeanAndSd(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else 0.0)
 
 
-# Student's t by degrees of freedom, from 0 on: 95 % of the distribution lies between -t and t. Without a
-# degree of freedom there is no interval, hence nan. The last entry serves all above 30: it is the value of
-# the normal distribution, which is at most 4 % too low.
+# Entry k is Student's t for k degrees of freedom: 95 % of the distribution lies between -t and t. With 0
+# degrees of freedom there is no interval, hence nan. The last entry, 31, serves all numbers above 30. It is
+# the value of the normal distribution, which is at most 4 % too low.
 STUDENT_T = (math.nan, 12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
              2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
              2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423, 1.9600)
@@ -674,9 +688,9 @@ def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
     """Compute the 95 % confidence interval of a mean over seeds: mean +- t sd / sqrt(n).
 
     If the whole experiment were repeated many times, 95 % of such intervals would hold the true mean. With
-    few seeds the sd itself is uncertain. Student's t makes up for it: for two seeds it is 12.7, for ten 2.26.
+    few seeds the sd itself is uncertain. Student's t makes up for that: it is 12.7 for two seeds.
 
-    values    scores of n seeds; one alone says nothing about the spread, and gives (nan, nan)
+    values    scores of n seeds; a single score says nothing about the spread, and gives (nan, nan)
     source    Student's t with n - 1 degrees of freedom, to four decimals: its 97.5 % quantile leaves 2.5 % of
               the distribution on each side
 

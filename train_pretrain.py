@@ -60,7 +60,8 @@ Model = ElectraForPretraining | MaskedLanguageModel         # --objective electr
 class Options:
     """Hold the values of the command line: one field is one option, `batch_size` is `--batch-size`.
 
-    A number whose default is None takes its value from the preset (see `complete`).
+    The default None means that the command line says nothing. A field of type int, float or bool then takes
+    its value from the preset (see `complete`). A field whose type admits None stays None.
     """
 
     # What is read, and where results go.
@@ -94,7 +95,7 @@ class Options:
     # The schedule.
     steps: int = option(None, "number of updates", at_least=1)
     batch_size: int = option(None, "examples in a batch, on all devices together", at_least=1)
-    accumulate: int = option(1, "compute a device's share of each batch in so many parts, one after another; "
+    accumulate: int = option(1, "parts in which a device computes its share of a batch, one after another; "
                              "double it until the memory suffices: the result is the same", at_least=1)
     max_length: int = option(None, "tokens of the longest example", at_least=8)
     learning_rate: float = option(None, "peak learning rate", at_least=0)
@@ -105,14 +106,14 @@ class Options:
     # What is written on the way, and where it is computed.
     log_every: int = option(50, "steps between two rows of log.csv", at_least=1)
     eval_every: int = option(1000, "steps between two rows of eval.csv", at_least=1)
-    checkpoint_every: int = option(500, "steps between two checkpoints, of which the last two are kept; ten "
-                                   "minutes after the last one there is another in any case", at_least=1)
+    checkpoint_every: int = option(500, "steps between two checkpoints; after ten minutes one is written in "
+                                   "any case; the last two are kept", at_least=1)
     keep_every: int = option(None, "steps between two models that stay in OUT/models, for train_finetune.py "
                              "--curve (default: a tenth of all steps)", at_least=1)
-    max_minutes: float | None = option(None, "stop after so many minutes; repeat to continue", at_least=0)
+    max_minutes: float | None = option(None, "stop after this time; repeat the command to go on", at_least=0)
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
     tpu: bool = option(False, "compute on all XLA devices of this machine, through torch_xla")
-    precision: str | None = option(None, "of matrix products (default: float32 on a CPU, bfloat16 elsewhere)",
+    precision: str | None = option(None, "format of matrix products (default: float32 on CPU, else bfloat16)",
                                    choices=["float32", "bfloat16"])
     compile: bool = option(False, "use torch.compile: minutes for each row length at first, then faster")
 
@@ -207,7 +208,7 @@ def prepare_data(options: Options) -> tuple[Tokenizer, data.Shards]:
     out, corpus = Path(options.out), [Path(path) for path in options.corpus]
     preprocess = preprocess_bluebert if options.bluebert else None
     reading = data.Reading(options.min_pmid, options.language, preprocess)
-    # A corpus that was tokenized before needs none of the steps below.
+    # Ready shards need none of the steps below: their text was read and tokenized before.
     if len(corpus) == 1 and (corpus[0] / "index.json").is_file():
         return open_ready_shards(corpus[0], options, reading)
 
@@ -228,7 +229,7 @@ def prepare_data(options: Options) -> tuple[Tokenizer, data.Shards]:
         Tokenizer(pieces, lowercase=not options.cased).save(out)
     tokenizer = load_tokenizer(options.vocab or str(out), options)
 
-    # 3. The shards. The synthetic corpus is so small that further processes would not pay.
+    # 3. The shards. The synthetic corpus is so small that starting more processes would take longer.
     say(f"tokenizing into {out / 'shards'}")
     data.build_shards(corpus, tokenizer, out / "shards", options.max_length, options.seed,
                       workers=None if options.corpus else 1, reading=reading)
@@ -252,8 +253,8 @@ def open_ready_shards(folder: Path, options: Options, reading: data.Reading) -> 
     if length > options.max_length:
         raise ValueError(f"{folder} has examples of up to {length} tokens: pass --max-length {length}")
 
-    # 3. The text was chosen when the shards were built. To repeat that choice does no harm; another one would
-    #    have no effect, and the user should know.
+    # 3. --min-pmid, --language and --bluebert took effect when the shards were built. The user may repeat the
+    #    same values here. Other values would have no effect, so they are refused.
     if reading != data.Reading() and data.describe_reading(reading) != shards.index["text"]:
         raise ValueError(f"{folder} was built with {shards.index['text']}: drop --min-pmid, --language and "
                          "--bluebert, or pass the text")
@@ -297,8 +298,8 @@ class BatchOrder:
     """Decide which examples each step trains on. This depends on (seed, step) alone, not on earlier steps.
 
     An epoch is one pass over the training examples in a new random order. Of 1,000 examples, batches of
-    16 make 62 steps an epoch; 8 examples are left over, other ones in each epoch. Step 100 (counted from
-    0) takes batch 38 of epoch 1, since 100 = 1 * 62 + 38.
+    16 make 62 steps an epoch; 8 examples are left over, other ones in each epoch. Steps, epochs and batches
+    are counted from 0: step 100 takes batch 38 of epoch 1, since 100 = 1 * 62 + 38.
     """
 
     def __init__(self, shards: data.Shards, options: Options) -> None:
@@ -365,13 +366,14 @@ def forward(run: Run, batch: HostBatch, rows: range) -> PretrainOutput:
 
     # 2. Draw the noise that decides the generator's samples: (b, N, V), uniform in [0, 1). Each row has a
     #    seed of its own, counted up from the step's, so that a row gets the same noise wherever it is
-    #    computed. (A seed has 63 bits; the remainder of 2^62 leaves room to count up.)
+    #    computed. (Seeds stay below 2^63: the step's is cut to 62 bits, which leaves room to count up.)
     noise = None
     if isinstance(model, ElectraForPretraining):
         slots, first_seed = masked.positions.shape[1], data.seed_for(seed, batch.step, "noise") % 2 ** 62
         noise = device.noise([first_seed + row for row in rows], slots, model.config.vocab_size)
 
-    # 3. Seed dropout. The first row is part of the seed, or all parts of a batch would drop the same units.
+    # 3. Seed dropout. The number of the first row is part of the seed. Without it all parts of a batch would
+    #    drop the same units.
     device.seed(data.seed_for(seed, batch.step, f"device {rows.start}"))
 
     # 4. Run the model.
@@ -419,7 +421,7 @@ def training_step(run: Run, batch: HostBatch) -> torch.Tensor:
         losses = losses + device.backward(losses_of, weights, range(part * size, (part + 1) * size))
         device.flush()
 
-    # 2. Add up over all processes. From here on they all hold the same numbers.
+    # 2. Replace gradients and losses by their sums over all processes. Now all of them hold the same numbers.
     device.add_up([*(weight.grad for weight in weights if weight.grad is not None), losses])
 
     # 3. Shorten the gradient to norm 1 where it is longer, so that one unusual batch cannot do much harm.
@@ -440,7 +442,7 @@ CHECKPOINT_SECONDS = 600            # a run that is killed loses no more than th
 
 
 class Stop:
-    """Record Ctrl-C (SIGINT) and SIGTERM while it is entered, instead of ending the program.
+    """Record Ctrl-C (SIGINT) and SIGTERM inside a `with` block, where they would otherwise end the program.
 
     The loop looks at `signal` after each step; then it saves and exits. A second signal interrupts at once.
     SIGTERM is what torchrun and the schedulers of clusters send before they kill a process.
@@ -487,7 +489,7 @@ class CsvLog:
             with open(self.path, "a") as file:
                 file.write(",".join([str(step), *(f"{value:.6g}" for value in values)]) + "\n")
         except OSError as error:
-            raise OSError(f"{self.path}: {error.strerror}: mend it, and the same command continues") from None
+            raise OSError(f"{self.path}: {error.strerror}: once solved, the same command continues") from None
 
 
 def run_steps(run: Run, step: int, stop: Stop, deadline: float) -> int:
@@ -508,7 +510,7 @@ def run_steps(run: Run, step: int, stop: Stop, deadline: float) -> int:
         say(describe_start(run, step))
     progress = data.Progress(options.steps, "steps", step)
     unchecked: list[torch.Tensor] = []          # results of the last steps, which the host has not read yet
-    tokens, since = 0.0, time.monotonic()       # real tokens of the steps since then, for tokens_per_second
+    tokens, since = 0.0, time.monotonic()       # real tokens in the steps since this time, for the log
     saved_at = since
     is_stopped = device.any(since >= deadline)  # preparing the data may have taken all the time there is
 
@@ -565,7 +567,7 @@ def run_steps(run: Run, step: int, stop: Stop, deadline: float) -> int:
             if is_saved:
                 save_checkpoint(run.out, step, model, run.optimizer)
                 saved_at = time.monotonic()
-            # The time for writing is left out of tokens_per_second.
+            # Writing took from `now` to this moment. tokens_per_second leaves it out: `since` moves on by it.
             since += time.monotonic() - now
     if is_writer:
         progress.finish()
@@ -581,7 +583,7 @@ def describe_start(run: Run, step: int) -> str:
 
 
 def device_count(device: Device) -> int:
-    """Count the devices that share a batch: those of XLA in this process, or one for each of torchrun's."""
+    """Count the devices that share a batch: XLA's in this process, or one in each process of torchrun."""
     return device.mesh.size() if device.mesh else device.ranks
 
 
@@ -594,6 +596,7 @@ def check_results(results: list[torch.Tensor], step: int, order: BatchOrder) -> 
     # All of them are checked: the first bad step is the one to look at, later ones only follow from it.
     for number, tensor in enumerate(results, start=step - len(results) + 1):
         result = StepResult(*tensor.tolist())
+        # The sum is finite only if both of them are.
         if not math.isfinite(result.loss + result.gradient_norm):
             width, examples = order.examples(number - 1)                # counted from 0 there, from 1 here
             more = f" and {len(examples) - 8} more" if len(examples) > 8 else ""
@@ -602,13 +605,13 @@ def check_results(results: list[torch.Tensor], step: int, order: BatchOrder) -> 
                 f"step {number} is not finite: generator {result.mlm_loss}, discriminator "
                 f"{result.discriminator_loss}, gradient norm {result.gradient_norm}; its batch: seed "
                 f"{order.options.seed}, {width} tokens, examples {' '.join(map(str, examples[:8]))}{more}; "
-                f"last good checkpoint: {good}; start again with a lower --learning-rate, another --out")
+                f"last good checkpoint: {good}; start again with a lower --learning-rate and another --out")
     return result
 
 
 # --- 5. Evaluation ---
 
-EVALUATION_EXAMPLES = 1024          # at most so many; they are the same ones each time
+EVALUATION_EXAMPLES = 1024          # at most; the first held-out examples, the same ones each time
 EVALUATION_BATCH = 64               # rows
 EVALUATION_STEP = 2 ** 32           # batch i is masked as that of step 2^32 + i, which no training reaches
 
@@ -616,8 +619,9 @@ EVALUATION_STEP = 2 ** 32           # batch i is masked as that of step 2^32 + i
 class Evaluation(NamedTuple):
     """Hold one row of eval.csv, measured on held-out documents.
 
-    Precision, recall and AUC are those of finding replaced tokens. Padding counts nowhere; TF counts it among
-    the original tokens in its AUC. Without a discriminator (--objective mlm) its columns are nan.
+    Precision, recall and AUC measure how well replaced tokens are found. Padding is left out of all columns,
+    while TF's AUC counts it among the original tokens. With --objective mlm there is no discriminator, and
+    the columns about it are nan.
 
         step,mlm_loss,mlm_accuracy,discriminator_loss,discriminator_accuracy,discriminator_precision,...
         24,5.04729,0.027379,0.398006,0.859352,0.692737,...
@@ -635,7 +639,7 @@ class Evaluation(NamedTuple):
 
 
 class HeldOut(NamedTuple):
-    """Hold what both networks say about held-out examples: one after the other, without padding."""
+    """Hold both networks' outputs for held-out examples, joined into long arrays without padding."""
 
     nll: np.ndarray                     # (slots,) -ln p(original) by the generator, nats
     is_right: np.ndarray                # (slots,) bool, whether the generator's best guess is the original
@@ -670,10 +674,11 @@ def outputs_of(run: Run, batch: HostBatch, rows: range) -> HeldOut:
     # 1. On the device: shapes are fixed, so unused slots and padding are computed too.
     output = forward(run, batch, rows)
     logits, originals = output.generator_logits, output.masked.original_ids        # (b, N, V) and (b, N)
-    # (b, V, N), as cross_entropy wants it -> (b, N)
+    # cross_entropy takes the classes in dimension 1: (b, V, N) -> (b, N).
     nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), originals, reduction="none")
     is_right = logits.argmax(-1) == originals                                      # (b, N)
-    run.device.flush()          # in one go: XLA would compile a program for each result that is fetched alone
+    # Compute all results now: without this XLA would compile one program for each that is fetched below.
+    run.device.flush()
 
     # 2. On the host: keep the used slots and the real tokens.
     is_slot = batch.masked.weights[rows.start:rows.stop].bool()                    # (b, N)
@@ -683,21 +688,21 @@ def outputs_of(run: Run, batch: HostBatch, rows: range) -> HeldOut:
                    judged.cpu()[is_real].numpy(), is_replaced.cpu()[is_real].numpy())
 
 
-def evaluate(step: int, found: HeldOut) -> Evaluation:
+def evaluate(step: int, outputs: HeldOut) -> Evaluation:
     """Compute the losses and scores of both networks."""
     # 1. The generator.
-    mlm_loss, mlm_accuracy = float(found.nll.mean()), float(found.is_right.mean())
-    if np.isnan(found.logits).all():                    # --objective mlm: there is no discriminator
+    mlm_loss, mlm_accuracy = float(outputs.nll.mean()), float(outputs.is_right.mean())
+    if np.isnan(outputs.logits).all():                  # --objective mlm: there is no discriminator
         return Evaluation(step, mlm_loss, mlm_accuracy)
 
     # 2. The discriminator. With logit x, the loss of a token is -ln sigmoid(x) = ln(1 + e^-x) where it was
     #    replaced, and ln(1 + e^x) where it was not. logaddexp(0, x) is ln(1 + e^x) without overflow.
-    says, truth = found.logits > 0, found.is_replaced                              # (tokens,) bool each
-    bce = np.logaddexp(0, np.where(truth, -found.logits, found.logits))            # (tokens,) nats
-    hits = (says & truth).sum()
+    says, truth = outputs.logits > 0, outputs.is_replaced                          # (tokens,) bool each
+    bce = np.logaddexp(0, np.where(truth, -outputs.logits, outputs.logits))        # (tokens,) nats
+    hits = (says & truth).sum()                         # replaced tokens that were found
     precision, recall = float(hits / max(1, says.sum())), float(hits / max(1, truth.sum()))
     return Evaluation(step, mlm_loss, mlm_accuracy, float(bce.mean()), float((says == truth).mean()),
-                      precision, recall, metrics.roc_auc(truth, found.logits), float(found.logits.std()))
+                      precision, recall, metrics.roc_auc(truth, outputs.logits), float(outputs.logits.std()))
 
 
 def blind_baselines(run: Run, is_replaced: np.ndarray) -> tuple[float, float]:
@@ -744,13 +749,13 @@ def train(options: Options) -> int:
     parts = device_count(device) * options.accumulate
     if options.batch_size % parts:
         raise ValueError(f"--batch-size {options.batch_size} does not divide by {parts} (devices times "
-                         "--accumulate): each device computes as many rows at a time")
+                         "--accumulate): all parts of a batch must have the same number of rows")
 
     # Of several processes the first one does steps 2 to 4 alone. Then the others do them without messages,
     # and find the files that it made.
     with device.in_turn():
-        # 2. Data. What the run folder holds decides which options must still be the same. A command that
-        #    failed before it made anything may be corrected.
+        # 2. Data. What the run folder holds decides which options must still be the same. If an earlier
+        #    command failed before it made anything, all options may be other ones.
         has_begun = any(out.glob("checkpoint-*.pt"))
         has_data = any((out / name).exists() for name in ("corpus.txt", "vocab.txt", "shards"))
         fixed = FIXED if has_begun else DATA_FIELDS if has_data else ()
@@ -768,8 +773,9 @@ def train(options: Options) -> int:
         if options.precision is None:
             device.mention_bfloat16(config.hidden_size)
         if options.compile:
-            # Compiled code divides its own loops among the cores: one thread is enough. Each row length is
-            # compiled once; the limit is raised because torch, when it is reached, stops compiling silently.
+            # Compiled code divides its own loops among the cores, so one worker is enough. The model is
+            # compiled once for each row length. When torch reaches its limit of such compilations, it goes on
+            # without compiling and says nothing; therefore the limit is raised.
             device = dataclasses.replace(device, workers=1)
             torch._dynamo.config.recompile_limit = 64
             model.compile(dynamic=False)
@@ -820,7 +826,7 @@ def from_initial(options: Options) -> Options:
 
 
 def summarise(run: Run) -> None:
-    """Print what was learnt beside what needs no learning, and the next command to type.
+    """Print what was learnt beside what a blind model could reach, and the next command to type.
 
         on held-out documents      learnt    blind
         masked-token loss           3.051    5.275  nats (unigram entropy)
@@ -829,15 +835,15 @@ def summarise(run: Run) -> None:
         replaced-token AUC          0.835    0.500
     """
     if len(run.shards.held_out):
-        found = held_out_outputs(run)
-        result = evaluate(run.options.steps, found)
-        blind_mlm, blind_replaced = blind_baselines(run, found.is_replaced)
+        outputs = held_out_outputs(run)
+        result = evaluate(run.options.steps, outputs)
+        blind_mlm, blind_replaced = blind_baselines(run, outputs.is_replaced)
         print(f"\non held-out documents      learnt    blind\n"
               f"masked-token loss         {result.mlm_loss:7.3f}  {blind_mlm:7.3f}  nats (unigram entropy)\n"
               f"masked-token accuracy     {result.mlm_accuracy:7.3f}")
         if run.options.objective == "electra":
             print(f"replaced-token loss       {result.discriminator_loss:7.3f}  {blind_replaced:7.3f}  nats "
-                  f"(entropy of the replaced rate, {found.is_replaced.mean():.3f})\n"
+                  f"(entropy of the replaced rate, {outputs.is_replaced.mean():.3f})\n"
                   f"replaced-token AUC        {result.discriminator_auc:7.3f}  {0.5:7.3f}")
     else:
         print("\nno held-out documents to measure on: the corpus has fewer than "
@@ -851,6 +857,7 @@ def summarise(run: Run) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and run; return the exit status."""
+    # Options are parsed inside the command, because their errors too become one line and exit status 2.
     return data.run_command(lambda: train(complete(
         data.parse_options(Options, "Pre-train ELECTRA on a corpus.", arguments))))
 
