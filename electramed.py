@@ -1243,9 +1243,12 @@ def bfloat16_speedup(hidden_size: int) -> float:
     return seconds(torch.float32) / seconds(torch.bfloat16)
 
 
-def start_worker() -> None:
-    """Set up a thread of Device.side_by_side."""
-    torch.set_num_threads(1)                # torch starts no further threads for its operations
+MOST_WORKERS = 8            # Python runs one thread at a time: more of them would mostly wait for it
+
+
+def start_worker(threads: int = 1) -> None:
+    """Set up a thread of Device.side_by_side, which computes each product with `threads` threads of torch."""
+    torch.set_num_threads(threads)
     torch.set_flush_denormal(True)          # see Device.choose; the setting holds for one thread
 
 
@@ -1293,8 +1296,10 @@ class Device:
         # this setting it takes them for 0.
         torch.set_flush_denormal(True)
         keep_freed_memory()
-        workers = torch.get_num_threads()               # the cores, or what OMP_NUM_THREADS says
-        pool = concurrent.futures.ThreadPoolExecutor(workers, initializer=start_worker)
+        cores = torch.get_num_threads()                 # or what OMP_NUM_THREADS says
+        workers = min(cores, MOST_WORKERS)
+        pool = concurrent.futures.ThreadPoolExecutor(workers, initializer=start_worker,
+                                                     initargs=(cores // workers,))
         return cls(device, precision or "float32", workers=workers, pool=pool)
 
     def mention_bfloat16(self, hidden_size: int) -> None:

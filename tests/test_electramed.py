@@ -1646,6 +1646,15 @@ def test_the_noise_of_a_row_does_not_depend_on_how_a_batch_is_divided(seeds, dat
     assert ((whole >= 0) & (whole < 1)).all()
 
 
+def test_many_cores_are_shared_out_among_eight_threads(monkeypatch):
+    """Of twenty cores each of the eight has two for its products."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 20)
+    device = Device.choose("cpu")
+    monkeypatch.undo()
+    assert device.workers == 8
+    assert device.pool.submit(torch.get_num_threads).result() == 2
+
+
 def test_an_error_in_a_thread_reaches_the_caller():
     with pytest.raises(ZeroDivisionError):
         cpu(2).side_by_side(lambda rows: 1 // rows.start, range(4))
