@@ -324,14 +324,14 @@ def ends_sentence(text: str, start: int, found: regex.Match) -> bool:
         (4) Fig. 2, no. 4, 1. The    abbreviations, and numbers that head a paragraph
         (5) E. coli, et al. found    initials, and abbreviations that rarely stand last
 
-    Looks at most 200 characters around, so that long texts take no longer per character than short ones.
+    No rule looks further than 200 characters: a long text takes no more time per character than a short one.
     """
     stop, mark = found.start(), found[0].rstrip()
     following = (OPENING_MARKS.sub("", text[found.end():found.end() + 40]).split() or [""])[0]
     # (1) A lower-case word continues the sentence, unless it is a name such as p53 or β-actin.
     if following.islower() and not regex.search(r"\d|^[α-ω]-", following):
         return False
-    # (2) Inside brackets nothing ends.
+    # (2) Inside brackets nothing ends. The bracket was opened before, and is closed within 200 characters.
     before = text[max(start, stop - 200):stop]
     is_open = before.rfind("(") > before.rfind(")") and ")" not in mark
     if is_open and CLOSING_BRACKET.match(text, found.end()):
@@ -345,10 +345,9 @@ def ends_sentence(text: str, start: int, found: regex.Match) -> bool:
     #     is the whole sentence so far: it heads a paragraph ("1. The").
     words = before.split()[-2:]
     word = OPENING_MARKS.sub("", words[-1]) if words else ""
-    if word.lower() in NEVER_LAST or word.lower() in BEFORE_NUMBER and following[:1].isdigit():
+    if word.lower() in NEVER_LAST or (word.lower() in BEFORE_NUMBER and following[:1].isdigit()):
         return False
-    is_whole = len(before) == stop - start
-    if is_whole and before.isdigit():
+    if before.isdigit() and len(before) == stop - start:
         return False
     # (5) The full stop of an initial or an abbreviation of kind (c) ends it only if the next word opens
     #     sentences, or if the capital is a name or a unit ("in group A.", "at 37 C.").
@@ -453,8 +452,8 @@ def cut_text(file: io.BufferedReader, name: str, raw: io.FileIO) -> Iterator[Fil
     """
     line, block, is_last = 1, bytearray(), False
     while not is_last:
-        # 1. Fill the block: it holds what the last cut left over; add what the file gives. A full block asks
-        #    for 0 bytes, gets none, and ends the loop, as the end of the file does.
+        # 1. Fill the block: to what the last cut left over, add what the file gives. At the end of the file,
+        #    or when the block is full and 0 bytes are asked for, the chunk is empty and the loop ends.
         try:
             while chunk := file.read1(min(READ_BYTES, BLOCK_BYTES - len(block))):
                 block += chunk
@@ -1685,7 +1684,7 @@ def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> N
         found = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()      # as git computes it
         if not found.startswith(blob):
             raise ValueError(f"{address}: git blob {found}, expected {blob}{remedy}")
-        # 3. Only now does it appear under its name.
+        # 3. Write it under its name only now.
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
 
@@ -1754,7 +1753,8 @@ def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
     split_of[fold % count] = "test"
     splits: dict[str, list] = {split: [] for split in SPLITS if split in split_of}
     for example in examples:
-        splits[split_of[part_of[getattr(example, task.together)]]].append(example)
+        part = part_of[getattr(example, task.together)]
+        splits[split_of[part]].append(example)
     return splits
 
 
@@ -2073,15 +2073,14 @@ class SyntheticWorld:
         rng = random.Random(seed)
         names = invent_names(rng)
 
-        def entities(nouns: list[str], *forms: str) -> list[str]:
+        def invent(nouns: list[str], *forms: str) -> list[str]:
             """Make one family of entities for each noun: "vorax fever", "chronic delin fever", ..."""
             return [form.format(name=next(names), noun=noun) for noun in nouns for form in forms]
 
-        drugs = entities(SALTS, "{name}", "{name}", "{name} {noun}", "{name}")
-        genes = entities(GENE_NOUNS, "{name}", "{name} {noun}", "{name}", "{name}")
-        diseases = entities(DISEASE_NOUNS, "{name}", "{name} {noun}", "chronic {name} {noun}",
-                            "{name} {noun}")
-        effects = entities(EFFECT_NOUNS, "{name}", "{noun}", "acute {name} {noun}", "{name} {noun}")
+        drugs = invent(SALTS, "{name}", "{name}", "{name} {noun}", "{name}")
+        genes = invent(GENE_NOUNS, "{name}", "{name} {noun}", "{name}", "{name}")
+        diseases = invent(DISEASE_NOUNS, "{name}", "{name} {noun}", "chronic {name} {noun}", "{name} {noun}")
+        effects = invent(EFFECT_NOUNS, "{name}", "{noun}", "acute {name} {noun}", "{name} {noun}")
         sites, cells, trials = (list(itertools.islice(names, 20)) for _ in range(3))
 
         self.facts: list[dict[str, str]] = []                   # of each drug, by slot
@@ -2090,6 +2089,7 @@ class SyntheticWorld:
             # the same family. One gene belongs to one disease; three families of drugs share one of effects.
             target = index % len(diseases)
             harm = 4 * (index // 12) + index % 4
+            # Three drugs have one site in common, and three have one trial; two targets are of one cell line.
             self.facts.append({
                 "drug": drugs[index], "rival": drugs[index ^ 1],
                 "gene": genes[target], "paralog": genes[target ^ 1],
@@ -2117,7 +2117,7 @@ class SyntheticWorld:
         left_out = rng.sample(OPTIONAL, rng.randint(3, len(OPTIONAL)))
         sentences = [fill_template(rng.choice(templates), facts, rng)
                      for section, templates in self.templates.items() if section not in left_out]
-        # 3. The questions that it answers; the answer reads as in the sentence where its slot first stands.
+        # 3. The questions that it answers. An answer is written as in the first sentence that has its slot.
         answers: dict[str, str] = {}
         for sentence in sentences:
             for slot, (start, end) in sentence.places.items():
@@ -2153,6 +2153,7 @@ def is_demo_document(number: int, split: str) -> bool:
 def document_examples(name: str, number: int, document: SyntheticDocument) -> Iterator:
     """Yield what abstract `number` gives for a demo task: tagged sentences, relations, or one question."""
     if name == "demo-qa":
+        # Another question in each round of the drugs.
         question, answer = document.questions[number // DRUGS % len(document.questions)]
         found = re.search(rf"\b{re.escape(answer)}\b", document.text)
         assert found, "every answer stands in its document"
@@ -2161,8 +2162,9 @@ def document_examples(name: str, number: int, document: SyntheticDocument) -> It
         yield from (TaggedSentence(sentence.words, sentence.tags) for sentence in document.sentences)
     else:
         for position, sentence in enumerate(document.sentences):
-            for label, *slots in sentence.relations:            # two pairs of one sentence are two examples
-                yield LabelledText(f"{number}.{position}", sentence.anonymised(*slots), label)
+            for relation in sentence.relations:                 # two pairs of one sentence are two examples
+                text = sentence.anonymised(relation.first, relation.second)
+                yield LabelledText(f"{number}.{position}", text, relation.label)
 
 
 def demo_examples(name: str, split: str, seed: int = 0) -> list:

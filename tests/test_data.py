@@ -841,7 +841,7 @@ def test_text_is_cut_into_blocks_between_documents(tmp_path_factory, documents, 
     longest = max((len(("\n".join(document) + blank).encode()) for document in documents), default=0)
     assert found == wanted or longest > block_bytes / 2
     lines = text.encode().split(b"\n")
-    assert all(lines[piece.line - 1:][:1] == piece.content.split(b"\n")[:1] for piece in pieces)
+    assert all(lines[part.line - 1:][:1] == part.content.split(b"\n")[:1] for part in parts)
 
 
 @pytest.mark.parametrize("content, documents", [
@@ -1433,8 +1433,8 @@ def test_any_tagged_sentences_are_read_back(tmp_path_factory, sentences, separat
 
 
 @pytest.mark.parametrize("name, text, message", [
-    ("ner", "a O\r\n\r\nb\r\n", r"train\.txt line 3: expected a word and its tag in two .*, found 'b'"),
-    ("ner", "\ufeff\na O\n\tO\n", r"train\.txt line 3: expected a word and its tag"),
+    ("ner", "a O\r\n\r\nb\r\n", r"train\.txt line 3: expected a word and O, .*, found 'b'"),
+    ("ner", "\ufeff\na O\n\tO\n", r"train\.txt line 3: expected a word and O"),
     ("ner", "a O\n\n\nb S-DNA\n",
      r"train\.txt line 4: expected a word and O, B-TYPE or I-TYPE, found 'b S-DNA'"),
     ("ner", "a o\n", r"train\.txt line 1: expected a word and O"),
