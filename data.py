@@ -1,8 +1,8 @@
 """Turn files into batches: corpora into shards, task files into labelled examples; invent a synthetic world.
 
 After reading this file you hold how ELECTRA's pre-training examples are cut from documents, how a corpus of
-any size is stored and drawn from reproducibly, and how the published task files of both papers are read. Row
-lengths are an example of what it decides; four examples of 20, 30, 30 and 7 tokens become two batches:
+any size is stored and drawn from reproducibly, and how the published task files of both papers are read. For
+example, examples of like length share a batch: those of 20 and 7 tokens rows of 24, those of 30 rows of 32.
 
 >>> plan = plan_batches(np.array([20, 30, 30, 7]), batch_size=2, max_length=32, rng=np.random.default_rng(0))
 >>> [(width, sorted(rows.tolist())) for width, rows in sorted(plan, key=lambda batch: batch[0])]
@@ -58,7 +58,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 from xml.parsers import expat
 
 import numpy as np
@@ -68,8 +68,8 @@ from tokenizer import Tokenizer, count_words, learn_from_counts, preprocess_blue
 
 # --- 1. Small tools ---
 #
-# What all that follows, and both trainers, need around their work. The tool that writes a file
-# (`write_bytes`: whole or not at all) comes from tokenizer.py, which saves vocabularies with it.
+# Small tools that the rest of this file and both trainers use. One more, `write_bytes`, comes from
+# tokenizer.py, which saves vocabularies with it: it writes a whole file or nothing.
 
 
 def say(text: str) -> None:
@@ -78,12 +78,12 @@ def say(text: str) -> None:
 
 
 class Progress:
-    """Show one line about long work: units done, of how many, rate, time left.
+    """Show how far long work has come, on one line: units done and in all, units per second, time left.
 
     On a terminal the line is written over the one before; elsewhere (a log file) a plain line is added:
         1,200 of 10,000 steps, 41.3/s, 4 min left  loss 6.12
 
-    total     units in all; None where nobody knows
+    total     units in all; None when unknown
     unit      what is counted, in the plural: "steps"
     start     units that an earlier run has done already: they do not count in the rate
     """
@@ -153,8 +153,7 @@ def decode_line(line: bytes, number: int, place: str | os.PathLike) -> str:
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{place} line {number}: not UTF-8 ({error.reason} at byte {error.start} of the "
-                         "line): convert the file to UTF-8") from None
+        raise ValueError(f"{place} line {number} byte {error.start}: not UTF-8: convert the file") from None
 
 
 def numbered_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
@@ -189,6 +188,7 @@ def option(default: Any, help: str, choices: Sequence[str] | None = None,
     choices    the only values allowed
     at_least   the lowest number allowed
     """
+    # A factory, because dataclasses refuse a list as a plain default.
     return dataclasses.field(default_factory=lambda: default,
                              metadata={"help": help, "choices": choices, "at_least": at_least})
 
@@ -220,8 +220,9 @@ def parse_options(cls: type, description: str, arguments: Sequence[str] | None =
     options = cls(**vars(parser.parse_args(arguments)))
     for field in fields:
         value, low = getattr(options, field.name), field.metadata["at_least"]
-        if None not in (value, low) and not value >= low:           # "not >=" instead of "<" refuses nan too
-            raise ValueError(f"{flags[field.name]} must be at least {low}, not {value}")
+        if value is None or low is None or value >= low:            # nan >= low is False, so nan is refused
+            continue
+        raise ValueError(f"{flags[field.name]} must be at least {low}, not {value}")
     return options
 
 
@@ -244,15 +245,15 @@ def run_command(command: Callable[[], int]) -> int:
         return 2
 
 
-def claim_run_folder(folder: Path, now: dict[str, Any], fixed: Iterable[str]) -> None:
-    """Record a run's options in its folder, in options.json.
+def claim_run_folder(folder: Path, options: dict[str, Any], fixed: Iterable[str]) -> None:
+    """Record a run's options in its folder, in options.json; refuse a folder of a run with other options.
 
-    A folder is continued by repeating the command that began it. What was computed there depends on some of
-    the options, and with others the result would be a mixture of two runs.
+    A folder is continued by repeating the command that began it. With other options the folder would hold a
+    mixture of two runs.
 
-    now      the options of this run, by name
-    fixed    names of the options that decide what is in the folder already (model, data, seed)
-    raises   ValueError naming the first of them that has changed since the run began
+    options  the options of this run, by name
+    fixed    names of the options that must not change, because results in the folder depend on them
+    raises   ValueError naming the first fixed option that has changed since the run began
     """
     path = folder / "options.json"
     if path.exists():
@@ -261,12 +262,12 @@ def claim_run_folder(folder: Path, now: dict[str, Any], fixed: Iterable[str]) ->
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: damaged ({error}): restore it, or choose another --out") from None
         for name in fixed:
-            if before.get(name) != now[name]:
+            if before.get(name) != options[name]:
                 flag = "--" + name.replace("_", "-")
-                raise ValueError(f"{folder} holds a run with {flag} {before.get(name)}, now {now[name]}: "
+                raise ValueError(f"{folder} holds a run with {flag} {before.get(name)}, now {options[name]}: "
                                  "repeat its options to continue it, or choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, json.dumps(now, indent=1).encode())
+    write_bytes(path, json.dumps(options, indent=1).encode())
 
 
 # --- 2. Documents ---
@@ -275,9 +276,9 @@ def claim_run_folder(folder: Path, now: dict[str, Any], fixed: Iterable[str]) ->
 # because an example is made of whole sentences (section 3). Plain text has one on each line; in XML they are
 # found by the rules below. On the way from a file to its documents there is one step in between:
 #
-#     file --read_pieces--> pieces --piece_documents--> documents
+#     file --read_parts--> parts --part_documents--> documents
 #
-# Pieces are raw bytes, cut where documents end. Cutting is cheap and is done by one process; parsing and
+# A part is raw bytes, cut where a document ends. Cutting is cheap and is done by one process; parsing and
 # tokenizing take time, and are done by as many processes as there are cores (section 4).
 
 Document = list[str]                    # the sentences of one document
@@ -300,9 +301,9 @@ OPENERS = frozenset("""a after all although among an and as at because before bo
 LETTERED = frozenset("a and arm class cohort factor figure grade group hepatitis influenza or panel stage "
                      "table toxin type vitamin".split())
 # A possible end: marks, what may follow them (closing quotes and brackets, \p{Pe} and \p{Pf}; a citation such
-# as [3,4], or a superscript number directly behind a word), then white space; or an empty line. Time is
-# linear in the text: a run of marks is entered only at its first mark, and nothing else that repeats begins a
-# match. str.strip() counts U+001C to U+001F among white space, as `regex` does not: hence SPACE.
+# as [3,4], or a superscript number directly behind a word), then white space; or an empty line. A match
+# begins only at the first of several marks, and no other repeated character begins one: so the time is linear
+# in the text. SPACE adds U+001C to U+001F to \s: str.strip() takes them for white space, `regex` does not.
 SPACE = r"[\s\x1c-\x1f]"
 SENTENCE_BREAK = regex.compile(
     r"""(?<![.?!])[.?!]+["'\p{Pe}\p{Pf}]*"""
@@ -317,40 +318,43 @@ def ends_sentence(text: str, start: int, found: regex.Match) -> bool:
     """Tell whether the marks found end the sentence that began at `start`.
 
     The rules, by example:
-        (1) at pH 7. the buffer      a lower-case word goes on with the sentence; p53 and mRNA open one
+        (1) at pH 7. the buffer      a lower-case word continues the sentence; p53 and mRNA can open one
         (2) (n = 3. Not all)         inside brackets nothing ends
-        (3) Why? Because ...         other marks than a single full stop always end
+        (3) Why? He said "no." Then  anything but a single full stop always ends
         (4) Fig. 2, no. 4, 1. The    abbreviations, and numbers that head a paragraph
         (5) E. coli, et al. found    initials, and abbreviations that rarely stand last
 
-    Looks at most 200 characters around, so that long texts take no longer per character than short ones.
+    No rule looks further than 200 characters: a long text takes no more time per character than a short one.
     """
     stop, mark = found.start(), found[0].rstrip()
     following = (OPENING_MARKS.sub("", text[found.end():found.end() + 40]).split() or [""])[0]
     # (1) A lower-case word continues the sentence, unless it is a name such as p53 or β-actin.
     if following.islower() and not regex.search(r"\d|^[α-ω]-", following):
         return False
-    # (2) Inside brackets nothing ends.
+    # (2) Inside brackets nothing ends. The bracket was opened before, and is closed within 200 characters.
     before = text[max(start, stop - 200):stop]
     is_open = before.rfind("(") > before.rfind(")") and ")" not in mark
     if is_open and CLOSING_BRACKET.match(text, found.end()):
         return False
-    # (3) ? and ! always end it, and so do several marks ("..."). A digit behind the mark is a citation.
-    if mark[0] != "." or mark[1:2] and not mark[1].isdigit():
+    # (3) Only a full stop that is alone, or before a citation number ("mice.3"), may not end it. Always an
+    #     end: ? and !, several marks ("..."), and a full stop with a quote, a bracket or [3] behind it.
+    is_full_stop = mark[0] == "." and (len(mark) == 1 or mark[1].isdigit())
+    if not is_full_stop:
         return True
-    # (4) The full stop of an abbreviation of kind (a) or (b) does not end it, nor does that of a number which
-    #     heads a paragraph ("1. The").
+    # (4) The full stop of an abbreviation of kind (a) or (b) does not end it, nor does that of a number that
+    #     is the whole sentence so far: it heads a paragraph ("1. The").
     words = before.split()[-2:]
     word = OPENING_MARKS.sub("", words[-1]) if words else ""
-    if word.lower() in NEVER_LAST or word.lower() in BEFORE_NUMBER and following[:1].isdigit():
+    if word.lower() in NEVER_LAST or (word.lower() in BEFORE_NUMBER and following[:1].isdigit()):
         return False
-    if before.isdigit() and start + len(before) == stop:
+    if before.isdigit() and len(before) == stop - start:
         return False
     # (5) The full stop of an initial or an abbreviation of kind (c) ends it only if the next word opens
     #     sentences, or if the capital is a name or a unit ("in group A.", "at 37 C.").
     if word.lower() in RARELY_LAST or INITIAL.fullmatch(word):
-        is_name = words[0].lower() in LETTERED or words[0][-1].isdigit()
-        return following.lower().rstrip(",") in OPENERS or len(words) == 2 and len(word) == 1 and is_name
+        previous = words[0] if len(words) == 2 else ""
+        is_name = len(word) == 1 and (previous.lower() in LETTERED or previous[-1:].isdigit())
+        return is_name or following.lower().rstrip(",") in OPENERS
     return True
 
 
@@ -397,27 +401,27 @@ def corpus_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
     return files
 
 
-Form = Literal["text", "xml", "tar", "binary"]
 BLOCK_BYTES = 1 << 24                   # of text in one shard: about 4 million tokens, seconds of one core
 XML_MEMBER_BYTES = 1 << 29              # of one XML file in an archive: it is held in memory as a whole
 IS_XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:[?]xml|!DOCTYPE|!--|article\b|pmc-articleset|Pubmed|Medline)")
 
 
-class Piece(NamedTuple):
-    """Whole documents of one file, not yet parsed: what one process hands to another.
+class FilePart(NamedTuple):
+    """Hold whole documents of one file as raw bytes, not yet parsed.
 
-    An XML file is not cut, since only a parser knows where its documents end; its content stays on the disk.
+    One process cuts files into parts and hands them to the others. An XML file is one part, because only a
+    parser knows where its documents end; its content stays on the disk.
     """
 
     name: str                   # the path; for a member of an archive, followed by its name there
     line: int                   # number of its first line
-    form: Literal["text", "xml"]
+    format: str                 # text or xml
     content: bytes | None       # None for an XML file outside archives: its reader opens it
-    position: int               # bytes of the file, as it lies on the disk, up to the end of this piece
+    position: int               # bytes of the file on the disk (compressed or not) up to the end of this part
 
 
-def detect_form(head: bytes) -> Form:
-    """Detect the form of a file from its first 512 bytes or more, not from its name.
+def detect_format(head: bytes) -> str:
+    """Tell from the first 512 bytes or more of a file, not from its name: text, xml, tar or binary.
 
     A tar archive has "ustar" at byte 257; XML begins with a tag that PubMed or PMC uses; zero bytes, or bytes
     that are not UTF-8, show a file that is not text (a picture among papers).
@@ -431,7 +435,7 @@ def detect_form(head: bytes) -> Form:
     return "text" if is_text else "binary"
 
 
-def last_border(text: bytes) -> int:
+def last_border(text: bytes | bytearray) -> int:
     """Find the end of the last empty line, behind which a new document begins; 0 where there is none.
 
     >>> last_border(b"one\\n\\ntwo\\nthree")
@@ -441,35 +445,33 @@ def last_border(text: bytes) -> int:
     return empty_line.end() if empty_line else 0
 
 
-def cut_text(file: io.BufferedReader, name: str, raw: io.FileIO) -> Iterator[Piece]:
-    """Cut a stream of text into pieces of at most BLOCK_BYTES.
+def cut_text(file: io.BufferedReader, name: str, raw: io.FileIO) -> Iterator[FilePart]:
+    """Cut a stream of text into parts of at most BLOCK_BYTES.
 
     Cuts fall between documents; only a document longer than a block is cut inside, at a line's end.
     """
-    line, rest, size = 1, b"", BLOCK_BYTES
-    while size == BLOCK_BYTES:
-        # 1. Fill a block: what the last cut left over, then what the file gives.
-        parts, size = [rest], len(rest)
+    line, block, is_last = 1, bytearray(), False
+    while not is_last:
+        # 1. Fill the block: to what the last cut left over, add what the file gives. At the end of the file,
+        #    or when the block is full and 0 bytes are asked for, the chunk is empty and the loop ends.
         try:
-            while size < BLOCK_BYTES and (chunk := file.read1(min(READ_BYTES, BLOCK_BYTES - size))):
-                parts.append(chunk)
-                size += len(chunk)
+            while chunk := file.read1(min(READ_BYTES, BLOCK_BYTES - len(block))):
+                block += chunk
         except DAMAGED as error:
-            line += sum(part.count(b"\n") for part in parts)
+            line += block.count(b"\n")
             raise damaged_archive(f"{name} after line {line - 1}", error) from None
-        # 2. Cut it at the last border; a block that is not full is the last, and is kept whole.
-        text = b"".join(parts)
-        end = size if size < BLOCK_BYTES else last_border(text) or text.rfind(b"\n") + 1
-        if size and not end:
-            raise ValueError(f"{name} line {line}: longer than {BLOCK_BYTES:,} bytes: "
-                             "expected a sentence on each line")
-        yield Piece(name, line, "text", text[:end], raw.tell())
-        line += text.count(b"\n", 0, end)
-        rest = text[end:]
+        # 2. Cut it at the last border. A block that is not full is the last, and is kept whole.
+        is_last = len(block) < BLOCK_BYTES
+        end = len(block) if is_last else last_border(block) or block.rfind(b"\n") + 1
+        if not is_last and not end:
+            raise ValueError(f"{name} line {line}: over {BLOCK_BYTES:,} bytes: put each sentence on a line")
+        yield FilePart(name, line, "text", bytes(block[:end]), raw.tell())
+        line += block.count(b"\n", 0, end)
+        del block[:end]
 
 
-def read_members(file: io.BufferedReader, path: str, raw: io.FileIO) -> Iterator[Piece]:
-    """Cut the members of a tar archive into pieces, each read as a file of its own would be.
+def read_members(file: io.BufferedReader, path: str, raw: io.FileIO) -> Iterator[FilePart]:
+    """Cut the members of a tar archive into parts, each read as a file of its own would be.
 
     The archive is read as a stream and nothing is unpacked, so a member's name ("../../etc") can do no harm.
     Members that hold no text are counted and left out.
@@ -483,14 +485,13 @@ def read_members(file: io.BufferedReader, path: str, raw: io.FileIO) -> Iterator
                     continue
                 name = f"{path}: {member.name}"
                 content = decompressed(archive.extractfile(member))
-                form = detect_form(content.peek(512)[:512])
-                if form == "xml":
+                format = detect_format(content.peek(512)[:512])
+                if format == "xml":
                     xml = content.read(XML_MEMBER_BYTES + 1)
                     if len(xml) > XML_MEMBER_BYTES:
-                        raise ValueError(f"{name}: XML of more than {XML_MEMBER_BYTES:,} bytes: "
-                                         "unpack the archive")
-                    yield Piece(name, 1, "xml", xml, raw.tell())
-                elif form == "text":
+                        raise ValueError(f"{name}: XML over {XML_MEMBER_BYTES:,} bytes: unpack the archive")
+                    yield FilePart(name, 1, "xml", xml, raw.tell())
+                elif format == "text":
                     yield from cut_text(content, name, raw)
                 else:
                     left_out += 1
@@ -500,22 +501,22 @@ def read_members(file: io.BufferedReader, path: str, raw: io.FileIO) -> Iterator
         say(f"{path}: {left_out:,} members that hold no text left out")
 
 
-def read_pieces(path: str | os.PathLike) -> Iterator[Piece]:
-    """Cut a text, XML or tar file, compressed or not, into pieces that can be read one by one.
+def read_parts(path: str | os.PathLike) -> Iterator[FilePart]:
+    """Cut a text, XML or tar file, compressed or not, into parts that can be read one by one.
 
-    Text gives pieces of at most BLOCK_BYTES, an XML file is one piece, an archive gives those of its members.
+    Text gives parts of at most BLOCK_BYTES, an XML file is one part, an archive gives those of its members.
 
     raises   ValueError naming path and line where the archive is damaged or a line is longer than a block
     """
     with open(path, "rb", buffering=0) as raw:
         try:
             file = decompressed(raw)
-            form = detect_form(file.peek(512))
+            format = detect_format(file.peek(512))
         except DAMAGED as error:
             raise damaged_archive(f"{path} after line 0", error) from None
-        if form == "xml":
-            yield Piece(str(path), 1, "xml", None, os.path.getsize(path))
-        elif form == "tar":
+        if format == "xml":
+            yield FilePart(str(path), 1, "xml", None, os.path.getsize(path))
+        elif format == "tar":
             yield from read_members(file, str(path), raw)
         else:
             # "binary" too: the user asked for this file, and is told which line is not UTF-8.
@@ -523,7 +524,7 @@ def read_pieces(path: str | os.PathLike) -> Iterator[Piece]:
 
 
 class Reading(NamedTuple):
-    """What is taken from a corpus, and in which form.
+    """Hold what is taken from a corpus, and how each sentence is prepared.
 
     Bio-ELECTRA took the PubMed records from number 10,000,000 on; ELECTRAMed's corpus was prepared sentence
     by sentence (tokenizer.preprocess_bluebert).
@@ -539,7 +540,7 @@ def describe_reading(reading: Reading) -> dict[str, Any]:
     return {**reading._asdict(), "preprocess": getattr(reading.preprocess, "__name__", None)}
 
 
-def text_documents(piece: Piece) -> Iterator[Document]:
+def text_documents(part: FilePart) -> Iterator[Document]:
     """Yield the documents of a text: a sentence on each line, an empty line after each document.
 
     "Fever fell.\\nNobody died.\\n\\nA title\\n" -> ["Fever fell.", "Nobody died."], ["A title"]
@@ -547,8 +548,8 @@ def text_documents(piece: Piece) -> Iterator[Document]:
     raises   ValueError naming the line that is not UTF-8
     """
     document: Document = []
-    for number, line in enumerate(io.BytesIO(piece.content or b""), start=piece.line):
-        if sentence := decode_line(line, number, piece.name).strip():
+    for number, line in enumerate(io.BytesIO(part.content or b""), start=part.line):
+        if sentence := decode_line(line, number, part.name).strip():
             document.append(sentence)
         elif document:
             yield document
@@ -570,7 +571,8 @@ def text_documents(piece: Piece) -> Iterator[Document]:
 XML_ROOTS = frozenset("PubmedArticleSet PubmedArticle PubmedBookArticleSet MedlineCitationSet "
                       "MedlineCitation pmc-articleset article".split())
 RECORDS = frozenset("MedlineCitation BookDocument article".split())       # each is one document
-# Elements whose text is wanted, and the parent they must have where others hold an element of the same name.
+# Elements whose text is wanted -> the parent they must have; None for any. PubMed also gives the PMIDs of
+# cited articles, and PMC the titles of its references: those have another parent.
 WANTED = {"PMID": "MedlineCitation", "Language": None, "ArticleTitle": None, "AbstractText": None,
           "article-title": "title-group", "abstract": None, "body": None, "back": None}
 # Elements inside these whose text is not: translations, replies, references, tables, figures, formulas, ...
@@ -582,20 +584,19 @@ HIDDEN = frozenset("""OtherAbstract trans-abstract sub-article response ref-list
 PARAGRAPHS = frozenset([*WANTED, "p", "sec", "list", "list-item", "disp-quote", "boxed-text", "ack", "app",
                         "bio", "statement", "speech"])
 CITATIONS = re.compile(r" ?(?:\[ ?\0 ?\]|\( ?\0 ?\)|\0)")      # NUL stands for a citation mark, see end_mark
-Region = Literal["outside", "inside", "hidden"]                # of wanted text
 
 
 class Element(NamedTuple):
-    """An element that is open while the parser walks through the file."""
+    """Hold an element that is open while the parser walks through the file."""
 
     tag: str
-    region: Region
+    region: str                 # outside or inside of wanted text; hidden: inside an unwanted element there
 
 
 class Mark(NamedTuple):
-    """An open reference or superscript."""
+    """Hold a reference or a superscript that is open."""
 
-    start: int                  # the part of the paragraph's text at which it begins
+    start: int                  # index in XmlReader.text of its first part
     is_citation: bool           # it refers to the list of references
 
 
@@ -636,7 +637,7 @@ class XmlReader:
         raise self.error(f"declares the entity {name}: expected PubMed's or PMC's XML, which declares none")
 
     def named_character(self, markup: str) -> None:
-        """Take markup that has no handler; of it, only names such as &alpha; are text.
+        """Take named characters such as &alpha; as text; drop all other markup that has no handler.
 
         Such names are declared in a file that the XML refers to. That file is never opened; the names that
         HTML knows are taken instead.
@@ -646,19 +647,20 @@ class XmlReader:
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
         """Enter an element."""
-        tag, (parent, region) = tag.rpartition(":")[2], self.open[-1]      # mml:math -> math
+        tag = tag.rpartition(":")[2]                                # mml:math -> math
+        parent, region = self.open[-1]
         if len(self.open) == 1 and tag not in XML_ROOTS:
             raise self.error(f"root element {tag}: expected {', '.join(sorted(XML_ROOTS))}")
         if len(self.open) > 1000:
             raise self.error("more than 1,000 elements inside each other")
-        # Is its text wanted? An element inherits the region of its parent; nothing inside a hidden element is
-        # wanted again.
+        # Is its text wanted? An element has the region of its parent, unless one of these rules changes it.
+        # Nothing inside a hidden element is wanted again.
         if region == "hidden" or tag in HIDDEN:
             region = "hidden"
         elif tag in WANTED and WANTED[tag] in (None, parent):
             region = "inside"
         self.open.append(Element(tag, region))
-        # Does a record begin, or end a paragraph before it, or a mark begin?
+        # What begins with this element: a record, a paragraph (it ends the one before it), or a mark?
         if tag in RECORDS and region != "hidden":
             self.document, self.languages, self.pmid, self.size = [], [], None, 0
         if region == "inside":
@@ -678,7 +680,7 @@ class XmlReader:
                 raise self.error(f"a document of more than {BLOCK_BYTES:,} characters: cut it")
 
     def end(self, tag: str) -> None:
-        """Leave an element: a paragraph or a mark may end with it, or a record that was asked for."""
+        """Leave an element; this may end a paragraph, a mark or a record. Keep a record that is wanted."""
         tag, region = self.open.pop()
         if region == "inside":
             if tag in PARAGRAPHS:
@@ -686,26 +688,27 @@ class XmlReader:
             elif tag in ("sup", "xref"):
                 self.end_mark(self.marks.pop())
         if tag in RECORDS and region != "hidden" and self.document:
-            # Papers of PMC have no PMID, and no choice is made among them.
+            # PMC's papers have no PMID, and all of them are wanted.
             if self.pmid is None or (self.pmid >= self.reading.min_pmid
                                      and self.reading.language in (None, *self.languages)):
                 self.documents.append(self.document)
 
     def end_mark(self, mark: Mark) -> None:
-        """Replace a citation by number by a NUL, which no XML holds; write 10<sup>6</sup> as 10^6.
+        """Put NUL, which XML cannot hold, in place of a numbered citation; write 10<sup>6</sup> as 10^6.
 
         Citations with names, "Old et al. (1999)", are a part of the sentence and stay.
         """
         content = "".join(self.text[mark.start:])
         if mark.is_citation and not any(map(str.isalpha, content)):
-            self.text[mark.start:] = "\0"
+            self.text[mark.start:] = ["\0"]
         elif re.match(r"[-−+]?\d", content) and mark.start and self.text[mark.start - 1][-1].isdigit():
             self.text.insert(mark.start, "^")
 
     def end_paragraph(self, tag: str) -> None:
-        """Take the text since the last paragraph, which stands directly in `tag`, into the record."""
+        """Add the text since the last paragraph to the record; `tag` is the element it stands in."""
         text = " ".join("".join(self.text).split())
         self.text.clear()
+        # A mark that is still open continues in the next paragraph, from its first part on.
         self.marks = [mark._replace(start=0) for mark in self.marks]
         # Citation marks such as [3] are dropped, with their brackets: "[\0, \0–\0]" -> "[\0]" -> "".
         if "\0" in text:
@@ -722,7 +725,7 @@ class XmlReader:
             self.document += [text[start:end] for start, end in split_sentences(text)]
 
 
-def xml_documents(piece: Piece, reading: Reading) -> Iterator[Document]:
+def xml_documents(part: FilePart, reading: Reading) -> Iterator[Document]:
     """Yield the documents of PubMed's or PMC's XML, in constant memory.
 
     The parser is fed 64 kB at a time, and the records that have ended are handed out before it is fed again.
@@ -731,9 +734,9 @@ def xml_documents(piece: Piece, reading: Reading) -> Iterator[Document]:
     raises   ValueError naming the line where the XML is broken or of another kind, declares entities, or has
              a document as long as a whole block
     """
-    reader = XmlReader(piece.name, reading)
+    reader = XmlReader(part.name, reading)
     parser, fed = reader.parser, 0
-    with open(piece.name, "rb", buffering=0) if piece.content is None else io.BytesIO(piece.content) as raw:
+    with open(part.name, "rb", buffering=0) if part.content is None else io.BytesIO(part.content) as raw:
         try:
             file = decompressed(raw)
             while chunk := file.read(1 << 16):
@@ -748,13 +751,13 @@ def xml_documents(piece: Piece, reading: Reading) -> Iterator[Document]:
         except expat.ExpatError as error:
             raise reader.error(f"broken XML ({expat.ErrorString(error.code)})") from None
         except DAMAGED as error:
-            raise damaged_archive(f"{piece.name} after line {parser.CurrentLineNumber}", error) from None
+            raise damaged_archive(f"{part.name} after line {parser.CurrentLineNumber}", error) from None
     yield from reader.documents
 
 
-def piece_documents(piece: Piece, reading: Reading) -> Iterator[Document]:
-    """Yield the documents of one piece, each sentence preprocessed; drop sentences that become empty."""
-    for document in xml_documents(piece, reading) if piece.form == "xml" else text_documents(piece):
+def part_documents(part: FilePart, reading: Reading) -> Iterator[Document]:
+    """Yield the documents of one part, each sentence preprocessed; drop sentences that become empty."""
+    for document in xml_documents(part, reading) if part.format == "xml" else text_documents(part):
         if reading.preprocess:
             document = list(filter(None, map(reading.preprocess, document)))
         if document:
@@ -773,8 +776,8 @@ def read_documents(path: str | os.PathLike, reading: Reading = Reading()) -> Ite
 
     raises   ValueError or OSError that names the path and the line
     """
-    for piece in read_pieces(path):
-        yield from piece_documents(piece, reading)
+    for part in read_parts(path):
+        yield from part_documents(part, reading)
 
 
 # --- 3. Pre-training examples ---
@@ -789,9 +792,9 @@ Segments = tuple[list[int], list[int]]          # wordpieces of segment A and of
 def split_segments(sentences: list[list[int]], target: int, max_length: int, rng: random.Random) -> Segments:
     """Distribute whole sentences over segments A and B, then cut both to fit.
 
-    A wants half of the target. Take sentences of 3, 2, 4 and 7 tokens and a target of 16. A wants
-    (16 - 3) // 2 = 6 tokens: 3 and 2 fit, the next 4 do not, so a coin decides whether A takes them, too. The
-    rest is B, cut to fit.
+    A wants half of the target, after the three special tokens. Take sentences of 3, 2, 4 and 7 tokens and a
+    target of 16: A wants (16 - 3) // 2 = 6 tokens. The first two fit; with the third it would be 9, so a coin
+    decides whether A takes it, too. What does not go to A is B, cut to fit.
 
     target   tokens wanted in the example, [CLS] and two [SEP] counted
     source   TF build_pretraining_dataset.ExampleBuilder._create_example
@@ -865,10 +868,10 @@ MAX_XML_WORDPIECES = 1 << 27        # of one block, which is kept in memory: 256
 
 
 class Block(NamedTuple):
-    """What becomes one shard."""
+    """Hold what one worker turns into one shard."""
 
     number: int
-    pieces: list[Piece]             # at most BLOCK_BYTES of text together, or one XML file
+    parts: list[FilePart]           # at most BLOCK_BYTES of text together, or one XML file
     position: int                   # bytes of the corpus up to its end
 
 
@@ -878,19 +881,22 @@ def read_blocks(files: Iterable[Path]) -> Iterator[Block]:
     The blocks depend on the files alone, and finding them is quick: nothing is parsed or tokenized here. An
     XML file counts with its size on the disk.
     """
-    number = size = before = position = 0
-    pieces: list[Piece] = []
+    number = 0              # of the block that is being filled
+    size = 0                # bytes in it
+    position = 0            # bytes of the corpus up to its end
+    earlier = 0             # bytes of the files before this one
+    parts: list[FilePart] = []
     for file in files:
-        for piece in read_pieces(file):
-            more = piece.position if piece.content is None else len(piece.content)
-            if pieces and size + more > BLOCK_BYTES:
-                yield Block(number, pieces, position)
-                number, size, pieces = number + 1, 0, []
-            pieces.append(piece)
-            size, position = size + more, before + piece.position
-        before += file.stat().st_size
-    if pieces:
-        yield Block(number, pieces, before)
+        for part in read_parts(file):
+            part_size = part.position if part.content is None else len(part.content)
+            if parts and size + part_size > BLOCK_BYTES:
+                yield Block(number, parts, position)
+                number, size, parts = number + 1, 0, []
+            parts.append(part)
+            size, position = size + part_size, earlier + part.position
+        earlier += file.stat().st_size
+    if parts:
+        yield Block(number, parts, earlier)
 
 
 def vocabulary_hash(tokenizer: Tokenizer) -> str:
@@ -911,12 +917,12 @@ def write_shard(folder: Path, tokenizer: Tokenizer, max_length: int, seed: int, 
     rng = random.Random(f"{seed}/{block.number}")
     counts = collections.Counter(documents=0, sentences=0, words=0, wordpieces=0, unknown=0)
     held_out: list[Document] = []               # encoded last, when the training documents are done
-    documents = (document for piece in block.pieces for document in piece_documents(piece, reading))
+    documents = (document for part in block.parts for document in part_documents(part, reading))
 
     def encode(document: Document) -> list[list[int]]:
         """Turn sentences into wordpiece ids, and count them."""
         if counts["wordpieces"] > MAX_XML_WORDPIECES:
-            raise ValueError(f"{block.pieces[0].name}: an XML file with more than {MAX_XML_WORDPIECES:,} "
+            raise ValueError(f"{block.parts[0].name}: an XML file with more than {MAX_XML_WORDPIECES:,} "
                              "wordpieces: cut it")
         sentences = tokenizer.encode_batch(document)
         counts.update(documents=1, sentences=len(document), words=len(" ".join(document).split()),
@@ -935,14 +941,19 @@ def write_shard(folder: Path, tokenizer: Tokenizer, max_length: int, seed: int, 
             else:
                 yield encode(document)
 
-    # 1. Cut examples from the training documents, then (from number `trained` on) from those held out.
     tokens, starts, firsts = array("H"), array("q", [0]), array("H")
-    for part in (training_documents(), map(encode, held_out)):
-        trained = len(firsts)
-        for a, b in build_examples(part, max_length, rng):
+
+    def add_examples(encoded: Iterable[list[list[int]]]) -> None:
+        """Cut encoded documents into examples, and append these to the arrays."""
+        for a, b in build_examples(encoded, max_length, rng):
             tokens.fromlist([tokenizer.cls_id, *a, tokenizer.sep_id] + ([*b, tokenizer.sep_id] if b else []))
             starts.append(len(tokens))
             firsts.append(len(a) + 2)
+
+    # 1. Cut examples from the training documents; this also fills `held_out`. Then cut those held out.
+    add_examples(training_documents())
+    trained = len(firsts)
+    add_examples(map(encode, held_out))
     # 2. Write the arrays, and hash their bytes as they are written.
     digest = hashlib.sha256()
     for name, values in (("tokens", tokens), ("starts", starts), ("first", firsts)):
@@ -959,20 +970,17 @@ def read_index(folder: Path) -> dict:
     path = folder / "index.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; a shard folder is made by: python data.py build")
-    try:
-        index = read_json(path)
-        if index["format"] == FORMAT_VERSION:
-            return index
-        raise ValueError(f"format {index['format']}, expected {FORMAT_VERSION}: build the shards anew")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not an index of shards ({error})") from None
+    index = read_json(path)
+    if not isinstance(index, dict) or index.get("format") != FORMAT_VERSION:
+        raise ValueError(f"{path}: not an index of shards in format {FORMAT_VERSION}: build the shards anew")
+    return index
 
 
 def continue_index(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     """Read the folder's index.json, or begin one.
 
     wanted    what the shards are to be built from, by name
-    raises    ValueError naming the first thing in which the folder was built from something else
+    raises    ValueError naming the first of them that differs from what the folder was built from
     """
     if not (folder / "index.json").exists():
         return {**wanted, "complete": False, "shards": []}
@@ -990,8 +998,8 @@ worker_jobs: list[Callable[[Block], dict]] = []         # in a worker process: i
 def start_worker(job: Callable[[Block], dict]) -> None:
     """Prepare a worker process.
 
-    It keeps the job, and with it what the tokenizer remembers, from block to block; it ignores Ctrl-C, which
-    the parent handles; and it ends with the parent, even where the parent is killed.
+    The worker keeps its job for all blocks, so that the tokenizer's caches stay filled. It ignores Ctrl-C,
+    which the parent handles. It ends with the parent, even when the parent is killed.
     """
     def wait_for_parent() -> None:
         typing.cast(Any, multiprocessing.parent_process()).join()
@@ -999,7 +1007,7 @@ def start_worker(job: Callable[[Block], dict]) -> None:
 
     # Ctrl-C reaches all processes of a terminal. The parent alone answers it, by ending the pool.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A killed parent ends no pool: this thread notices that it is gone.
+    # A parent that is killed cannot end its workers. This thread waits for the parent's end, then exits.
     threading.Thread(target=wait_for_parent, daemon=True).start()
     worker_jobs.append(job)
 
@@ -1064,7 +1072,8 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, out: 
     blocks = itertools.islice(read_blocks(files), len(shards), None)
     done = shards[-1]["position"] if shards else 0                               # bytes
     progress = Progress(size // 10 ** 6, "MB of the corpus", done // 10 ** 6)
-    workers = min(workers or os.cpu_count() or 1, 1 + 4 * size // BLOCK_BYTES)   # 4: files may be compressed
+    # Fewer workers when the corpus is small. 4: compressed text is about a quarter as large.
+    workers = min(workers or os.cpu_count() or 1, 1 + 4 * size // BLOCK_BYTES)
     for entry in map(job, blocks) if workers == 1 else map_in_processes(job, blocks, workers):
         shards.append(entry)
         write_bytes(folder / "index.json", json.dumps(index).encode())
@@ -1090,8 +1099,7 @@ def verify_shards(path: str | os.PathLike) -> int:
         for name in ("tokens", "starts", "first"):
             digest.update((folder / f"{number:05d}.{name}.npy").read_bytes())
         if digest.hexdigest() != entry["sha256"]:
-            raise ValueError(f"{folder}: shard {number:05d} is damaged (its SHA-256 differs): "
-                             "build the shards anew")
+            raise ValueError(f"{folder}: shard {number:05d} is damaged (its SHA-256 differs): build anew")
     return len(entries)
 
 
@@ -1117,8 +1125,7 @@ class Shards:
             self.firsts.append(self.load(number, "first"))
             sizes = len(self.starts[-1]) - 1, len(self.firsts[-1]), len(self.load(number, "tokens"))
             if sizes != (entry["examples"], entry["examples"], entry["tokens"]):
-                raise ValueError(f"{self.folder}: shard {number:05d} and index.json disagree: "
-                                 "build the shards anew")
+                raise ValueError(f"{self.folder}: shard {number:05d} and index.json disagree: build anew")
         self.lengths = np.concatenate([np.diff(starts) for starts in self.starts])
         # offsets[k] is the number of the first example of shard k; the held-out ones end each shard.
         self.offsets = np.cumsum([0] + [entry["examples"] for entry in self.index["shards"]])
@@ -1149,7 +1156,10 @@ class Shards:
 
 
 def open_shards(path: str | os.PathLike) -> Shards:
-    """Open a shard folder; ValueError or OSError naming it when it is missing, half-built or damaged."""
+    """Return Shards(path): the public name for opening a shard folder.
+
+    raises   ValueError or OSError naming the folder when it is missing, half-built or damaged
+    """
     return Shards(path)
 
 
@@ -1160,7 +1170,7 @@ def open_shards(path: str | os.PathLike) -> Shards:
 # alone, never on what ran before: that is why a resumed run equals an unbroken one.
 
 class Batch(NamedTuple):
-    """Padded rows, int64: what every model takes."""
+    """Hold padded rows, int64: what every model takes."""
 
     input_ids: np.ndarray           # (B, T)
     attention_mask: np.ndarray      # (B, T) 1 on real tokens, 0 on padding
@@ -1251,16 +1261,16 @@ def pad_batch(examples: Sequence[tuple[Sequence[int] | np.ndarray, int]], width:
 # To add a kind, write its reader, list it in READERS, and describe its data sets in TASKS.
 
 class TaggedSentence(NamedTuple):
-    """One sentence of entity recognition, with one tag per word, both as in the file."""
+    """Hold one sentence of entity recognition, with one tag per word, both as in the file."""
 
     words: list[str]
     tags: list[str]
 
 
 class LabelledText(NamedTuple):
-    """One relation: a sentence whose two entities are placeholders such as @DRUG$, and the relation's name.
+    """Hold one relation: a sentence whose entities are placeholders such as @DRUG$, and the relation's name.
 
-    Or one yes/no question: the question, its answer in words (`text_pair`), and 1 for yes, 0 for no.
+    Or hold one yes/no question: the question, its answer in words (`text_pair`), and 1 for yes, 0 for no.
     """
 
     id: str
@@ -1270,7 +1280,7 @@ class LabelledText(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A question (group and text) and a sentence (text_pair) that answers it (label 1) or does not (0)."""
+    """Hold a question (group and text), and a sentence (text_pair) that answers it (label 1) or not (0)."""
 
     group: str
     text: str
@@ -1279,10 +1289,10 @@ class Candidate(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A question about a passage, the context.
+    """Hold a question about a passage, the context.
 
-    Its answers are (text, first character in the context). Those of BioASQ's test sets are not there; `gold`
-    lists what is accepted instead.
+    Its answers are (text, first character in the context). BioASQ's test sets have none: there `gold` lists
+    the accepted synonyms instead.
     """
 
     id: str
@@ -1316,19 +1326,16 @@ def read_tagged(path: Path, labels: Sequence[str] = ()) -> list[TaggedSentence]:
     sentences: list[TaggedSentence] = []
     words: list[str] = []
     tags: list[str] = []
-    for number, line in itertools.chain(numbered_lines(path), [(0, "")]):    # the last sentence ends, too
+    for number, line in itertools.chain(numbered_lines(path), [(0, "")]):    # "" closes the last sentence
         columns = re.split(r"[ \t]+", line.strip(" \t"))
         if columns == [""] or columns[0] == "-DOCSTART-":
             if words:
                 sentences.append(TaggedSentence(words, tags))
                 words, tags = [], []
             continue
-        if len(columns) < 2:
-            raise ValueError(f"{path} line {number}: expected a word and its tag in two or more columns, "
-                             f"found {line!r}")
         tag = columns[-1]
-        if not re.fullmatch(r"O|[BI](-.+)?", tag):
-            raise ValueError(f"{path} line {number}: expected a tag O, B-TYPE or I-TYPE, found {tag!r}")
+        if len(columns) < 2 or not re.fullmatch(r"O|[BI](-.+)?", tag):
+            raise ValueError(f"{path} line {number}: expected a word and O, B-TYPE or I-TYPE, found {line!r}")
         words.append(columns[0])
         tags.append(check_label(tag, labels, path, number))
     return sentences
@@ -1338,7 +1345,7 @@ def split_row(line: str) -> list[str]:
     """Split a tab-separated line; take off quotes that a csv writer has put around a field.
 
     The field "so ""much"", he said" loses its outer quotes and one of each inner pair. The field "a" or "b"
-    keeps its quotes: no csv writer would leave single quotes inside.
+    keeps its quotes: a csv writer would have doubled each double quote inside.
 
     The csv module does not work here: the published files mix quoted fields with bare inner quotes, and a csv
     reader that meets a stray opening quote swallows the lines that follow it.
@@ -1357,15 +1364,16 @@ def read_rows(path: Path, *forms: tuple[str, ...]) -> Iterator[tuple[int, list[s
     Published files of one kind differ in this: those of ddi-2013 have a header and three columns, gad's have
     neither a header nor an index. A first row that begins or ends with "label" is a header.
 
-    forms    the names of the columns in each form the file may have; the first row's number of columns
-             decides
+    forms    the names of the columns in each form that the file may have
     """
     columns: tuple[str, ...] = ()
     for number, line in numbered_lines(path):
         if not line.strip():
             continue
-        row, is_first = split_row(line), not columns
-        columns = columns or next((form for form in forms if len(form) == len(row)), forms[0])
+        row = split_row(line)
+        is_first = not columns
+        if is_first:                                        # its number of columns decides which form it is
+            columns = next((form for form in forms if len(form) == len(row)), forms[0])
         if len(row) != len(columns):
             raise ValueError(f"{path} line {number}: expected {len(columns)} tab-separated columns "
                              f"({', '.join(columns)}), found {len(row)}")
@@ -1452,19 +1460,18 @@ def read_snippets(path: Path, entries: Any) -> list[Question]:
     questions: list[Question] = []
     try:
         asked = [entry for entry in entries if entry["type"] in ("factoid", "list")]
-        for number, entry in enumerate(asked):
+        for article_number, entry in enumerate(asked):
             names = sorted(filter(None, map(str.strip, exact_names(entry))), key=len, reverse=True)
             patterns = [re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.I) for name in names]
-            for s, snippet in enumerate(entry.get("snippets", [])):
+            for snippet_number, snippet in enumerate(entry.get("snippets", [])):
                 found = (pattern.search(snippet["text"]) for pattern in patterns)
                 if match := next(filter(None, found), None):
-                    questions.append(Question(f"{entry['id']}_{s:03d}", entry["body"], snippet["text"],
-                                              [(match[0], match.start())], article=number))
+                    questions.append(Question(f"{entry['id']}_{snippet_number:03d}", entry["body"],
+                        snippet["text"], [(match[0], match.start())], article=article_number))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not in BioASQ's form: {error!r} after {len(questions)} snippets") from None
     without = len(asked) - len({question.article for question in questions})
-    say(f"{path}: {without} of {len(asked)} factoid and list questions have no snippet with an exact answer: "
-        "left out")
+    say(f"{path}: left out {without} of {len(asked)} questions: no snippet holds an exact answer")
     return questions
 
 
@@ -1492,22 +1499,22 @@ def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
     answered but not scored. A question's id is followed there by the number of its context: 5c5f_000.
     """
     batch, golden = None, {}
-    if is_test := re.fullmatch(r"BioASQ-test-factoid-(\d+)b-(\d+)\.json", path.name):
-        batch, golden_path = int(is_test[2]), path.with_name(f"{is_test[1]}B{is_test[2]}_golden.json")
+    if test_name := re.fullmatch(r"BioASQ-test-factoid-(\d+)b-(\d+)\.json", path.name):
+        batch, golden_path = int(test_name[2]), path.with_name(f"{test_name[1]}B{test_name[2]}_golden.json")
         golden = read_golden(golden_path) if golden_path.is_file() else {}
     questions: list[Question] = []
     content = read_json(path)
     if isinstance(content, dict) and "questions" in content:
         return read_snippets(path, content["questions"])
     try:
-        for a, article in enumerate(content["data"]):
-            for p, paragraph in enumerate(article["paragraphs"]):
+        for article_number, article in enumerate(content["data"]):
+            for paragraph_number, paragraph in enumerate(article["paragraphs"]):
+                place = f"{path}: data[{article_number}].paragraphs[{paragraph_number}]"
                 for entry in paragraph["qas"]:
-                    place = f"{path}: data[{a}].paragraphs[{p}]: question {entry['id']}"
-                    answers = answers_of(entry, paragraph["context"], place)
+                    answers = answers_of(entry, paragraph["context"], f"{place}: question {entry['id']}")
                     gold = golden.get(re.split("[_:]", entry["id"])[0])
                     questions.append(Question(entry["id"], entry["question"], paragraph["context"], answers,
-                                              batch, gold, a))
+                                              batch, gold, article_number))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not in SQuAD's form: {error!r} after {len(questions)} questions") from None
     return questions
@@ -1518,7 +1525,7 @@ READERS: dict[str, Callable[..., list]] = {"ner": read_tagged, "re": read_labell
 
 
 class Parts(NamedTuple):
-    """How a data set that was published without a test set is cut: each part is the test set once."""
+    """Say how a data set without a published test set is cut into parts; each is the test set once."""
 
     split: str                                      # the file that is there: train or dev
     number: int                                     # of parts it is cut into
@@ -1526,7 +1533,7 @@ class Parts(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What a task is made of."""
+    """Say what a task is made of."""
 
     kind: str                                       # ner, re, qa, classify or rank
     folder: str = ""                                # below the data root; "" for tasks without files
@@ -1535,8 +1542,8 @@ class Task(NamedTuple):
     negative: str | None = None                     # re: the label that means "no relation", not scored
     metric: str = "f1"                              # the score that chooses an epoch
     files: tuple[tuple[str, ...], ...] = ()         # names of train, dev, test; () for STANDARD_FILES
-    parts: Parts | None = None                      # what is cut where a train or test file is not there
-    together: str = ""                              # field of the examples; equal ones stay in one part
+    parts: Parts | None = None                      # how one file is cut where train or test is missing
+    together: str = ""                              # a field: examples with the same value stay in one part
 
 
 SPLITS = ("train", "dev", "test")
@@ -1547,7 +1554,7 @@ STANDARD_FILES = (tuple("train" + suffix for suffix in SUFFIXES),
 JNLPBA = ("O", "B-DNA", "I-DNA", "B-RNA", "I-RNA", "B-cell_line", "I-cell_line", "B-cell_type", "I-cell_type",
           "B-protein", "I-protein")
 CHEMPROT = ("CPR:3", "CPR:4", "CPR:5", "CPR:6", "CPR:9")
-SQUAD_DEV = ("dev-v1.1.json", "xquad.en.json")      # the second is a part of the first, as XQuAD has it
+SQUAD_DEV = ("dev-v1.1.json", "xquad.en.json")      # the second: the part of the first that XQuAD translated
 DDI = ("DDI-false", "DDI-advise", "DDI-effect", "DDI-int", "DDI-mechanism")
 # Repository and folder of the two releases, ELECTRAMed's and Bio-ELECTRA's; and the commit that is fetched.
 MIOLO, OZYURT = "gmpoli/electramed, data/", "SciCrunch/bio_electra, electra/data/finetuning_data/"
@@ -1568,16 +1575,17 @@ TASKS = {
     "linnaeus": Task("ner", "ner/linnaeus", OZYURT + "linnaeus"),
     # Relations between two entities that are placeholders in the sentence. chemprot always writes @CHEMICAL$
     # for the first of the two and @GENE$ for the second, whichever they are; chemprot-tsv is the same corpus
-    # with the entities masked as BC6ENTC and BC6ENTG. The test file published for gad is a copy of its
-    # development file; where neither is there, ten parts are cut from the training file.
+    # with the entities masked as BC6ENTC and BC6ENTG. gad's published test file is a copy of its development
+    # file, so train_finetune.py chooses no epoch by it; without both files gad is cut into ten parts.
     "chemprot": Task("re", "re/chemprot", MIOLO + "RE/chemprot", ("false", *CHEMPROT), "false"),
     "chemprot-tsv": Task("re", "re/chemprot-tsv", OZYURT + "chemprot", ("False", *CHEMPROT), "False"),
     "ddi2013": Task("re", "re/ddi-2013", MIOLO + "RE/ddi-2013", DDI, "DDI-false"),
     "gad": Task("re", "re/gad", OZYURT + "gad", ("0", "1"), "0",
                 parts=Parts("train", 10, has_dev=True), together="text"),
     # Questions about a passage. SQuAD's test set was never published; where only dev is there, it is cut.
-    # bioasq7b takes the published training file, or else all files that match the pattern, such as rebuilt
-    # ones; its test set comes in batches. bioasq8b is tested on dev.json where there is no test.json.
+    # bioasq7b takes the published training file, or without it all files that match the pattern (a training
+    # file rebuilt from BioASQ's own, for example); its test set comes in batches. bioasq8b is tested on
+    # dev.json where there is no test.json.
     "squad": Task("qa", "qa/squad", "rajpurkar.github.io/SQuAD-explorer",
                   files=(("train-v1.1.json",), SQUAD_DEV, SQUAD_DEV),
                   parts=Parts("dev", 6, has_dev=False), together="article"),
@@ -1608,8 +1616,8 @@ def find_task(name: str) -> Task:
     return TASKS[name]
 
 
-def below(root: Path, folder: str) -> Path:
-    """Find a folder below the root as it lies on the disk, where upper and lower case may differ.
+def find_folder(root: Path, folder: str) -> Path:
+    """Find a folder below the root, whatever the case of its name.
 
     "ner/ncbi-disease" finds NER/NCBI-disease, as the ELECTRAMed release has it.
     """
@@ -1620,7 +1628,7 @@ def below(root: Path, folder: str) -> Path:
 
 
 class PublishedFile(NamedTuple):
-    """A file of a published data set that is not on this disk."""
+    """Hold a file of a published data set that is not on this disk."""
 
     address: str
     path: Path                  # where it belongs
@@ -1630,20 +1638,20 @@ class PublishedFile(NamedTuple):
 def missing_files(name: str, directory: str | os.PathLike, base: str = GITHUB) -> list[PublishedFile]:
     """List a published task's files that are not below the data root.
 
-    The list is empty where the folder itself holds a file of the task: what is published is not mixed with a
-    set of one's own.
+    The list is empty when `directory` itself holds a file with a name of this task: that is a data set of the
+    user's own, which must not be mixed with published files.
     """
     task, root = find_task(name), Path(directory)
     patterns = itertools.chain(*(task.files or STANDARD_FILES))
     if any(any(root.glob(pattern)) for pattern in patterns):
         return []
-    folder = below(root, task.folder)
+    folder = find_folder(root, task.folder)
     repository, _, place = task.source.partition(", ")
     missing = []
     for line in PUBLISHED_FILES.strip().splitlines():       # section 9: task, then names and blobs
-        owner, *columns = line.split()
+        task_name, *columns = line.split()
         for file, blob in zip(columns[::2], columns[1::2]):
-            if owner == name and not (folder / file).is_file():
+            if task_name == name and not (folder / file).is_file():
                 address = f"{base}/{repository}/{COMMITS[repository]}/{place}/{file}"
                 missing.append(PublishedFile(address, folder / file, blob))
     return missing
@@ -1676,7 +1684,7 @@ def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> N
         found = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()      # as git computes it
         if not found.startswith(blob):
             raise ValueError(f"{address}: git blob {found}, expected {blob}{remedy}")
-        # 3. Only now does it appear under its name.
+        # 3. Write it under its name only now.
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
 
@@ -1692,11 +1700,12 @@ def find_split(name: str, split: str, directory: str | os.PathLike | None) -> li
     root = Path(directory)
     # The first pattern that finds a file wins: a published file goes before a substitute.
     patterns = (task.files or STANDARD_FILES)[SPLITS.index(split)]
-    for folder in (root, below(root, task.folder)):
+    for folder in (root, find_folder(root, task.folder)):
         for pattern in patterns:
             if found := sorted(folder.glob(pattern)):
                 return found
-    # Nothing is there: tell what was looked for where, and how to get it.
+    # Nothing is there. The message: "gad: no test file in DATA or DATA/re/gad: expected test.txt or ...; run
+    # python data.py fetch gad, or put ADDRESS/{dev.tsv,test.tsv,train.tsv} into DATA/re/gad".
     where = f"{root} or {root / task.folder}" if task.folder else str(root)
     how = f" (published as {task.source})" if task.source else ""
     if files := missing_files(name, root):
@@ -1739,24 +1748,25 @@ def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
     groups = list(dict.fromkeys(getattr(example, task.together) for example in examples))
     random.Random(0).shuffle(groups)
     part_of = {group: number % count for number, group in enumerate(groups)}
-    split_of = ["train"] * count                                     # of each part
+    split_of = ["train"] * count                                     # split_of[number of a part]
     split_of[(fold + 1) % count] = "dev" if task.parts.has_dev else "train"
     split_of[fold % count] = "test"
     splits: dict[str, list] = {split: [] for split in SPLITS if split in split_of}
     for example in examples:
-        splits[split_of[part_of[getattr(example, task.together)]]].append(example)
+        part = part_of[getattr(example, task.together)]
+        splits[split_of[part]].append(example)
     return splits
 
 
 # --- 7. A synthetic world ---
 #
-# A made-up biomedicine, small enough to be learnt in two minutes. Three choices make it teach something:
-#   facts      each drug has one target, disease, dose, side effect, trial, ... in every abstract, so a masked
-#              name or number follows from the others, and a wrong sample contradicts them;
-#   wording    an abstract keeps to one verb for each relation ("slowed" from start to end), drawn anew for
-#              each abstract. Verbs that stand in the same places mean the same: so a model learns it;
-#   spelling   drugs, genes, diseases, hospitals and cells draw names from the same syllables, so the type of
-#              a name can be learnt only from the words around it. That is what pre-training is for.
+# A made-up biomedicine, small enough to be learnt in two minutes. Three rules make pre-training on it useful:
+#   facts      each drug has the same target, disease, dose, side effect, trial, ... in every abstract, so a
+#              masked name or number follows from the others, and a wrong sample contradicts them;
+#   wording    an abstract draws one verb for each relation and keeps to it ("slowed" from start to end).
+#              Verbs of one meaning stand in the same places, so a model can learn that they mean the same;
+#   spelling   drugs, genes, diseases, hospitals and cells draw names from the same syllables, so only the
+#              words around a name tell its type. Pre-training teaches a model to look at them.
 
 SYLLABLES = "ba cor del fa gan hu jor kel lo mar nev or pel qui ras sul tam ul vor xan zi".split()
 ENDINGS = "ab an ax el ene ia in is ol on or ux".split()            # shared by all types, on purpose
@@ -1768,9 +1778,11 @@ GENE_NOUNS = ("kinase ligase protease receptor channel transporter helicase phos
               "reductase").split()
 DRUGS = 4 * len(SALTS)                                           # 60; 40 diseases, 40 genes, 20 side effects
 
-# The forms of a verb that templates name by slot: verbs of house style 0 | those of house style 1. The
-# training sets of the demo tasks are in style 0, the test sets in style 1: only a model that has read other
-# texts in style 1 knows what its verbs mean.
+# Slots -> the verbs that may fill them. Templates use a verb in several forms, one slot for each: here the
+# first key has the slots {relieve}, {relieved} and {relief}. Each verb is written as its forms in that order
+# ("slow slowed slowing"); commas separate verbs. Before | stand the verbs of house style 0, after it those of
+# style 1. The training sets of the demo tasks are in style 0, their test sets in style 1: only a model that
+# has read other texts in style 1 knows what its verbs mean.
 VERBS = {
     ("relieve", "relieved", "relief"): """relieve relieved relief, slow slowed slowing, heal healed healing,
         control controlled control | cure cured cure, ease eased easing, soothe soothed soothing,
@@ -1787,10 +1799,11 @@ VERBS = {
     ("spared",): """spared, ignored, missed, retained |
         preserved, bypassed, tolerated, avoided, overlooked, passed"""}
 
-# The slots that are filled by an entity, with its type; all other slots are plain words. A drug treats
+# The slots that are filled by an entity -> its type; all other slots are plain words. A drug treats
 # {disease}, inhibits {gene} and causes {effect}. It does not treat {failed}, inhibit {paralog} or cause
-# {absent}, and neither does its {rival}. The wrong pairs are fixed as well, and of the same family as the
-# right ones: only "not", "whether" or "spared" tells which of two names must stand there.
+# {absent}: these belong to its {rival}, which has nothing to do with the first three. The wrong names are
+# fixed, too, and of the same family as the right ones: only "not", "whether" or "spared" tells which of two
+# names must stand there.
 ENTITY_TYPES = {"drug": "Drug", "rival": "Drug", "gene": "Gene", "paralog": "Gene", "disease": "Disease",
                 "failed": "Disease", "effect": "Disease", "absent": "Disease"}
 
@@ -1822,8 +1835,9 @@ def in_frames(frames: str, verb: str, target: str) -> str:
 #
 # becomes "Vorax silenced delin but ignored sulol at 20 mg.", two examples of demo-re ("@DRUG$ silenced @GENE$
 # but ...": inhibits; "@DRUG$ silenced delin but ignored @GENE$ ...": false) and three entities of demo-ner.
-# Outcome and summary name no pair: there pre-training, not demo-re, shows what a verb means, and how the word
-# in @DRUG$ is used.
+# The sections "outcome" and "summary" name no pair, so demo-re has no example of them. They are for
+# pre-training: they show what a verb means, and they use the plain words drug, gene and disease, which the
+# placeholders @DRUG$, @GENE$ and @DISEASE$ are made of.
 TEMPLATES = {
     # The gene and the disease: mutations in the one cause the other.
     "background": {"causes gene disease": """
@@ -1925,7 +1939,7 @@ TEMPLATES = {
             keywords : {drug}/{gene}/{site} , {disease}/{effect}/{trial} , {cell}/{rival}/{failed} .
             further work on {drug}/{gene}/{disease}/{trial} and {effect}/{cell}/{rival} is planned .
             the staff at {site} wrote about {gene}/{disease}/{cell} and {drug}/{effect}/{failed} ."""}}
-OPTIONAL = ("aim", "selectivity", "null", "summary", "conclusion", "keywords")     # at most three stay
+OPTIONAL = ("aim", "selectivity", "null", "summary", "conclusion", "keywords")     # none to three of them
 # Slot that holds the answer -> question.
 QUESTIONS = {"gene": "which gene was {blocked} by {drug} ?", "disease": "what was {relieved} by {drug} ?",
              "effect": "what was {caused} by {drug} ?", "drug": "which drug was used against {disease} ?",
@@ -1939,7 +1953,7 @@ def tidy(text: str) -> str:
 
 
 class Relation(NamedTuple):
-    """What a sentence states about the entities in two of its slots."""
+    """Hold what a sentence states about the entities in two of its slots."""
 
     label: str                                  # treats, causes, inhibits or false
     first: str                                  # slot
@@ -1947,14 +1961,14 @@ class Relation(NamedTuple):
 
 
 class Template(NamedTuple):
-    """One way to write a sentence."""
+    """Hold one way to write a sentence."""
 
     tokens: list[str]                           # words, {slots} and choices
     relations: list[Relation]
 
 
 class SyntheticSentence(NamedTuple):
-    """A sentence with all that is known about it."""
+    """Hold a sentence with all that is known about it."""
 
     words: list[str]
     places: dict[str, tuple[int, int]]          # slot -> the words where it first stands, a half-open range
@@ -1985,7 +1999,7 @@ class SyntheticSentence(NamedTuple):
 
 
 class SyntheticDocument(NamedTuple):
-    """An abstract about one drug, and the questions it answers."""
+    """Hold an abstract about one drug, and the questions it answers."""
 
     sentences: list[SyntheticSentence]
     questions: list[tuple[str, str]]    # (question, answer), the answer as it stands in `text`
@@ -2029,7 +2043,7 @@ def house_style(number: int) -> int:
 
     Abstracts 0 to 59 (one for each drug) are in style 0, 60 to 179 in style 1, and so on: a corpus has both.
     """
-    return int(number // DRUGS % 3 > 0)
+    return 0 if number // DRUGS % 3 == 0 else 1
 
 
 def invent_names(rng: random.Random) -> Iterator[str]:
@@ -2052,28 +2066,30 @@ class SyntheticWorld:
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         self.templates = {section: read_templates(groups) for section, groups in TEMPLATES.items()}
-        self.verbs = []                 # of each kind: its slots, and the verbs of style 0 and of style 1
-        for slots, styles in VERBS.items():
-            verbs_of_style = [style.split(",") for style in styles.split("|")]
-            self.verbs.append((slots, [[verb.split() for verb in verbs] for verbs in verbs_of_style]))
+        self.verbs = []                 # (slots, [verbs of style 0, verbs of style 1]); a verb is its forms
+        for slots, text in VERBS.items():
+            styles = [[verb.split() for verb in style.split(",")] for style in text.split("|")]
+            self.verbs.append((slots, styles))
         rng = random.Random(seed)
         names = invent_names(rng)
 
-        def entities(nouns: list[str], *forms: str) -> list[str]:
+        def invent(nouns: list[str], *forms: str) -> list[str]:
             """Make one family of entities for each noun: "vorax fever", "chronic delin fever", ..."""
             return [form.format(name=next(names), noun=noun) for noun in nouns for form in forms]
 
-        drugs = entities(SALTS, "{name}", "{name}", "{name} {noun}", "{name}")
-        genes = entities(GENE_NOUNS, "{name}", "{name} {noun}", "{name}", "{name}")
-        diseases = entities(DISEASE_NOUNS, "{name}", "{name} {noun}", "chronic {name} {noun}",
-                            "{name} {noun}")
-        effects = entities(EFFECT_NOUNS, "{name}", "{noun}", "acute {name} {noun}", "{name} {noun}")
+        drugs = invent(SALTS, "{name}", "{name}", "{name} {noun}", "{name}")
+        genes = invent(GENE_NOUNS, "{name}", "{name} {noun}", "{name}", "{name}")
+        diseases = invent(DISEASE_NOUNS, "{name}", "{name} {noun}", "chronic {name} {noun}", "{name} {noun}")
+        effects = invent(EFFECT_NOUNS, "{name}", "{noun}", "acute {name} {noun}", "{name} {noun}")
         sites, cells, trials = (list(itertools.islice(names, 20)) for _ in range(3))
 
         self.facts: list[dict[str, str]] = []                   # of each drug, by slot
         for index in range(DRUGS):
-            # One gene belongs to one disease. ^ 1 is the neighbour in the same family.
-            target, harm = index % len(diseases), 4 * (index // 12) + index % 4
+            # Drugs, genes, diseases and effects come in families of four; index ^ 1 (0 <-> 1, 2 <-> 3) is of
+            # the same family. One gene belongs to one disease; three families of drugs share one of effects.
+            target = index % len(diseases)
+            harm = 4 * (index // 12) + index % 4
+            # Three drugs have one site in common, and three have one trial; two targets are of one cell line.
             self.facts.append({
                 "drug": drugs[index], "rival": drugs[index ^ 1],
                 "gene": genes[target], "paralog": genes[target ^ 1],
@@ -2101,7 +2117,7 @@ class SyntheticWorld:
         left_out = rng.sample(OPTIONAL, rng.randint(3, len(OPTIONAL)))
         sentences = [fill_template(rng.choice(templates), facts, rng)
                      for section, templates in self.templates.items() if section not in left_out]
-        # 3. The questions that it answers; the answer reads as in the sentence where its slot first stands.
+        # 3. The questions that it answers. An answer is written as in the first sentence that has its slot.
         answers: dict[str, str] = {}
         for sentence in sentences:
             for slot, (start, end) in sentence.places.items():
@@ -2114,9 +2130,10 @@ class SyntheticWorld:
 # The demo tasks ask whether pre-training helps. Their training sets are small and speak of sixteen drugs in
 # the verbs of style 0; the test sets speak of the other drugs in the verbs of style 1. A model that has read
 # only the training set meets words it does not know; one that has been pre-trained has read them in a corpus
-# of the same world. No abstract is in two of the splits, or in the corpus, which takes the numbers from 0.
+# of the same world. The splits share no abstract with each other, nor with the corpus, whose abstracts are
+# numbered from 0.
 #
-# Split -> number of the first abstract that may be used, and how many examples.
+# Split -> number of the first abstract it may use, and how many examples it has.
 DEMO_SPLITS = {"train": (10_000_000, 200), "dev": (20_000_000, 200), "test": (30_000_000, 800)}
 DEMO_TRAIN_DRUGS = range(24, 40)
 
@@ -2124,15 +2141,19 @@ DEMO_TRAIN_DRUGS = range(24, 40)
 def is_demo_document(number: int, split: str) -> bool:
     """Tell whether a demo task may take abstract `number` for a split.
 
-    The training set has its own drugs and its own verbs; development and test sets have neither.
+    The training set has its own drugs and its own verbs; development and test sets use neither of them.
     """
-    is_training = split == "train"
-    return (house_style(number) == 0) == is_training and (number % DRUGS in DEMO_TRAIN_DRUGS) == is_training
+    has_training_verbs = house_style(number) == 0
+    has_training_drug = number % DRUGS in DEMO_TRAIN_DRUGS
+    if split == "train":
+        return has_training_verbs and has_training_drug
+    return not (has_training_verbs or has_training_drug)
 
 
 def document_examples(name: str, number: int, document: SyntheticDocument) -> Iterator:
     """Yield what abstract `number` gives for a demo task: tagged sentences, relations, or one question."""
     if name == "demo-qa":
+        # Another question in each round of the drugs.
         question, answer = document.questions[number // DRUGS % len(document.questions)]
         found = re.search(rf"\b{re.escape(answer)}\b", document.text)
         assert found, "every answer stands in its document"
@@ -2141,13 +2162,15 @@ def document_examples(name: str, number: int, document: SyntheticDocument) -> It
         yield from (TaggedSentence(sentence.words, sentence.tags) for sentence in document.sentences)
     else:
         for position, sentence in enumerate(document.sentences):
-            for label, *slots in sentence.relations:            # two pairs of one sentence are two examples
-                yield LabelledText(f"{number}.{position}", sentence.anonymised(*slots), label)
+            for relation in sentence.relations:                 # two pairs of one sentence are two examples
+                text = sentence.anonymised(relation.first, relation.second)
+                yield LabelledText(f"{number}.{position}", text, relation.label)
 
 
 def demo_examples(name: str, split: str, seed: int = 0) -> list:
     """Make the examples of demo-ner, demo-re or demo-qa."""
-    world, (first, size) = SyntheticWorld(seed), DEMO_SPLITS[split]
+    world = SyntheticWorld(seed)
+    first, size = DEMO_SPLITS[split]
     numbers = (number for number in itertools.count(first) if is_demo_document(number, split))
     found = (document_examples(name, number, world.document(number)) for number in numbers)
     return list(itertools.islice(itertools.chain.from_iterable(found), size))
@@ -2184,15 +2207,15 @@ def describe_shards(shards: Shards) -> str:
         "documents", "sentences", "words", "wordpieces", "unknown", "tokens", "examples", "held_out")}
     max_length = shards.index["max_length"]
     widths = bucket_widths(max_length)
-    padded = widths[np.searchsorted(widths, shards.lengths)].sum()          # positions in batches by length
-    evenly = total["examples"] * max_length                                 # positions, all rows that long
+    bucketed = widths[np.searchsorted(widths, shards.lengths)].sum()        # positions, batches by length
+    full_width = total["examples"] * max_length                             # positions, every row max_length
     return (f"{total['documents']:,} documents, {total['sentences']:,} sentences, {total['words']:,} words\n"
             f"{total['wordpieces']:,} wordpieces, {total['wordpieces'] / total['words']:.3f} per word, "
             f"{total['unknown'] / total['wordpieces']:.3%} of them unknown\n"
             f"{total['examples']:,} examples of at most {max_length} tokens, {total['tokens']:,} together; "
             f"{total['held_out']:,} examples held out\n"
-            f"padding {1 - total['tokens'] / padded:.1%} in batches by length, "
-            f"{1 - total['tokens'] / evenly:.1%} if all were padded to {max_length}")
+            f"padding {1 - total['tokens'] / bucketed:.1%} in batches by length, "
+            f"{1 - total['tokens'] / full_width:.1%} if all were padded to {max_length}")
 
 
 def learn_command(options: argparse.Namespace) -> None:
@@ -2207,9 +2230,9 @@ def learn_command(options: argparse.Namespace) -> None:
     tokenizer = Tokenizer(pieces, lowercase)
     tokenizer.save(out.parent, out.name)
     # 3. Spell the same words with them: the fewer pieces per word, the better the vocabulary fits the text.
-    written = sum(count * len(tokenizer.wordpieces(word)) for word, count in word_counts.items())
+    piece_count = sum(count * len(tokenizer.wordpieces(word)) for word, count in word_counts.items())
     print(f"{out}: {len(tokenizer.pieces):,} pieces from {len(word_counts):,} distinct words, "
-          f"{written / word_counts.total():.3f} wordpieces per word")
+          f"{piece_count / word_counts.total():.3f} wordpieces per word")
 
 
 def build_command(options: argparse.Namespace) -> None:
@@ -2238,70 +2261,60 @@ def fetch_command(options: argparse.Namespace) -> None:
         print(f"{name}: nothing is missing in {options.data}")
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line.
-
-    returns   the options; `run` among them is the function that carries the command out
-    """
-    parser = argparse.ArgumentParser(description="Learn vocabularies; build and inspect shards (a corpus "
-                                     "tokenized for pre-training); fetch published data sets.")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run python data.py learn | build | info | verify | fetch; return the exit status."""
+    parser = argparse.ArgumentParser(description="Prepare vocabularies, shards and published data sets.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def add_command(run: Callable[[argparse.Namespace], None], help: str) -> Callable[..., Any]:
-        """Add a command, named after its function; return what adds an option to it."""
+    def add_command(run: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
+        """Add a command that runs this function and is named after it."""
         command = commands.add_parser(run.__name__.removesuffix("_command"), help=help)
         command.set_defaults(run=run)
-        return command.add_argument
+        return command
 
     corpus = ("text (one sentence on each line, an empty line between documents), PubMed or PMC XML; .gz, "
               ".xz or .tar of them; or folders of all these")
-    cased = "keep capitals and accents (default: "
 
-    add = add_command(learn_command, "learn a wordpiece vocabulary from a corpus")
+    add = add_command(learn_command, "learn a wordpiece vocabulary from a corpus").add_argument
     add("corpus", nargs="+", metavar="CORPUS", help=corpus)
-    add("--size", type=int, required=True,
-        help="pieces in the vocabulary: 8000, for example, for a few million words; SciVocab has 31090")
+    add("--size", type=int, required=True, help="pieces, for example 8000; SciVocab has 31090")
     add("--out", required=True, help="the vocab.txt to write, beside a tokenizer_config.json with its casing")
-    add("--cased", action="store_true", help=cased + "drop both)")
+    add("--cased", action="store_true", help="keep capitals and accents (default: drop both)")
 
-    add = add_command(build_command, "tokenize a corpus into a shard folder; the same command continues")
+    add = add_command(build_command, "tokenize a corpus into a shard folder, or continue it").add_argument
     add("corpus", nargs="+", metavar="CORPUS", help=corpus)
     add("--vocab", required=True, help="vocab.txt, or the folder it is in")
-    add("--cased", action="store_true", help=cased + "as tokenizer_config.json beside the vocabulary says)")
+    add("--cased", action="store_true", help="keep capitals and accents (default: as tokenizer_config.json "
+        "beside the vocabulary says)")
     add("--out", required=True, help="the shard folder")
     add("--max-length", type=int, default=128, help="tokens of the longest example (default: 128)")
-    add("--min-pmid", type=int, default=0,
-        help="leave out PubMed records with a lower number (Bio-ELECTRA: 10000000)")
-    add("--language", help="leave out PubMed records in another language, say, than eng (default: keep all)")
+    add("--min-pmid", type=int, default=0, help="lowest PubMed number to take (Bio-ELECTRA: 10000000)")
+    add("--language", help="take only PubMed records in this language, such as eng (default: all)")
     add("--bluebert", action="store_true", help="lower-case ASCII, Treebank tokens: as ELECTRAMed's corpus")
     add("--seed", type=int, default=0, help="of the random choices of segments and lengths (default: 0)")
     add("--workers", type=int, help="processes (default: one on each core)")
 
-    add_command(info_command, "print what a shard folder holds")("shards", help="the shard folder")
-    add_command(verify_command, "compare every shard with its SHA-256")("shards", help="the shard folder")
+    add_command(info_command, "print what a shard folder holds").add_argument("shards", help="shard folder")
+    add_command(verify_command, "compare shards to their SHA-256").add_argument("shards", help="shard folder")
 
-    add = add_command(fetch_command, "download what is missing of published data sets")
+    add = add_command(fetch_command, "download what is missing of published data sets").add_argument
     published = [name for name, task in TASKS.items() if task.source.partition(", ")[0] in COMMITS]
     add("tasks", nargs="+", choices=published, metavar="TASK", help=", ".join(published))
     add("--data", default=os.environ.get("ELECTRAMED_DATA", "corpora"),
         help="folder of the published data sets (default: %(default)s)")
-    return parser.parse_args(arguments)
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run python data.py learn | build | info | verify | fetch; return the exit status."""
-    options = parse_arguments(arguments)
-    options.run(options)
+    options = parser.parse_args(arguments)
+    options.run(options)                                    # the function that its command was added with
     return 0
 
 
 # --- 9. Published files ---
 #
-# Task, then name and git blob of files below its source. A blob is the SHA-1 that git gives to a file's
-# content. Its first 20 digits are enough, as they are for git: nobody hits 80 bits by chance or by trying.
+# Each line: a task, then pairs of a file's name and its git blob, the SHA-1 that git gives to its content.
+# The first 20 digits (80 bits) are enough: no other content has the same ones by chance, or can be made to.
 # Train files come last: a task counts as missing until its train file is there, so an interrupted fetch never
-# leaves a set that looks whole. bioasq7b has no development set here: bioasq8b's dev.json shares questions
-# with its test batches.
+# leaves a set that looks whole. bioasq7b has no development set here, because bioasq8b's dev.json shares
+# questions with its test batches.
 
 PUBLISHED_FILES = """
 ncbi-disease dev.txt 88d1646e63a69b547bc3 test.txt d75a6e42036632fead30 train.txt 4895ef60010515fcb2cc

@@ -18,8 +18,8 @@ offsets. It does not add [CLS] and [SEP], because only data.py knows where a seg
 is ordinary text, so no document can smuggle in a special token. It does not truncate or pad either: both
 belong to batches.
 
-Sources: tokenization.py of the official BERT and ELECTRA code; the compiled `tokenizers` package, whose ids
-ours equal on real text (tests/test_tokenizer.py lists the Unicode characters where they cannot). Learning
+Sources: tokenization.py of the official BERT and ELECTRA code; the compiled `tokenizers` package, which gives
+the same ids on real text (tests/test_tokenizer.py lists the Unicode characters where it does not). Learning
 follows Sennrich et al. 2016 (merge the most frequent pair), as that package does: Google never released its
 own program. Treebank tokens are those of Robert MacIntyre's sed script, in the form that NLTK gave it.
 
@@ -42,7 +42,7 @@ import regex
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD_LENGTH = 100         # characters; a longer word is one [UNK] (`tokenizers`: 100, official: 200)
-CACHE_SIZE = 2 ** 17          # texts in each of a cache's two generations: about 25 MB
+CACHE_SIZE = 2 ** 17          # texts in each of the two generations of a Cache (section 5): about 25 MB
 MIN_PAIR_COUNT = 2            # occurrences; a pair of pieces seen once says nothing about the language
 COMMON_CHARACTERS = 0.9999    # share of a corpus's characters that the alphabet must be able to spell
 RARE_CHARACTERS = 0.1         # share of the vocabulary that the alphabet may fill with rarer characters
@@ -52,8 +52,8 @@ RARE_CHARACTERS = 0.1         # share of the vocabulary that the alphabet may fi
 #
 # The classes of characters are Unicode properties: \p{P} is punctuation, \p{Mn} a mark that takes no space
 # (an accent, say), \p{Z} a separator. The `regex` package knows them; Python's own `re` does not. Its tables
-# are newer than those of Python 3.11 (Unicode 14.0), so characters that joined Unicode since then may belong
-# to a class here and to none in `unicodedata`. Lower-casing and decomposition are Python's own.
+# are newer than those of Python 3.11 (Unicode 14.0): a character added to Unicode later may have a class here
+# and none in `unicodedata`. Lower-casing and decomposition are Python's own.
 
 WHITE_SPACE = regex.compile(r"[\t\n\r\p{Z}]")
 # Controls, format characters, private use, halves of surrogate pairs, and what decoders write for a bad byte.
@@ -75,9 +75,10 @@ def normalise_character(character: str, lowercase: bool) -> str:
     Punctuation and CJK ideographs come back between spaces, so that splitting at spaces is all that remains
     to be done to find words: "-" -> " - ", "É" -> "e", "\\t" -> " ", "\\x00" -> "".
 
-    source    official BasicTokenizer, one character at a time: marks of two characters are never reordered
-              (only two adjacent spacing marks, Mc, of different classes would show it). Private-use
-              characters are dropped as in the `tokenizers` package; the official code keeps them.
+    source    official BasicTokenizer, except for two things. Each character is decomposed alone; NFD of a
+              whole text would also sort neighbouring marks (most marks are dropped, so this shows only for
+              two adjacent spacing marks, \\p{Mc}). Private-use characters are dropped, as in the
+              `tokenizers` package; the official code keeps them.
     """
     if WHITE_SPACE.match(character):
         return " "
@@ -102,7 +103,6 @@ class CharacterTable(dict[int, str]):
     """
 
     def __init__(self, lowercase: bool) -> None:
-        super().__init__()
         self.lowercase = lowercase
 
     def __missing__(self, code_point: int) -> str:
@@ -120,8 +120,9 @@ def split_words(text: str, table: CharacterTable) -> list[str]:
 def split_words_with_positions(text: str, table: CharacterTable) -> Iterator[tuple[str, list[int]]]:
     """Yield the words of `split_words`, each with the index in `text` of each of its characters.
 
-    A character that is dropped has no index; one that becomes several gives its index to all of them:
-    "İs" -> ("is", [0, 1]). Soft hyphens inside a word leave a gap in its indices.
+    A character that is dropped has no index; one that becomes several gives its index to all of them. With ~
+    for a soft hyphen, which is dropped: "co~op" -> ("coop", [0, 1, 3, 4]). The Hangul syllable "가" becomes
+    two characters, both with index 0.
     """
     word: list[str] = []
     positions: list[int] = []
@@ -143,9 +144,8 @@ def spell_word(word: str, vocab: dict[str, int], longest: int) -> list[tuple[str
     With "inter" and "##leukin" in the vocabulary, "interleukin" -> [("inter", 5), ("##leukin", 6)].
 
     longest   characters of the longest piece in the vocabulary
-    returns   (piece, characters of the word it covers) in order; a single ("[UNK]", len(word)) where the word
-              is too long or a part of it has no piece. The pieces found so far are then thrown away: half a
-              spelling would look like another word.
+    returns   (piece, number of the word's characters it covers), in order. Where the word is too long, or no
+              piece fits somewhere, only ("[UNK]", len(word)): half a spelling would look like another word.
     source    official WordpieceTokenizer
     """
     unknown = [("[UNK]", len(word))]
@@ -177,9 +177,10 @@ def index_pieces(pieces: list[str]) -> dict[str, int]:
         raise ValueError("the vocabulary is empty: expected one piece on each line")
     vocab: dict[str, int] = {}
     for index, piece in enumerate(pieces):
-        if vocab.setdefault(piece, index) != index:
+        if piece in vocab:
             raise ValueError(f"lines {vocab[piece] + 1} and {index + 1} both hold {piece!r}, but a piece has "
                              "one id: take the file the model was trained with, or learn a new one")
+        vocab[piece] = index
     missing = [token for token in SPECIAL_TOKENS if token not in vocab]
     if missing:
         raise ValueError(f"no {', '.join(missing)} among the {len(pieces)} lines: expected a BERT or ELECTRA "
@@ -202,10 +203,9 @@ def read_vocab(path: Path) -> list[str]:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")    # "-sig" drops a byte order mark
     except UnicodeDecodeError as error:
         line = error.object[:error.start].count(b"\n") + 1
-        raise ValueError(f"{path} line {line}: not UTF-8 ({error.reason}): expected a text file with one "
-                         "piece on each line; convert it, or check that it is a vocabulary") from None
+        raise ValueError(f"{path} line {line}: not UTF-8 ({error.reason}): convert it to UTF-8") from None
     if lines[-1] == "":
-        lines.pop()    # nothing follows the last line feed: that is not a line
+        lines.pop()    # a file ends with a line feed; what follows it, nothing, is not a line
     return [line.removesuffix("\r") for line in lines]
 
 
@@ -219,8 +219,7 @@ def read_casing(path: Path) -> bool:
     try:
         lowercase = json.loads(path.read_text(encoding="utf-8")).get("do_lower_case", True)
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: expected a JSON object ({error}): mend it, or say lowercase=True or False "
-                         "yourself") from None
+        raise ValueError(f"{path}: expected a JSON object ({error}): repair it, or pass lowercase") from None
     if not isinstance(lowercase, bool):
         raise ValueError(f"{path}: do_lower_case is {lowercase!r}, expected true or false")
     return lowercase
@@ -230,7 +229,7 @@ def write_bytes(path: Path, content: bytes | bytearray | memoryview) -> None:
     """Write a file so that no reader, and no crash, ever meets half of it.
 
     The content goes to a temporary name beside the file and is flushed to the disk; then the file is renamed,
-    which is all or nothing. The process id is part of that name, because a killed run's worker may still be
+    which is all or nothing. The temporary name holds the process id: a worker of a killed run may still be
     writing the same file.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -243,11 +242,11 @@ def write_bytes(path: Path, content: bytes | bytearray | memoryview) -> None:
 
 # --- 5. The fast path ---
 #
-# A corpus repeats itself: of the chunks of biomedical text between two spaces ("(IL-2)," is one), 19 of 20
-# have been seen before, and so have most words of the others. No word goes across a space, so a chunk has the
-# same ids wherever it stands, and one look-up replaces cleaning, cutting and spelling. That makes `encode`
-# several times as fast as `tokenize`. Beside the compiled package it is about 5 times as fast on lower-cased
-# text and 4 times on cased text.
+# A chunk is the text between two spaces, "(IL-2)," for example. No word goes across a space, so a chunk has
+# the same ids wherever it stands. In biomedical text 19 of 20 chunks have been seen before. For these, one
+# look-up replaces cleaning, cutting and spelling; in the other chunks most words have been seen before. This
+# makes `encode` several times as fast as `tokenize`, and about 5 times as fast as the compiled package on
+# lower-cased text, 4 times on cased text.
 #
 # Chunks end at the space character alone. `str.split()` would also cut at characters such as U+001C, which
 # cleaning drops: the parts around one belong to one word.
@@ -261,14 +260,15 @@ class Cache(dict[str, Any]):
     """
 
     def __init__(self, function: Callable[[str], Any]) -> None:
-        super().__init__()
         self.function = function
         self.old: dict[str, Any] = {}
 
     def __missing__(self, text: str) -> Any:
+        # 1. Take the value from the old generation, or compute it.
         value = self.old.get(text)
         if value is None:
             value = self.function(text)
+        # 2. Put it into the new generation. When that is full, it first becomes the old one.
         if len(text) <= MAX_WORD_LENGTH:
             if len(self) >= CACHE_SIZE:
                 self.old = dict(self)
@@ -351,11 +351,13 @@ class Tokenizer:
         """Return the ids of a normalised word, as `wordpieces` finds them but in half of its time.
 
         The pieces that continue a word have a table of their own, without their ##, so that no ## has to be
-        put before each candidate. The first table may hold them too: no word begins with #, which is
-        punctuation and thus a word of its own.
+        put before each candidate. self.vocab holds them too, with ##, but a word never matches them there: #
+        is punctuation, so a word that holds # is that one character.
         """
+        if len(word) > MAX_WORD_LENGTH:
+            return (self.unk_id,)
         ids, start, table = [], 0, self.vocab
-        while start < len(word) <= MAX_WORD_LENGTH:
+        while start < len(word):
             for end in range(min(len(word), start + self._longest_piece), start, -1):
                 if (piece_id := table.get(word[start:end])) is not None:
                     break
@@ -363,7 +365,7 @@ class Tokenizer:
                 return (self.unk_id,)
             ids.append(piece_id)
             start, table = end, self._continuing
-        return tuple(ids) or (self.unk_id,)    # no ids: the word is too long
+        return tuple(ids)
 
     def _encode_chunk(self, chunk: str) -> tuple[int, ...]:
         """Return the ids of a chunk."""
@@ -376,8 +378,10 @@ class Tokenizer:
         for word, positions in split_words_with_positions(chunk, self._table):
             start = 0
             for piece_id in self._spelled[word]:
-                length = len(self.pieces[piece_id]) - (2 if start else 0)    # ## is not a part of the word
-                end = len(word) if piece_id == self.unk_id else start + length
+                if piece_id == self.unk_id:
+                    end = len(word)                                          # [UNK] stands for the whole word
+                else:
+                    end = start + len(self.pieces[piece_id]) - (2 if start else 0)    # ## is not in the word
                 located.append((piece_id, positions[start], positions[end - 1] + 1))
                 start = end
         return tuple(located)
@@ -387,7 +391,7 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        """Encode each text."""
+        """Return the ids of each text: one look-up for each chunk."""
         look_up = self._encoded.__getitem__
         return [list(chain.from_iterable(map(look_up, text.split(" ")))) for text in texts]
 
@@ -412,13 +416,16 @@ class Tokenizer:
     def encode_words(self, words: Iterable[str]) -> tuple[list[int], list[int]]:
         """Encode words that carry labels, so that each label finds its pieces.
 
+        ["kelmarin", "fever"] -> the ids of kel ##marin fever, and the word indices [0, 0, 1].
+
         A word of which nothing is left after cleaning (a lone control character) becomes one [UNK]: every
         word keeps at least one piece, and no label is lost.
 
         returns   ids, word_index: piece i belongs to words[word_index[i]]
         """
         encoded = [word_ids or [self.unk_id] for word_ids in self.encode_batch(words)]
-        return list(chain.from_iterable(encoded)), [index for index, ids in enumerate(encoded) for _ in ids]
+        word_index = [index for index, word_ids in enumerate(encoded) for _ in word_ids]
+        return list(chain.from_iterable(encoded)), word_index
 
     def decode(self, ids: Iterable[int]) -> str:
         """Join pieces to readable text, without [PAD], [CLS] and [SEP].
@@ -426,8 +433,8 @@ class Tokenizer:
         Case, accents and the spaces around punctuation cannot be restored: where the original matters, cut
         it out of the source text by the offsets of `encode_with_offsets`.
         """
-        hidden = (self.pad_id, self.cls_id, self.sep_id)
-        pieces = [self.pieces[piece_id] for piece_id in ids if piece_id not in hidden]
+        left_out = (self.pad_id, self.cls_id, self.sep_id)
+        pieces = [self.pieces[piece_id] for piece_id in ids if piece_id not in left_out]
         return "".join(piece[2:] if piece.startswith("##") else " " + piece for piece in pieces).strip()
 
 
@@ -436,9 +443,9 @@ class Tokenizer:
 def count_words(texts: Iterable[str], lowercase: bool = True) -> Counter[str]:
     """Count the normalised words of texts.
 
-    Chunks between spaces are counted first, and each distinct one is normalised once, because a corpus
-    repeats itself (section 5 says why only the space ends a chunk). Words that are too long for anything but
-    [UNK] are not counted.
+    A corpus repeats itself, so it is faster to count its chunks first and to normalise each distinct chunk
+    once (section 5 says what a chunk is, and why only a space ends it). Words that are too long for anything
+    but [UNK] are not counted.
     """
     chunks: Counter[str] = Counter()
     for text in texts:
@@ -452,28 +459,28 @@ def count_words(texts: Iterable[str], lowercase: bool = True) -> Counter[str]:
     return words
 
 
-def spell(word: str) -> list[str]:
-    """Return a word as single characters: "low" -> ["l", "##o", "##w"]."""
+def split_characters(word: str) -> list[str]:
+    """Return a word as single-character pieces: "low" -> ["l", "##o", "##w"]."""
     return [word[0], *("##" + character for character in word[1:])]
 
 
 def choose_alphabet(word_counts: Counter[str], size: int) -> list[str]:
     """Choose the single-character pieces, the most frequent first.
 
-    The characters that make up 99.99 % of the corpus (about 130 in PubMed text) must be there. Rarer ones
-    follow as long as the alphabet fills at most a tenth of the vocabulary, so that a flood of foreign scripts
-    cannot take up a small one.
+    The characters that make up 99.99 % of the corpus (about 130 in PubMed text) are always chosen. Rarer ones
+    follow while the alphabet fills at most a tenth of the vocabulary, so that foreign scripts cannot fill a
+    small vocabulary.
     """
-    forms: Counter[str] = Counter()
+    symbols: Counter[str] = Counter()    # "l" and "##l" are two symbols
     for word, count in word_counts.items():
-        for form in spell(word):
-            forms[form] += count
-    if not forms:
+        for symbol in split_characters(word):
+            symbols[symbol] += count
+    if not symbols:
         raise ValueError("there are no words to learn a vocabulary from: the texts are empty")
-    ranked = sorted(forms, key=lambda form: (-forms[form], form))
-    required, covered = 0, 0
-    while covered < COMMON_CHARACTERS * forms.total():
-        covered += forms[ranked[required]]
+    ranked = sorted(symbols, key=lambda symbol: (-symbols[symbol], symbol))
+    required, covered = 0, 0       # how many of the ranked symbols must be chosen; their occurrences
+    while covered < COMMON_CHARACTERS * symbols.total():
+        covered += symbols[ranked[required]]
         required += 1
     if size < len(SPECIAL_TOKENS) + required:
         raise ValueError(f"size {size} is too small: {len(SPECIAL_TOKENS)} special tokens and the {required} "
@@ -500,10 +507,10 @@ def merge_pairs(spellings: list[list[str]], counts: list[int], alphabet: list[st
     find an entry to change it, so it is corrected lazily: increased counts are pushed again; a stale entry is
     corrected when it is popped.
 
-    spellings   the distinct words, each as a list of pieces of the alphabet
+    spellings   the distinct words, each as a list of pieces of the alphabet; the list is changed in place
     counts      how often each word occurs
     """
-    spellings, known = list(spellings), set(alphabet)
+    known = set(alphabet)
     pair_counts: Counter[tuple[str, str]] = Counter()
     holders = defaultdict(list)    # pair -> indices of words that may hold it; some have lost it since
     for index, spelling in enumerate(spellings):
@@ -515,10 +522,10 @@ def merge_pairs(spellings: list[list[str]], counts: list[int], alphabet: list[st
     while queue:
         # 1. Take the pair with the highest count; push it back where its count has fallen since it was
         #    queued.
-        count, pair = -queue[0][0], heapq.heappop(queue)[1]
+        negative_count, pair = heapq.heappop(queue)
         if pair_counts[pair] < MIN_PAIR_COUNT:
             continue
-        if pair_counts[pair] < count:
+        if pair_counts[pair] < -negative_count:
             heapq.heappush(queue, (-pair_counts[pair], pair))
             continue
         # 2. Its two pieces joined are a new piece, unless another pair made the same one: "abc" may come
@@ -528,7 +535,7 @@ def merge_pairs(spellings: list[list[str]], counts: list[int], alphabet: list[st
             known.add(merged)
             yield merged
         # 3. Join the pair in every word that holds it, and correct the counts of the pairs of that word.
-        grown = set()
+        grown = set()              # pairs with the new piece: their counts have risen
         for index in holders.pop(pair):
             before = spellings[index]
             after = join_pair(before, pair, merged)
@@ -553,11 +560,11 @@ def learn_from_counts(word_counts: Counter[str], size: int) -> Iterator[str]:
     Words with a character outside the alphabet are left out: they would be [UNK] in any case.
     """
     alphabet = choose_alphabet(word_counts, size)
-    symbol_of = {form: form for form in alphabet}    # one string object for each symbol saves memory
+    symbol_of = {symbol: symbol for symbol in alphabet}    # one string object for each symbol saves memory
     spellings, counts = [], []
     for word, count in word_counts.items():
-        spelling = [symbol_of.get(form, "") for form in spell(word)]
-        if all(spelling):
+        spelling = [symbol_of.get(symbol, "") for symbol in split_characters(word)]
+        if all(spelling):          # "" stands for a character outside the alphabet
             spellings.append(spelling)
             counts.append(count)
     yield from SPECIAL_TOKENS
@@ -586,20 +593,20 @@ def learn_vocab(texts: Iterable[str], size: int, lowercase: bool = True) -> list
 # --- 8. Treebank tokens ---
 
 # Each rule puts spaces around tokens; the rules are applied one after the other to the whole text, so their
-# order matters: "it's'" becomes it 's ' only because the last quote is set apart before 's is searched for.
-# Conditions on what stands before a match are written as look-behind, after its first character: a pattern
-# that starts with the rare character is searched for much faster. The rules use `re`, not `regex`: their \s
-# is meant as Python's.
+# order matters: "it's'" becomes "it 's '" only because the last quote is set apart before 's is looked for.
+# '(?<=[^'].) means "an apostrophe that no apostrophe precedes". The look-behind comes after the apostrophe,
+# not before it: a pattern that begins with a rare character is found much faster. The rules use `re`, not
+# `regex`: their \s is meant as Python's.
 TREEBANK_RULES = [(re.compile(pattern), replacement) for pattern, replacement in (
-    (r'^"|``', r" `` "),                               # a quote at the start of the text
-    (r"([ ([{<])(?:\"|'')", r"\1 `` "),                # or after a space or a bracket opens
-    (r"([:,])(\D|$)", r" \1 \2"),                      # not within 3,000 or 2:1; only the first of "::"
-    (r"\.\.\.|[;@#$%&?!]", r" \g<0> "),                # these marks stand apart everywhere
-    (r"\.(?<=[^.].)([])}>\"']*)\s*$", r" .\1 "),       # only the last full stop: "coli. d-" stays
+    (r'^"|``', r" `` "),                               # a double quote opens at the start of the text
+    (r"([ ([{<])(?:\"|'')", r"\1 `` "),                # and after a space or an opening bracket
+    (r"([:,])(\D|$)", r" \1 \2"),                      # but not in 3,000 or 2:1; of "::" only the first
+    (r"\.\.\.|[;@#$%&?!]", r" \g<0> "),                # these marks are tokens wherever they stand
+    (r"\.(?<=[^.].)([])}>\"']*)\s*$", r" .\1 "),       # the full stop at the end; others stay at their word
     (r"'(?<=[^'].) ", " ' "),                          # an apostrophe that ends a word
     (r"[][(){}<>]|--", r" \g<0> "),                    # brackets and dashes
     (r"\A|\Z", " "),                                   # spaces at both ends, for the rules below
-    (r"''|\"", " '' "),                                # all other double quotes close a quotation
+    (r"''|\"", " '' "),                                # every other double quote closes a quotation
     (r"'(?<=[^' ].)([sSmMdD]?) ", r" '\1 "),           # patient 's
     (r"('ll|'LL|'re|'RE|'ve|'VE|n't|N'T)(?<=[^' ]...) ", r" \1 "),         # do n't
     (r"(?i)\b(can(?=not)|d(?='ye)|gim(?=me)|gon(?=na)|got(?=ta)|lem(?=me)|more(?='n)|wan(?=na\s))"
@@ -632,4 +639,4 @@ def preprocess_bluebert(text: str) -> str:
               removed; in the published corpus each run of them is replaced by one space.
     """
     words = treebank_tokenize(re.sub(r"[^\x00-\x7f]+", " ", text.lower()))
-    return re.sub(r"\s's\b", "'s", " ".join(words))
+    return re.sub(r"\s's\b", "'s", " ".join(words))    # BlueBERT joins 's to its word again: patient's

@@ -508,8 +508,8 @@ def test_the_prepared_sample_equals_the_published_one_byte_for_byte():
 
 # The package's categories are those of Unicode 8.0 (2015), its lower-casing is newer than Python 3.11's. Ours
 # are those of the regex package. These are all the characters of Unicode 14.0 (the tables of Python 3.11)
-# that the two treat differently. Marks, punctuation and format characters that are newer still are left out: which
-# of them are known depends on regex's version.
+# that the two treat differently. Marks, punctuation and format characters that are newer still are left out:
+# which of them are known depends on regex's version.
 NEW_CLASSES = regex.compile(r"[\p{P}\p{Mn}\p{Cf}]")
 DIFFERENT_EVER = {
     "punctuation since Unicode 9.0 or later; a letter to the package":
