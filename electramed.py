@@ -1463,8 +1463,9 @@ class Device:
         """
         if self.precision == "float32":
             return contextlib.nullcontext()
-        # The threads of a CPU would share torch's cache of weights in bfloat16, and the thread whose copy came
-        # first would decide in which order gradients are added up. A step uses each weight once: no cache.
+        # The threads of a CPU would share torch's cache of weights in bfloat16, and the thread whose copy
+        # came first would decide in which order gradients are added up. A step uses each weight once, so it
+        # needs no cache.
         return torch.autocast(self.kind, dtype=torch.bfloat16, cache_enabled=self.kind != "cpu")
 
     def seed(self, seed: int) -> None:

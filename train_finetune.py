@@ -39,14 +39,13 @@ import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Where the threads of torch compute one product together (in the optimiser), they wait for each other asleep.
-# By default they wait spinning, which takes the cores from every other process, and from the threads that
-# compute the rows of a batch side by side. It has to be said before torch loads.
+# Several threads of torch compute one matrix product together (in the optimiser) and wait for each other. By
+# default a waiting thread runs in a loop, which takes its core from other processes, and from the threads
+# that compute the rows of a batch side by side. PASSIVE makes it sleep. torch reads the variable as it loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -65,14 +64,15 @@ from tokenizer import Tokenizer, learn_vocab
 
 # --- 1. Options and protocol ---
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Options:
-    """Hold the command line. An option that is None follows from the protocol of the task (complete).
+    """Hold the command line. complete() fills in options that are None from the protocol of the task.
 
     data.parse_options makes a flag of each field: batch_size is --batch-size.
     """
 
-    # What to train on, from what, and where to write.
+    # What to train on, from what, and where to write. Below the field `data`, this name means the field, and
+    # no longer the module, until the class ends.
     task: str = option("demo-ner", "what to fine-tune on", choices=list(data.TASKS))
     data: str | None = option(os.environ.get("ELECTRAMED_DATA", "corpora"),
                               "folder of the published data sets, or of train, dev and test files")
@@ -87,28 +87,29 @@ class Options:
     seeds: int = option(1, "runs with seeds 0, 1, ...; the table has mean and standard deviation", at_least=1)
     search: int | None = option(None, "first try that many points of Bio-ELECTRA's grid", at_least=1)
     curve: bool = option(False, "fine-tune from each model that --init kept, and draw scores against steps")
-    predict: str | None = option(None, "read a file (-: standard input) with the model of --out: a text a "
-                                 'line, or {"question": ..., "passage": ...}; prints JSON lines')
+    predict: str | None = option(None, "file to read with the model of --out (-: standard input): one text "
+                                 'per line, or {"question": ..., "passage": ...}; prints JSON lines')
 
     # Hyper-parameters. The protocols below say what they are where they are not given.
     epochs: int = option(None, "passes over the training set", at_least=1)
     batch_size: int = option(None, "examples in a batch", at_least=1)
     max_length: int = option(None, "tokens of the longest row; longer texts become windows", at_least=8)
     learning_rate: float = option(None, "peak learning rate of the head", at_least=0)
-    layer_decay: float = option(None, "factor of the learning rate from a layer to the one below", at_least=0)
+    layer_decay: float = option(None, "learning rate of a layer / that of the layer above it", at_least=0)
     weight_decay: float = option(None, "decoupled weight decay", at_least=0)
     dropout: float = option(None, "dropout of hidden states and attention", at_least=0)
     class_weights: bool = option(False, "for ranking: weigh the loss 1 to 99 in favour of right candidates")
-    tag_loss: str = option("softmax", "for entities: one softmax over the tags, or a binary classifier each",
+    tag_loss: str = option("softmax", "for entities: a softmax over the tags, or a binary classifier per tag",
                            choices=["softmax", "binary"])
 
     # Where to compute.
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
-    precision: str | None = option(None, "bfloat16 only pays on a GPU", choices=["float32", "bfloat16"])
+    precision: str | None = option(None, "format of the numbers; bfloat16 is faster only on a GPU",
+                                   choices=["float32", "bfloat16"])
 
 
-# Options that may change while finished seeds are kept. A change of any other one is refused by name, and so
-# is a change of the model that the run starts from.
+# Options that may change between calls while finished seeds are kept. If any other option has changed, or the
+# model that the run starts from, the run stops and names what has changed.
 FREE = ("out", "seeds", "protocol", "device", "precision", "offline", "search", "curve", "predict")
 FIXED = ("starting_model", *(field.name for field in dataclasses.fields(Options) if field.name not in FREE))
 
@@ -117,19 +118,20 @@ QUESTION_LENGTH = 64            # pieces that a question is cut to
 DOCUMENT_STRIDE = 128           # pieces between the starts of two windows of a passage
 MAX_ANSWER_PIECES = 30          # TF configure_finetuning.py: longer answers are not considered
 BEST_SPANS = 20                 # starts and ends considered in each window, and spans kept for each example
-ANSWERS_SHOWN = 5               # by --predict
+ANSWERS_SHOWN = 5               # answers that --predict prints for each question
 EVALUATION_BATCH = 64           # rows; it changes the speed, not the result
-PUBLISHED_TEST_SET = "test set"     # how tables call it; where a file is cut instead, they say so
-PLACES = 3                      # how many places of one and the same error errors.md shows
+PUBLISHED_TEST_SET = "test set"     # its name in tables; a test set cut from another file has a longer name
+PLACES = 3                      # places that errors.md shows of errors with equal headings
 READ_AT_ONCE = 256              # lines of a file that --predict reads as one block
+SCRATCH_VOCAB_SIZE = 4000       # pieces learnt from the training set where there is no vocabulary
 
 CLASS_WEIGHTS = (1.0, 99.0)     # of wrong and right candidates, with --class-weights: a weighted mean
 
 # ELECTRAMed, Table 5. The paper gives no epochs: 3 and, for questions, 2 are those of official ELECTRA.
 TABLE_5 = {"epochs": 3, "batch_size": 32, "max_length": 128, "learning_rate": 5e-5, "layer_decay": 0.8,
            "weight_decay": 0.0, "dropout": 0.1}
-# Under "" stands what holds for all tasks; a kind overrides it, and a task overrides its kind. SQuAD, for
-# one, has the batch size of "qa" in ELECTRAMed's protocol, and that of all tasks in Bio-ELECTRA's.
+# The entry "" holds for all tasks; that of a kind overrides it, and that of a task overrides its kind's. For
+# example, SQuAD's batch size is that of "qa" in ELECTRAMed's protocol, and that of "" in Bio-ELECTRA's.
 PROTOCOLS: dict[str, dict[str, dict[str, Any]]] = {
     "electramed": {
         "": TABLE_5,
@@ -154,8 +156,9 @@ GRID: dict[str, tuple[Any, ...]] = {"learning_rate": (1e-5, 5e-5, 1e-4, 5e-4), "
 DEMO = {"epochs": 20, "batch_size": 16, "learning_rate": 1e-3}
 PROTOCOLS["electramed"] |= {"demo-ner": DEMO, "demo-re": DEMO, "demo-qa": {**DEMO, "max_length": 256}}
 
-# Test scores of the papers in percent: ELECTRAMed, Tables 7, 8 and 9; Bio-ELECTRA, Bio-ELECTRA++ without and
-# with tuning, and Bio-ELECTRA with class weights. A row may end early; None is a gap.
+# Test scores of the papers in percent. Columns: ELECTRAMed (Tables 7 to 9); Bio-ELECTRA; "++" Bio-ELECTRA++;
+# "++ tuned" the same with tuned hyper-parameters; "weighted" Bio-ELECTRA with class weights. A row may end
+# early; None is a gap.
 PAPERS = ("ELECTRAMed", "Bio-ELECTRA", "++", "++ tuned", "weighted")
 PUBLISHED: dict[str, dict[str, tuple[float | None, ...]]] = {
     "ncbi-disease": {"precision": (85.87,), "recall": (89.29,), "f1": (87.54, 78.32, 80.01, 84.85)},
@@ -178,7 +181,7 @@ BATCH_SCORES = {1: (44.62, 51.28, 47.95), 2: (46.40, 62.40, 53.16), 3: (37.93, 5
                 4: (61.18, 82.35, 69.55), 5: (24.57, 44.00, 31.42)}
 PUBLISHED["bioasq7b"] = {f"batch {batch} {measure}": (score,) for batch, scores in BATCH_SCORES.items()
                          for measure, score in zip(BATCH_MEASURES, scores)}
-# MRR of the best system in each batch (ELECTRAMed, Table 9). Table 10 divides by it and adds up.
+# MRR of the best system in each batch (ELECTRAMed, Table 9). Table 10 is the sum of our MRR / this MRR.
 BEST_MRR = {1: 0.4795, 2: 0.5667, 3: 0.5115, 4: 0.6955, 5: 0.3638}
 
 
@@ -189,11 +192,13 @@ BEST_MRR = {1: 0.4795, 2: 0.5667, 3: 0.5115, 4: 0.6955, 5: 0.3638}
 
 # --- 2.1 What the kinds share ---
 #
-# The model reads rows of at most max_length tokens, but sentences and passages may be longer. What is cut off
-# could never be found, and would count as missed. So a long text is read in windows that overlap, and
-# whatever stands in two of them is taken from the one that shows more of the text around it.
+# The model reads rows of at most max_length tokens, but sentences and passages may be longer. If they were
+# cut, everything after the cut would be missed. So a long text is read in overlapping windows. What stands in
+# two windows is read in the one that shows more text around it.
 
 Measures = dict[str, float]            # name -> score in [0, 1]; the names are the rows of the table
+Results = list[dict[str, Any]]         # what each line of raw text holds, in plain numbers and strings
+Examples = Sequence[Any]               # of one kind: TaggedSentence, LabelledText, Candidate, Question, ...
 
 
 class Feature(NamedTuple):
@@ -204,7 +209,7 @@ class Feature(NamedTuple):
         words  Kelmarin   fever             tags  B-Disease  I-Disease
 
         input_ids  [CLS]  kel  ##marin  fever  [SEP]            (as numbers)
-        labels      -100    1     -100      2   -100
+        labels      -100    1     -100      2   -100            (-100 is IGNORED_LABEL: no label here)
         spots       word 0 at position 1, word 1 at position 3
     """
 
@@ -213,7 +218,7 @@ class Feature(NamedTuple):
     first_length: int           # tokens of [CLS] A [SEP]
     labels: Any                 # by kind: a label id for each position, or one for the row, or (start, end)
     spots: Sequence[Any] = ()   # by kind: where in the row words or characters of the example stand
-    is_cut: bool = False        # whether the end of the example stands in no feature
+    is_cut: bool = False        # whether the end of the example was cut off
 
 
 Features = Sequence[Feature]
@@ -264,16 +269,25 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
 
 
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Compute a probability from each logit by itself: 1 / (1 + exp(-x)), also without overflow."""
+    return np.exp(-np.logaddexp(0, -logits))
+
+
 def precision_recall_f1(scores: metrics.Scores, prefix: str = "") -> Measures:
     """Name precision, recall and F1 over all types, and where there are several types also those of each.
 
         {"precision": 0.8, "recall": 0.6, "f1": 0.69, "Drug precision": 0.9, ..., "Gene f1": 0.5}
+
+    prefix   put before the names of the measures over all types
     """
     named = {prefix: scores}
     if len(scores.per_type) > 1:
         named |= {f"{name} ": part for name, part in sorted(scores.per_type.items())}
-    return {prefix + measure: getattr(part, measure) for prefix, part in named.items()
-            for measure in ("precision", "recall", "f1")}
+    measures: Measures = {}
+    for name, part in named.items():
+        measures |= {f"{name}precision": part.precision, f"{name}recall": part.recall, f"{name}f1": part.f1}
+    return measures
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -281,54 +295,63 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     data.write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
 
 
-class Error(NamedTuple):
-    """Describe one wrong prediction, as errors.md lists it: what outline() groups and counts."""
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, for people too: one value on each line, and letters such as β as they are."""
+    data.write_bytes(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
 
-    headings: tuple[str, ...]   # from the widest group to what is counted: ("Drug", "missed", "jorganux")
+
+class Mistake(NamedTuple):
+    """Hold one wrong prediction for errors.md; outline() groups and counts them by their headings."""
+
+    headings: tuple[str, ...]   # general to special; the last names the item: ("Drug", "missed", "jorganux")
     lines: tuple[str, ...]      # Markdown: where it happened, and what was expected and predicted
 
 
-Report = tuple[list[Error], str]       # the errors, and a note for the head of errors.md
+class Report(NamedTuple):
+    """Hold the content of errors.md."""
+
+    mistakes: list[Mistake]
+    note: str                   # the first lines: how many predictions are wrong, and what marks mean
 
 
-def plain(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Put a text on one line, with a backslash before the characters that mean something in Markdown."""
     return " ".join(text.split()).translate({ord(character): "\\" + character for character in "\\`*[]<"})
 
 
-def outline(errors: Sequence[Error], depth: int = 0) -> list[str]:
-    """Arrange errors as lines of Markdown under their headings, the most frequent heading first.
+def outline(mistakes: Sequence[Mistake], depth: int = 0) -> list[str]:
+    """Arrange mistakes as lines of Markdown under their headings, the most frequent heading first.
 
-    The last heading becomes an item of a list, with the number of its places and the first of them:
+    The last heading becomes an item of a list, with the number of its places and the first PLACES of them:
 
         ## Drug: 3
         ### missed: 3
         - 3 x jorganux
           - **jorganux** helped in eight adults .
     """
-    groups: dict[str, list[Error]] = {}
-    for error in errors:
-        groups.setdefault(error.headings[depth], []).append(error)
+    groups: dict[str, list[Mistake]] = {}
+    for mistake in mistakes:
+        groups.setdefault(mistake.headings[depth], []).append(mistake)
     lines = []
     for heading, group in sorted(groups.items(), key=lambda item: -len(item[1])):
         if depth + 1 < len(group[0].headings):
             lines += ["", f"##{'#' * depth} {heading}: {len(group)}", *outline(group, depth + 1)]
         else:
             times = f"{len(group)} x " if len(group) > 1 else ""
-            lines.append(f"- {times}{plain(heading)}")
-            lines += [f"  - {line}" for error in group[:PLACES] for line in error.lines]
+            lines.append(f"- {times}{escape_markdown(heading)}")
+            lines += [f"  - {line}" for mistake in group[:PLACES] for line in mistake.lines]
     return lines
 
 
-def write_errors(path: Path, title: str, errors: list[Error], note: str) -> None:
-    """Write errors.md, a file for people: which errors there are, how often they occur, and where.
+def write_errors(path: Path, title: str, mistakes: list[Mistake], note: str) -> None:
+    """Write errors.md, a file for people: which mistakes there are, how often they occur, and where.
 
-    Of errors with equal headings (the same drug was missed in a hundred sentences) a few places are enough.
+    Of mistakes with equal headings (a drug was missed in a hundred sentences) PLACES places are enough.
     """
-    equal = Counter(error.headings for error in errors if error.lines)
+    equal = Counter(mistake.headings for mistake in mistakes if mistake.lines)
     if left_out := sum(max(0, count - PLACES) for count in equal.values()):
         note += f"\nOf equal errors the first {PLACES} places are shown, {left_out} are left out."
-    write_lines(path, [f"# {title}", "", note, *outline(errors)])
+    write_lines(path, [f"# {title}", "", note, *outline(mistakes)])
 
 
 class Line(NamedTuple):
@@ -368,16 +391,16 @@ def embolden(text: str, found: Sequence[dict[str, Any]]) -> str:
 class Kind:
     """List what the rest of the program asks of a kind of task, in the order in which data flows.
 
-    The five classes below derive from this one, which holds the answers that most of them share. Letters: B
-    rows of a batch, T tokens, C labels. An *output* is what the head gives for one feature, cut to its real
-    tokens. A *prediction* is what all features of one example say together: tags, a label, a probability, or
-    answers.
+    The five classes below derive from this one, which holds what most of them share. Letters: B rows of a
+    batch, T tokens, C labels. An *output* is what the head gives for one feature, cut to its real
+    tokens. A *prediction* is what all features of one example say together: tags, a label, a probability,
+    or answers.
 
     To add a kind, derive a class from this one, or from Classification where a text or pair has one label:
 
-    1. Write what is only declared below (a comment says what each takes and gives): encode, new_head, decode,
-       score, write, errors, raw_examples, results, show.
-    2. Override what is defined below where the kind differs.
+    1. Write the methods that only raise NotImplementedError here: encode, new_model, decode, score, write,
+       errors, raw_examples, results, show.
+    2. Override the others where the kind differs.
     3. Name the class in KINDS, and its reader and a task in data.py; its measure belongs in metrics.py.
     """
 
@@ -385,22 +408,18 @@ class Kind:
     own_options: tuple[str, ...] = ()       # options that mean something for this kind alone
     has_labels = True                       # whether the head chooses among labels with names
 
-    def __init__(self, task: Task, examples: Sequence[Any] = ()) -> None:
+    def __init__(self, task: Task, examples: Examples = ()) -> None:
         """Take the labels that the task names; where it names none, find them in its training examples."""
         self.task = task
         self.labels: tuple[str, ...] = task.labels or self.find_labels(examples)
 
     # Labels and vocabulary, where the task or the model does not bring them.
 
-    def labels_of(self, example: Any) -> list[str]:
-        """List the labels of an example."""
-        return [example.label]
-
-    def count_labels(self, examples: Sequence[Any]) -> Counter[str]:
+    def count_labels(self, examples: Examples) -> Counter[str]:
         """Count how often each label occurs."""
-        return Counter(label for example in examples for label in self.labels_of(example))
+        return Counter(example.label for example in examples)
 
-    def find_labels(self, examples: Sequence[Any]) -> tuple[str, ...]:
+    def find_labels(self, examples: Examples) -> tuple[str, ...]:
         """List the labels that occur, in the order in which the head numbers them.
 
         They are sorted, so that the order of the examples does not matter.
@@ -420,53 +439,67 @@ class Kind:
 
     # Features, head, labels and loss.
 
-    # (examples, tokenizer, max_length) -> rows of at most max_length tokens
-    encode: Callable[..., list[Feature]]
+    def encode(self, examples: Examples, tokenizer: Tokenizer, max_length: int) -> list[Feature]:
+        """Turn examples into rows of at most max_length tokens."""
+        raise NotImplementedError
 
     def describe_features(self, features: Features, max_length: int) -> str:
         """Say how many examples did not fit in one row."""
         return f"{sum(feature.is_cut for feature in features)} cut at {max_length} tokens"
 
-    def announce(self, split: str, examples: Sequence[Any], features: Features) -> None:
+    def announce(self, split: str, examples: Examples, features: Features) -> None:
         """Say before training what no model can get right: here, labels that the training set lacks."""
         if unknown := self.count_labels(examples).keys() - set(self.labels):
             say(f"*** {', '.join(sorted(unknown))}: not in the training set, so always missed in {split} ***")
 
-    # configuration -> the model: an encoder with this kind's head
-    new_head: Callable[[ElectraConfig], nn.Module]
+    def new_model(self, config: ElectraConfig) -> nn.Module:
+        """Build a new model: an encoder with this kind's head on top."""
+        raise NotImplementedError
 
     def label_array(self, features: Features, width: int) -> np.ndarray:
         """Return the labels of a batch whose rows have `width` tokens: (B,), or (B, 2) of starts and ends."""
         return np.array([feature.labels for feature in features])
 
     def loss_settings(self, options: Options, device: Device) -> Sequence[Any]:
-        """Return what the head's loss takes besides logits and labels; see the heads in electramed.py."""
+        """Return further arguments of the head's loss and total, in order; see the heads in electramed.py."""
         return ()
 
     # Predictions, and what becomes of them.
 
-    # (examples, features, outputs) -> one prediction for each example
-    decode: Callable[..., list]
-    # (examples, predictions) -> scores as the papers have them
-    score: Callable[..., Measures]
-    # (folder, examples, predictions): writes what is handed in, in the task's own form
-    write: Callable[..., None]
-    # (examples, features, predictions) -> what is wrong with the predictions
-    errors: Callable[..., Report]
+    def decode(self, examples: Examples, features: Features, outputs: Outputs) -> list:
+        """Turn the outputs into one prediction for each example."""
+        raise NotImplementedError
+
+    def score(self, examples: Examples, predictions: Sequence[Any]) -> Measures:
+        """Compute the scores that the papers report."""
+        raise NotImplementedError
+
+    def write(self, folder: Path, examples: Examples, predictions: Sequence[Any]) -> None:
+        """Write the predictions in the task's own submission format."""
+        raise NotImplementedError
+
+    def errors(self, examples: Examples, features: Features, predictions: Sequence[Any]) -> Report:
+        """List the wrong predictions, for errors.md."""
+        raise NotImplementedError
 
     @staticmethod
     def closing_lines(results: Sequence[Measures]) -> list[str]:
         """Return lines for the end of the table of all seeds."""
         return []
 
-    # Raw text: results are shown as they come, so they hold plain numbers and strings.
+    # Raw text.
 
-    # (lines, tokenizer) -> examples, which encode takes as it does those of a file
-    raw_examples: Callable[[Sequence[Line], Tokenizer], list]
-    # (examples, features, outputs, options) -> what was found in each line, as it is printed in JSON
-    results: Callable[..., list[dict[str, Any]]]
-    # a result -> the same for the eye, on a terminal
-    show: Callable[[dict[str, Any]], str]
+    def raw_examples(self, lines: Sequence[Line], tokenizer: Tokenizer) -> list:
+        """Make examples of lines of raw text, which encode takes like those of a file."""
+        raise NotImplementedError
+
+    def results(self, examples: Examples, features: Features, outputs: Outputs, options: Options) -> Results:
+        """Return what was found in each line."""
+        raise NotImplementedError
+
+    def show(self, result: dict[str, Any]) -> str:
+        """Write a result for people, on a terminal."""
+        raise NotImplementedError
 
 
 # --- 2.2 Tagging ---
@@ -482,7 +515,7 @@ class RawSentence(NamedTuple):
     """Hold a sentence of raw text, which Tagging.encode reads like a TaggedSentence."""
 
     words: list[str]
-    tags: list[str]             # all O: they are what is asked for
+    tags: list[str]             # all O, as placeholders: the model is asked for them
     spans: list[tuple[int, int]]        # the characters of each word in its line
     line: int                   # number of its line in the block that is read
     text: str                   # that line
@@ -494,7 +527,7 @@ Sentences = Sequence[data.TaggedSentence]
 class Tagging(Kind):
     """Find entities: one tag for each word, read as spans.
 
-    The published files have one word a line, its tag last, and an empty line between sentences:
+    The published files have one word per line, its tag last, and an empty line between sentences:
 
         jorganux    O                  -> TaggedSentence(words=["jorganux", "slowed", "kelmarin", "fever"],
         slowed      O                                    tags=["O", "O", "B-Disease", "I-Disease"])
@@ -508,16 +541,16 @@ class Tagging(Kind):
     Loss        Softmax over the C tags, or with --tag-loss binary one classifier for each tag.
     Scores      Tags are read as entities by the rules of conlleval: an entity counts when its type and both
                 of its borders are right. Precision, recall and F1 are micro-averaged over all types.
-    Handed in   Columns of word, gold tag and predicted tag, which the conlleval script reads.
+    Submission  Columns of word, gold tag and predicted tag, which the conlleval script reads.
     Raw text    A line is split into sentences and these into words, which are then read like those of a file.
     """
 
     purpose = "entities"
     own_options = ("tag_loss",)
 
-    def labels_of(self, example: data.TaggedSentence) -> list[str]:
-        """List the tags of a sentence."""
-        return example.tags
+    def count_labels(self, examples: Sentences) -> Counter[str]:
+        """Count how often each tag occurs."""
+        return Counter(tag for example in examples for tag in example.tags)
 
     def find_labels(self, examples: Sentences) -> tuple[str, ...]:
         """List the tags that occur: O first, then the others in alphabetical order."""
@@ -527,12 +560,13 @@ class Tagging(Kind):
         """Return the words of a sentence."""
         return " ".join(example.words)
 
-    def encode(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int) -> list[Feature]:
+    def encode(self, examples: Examples, tokenizer: Tokenizer, max_length: int) -> list[Feature]:
         """Cut sentences into rows [CLS] window [SEP]; no word is lost, however long the sentence.
 
-        Windows overlap by half, so that in one of them each word has a quarter of a window on both sides, or
-        as much as the sentence has. With 4 pieces in a window, "a b c d e f" is read as "a b c d" and "c d e
-        f": the words a, b and c have their tags in the first window, d, e and f in the second.
+        Windows overlap by half. So every word has, in one of them, at least a quarter of a window of text on
+        each side, or all the text that the sentence has there. With 4 pieces in a window, "a b c d e f" is
+        read as "a b c d" and "c d e f": the tags of a, b and c stand in the first window, those of d, e and f
+        in the second.
 
         A tag that is not among the labels is not trained on, but still counts when predictions are scored.
         source    the first piece has the label, as in TF tagging_tasks.py; there long sentences are cut
@@ -541,17 +575,17 @@ class Tagging(Kind):
         capacity = max_length - 2                                           # without [CLS] and [SEP]
         features = []
         for number, example in enumerate(examples):
-            # 1. Wordpieces, the word that each belongs to, and the pieces that open a word. A word of which
+            # 1. Wordpieces, the word that each belongs to, and the first piece of each word. A word of which
             #    cleaning leaves nothing is one [UNK], so that every word has a first piece.
             ids, word_of = tokenizer.encode_words(example.words)
-            opening = [piece for piece, word in enumerate(word_of) if not piece or word_of[piece - 1] < word]
+            first_pieces = [word_of.index(word) for word in range(len(example.words))]
             # 2. Windows, and for each piece the one to which it belongs.
             windows = split_windows(len(ids), capacity, capacity // 2)
-            owner = best_windows(len(ids), windows)
+            window_of = best_windows(len(ids), windows)
             # 3. One row for each window, with the tags of the words that belong to it.
             for window, (start, end) in enumerate(windows):
-                spots = [WordSpot(1 + piece - start, word_of[piece]) for piece in opening
-                         if owner[piece] == window]
+                spots = [WordSpot(1 + piece - start, word) for word, piece in enumerate(first_pieces)
+                         if window_of[piece] == window]
                 labels = [IGNORED_LABEL] * (end - start + 2)
                 for spot in spots:
                     labels[spot.position] = number_of.get(example.tags[spot.word], IGNORED_LABEL)
@@ -565,12 +599,12 @@ class Tagging(Kind):
         split = sum(count > 1 for count in windows.values())
         return f"{split} sentences longer than {max_length} tokens read in overlapping windows"
 
-    def new_head(self, config: ElectraConfig) -> nn.Module:
+    def new_model(self, config: ElectraConfig) -> nn.Module:
         """Build the tagger: C logits for each token."""
         return TokenTagger(config, len(self.labels))
 
     def label_array(self, features: Features, width: int) -> np.ndarray:
-        """Return (B, T) label ids; padding has no label, as all but the first piece of a word have none.
+        """Return (B, T) label ids: only the first piece of a word has one; padding, [CLS], [SEP] have none.
 
         Two rows, [CLS] kel ##marin [SEP] and [CLS] fever [SEP], padded to 5 tokens:
 
@@ -587,9 +621,9 @@ class Tagging(Kind):
 
         source    ELECTRAMed's paper: three binary classifiers over B, I and O; its released code: the softmax
         """
-        return [options.tag_loss == "binary"]
+        return [options.tag_loss == "binary"]               # is_binary of TokenTagger.loss
 
-    def at_words(self, examples: Sequence[Any], features: Features, values: Sequence[Any]) -> list[list[Any]]:
+    def at_words(self, examples: Examples, features: Features, values: Sequence[Any]) -> list[list[Any]]:
         """Collect what the features say about each word of each example.
 
         values    (T,) for each feature, of which those at the spots are taken: each word has exactly one
@@ -601,16 +635,16 @@ class Tagging(Kind):
                 words[feature.example][spot.word] = value[spot.position]
         return words
 
-    def decode(self, examples: Sequence[Any], features: Features, outputs: Outputs) -> list[list[str]]:
+    def decode(self, examples: Examples, features: Features, outputs: Outputs) -> list[list[str]]:
         """Turn outputs (T, C) into one tag for each word.
 
-        Nothing forces them into a well-formed sequence: an I- after O opens an entity when they are scored.
+        The tags of a sentence may fit badly: an I- after O, say, opens an entity when they are scored.
         """
         likeliest = self.at_words(examples, features, [output.argmax(axis=-1) for output in outputs])
         return [[self.labels[label] for label in sentence] for sentence in likeliest]
 
     def score(self, examples: Sentences, predictions: Sequence[list[str]]) -> Measures:
-        """Score exact matches of entities by the rules of conlleval, micro-averaged over all types."""
+        """Compute precision, recall and F1 of entities by the rules of conlleval."""
         return precision_recall_f1(metrics.entity_scores([example.tags for example in examples], predictions))
 
     def write(self, folder: Path, examples: Sentences, predictions: Sequence[list[str]]) -> None:
@@ -627,32 +661,34 @@ class Tagging(Kind):
         data.write_bytes(folder / "predictions.txt", "\n".join(sentences).encode())
 
     def errors(self, examples: Sentences, features: Features, predictions: Sequence[list[str]]) -> Report:
-        """List the entities that were not found as they are, by their type, what is wrong, and their words.
+        """List the entities that were predicted wrongly, grouped by type, then by error, then by their words.
 
         missed        no predicted entity overlaps it
         spurious      a predicted entity that overlaps no gold one
         boundary      the type is right, but not where it begins and ends
         taken for X   an overlapping entity was predicted, of the type X
         """
-        errors, count = [], Counter[str]()
+        mistakes, count = [], Counter[str]()
         for example, tags in zip(examples, predictions):
             gold_spans, predicted_spans = metrics.spans_from_tags(example.tags), metrics.spans_from_tags(tags)
-            for verdict, gold, predicted in metrics.match_entities(gold_spans, predicted_spans):
-                count[verdict] += 1
-                # An error stands under the gold entity; a spurious one has only its own words.
-                span = gold or predicted
-                if verdict == "hit" or not span:
+            for match in metrics.match_entities(gold_spans, predicted_spans):
+                count[match.verdict] += 1
+                # A mistake stands under the gold entity; only a spurious one, without it, under its own.
+                span = match.gold or match.predicted
+                assert span, "a match has at least one span"
+                if match.verdict == "hit":
                     continue
-                (name, start, end), group = span, verdict
-                if verdict == "type" and predicted:
-                    other, _, _ = predicted
-                    group = f"taken for {other}"
-                errors.append(Error((name or "entity", group, " ".join(example.words[start:end])),
-                                    (self.mark_spans(example.words, gold, predicted),)))
-        return errors, (f"Of {count.total() - count['spurious']} entities {count['hit']} found, "
-                        f"{count['missed']} missed, {count['boundary']} with another boundary, "
-                        f"{count['type']} taken for another type; {count['spurious']} spurious.\n"
-                        "The gold entity stands in **bold**, the predicted one in [brackets].")
+                group = match.verdict
+                if match.verdict == "type" and match.predicted:
+                    group = f"taken for {match.predicted.type}"
+                words = " ".join(example.words[span.start:span.end])
+                marked = self.mark_spans(example.words, match.gold, match.predicted)
+                mistakes.append(Mistake((span.type or "entity", group, words), (marked,)))
+        note = (f"Of {count.total() - count['spurious']} entities {count['hit']} found, "
+                f"{count['missed']} missed, {count['boundary']} with another boundary, "
+                f"{count['type']} taken for another type; {count['spurious']} spurious.\n"
+                "The gold entity stands in **bold**, the predicted one in [brackets].")
+        return Report(mistakes, note)
 
     @staticmethod
     def mark_spans(words: list[str], gold: metrics.Span | None, predicted: metrics.Span | None) -> str:
@@ -660,12 +696,11 @@ class Tagging(Kind):
 
         The two may overlap. Say "kel acid" is a drug, of which only "kel" was found: [**kel] acid**.
         """
-        shown = [plain(word) for word in words]
+        shown = [escape_markdown(word) for word in words]
         for span, opening, closing in ((gold, "**", "**"), (predicted, "[", "]")):
             if span:
-                _, start, end = span
-                shown[start] = opening + shown[start]
-                shown[end - 1] += closing
+                shown[span.start] = opening + shown[span.start]
+                shown[span.end - 1] += closing
         return " ".join(shown)
 
     def raw_examples(self, lines: Sequence[Line], tokenizer: Tokenizer) -> list[RawSentence]:
@@ -688,31 +723,24 @@ class Tagging(Kind):
                 sentences.append(RawSentence(words, ["O"] * len(words), spans, number, line.text))
         return sentences
 
-    @staticmethod
-    def probabilities(output: np.ndarray, tag_loss: str) -> np.ndarray:
-        """Turn logits (T, C) into the probabilities that the loss trained them to give."""
-        if tag_loss == "binary":
-            return np.exp(-np.logaddexp(0, -output))        # a sigmoid for each tag: 1 / (1 + exp(-x))
-        return softmax(output)
-
-    def results(self, examples: Sequence[RawSentence], features: Features, outputs: Outputs,
-                options: Options) -> list[dict[str, Any]]:
+    def results(self, examples: Examples, features: Features, outputs: Outputs, options: Options) -> Results:
         """Return the entities of each line, with the mean probability of their words' tags.
 
             {"text": "Jorganux slowed kelmarin fever.", "entities": [
                 {"start": 16, "end": 30, "type": "Disease", "text": "kelmarin fever", "score": 0.9712}]}
         """
         tags = self.decode(examples, features, outputs)
-        chances = [self.probabilities(output, options.tag_loss).max(axis=-1) for output in outputs]
+        to_probabilities = sigmoid if options.tag_loss == "binary" else softmax     # as the loss trained them
+        probabilities = [to_probabilities(output).max(axis=-1) for output in outputs]
+        by_word = self.at_words(examples, features, probabilities)
         results: dict[int, dict[str, Any]] = {}             # by line, which may have several sentences
-        word_chances = self.at_words(examples, features, chances)
-        for example, word_tags, sure in zip(examples, tags, word_chances):
+        for example, word_tags, certainty in zip(examples, tags, by_word):
             result = results.setdefault(example.line, {"text": example.text, "entities": []})
-            for name, first, last in metrics.spans_from_tags(word_tags):
-                (start, _), (_, end) = example.spans[first], example.spans[last - 1]
-                score = round(float(np.mean([float(chance) for chance in sure[first:last]])), 4)
-                result["entities"].append({"start": start, "end": end, "type": name,
-                                           "text": example.text[start:end], "score": score})
+            for span in metrics.spans_from_tags(word_tags):
+                (start, _), (_, end) = example.spans[span.start], example.spans[span.end - 1]
+                score = float(np.mean([float(probability) for probability in certainty[span.start:span.end]]))
+                result["entities"].append({"start": start, "end": end, "type": span.type,
+                                           "text": example.text[start:end], "score": round(score, 4)})
         return list(results.values())
 
     def show(self, result: dict[str, Any]) -> str:
@@ -731,11 +759,13 @@ class Classification(Kind):
     Features    One row: [CLS] text [SEP], or [CLS] first [SEP] second [SEP]. What is too long is cut.
     Head        C logits, computed from the hidden state at [CLS] alone; the largest one is the label.
     Loss        Softmax over the C labels.
-    Handed in   A row of index and label for each row of the test file.
-    Raw text    A text a line, or a line of JSON for a pair.
+    Submission  A row of index and label for each row of the test file.
+    Raw text    One text per line, or one line of JSON for a pair.
     """
 
-    def encode(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int) -> list[Feature]:
+    asked_label: int | None = None          # whose probability raw text is given; None: the likeliest label's
+
+    def encode(self, examples: Examples, tokenizer: Tokenizer, max_length: int) -> list[Feature]:
         """Make one row of each example; of a pair that is too long, the longer part is cut piece by piece.
 
         With room for 6 pieces, parts of 3 and 9 pieces become 3 and 3, parts of 1 and 9 become 1 and 5.
@@ -747,31 +777,27 @@ class Classification(Kind):
             first = list(tokenizer.encode(example.text))
             second = list(tokenizer.encode(example.text_pair or ""))
             room = max_length - 2 - is_pair                     # without [CLS] and a [SEP] for each part
-            # Cut one piece at a time: so both parts keep at least half of the room, or all that they are.
+            # Cut one piece at a time from the longer part: each keeps half of the room, or its whole length.
             is_cut = len(first) + len(second) > room
             while len(first) + len(second) > room:
                 longer = first if len(first) > len(second) else second
                 longer.pop()
             input_ids = [tokenizer.cls_id, *first, tokenizer.sep_id]
-            first_length = len(input_ids)
             if is_pair:
                 input_ids += [*second, tokenizer.sep_id]
-            features.append(Feature(number, input_ids, first_length, self.target(example), is_cut=is_cut))
+            label = self.labels.index(example.label) if example.label in self.labels else IGNORED_LABEL
+            features.append(Feature(number, input_ids, len(first) + 2, label, is_cut=is_cut))
         return features
 
-    def target(self, example: Any) -> Any:
-        """Return what the head is to learn for an example: the number of its label, where it has one."""
-        return self.labels.index(example.label) if example.label in self.labels else IGNORED_LABEL
-
-    def new_head(self, config: ElectraConfig) -> nn.Module:
+    def new_model(self, config: ElectraConfig) -> nn.Module:
         """Build the classifier: C logits for each row."""
         return SequenceClassifier(config, len(self.labels))
 
-    def decode(self, examples: Sequence[Any], features: Features, outputs: Outputs) -> list:
+    def decode(self, examples: Examples, features: Features, outputs: Outputs) -> list:
         """Return the likeliest label of each example; outputs (C,)."""
         return [self.labels[int(output.argmax())] for output in outputs]
 
-    def write(self, folder: Path, examples: Sequence[Any], predictions: Sequence[Any]) -> None:
+    def write(self, folder: Path, examples: Examples, predictions: Sequence[Any]) -> None:
         """Write predictions.tsv: rows of index and label, in the order of the test file.
 
             index   label
@@ -780,22 +806,27 @@ class Classification(Kind):
         rows = [f"{example.id}\t{label}" for example, label in zip(examples, predictions)]
         write_lines(folder / "predictions.tsv", ["index\tlabel", *rows])
 
-    def errors(self, examples: Sequence[Any], features: Features, predictions: Sequence[Any]) -> Report:
-        """List the texts with another label than the gold one, by what that means and by the two labels.
+    def errors(self, examples: Examples, features: Features, predictions: Sequence[Any]) -> Report:
+        """List the texts with a wrong label, grouped by the kind of error, then by the two labels.
 
-        false positives    there is no relation (the answer is no), but one was predicted
-        false negatives    there is one, but none was predicted
+        false positives    there is no relation (or the answer is no), but one (or yes) was predicted
+        false negatives    there is one (or the answer is yes), but none (or no) was predicted
         one for another    a relation was taken for another one
         """
-        negative, errors = self.negative, []
+        mistakes = []
         for example, predicted in zip(examples, predictions):
             if predicted == example.label:
                 continue
-            groups = {example.label: "false positives", predicted: "false negatives"}
-            group = groups.get(negative, "one for another")
-            errors.append(Error((group, f"{predicted} for {example.label}", example.text),
-                                () if example.text_pair is None else (plain(example.text_pair),)))
-        return errors, f"{len(errors)} of {len(examples)} texts have another label than the gold one."
+            if example.label == self.negative:
+                group = "false positives"
+            elif predicted == self.negative:
+                group = "false negatives"
+            else:
+                group = "one for another"
+            lines = () if example.text_pair is None else (escape_markdown(example.text_pair),)
+            mistakes.append(Mistake((group, f"{predicted} for {example.label}", example.text), lines))
+        note = f"{len(mistakes)} of {len(examples)} texts have another label than the gold one."
+        return Report(mistakes, note)
 
     @property
     def negative(self) -> str:
@@ -803,20 +834,15 @@ class Classification(Kind):
         return self.task.negative or self.labels[0]
 
     def raw_examples(self, lines: Sequence[Line], tokenizer: Tokenizer) -> list:
-        """Take a question and a passage, which answers it or is a candidate, from each line."""
+        """Read each line as JSON with a question and a passage: its answer in words, or a candidate."""
         pairs = [read_pair(line) for line in lines]
         return [data.LabelledText("", question, "", passage) for question, passage in pairs]
 
-    def reported(self, output: np.ndarray) -> int:
-        """Choose the label whose probability is given for raw text: the likeliest."""
-        return int(output.argmax())
-
-    def results(self, examples: Sequence[Any], features: Features, outputs: Outputs,
-                options: Options) -> list[dict[str, Any]]:
+    def results(self, examples: Examples, features: Features, outputs: Outputs, options: Options) -> Results:
         """Return a label of each text or pair, and its probability."""
         results = []
         for example, output in zip(examples, outputs):
-            label = self.reported(output)
+            label = int(output.argmax()) if self.asked_label is None else self.asked_label
             asked = {"text": example.text}
             if example.text_pair is not None:
                 asked = {"question": example.text, "passage": example.text_pair}
@@ -825,7 +851,7 @@ class Classification(Kind):
         return results
 
     def show(self, result: dict[str, Any]) -> str:
-        """Return the label and its probability before the text or pair."""
+        """Return the label and its probability, followed by the text or pair."""
         text = result["text"] if "text" in result else f"{result['question']}\n{result['passage']}"
         return f"{result['label']} ({result['score']:.2f})  {text}"
 
@@ -840,9 +866,8 @@ class Relations(Classification):
         s7.2    @DRUG$ met @DISEASE$ by chance .        false
                               -> LabelledText("s7.1", "@DRUG$ slowed @DISEASE$ in adults .", "treats"), ...
 
-    The placeholders are pieces of the text like any others: the model learns from them alone which two
-    entities are meant. A sentence with three entities stands on a row for each pair, and a pair with two
-    relations on two rows.
+    The model reads the placeholders as ordinary text; nothing else tells it which two entities are meant. A
+    sentence with three entities has one row for each pair of them; a pair with two relations has two rows.
 
     Scores      One label, the negative one, means "no relation" and is never a hit: precision, recall and F1
                 are micro-averaged over the others. Counting it would reward a model that never finds any.
@@ -861,7 +886,7 @@ class Relations(Classification):
         return f"{', '.join(self.labels)}; {self.negative} is taken for \"no relation\""
 
     def score(self, examples: Texts, predictions: Sequence[str]) -> Measures:
-        """Score micro precision, recall and F1 over all labels but the negative one."""
+        """Compute micro-averaged precision, recall and F1 over all labels but the negative one."""
         gold = [example.label for example in examples]
         return precision_recall_f1(metrics.relation_scores(gold, predictions, self.negative))
 
@@ -871,7 +896,7 @@ class Relations(Classification):
 
 
 class YesNo(Classification):
-    """Answer yes or no to a question, given what was answered in words.
+    """Answer yes or no to a question, given its answer in words.
 
     The published files have a label (1 for yes, 0 for no), the question, and the answer in words:
 
@@ -886,7 +911,7 @@ class YesNo(Classification):
     purpose = "yes/no questions"
 
     def score(self, examples: Texts, predictions: Sequence[str]) -> Measures:
-        """Score by BioASQ's measures: the mean of both answers' F1, accuracy, and each answer by itself."""
+        """Compute BioASQ's measures: the mean of both answers' F1, accuracy, and each answer by itself."""
         gold = ["yes" if example.label == "1" else "no" for example in examples]
         predicted = ["yes" if label == "1" else "no" for label in predictions]
         scores = metrics.bioasq_yesno_scores(gold, predicted)
@@ -897,7 +922,7 @@ class YesNo(Classification):
 class Ranking(Classification):
     """Rank candidate sentences by how probably they answer a question.
 
-    The published files have a label, the question and one candidate a row; about 1 in 100 is right:
+    The published files have a label, the question and one candidate per row; about 1 in 100 is right:
 
         label   question                        answer candidate
         0       What does jorganux slow?        Fever was common in adults.
@@ -908,28 +933,31 @@ class Ranking(Classification):
                 ones 99 to 1: Bio-ELECTRA's weighted re-ranker.
     Prediction  The probability of label 1, by which the candidates of each question are sorted.
     Scores      The mean of 1 / rank of the first right candidate (MRR); 1 if it is always ranked first.
-    Handed in   Rows of probability, question and candidate.
+    Submission  Rows of probability, question and candidate.
     """
 
     purpose = "ranking"
     own_options = ("class_weights",)
+    asked_label = 1                         # how probably is the candidate right?
 
     def loss_settings(self, options: Options, device: Device) -> Sequence[Any]:
         """Return the weights of the two labels, where they are asked for.
 
         source    Bio-ELECTRA's weighted re-ranker: 1 and 99
         """
-        return device.put(torch.tensor(CLASS_WEIGHTS)) if options.class_weights else ()
+        if not options.class_weights:
+            return ()
+        return device.put(torch.tensor(CLASS_WEIGHTS))      # one tensor in a tuple: the loss's class_weights
 
-    def decode(self, examples: Sequence[Any], features: Features, outputs: Outputs) -> list[float]:
+    def decode(self, examples: Examples, features: Features, outputs: Outputs) -> list[float]:
         """Return the probability of label 1 of each candidate.
 
-        The softmax of two logits a and b is a sigmoid: exp(b) / (exp(a) + exp(b)) = 1 / (1 + exp(a - b)).
+        The softmax of two logits a and b is a sigmoid: exp(b) / (exp(a) + exp(b)) = 1 / (1 + exp(-(b - a))).
         """
-        return [float(np.exp(-np.logaddexp(0, output[0] - output[1]))) for output in outputs]
+        return [float(sigmoid(output[1] - output[0])) for output in outputs]
 
     def score(self, examples: Sequence[data.Candidate], predictions: Sequence[float]) -> Measures:
-        """Score the mean reciprocal rank of each question's first right candidate."""
+        """Compute the mean over the questions of 1 / rank of the first right candidate."""
         groups: dict[str, list[tuple[float, int]]] = {}
         for example, probability in zip(examples, predictions):
             groups.setdefault(example.group, []).append((probability, int(example.label)))
@@ -941,30 +969,28 @@ class Ranking(Classification):
                 for example, probability in zip(examples, predictions)]
         write_lines(folder / "predictions.tsv", ["probability\tquestion\tanswer_candidate", *rows])
 
-    def errors(self, examples: Sequence[data.Candidate], features: Features,
-               predictions: Sequence[float]) -> Report:
-        """List the questions whose first right candidate is not ranked first, the lowest ranks on top."""
+    def errors(self, examples: Examples, features: Features, predictions: Sequence[float]) -> Report:
+        """List the questions whose first right candidate is not ranked first, the worst-ranked on top."""
         # 1. The candidates of each question, best first.
         ranked: dict[str, list[data.Candidate]] = {}
         for _, example in sorted(zip(predictions, examples), key=lambda pair: -pair[0]):
             ranked.setdefault(example.group, []).append(example)
-        # 2. The rank of the first right one, or 0 without any, and what stands in its place.
-        placed: list[tuple[int, Error]] = []
+        # 2. The rank of the first right one (0 where there is none), and what was ranked first instead.
+        placed: list[tuple[int, Mistake]] = []
         for question, candidates in ranked.items():
             ranks = [rank for rank, candidate in enumerate(candidates, start=1) if candidate.label == "1"]
-            lines = [f"right, rank {rank} of {len(candidates)}: {plain(candidates[rank - 1].text_pair)}"
-                     for rank in ranks[:1]]
-            lines.append(f"ranked first: {plain(candidates[0].text_pair)}")
-            group = "not ranked first" if ranks else "no right candidate"
-            if ranks[:1] != [1]:
-                placed.append((ranks[0] if ranks else 0, Error((group, question), tuple(lines))))
+            rank = ranks[0] if ranks else 0
+            if rank == 1:
+                continue
+            group, lines = "no right candidate", []
+            if rank:
+                group, right = "not ranked first", escape_markdown(candidates[rank - 1].text_pair)
+                lines.append(f"right, rank {rank} of {len(candidates)}: {right}")
+            lines.append(f"ranked first: {escape_markdown(candidates[0].text_pair)}")
+            placed.append((rank, Mistake((group, question), tuple(lines))))
         placed.sort(key=lambda item: -item[0])
-        return ([error for _, error in placed],
-                f"{len(placed)} of {len(ranked)} questions have no right candidate in the first place.")
-
-    def reported(self, output: np.ndarray) -> int:
-        """Choose label 1: the question is always how probably the candidate is right."""
-        return 1
+        return Report([mistake for _, mistake in placed],
+                      f"{len(placed)} of {len(ranked)} questions have no right candidate in the first place.")
 
 
 # --- 2.4 Answers ---
@@ -1016,7 +1042,7 @@ class Answers(Kind):
     Prediction  The best spans of all windows, best first, with their probabilities.
     Raw text    Lines of {"question": ..., "passage": ...}.
 
-    Scores and what is handed in differ. SQuAD: exact match and F1 of the first answer; {id: text} in JSON.
+    Scores and submission files differ. SQuAD: exact match and F1 of the best answer; a JSON file {id: text}.
     BioASQ: up to five answers to each question, merged from all its snippets, by strict and lenient
     accuracy and MRR, over all questions and for each of the five test batches; one file for each batch.
     """
@@ -1027,11 +1053,11 @@ class Answers(Kind):
     @property
     def is_bioasq(self) -> bool:
         """Tell whether the task is scored as BioASQ does, and not as SQuAD does."""
-        return self.task.metric == "mrr"
+        return self.task.metric == "mrr"                    # of the question tasks only BioASQ's have it
 
-    def labels_of(self, example: data.Question) -> list[str]:
+    def find_labels(self, examples: Questions) -> tuple[str, ...]:
         """List no label: answers are positions."""
-        return []
+        return ()
 
     def encode(self, examples: Questions, tokenizer: Tokenizer, max_length: int,
                stride: int = DOCUMENT_STRIDE, question_length: int = QUESTION_LENGTH) -> list[Feature]:
@@ -1055,18 +1081,18 @@ class Answers(Kind):
             if capacity < 2:
                 raise ValueError(f"question {example.id} of {len(question)} pieces leaves no room for a "
                                  f"passage in {max_length} tokens: raise --max-length")
-            # 2. The pieces that the gold answer touches. One that begins or ends inside a piece is widened.
+            # 2. The pieces that the gold answer touches: where it begins or ends inside one, it is widened.
             text, begin = example.answers[0] if example.answers else ("", 0)
             stop = begin + len(text)
             gold = [piece for piece, (start, end) in enumerate(offsets) if end > begin and start < stop]
             # 3. One row for each window. Without the whole gold answer its labels are (0, 0), that is [CLS].
             windows = split_windows(len(ids), capacity, min(stride, capacity // 2))
-            owner = best_windows(len(ids), windows)
+            window_of = best_windows(len(ids), windows)
             for window, (start, end) in enumerate(windows):
                 labels = (0, 0)
                 if gold and start <= gold[0] and gold[-1] < end:
                     labels = (before + gold[0] - start, before + gold[-1] - start)
-                spots = [PieceSpot(before + piece - start, *offsets[piece], bool(owner[piece] == window))
+                spots = [PieceSpot(before + piece - start, *offsets[piece], bool(window_of[piece] == window))
                          for piece in range(start, end)]
                 input_ids = [tokenizer.cls_id, *question, tokenizer.sep_id, *ids[start:end], tokenizer.sep_id]
                 features.append(Feature(number, input_ids, before, labels, spots))
@@ -1077,11 +1103,10 @@ class Answers(Kind):
         return f"{len(features):,} windows"
 
     def findable(self, examples: Questions, features: Features) -> list[list[Answer]]:
-        """Find the gold answers of each example that decode() can give: the ceiling of the exact answers.
+        """Find the gold answers of each example that decode() is able to give.
 
         Such an answer begins and ends where a piece does, has at most MAX_ANSWER_PIECES, and lies whole in
-        the window to which its first piece belongs. "p5" is none where the text has "p53" and the piece is
-        "p53".
+        the window to which its first piece belongs. For example, the piece "p53" cannot give "p5".
         """
         found: list[list[Answer]] = [[] for _ in examples]
         for feature in features:
@@ -1109,9 +1134,10 @@ class Answers(Kind):
         return places
 
     def announce(self, split: str, examples: Questions, features: Features) -> None:
-        """Say how many questions have no gold answer, and how many have none that a span can give.
+        """Say how many questions have no gold answer, and how many have none that decode() is able to give.
 
-        The gold answers that a span can give are scored as if predicted: exact answers can score no more.
+        The gold answers that it can give are scored as if they were the predictions: no model can give more
+        exact answers.
         """
         if without := sum(not (example.answers or example.gold) for example in examples):
             say(f"*** {without} questions of {split} have no gold answer and score 0: "
@@ -1124,7 +1150,7 @@ class Answers(Kind):
             f"of a window; gold fed back scores {self.task.metric} {100 * ceiling:.2f}, the ceiling of exact "
             "answers")
 
-    def new_head(self, config: ElectraConfig) -> nn.Module:
+    def new_model(self, config: ElectraConfig) -> nn.Module:
         """Build the extractor: two logits for each token, of the start and of the end."""
         return SpanExtractor(config)
 
@@ -1133,12 +1159,13 @@ class Answers(Kind):
         """Find the n best spans of each example over all its windows, best first.
 
         outputs   (T, 2) for each feature: start and end
-        best      starts and ends considered in a window, and spans kept
-        source    TF qa_metrics.SpanBasedQAScorer. "No answer" is no answer here: every question gets its best
-                  spans, and a window that points at [CLS] proposes spans with low scores
+        best      number of starts and of ends considered in each window, and of spans kept
+        source    TF qa_metrics.SpanBasedQAScorer, without its reply "no answer": here every question gets its
+                  best spans. A window that points at [CLS] also proposes spans, with low scores
         """
-        # 1. In each window pair the best starts with the best ends. A span lies in the passage, is short, and
-        #    starts where this window is its first piece's best: so no span is proposed by two windows.
+        # 1. In each window combine the best starts with the best ends. Keep a span if both ends lie in the
+        #    passage, it is at most max_pieces long, and its first piece has its most context in this window.
+        #    The last rule keeps two windows from proposing the same span.
         proposed: list[list[ScoredSpan]] = [[] for _ in examples]
         for feature, logits in zip(features, outputs):
             spot_at = {spot.position: spot for spot in feature.spots}
@@ -1149,11 +1176,13 @@ class Answers(Kind):
                 if first and last and first.is_best and start <= end < start + max_pieces:
                     span = ScoredSpan(float(logits[start, 0] + logits[end, 1]), first.start, last.end)
                     proposed[feature.example].append(span)
-        # 2. Keep the best spans of all windows. Two are equal where two pieces stand for the same characters.
-        #    A probability is the softmax of the scores over those that are kept.
+        # 2. Keep the best spans of all windows, each once: two pieces may stand for the same characters.
+        #    Their probabilities are the softmax of their scores.
         answers: list[list[Answer]] = []
         for example, spans in zip(examples, proposed):
-            kept = list(dict.fromkeys(sorted(spans, key=lambda span: -span.score)))[:best]
+            ranked = sorted(spans, key=lambda span: -span.score)
+            kept = list(dict.fromkeys(ranked))[:best]
+            # The best score is subtracted, so that no exp overflows.
             exponentials = np.exp(np.array([span.score - kept[0].score for span in kept]))
             shares = exponentials / exponentials.sum()
             answers.append([Answer(example.context[span.start:span.end], span.start, span.end, float(share))
@@ -1167,8 +1196,8 @@ class Answers(Kind):
     def gold_texts(self, examples: Questions) -> dict[str, list[str]]:
         """List the accepted answers to each question: synonyms, or else the answers in its passages.
 
-        BioASQ's training questions and SQuAD's have answers with their places, BioASQ's test questions
-        synonyms from the golden files: {"q1": ["kelmarin fever", "KF"]}. Snippets of one question share one
+        BioASQ's training questions and SQuAD's have answers with their places. BioASQ's test questions have
+        synonyms from the golden files: {"q1": ["kelmarin fever", "KF"]}. All snippets of a question share one
         list.
         """
         gold: dict[str, list[str]] = {}
@@ -1205,34 +1234,31 @@ class Answers(Kind):
             yield batch, [examples[number] for number in chosen], [predictions[number] for number in chosen]
 
     def score(self, examples: Questions, predictions: AnswerLists) -> Measures:
-        """Score SQuAD's exact match and F1, or BioASQ's measures over all questions and for each batch."""
+        """Compute SQuAD's exact match and F1, or BioASQ's measures over all questions and for each batch."""
         if not self.is_bioasq:
             predicted = self.first_texts(examples, predictions)
             return metrics.squad_scores(predicted, self.gold_texts(examples))._asdict()
-        measures: Measures = self.factoid_scores(examples, predictions)
-        for batch, some, answers in self.batches(examples, predictions):
-            scores = self.factoid_scores(some, answers)
-            measures |= {f"batch {batch} {measure}": value for measure, value in scores.items()}
+        measures: Measures = {}
+        everything = (None, examples, predictions)
+        for batch, some, answers in [everything, *self.batches(examples, predictions)]:
+            prefix = "" if batch is None else f"batch {batch} "
+            scores = metrics.bioasq_factoid_scores(self.gold_texts(some), self.predicted_texts(some, answers))
+            measures |= {prefix + measure: value for measure, value in scores._asdict().items()}
         return measures
-
-    def factoid_scores(self, examples: Questions, predictions: AnswerLists) -> Measures:
-        """Score BioASQ's measures over all questions of these examples."""
-        predicted = self.predicted_texts(examples, predictions)
-        return metrics.bioasq_factoid_scores(self.gold_texts(examples), predicted)._asdict()
 
     @staticmethod
     def closing_lines(results: Sequence[Measures]) -> list[str]:
-        """Return ELECTRAMed's Table 10: the mean MRR of each batch, divided by the best system's, summed.
+        """Return ELECTRAMed's Table 10: the sum over the batches of our mean MRR / the best system's MRR.
 
         A system that is the best in all five batches has 5. Tasks without test batches have no such line.
         """
-        # 1. The batches that were tested, and our MRR there, mean of the seeds.
+        # 1. The batches that were tested, and our MRR in each: the mean over the seeds.
         batches = [batch for batch in BEST_MRR if all(f"batch {batch} mrr" in result for result in results)]
         ours = [metrics.mean_and_sd([result[f"batch {batch} mrr"] for result in results]).mean
                 for batch in batches]
         if not batches:
             return []
-        # 2. The best system of a batch counts 1; the paper's own figures are added up for the same batches.
+        # 2. The sum, in which the best system of a batch counts 1; also for the MRR that the paper reports.
         mrr = BATCH_MEASURES.index("mrr")
         papers = [BATCH_SCORES[batch][mrr] / 100 for batch in batches]
         best = [BEST_MRR[batch] for batch in batches]
@@ -1246,23 +1272,20 @@ class Answers(Kind):
             {"q1": "kelmarin fever"}                                                              SQuAD
             {"questions": [{"id": "q1", "type": "factoid", "exact_answer": [["fever"], ...]}]}    BioASQ
         """
-        files: dict[str, Any] = {}
-        if self.is_bioasq:
-            for batch, some, answers in self.batches(examples, predictions):
-                questions = [{"id": name, "type": "factoid", "exact_answer": [[text] for text in texts]}
-                             for name, texts in self.predicted_texts(some, answers).items()]
-                files[f"predictions-batch-{batch}.json"] = {"questions": questions}
-        else:
-            files["predictions.json"] = self.first_texts(examples, predictions)
-        for name, content in files.items():
-            data.write_bytes(folder / name, json.dumps(content, indent=1, ensure_ascii=False).encode())
+        if not self.is_bioasq:
+            write_json(folder / "predictions.json", self.first_texts(examples, predictions))
+            return
+        for batch, some, answers in self.batches(examples, predictions):
+            questions = [{"id": name, "type": "factoid", "exact_answer": [[text] for text in texts]}
+                         for name, texts in self.predicted_texts(some, answers).items()]
+            write_json(folder / f"predictions-batch-{batch}.json", {"questions": questions})
 
     def errors(self, examples: Questions, features: Features, predictions: AnswerLists) -> Report:
-        """List the questions whose best answer is wrong, by where that answer stands.
+        """List the questions whose best answer is wrong, grouped by where that answer stands.
 
         boundary               it overlaps a gold answer
         right, but not first   a later one of the answers is right
-        elsewhere              none of these, though a span could be right
+        elsewhere              neither, although a span of a window would have been right
         out of reach           no gold answer is a span of a window
         """
         # 1. Questions that a span can answer, and those where a best answer overlaps such a span.
@@ -1273,32 +1296,36 @@ class Answers(Kind):
             for best, span in itertools.product(answers[:1], spans):
                 if span.start < best.end and best.start < span.end and span.text != best.text:
                     overlapping.add(self.question_id(example))
-        # 2. The wrong ones. Texts are equal when the task's metric says so.
+        # 2. The questions answered wrongly. Texts are compared as the task's metric compares them.
         normal = str.lower if self.is_bioasq else metrics.normalise_squad_answer
         gold, predicted = self.gold_texts(examples), self.predicted_texts(examples, predictions)
-        errors = []
+        mistakes = []
         for name, question in {self.question_id(example): example.question for example in examples}.items():
             accepted = {normal(text) for text in gold[name]}
             given = predicted[name][:metrics.FACTOID_ANSWERS]
             is_right = [normal(text) in accepted for text in given]
-            if any(is_right[:1]):
+            if is_right and is_right[0]:
                 continue
-            reach = "elsewhere" if name in within_reach else "out of reach"
-            later = "right, but not first" if any(is_right) else reach
-            group = "boundary" if name in overlapping else later
-            lines = [f"{side}: {' | '.join(map(plain, texts)) or 'none'}"
-                     for side, texts in (("gold", gold[name]), ("predicted", given))]
-            errors.append(Error((group, question), tuple(lines)))
-        return errors, (f"{len(errors)} of {len(gold)} questions are answered wrongly.\n"
-                        "Boundary: the best answer overlaps a gold one; out of reach: no gold answer is a "
-                        "span of a window.")
+            if name in overlapping:
+                group = "boundary"
+            elif any(is_right):
+                group = "right, but not first"
+            elif name in within_reach:
+                group = "elsewhere"
+            else:
+                group = "out of reach"
+            lines = (f"gold: {' | '.join(map(escape_markdown, gold[name])) or 'none'}",
+                     f"predicted: {' | '.join(map(escape_markdown, given)) or 'none'}")
+            mistakes.append(Mistake((group, question), lines))
+        return Report(mistakes, f"{len(mistakes)} of {len(gold)} questions are answered wrongly.\n"
+                      "Boundary: the best answer overlaps a gold one; out of reach: no gold answer is a "
+                      "span of a window.")
 
     def raw_examples(self, lines: Sequence[Line], tokenizer: Tokenizer) -> list[data.Question]:
         """Take a question and its passage from each line."""
         return [data.Question(line.where, *read_pair(line), []) for line in lines]
 
-    def results(self, examples: Questions, features: Features, outputs: Outputs,
-                options: Options) -> list[dict[str, Any]]:
+    def results(self, examples: Questions, features: Features, outputs: Outputs, options: Options) -> Results:
         """Return the best answers to each question, with their characters in the passage.
 
             {"question": "What did ...?", "passage": "Jorganux slowed kelmarin fever.", "answers": [
@@ -1329,7 +1356,7 @@ KINDS: dict[str, type[Kind]] = {
 class Prepared(NamedTuple):
     """Hold what all seeds share: the task's examples and features, and the model they start from.
 
-    Files are read and encoded once, not once per seed, unless each seed has other examples.
+    Files are read and encoded once for all seeds, unless a file is cut and each seed tests another part.
     """
 
     kind: Kind
@@ -1339,7 +1366,12 @@ class Prepared(NamedTuple):
     device: Device
     examples: dict[str, list]                   # by split; dev may be missing
     features: dict[str, list[Feature]]
-    test_set: str                               # what the test scores are of
+    test_set: str                               # name of the test set in tables
+
+    @property
+    def is_cut(self) -> bool:
+        """Tell whether the test set was cut from another file, because none is published."""
+        return self.test_set != PUBLISHED_TEST_SET
 
 
 class Trained(NamedTuple):
@@ -1355,8 +1387,7 @@ def pad_features(features: Features, width: int, pad_id: int) -> data.Batch:
     return data.pad_batch([(feature.input_ids, feature.first_length) for feature in features], width, pad_id)
 
 
-def predict(model: nn.Module, features: Features, options: Options, pad_id: int,
-            device: Device) -> list[np.ndarray]:
+def predict(model: nn.Module, features: Features, options: Options, pad_id: int, device: Device) -> Outputs:
     """Return the head's output for each feature, in their order, cut to the feature's tokens.
 
     Features of like length share a batch, whatever their order, so that little of a batch is padding. The
@@ -1372,7 +1403,7 @@ def predict(model: nn.Module, features: Features, options: Options, pad_id: int,
         arrays = [torch.from_numpy(array) for array in batch]
 
         def logits_of(part: range) -> np.ndarray:
-            """Compute the logits of a part of the rows, in one thread."""
+            """Compute the logits of some of the rows; side_by_side calls this in each thread."""
             with torch.inference_mode(), device.autocast():
                 inputs = device.put(*(array[part.start:part.stop] for array in arrays))
                 return model(*inputs).float().cpu().numpy()
@@ -1405,7 +1436,7 @@ def train(seed: int, prepared: Prepared, options: Options) -> Trained:
 
     # 1. The model: a head drawn at random on top of the pre-trained encoder.
     torch.manual_seed(data.seed_for(seed, 0, "weights"))
-    model: Any = kind.new_head(prepared.config)
+    model: Any = kind.new_model(prepared.config)
     if prepared.init:
         load_encoder(model, prepared.init)
     model.to(device.kind).train()
@@ -1427,16 +1458,16 @@ def train(seed: int, prepared: Prepared, options: Options) -> Trained:
         rng, losses = np.random.default_rng(data.seed_for(seed, epoch, "order")), []
         plan = data.plan_batches(lengths, options.batch_size, options.max_length, rng, keep_rest=True)
         for width, rows in plan:
-            # 4. A batch on the host. Losses are divided by the total of the whole batch, so that those of its
-            #    parts, computed side by side, add up to the loss of the batch.
+            # 4. A batch on the host. Its loss is a mean over its labels, and its parts are computed side by
+            #    side. So each part is divided by the number of labels (or the sum of their weights) of the
+            #    whole batch: then the parts add up to the mean.
             chosen = [features[row] for row in rows]
             batch = [*pad_features(chosen, width, prepared.tokenizer.pad_id), kind.label_array(chosen, width)]
             arrays = [torch.from_numpy(array) for array in batch]
-            [on_device] = device.put(arrays[-1])
-            total = model.total(on_device, *settings)
+            total = model.total(*device.put(arrays[-1]), *settings)
 
             def losses_of(part: range) -> tuple[torch.Tensor]:
-                """Compute the share of the loss that some rows have, in one thread."""
+                """Compute the share of the loss of some rows; device.backward calls this in each thread."""
                 *inputs, labels = device.put(*(array[part.start:part.stop] for array in arrays))
                 device.seed(data.seed_for(seed, step, f"device {part.start}"))      # for dropout
                 with device.autocast():
@@ -1468,7 +1499,7 @@ def train(seed: int, prepared: Prepared, options: Options) -> Trained:
 
 
 def run_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> Measures:
-    """Fine-tune once and write all that belongs to the seed; returns the test scores.
+    """Fine-tune once and write all that belongs to the seed; return the test scores.
 
         log.csv          epoch,loss,dev_f1
                          1,0.412351,0.71209
@@ -1483,13 +1514,13 @@ def run_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> M
     folder.mkdir(parents=True, exist_ok=True)
     write_lines(folder / "log.csv", trained.log)
     kind.write(folder, test, predictions)
-    errors, note = kind.errors(test, prepared.features["test"], predictions)
     title = f"Errors of {options.task}, {prepared.test_set}, seed {seed}"
-    write_errors(folder / "errors.md", title, errors, note)
+    report = kind.errors(test, prepared.features["test"], predictions)
+    write_errors(folder / "errors.md", title, report.mistakes, report.note)
     save_pretrained(trained.model, folder / "model", prepared.tokenizer, kind.labels)
     # The scores are written last: a folder that has them is a finished seed.
     record: dict[str, Any] = {"dev": trained.dev_scores, "test": test_scores}
-    if prepared.test_set != PUBLISHED_TEST_SET:
+    if prepared.is_cut:
         record["test_set"] = prepared.test_set
     data.write_bytes(folder / "scores.json", json.dumps(record, indent=1).encode())
     return test_scores
@@ -1500,14 +1531,14 @@ def run_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> M
 class Start(NamedTuple):
     """Say what a run starts from."""
 
-    init: Path | None           # the folder whose weights to take; None: none
-    like: Path | None           # the folder whose sizes and vocabulary to take; None: tiny, and a new one
+    init: Path | None           # the folder whose weights to take; None: start from random weights
+    like: Path | None           # the folder whose sizes and vocabulary to take; None: tiny, a new vocabulary
 
     def fingerprint(self) -> str:
         """Compute a short hash of sizes, vocabulary and, unless the run starts from scratch, weights.
 
-        By it a run notices that the model it started from has become another, although the folder has the
-        same name: seeds that started from two models have no common mean.
+        A folder may keep its name while the model in it is replaced. The hash tells this, and the run stops:
+        seeds that started from two models must not be averaged.
         """
         digest = hashlib.sha256(b"" if self.init else b"from scratch")
         weights = ("model.safetensors", "pytorch_model.bin") if self.init else ()
@@ -1545,45 +1576,56 @@ def fetch_absent(options: Options) -> None:
         data.fetch_task(options.task, options.data)
 
 
-def read_splits(options: Options, seed: int) -> tuple[dict[str, list], str]:
-    """Read train, dev (where there is one) and test; returns them, and what the test set is.
+def cut_published(options: Options, seed: int, problem: Exception) -> tuple[dict[str, list], str]:
+    """Cut the one published file into parts; raise the problem again where there is no such file."""
+    parts = data.TASKS[options.task].parts
+    if not parts:
+        raise problem
+    try:
+        whole = data.read_task(options.task, parts.split, options.data)
+    except FileNotFoundError:
+        raise problem from None
+    test_set = f"part {seed % parts.number + 1} of {parts.number} of its {parts.split} file"
+    test_set += ": not the published split"
+    say(f"*** {problem}; so the test set is {test_set} ***")
+    return data.cut_splits(data.TASKS[options.task], whole, seed), test_set
 
-    Some sets have no test file of their own, or not one that can be had. Then one of their files is cut into
-    parts, and each seed takes another part for testing.
-    """
-    task, name = data.TASKS[options.task], options.task
-    # 1. Is everything there, or to be fetched? If not, is there one file that can be cut?
+
+def read_dev(options: Options, test: list) -> list | None:
+    """Read the development set; return None where there is none, or where it is the test set."""
     try:
-        if not name.startswith("demo-"):
-            fetch_absent(options)
-    except (OSError, ValueError) as problem:
-        if not task.parts:
-            raise
-        split, count = task.parts.split, task.parts.number
-        try:
-            examples = data.cut_splits(task, data.read_task(name, split, options.data), seed)
-        except FileNotFoundError:
-            raise problem from None
-        test_set = f"part {seed % count + 1} of {count} of its {split} file: not the published split"
-        say(f"*** {problem}; so the test set is {test_set} ***")
-        return examples, test_set
-    # 2. The published split. Without a development set, or with the test set in its place, nothing may choose
-    #    an epoch: the last one counts.
-    examples = {split: data.read_task(name, split, options.data) for split in ("train", "test")}
-    try:
-        dev = data.read_task(name, "dev", options.data)
+        dev = data.read_task(options.task, "dev", options.data)
     except FileNotFoundError as error:
         say(f"{error}; without it the last epoch counts")
-    else:
-        if dev != examples["test"]:
-            return {"train": examples["train"], "dev": dev, "test": examples["test"]}, PUBLISHED_TEST_SET
-        # So it was published for gad and yes/no questions.
+        return None
+    if dev == test:             # gad and the yes/no questions were published with the same file twice
         say("the development set is the test set and must choose nothing; the last epoch counts")
+        return None
+    return dev
+
+
+def read_splits(options: Options, seed: int) -> tuple[dict[str, list], str]:
+    """Read train, dev (where there is one) and test; return them, and the name of the test set.
+
+    Some data sets have no test file, or none that can be downloaded. Then one of their files is cut into
+    parts, and each seed takes another part for testing.
+    """
+    # 1. Find or download the files. Where that fails, a task with `parts` is cut from the file that is there.
+    try:
+        if not options.task.startswith("demo-"):
+            fetch_absent(options)
+    except (OSError, ValueError) as problem:
+        return cut_published(options, seed, problem)
+    # 2. The published split. Without a development set, or where it equals the test set, no epoch is chosen:
+    #    the model after the last epoch is used.
+    train, test = (data.read_task(options.task, split, options.data) for split in ("train", "test"))
+    dev = read_dev(options, test)
+    examples = {"train": train, "test": test} if dev is None else {"train": train, "dev": dev, "test": test}
     return examples, PUBLISHED_TEST_SET
 
 
 def prepare(options: Options, start: Start, seed: int) -> Prepared:
-    """Read the task's files and the tokenizer, and make the features; says what was cut or split."""
+    """Read the task's files and the tokenizer, and make the features; print what was cut or split."""
     # 1. Examples, and the labels to tell apart.
     device = Device.choose(options.device, options.precision)
     examples, test_set = read_splits(options, seed)
@@ -1596,7 +1638,8 @@ def prepare(options: Options, start: Start, seed: int) -> Prepared:
     if start.like:
         tokenizer, config = Tokenizer.from_file(start.like), read_config(start.like)
     else:
-        tokenizer = Tokenizer(learn_vocab([kind.text_of(example) for example in examples["train"]], 4000))
+        tokenizer = Tokenizer(learn_vocab([kind.text_of(example) for example in examples["train"]],
+                                          SCRATCH_VOCAB_SIZE))
         config = dataclasses.replace(PRESETS["tiny"], vocab_size=len(tokenizer.pieces))
     config = dataclasses.replace(config, hidden_dropout_prob=options.dropout,
                                  attention_probs_dropout_prob=options.dropout)
@@ -1609,7 +1652,7 @@ def prepare(options: Options, start: Start, seed: int) -> Prepared:
     # 3. Features of each split.
     features = {}
     for split, part in examples.items():
-        # What does not fit or cannot be found is said at once, not after hours of training.
+        # Say at once what does not fit or cannot be found, not after hours of training.
         features[split] = kind.encode(part, tokenizer, options.max_length)
         note = kind.describe_features(features[split], options.max_length)
         say(f"{options.task} {split}: {len(part):,} examples, {note}")
@@ -1629,13 +1672,13 @@ def score_table(options: Options, results: list[Measures], test_set: str = PUBLI
     For BioASQ the sum over the batches is the last line.
     """
     task = data.TASKS[options.task]
-    # 1. A column for each of the papers that has the task.
+    # 1. A column for each paper that reports a score of this task.
     published = {measure: dict(zip(PAPERS, row)) for measure, row in PUBLISHED.get(options.task, {}).items()}
     papers = [paper for paper in PAPERS if any(row.get(paper) for row in published.values())]
     lines = [f"{options.task}, {test_set}, {len(results)} seed{'s' * (len(results) > 1)}",
              f"{'':28}{'mean':>8}{'sd':>8}" + "".join(f"{paper:>12}" for paper in papers)]
-    # 2. A line for each measure. A type that one seed alone predicts has measures there alone, and 0 for the
-    #    other seeds.
+    # 2. A line for each measure. Types of entities come from gold and predicted tags, so one seed may have a
+    #    type that the others lack; its measures count as 0 for these.
     for measure in dict.fromkeys(measure for result in results for measure in result):
         mean, sd = metrics.mean_and_sd([result.get(measure, 0.0) for result in results])
         line = f"{measure:28}{100 * mean:8.2f}{100 * sd:8.2f}"
@@ -1643,23 +1686,23 @@ def score_table(options: Options, results: list[Measures], test_set: str = PUBLI
             score = published.get(measure, {}).get(paper)
             line += f"{score:12.2f}" if score else " " * 12
         lines.append(line.rstrip())
-    # 3. Every seed's score, of which the mean and the deviation stand above.
+    # 3. The score of each seed.
     every = ", ".join(f"{100 * result[task.metric]:.2f}" for result in results)
     lines.append(f"{task.metric} of each seed: {every}")
     return "\n".join([*lines, *KINDS[task.kind].closing_lines(results)])
 
 
 def claim(options: Options, start: Start, has_begun: bool) -> None:
-    """Take the run folder for these options; once a part of it is finished, what it depends on is fixed.
+    """Record the options in the run folder; once part of the run is finished, refuse options that differ.
 
-    Otherwise a second call with another batch size would complete the first one's seeds, unnoticed.
+    Otherwise a second call, with another batch size, would add its seeds to those of the first, unnoticed.
     """
     record = {**dataclasses.asdict(options), "starting_model": start.fingerprint()}
     data.claim_run_folder(Path(options.out), record, FIXED if has_begun else ())
 
 
 def run_seeds(options: Options) -> tuple[str, list[Measures]]:
-    """Fine-tune with every seed that is not finished yet; returns the table and the test scores.
+    """Fine-tune with every seed that is not finished yet; return the table and the test scores.
 
     OUT then holds seed-0/, seed-1/, ... (run_seed), options.json, table.txt, and in model/ the model to use.
     """
@@ -1667,16 +1710,15 @@ def run_seeds(options: Options) -> tuple[str, list[Measures]]:
     start = find_start(options)
     claim(options, start, any(out.glob("seed-*/scores.json")))
 
-    # 1. Train what is not there. Where a file is cut into parts each seed has other examples, but after a
-    #    search all seeds test the part that the search left out.
+    # 1. Train what is not there. Where a file is cut, every seed tests another part; but a search has left
+    #    out part 0, and all its seeds test that one.
     folders = [out / f"seed-{seed}" for seed in range(options.seeds)]
     prepared = None
     for seed, folder in enumerate(folders):
         if (folder / "scores.json").is_file():
             continue
-        part = 0 if options.search else seed
-        if not prepared or prepared.test_set != PUBLISHED_TEST_SET and not options.search:
-            prepared = prepare(options, start, part)
+        if prepared is None or (prepared.is_cut and not options.search):
+            prepared = prepare(options, start, 0 if options.search else seed)
         scores = run_seed(seed, prepared, options, folder)
         say(f"seed {seed}: test {metric} {100 * scores[metric]:.2f}")
 
@@ -1687,8 +1729,8 @@ def run_seeds(options: Options) -> tuple[str, list[Measures]]:
     table = score_table(options, tests, "; ".join(test_sets))
     write_lines(out / "table.txt", [table])
 
-    # 3. The model to use is that of the seed with the best development score, for the test set never chooses;
-    #    without development scores that of the first seed.
+    # 3. The model to use: that of the seed with the best development score (the test set never chooses).
+    #    Without a development set all seeds count 0, and max takes the first.
     best = max(range(options.seeds), key=lambda seed: results[seed]["dev"].get(metric, 0.0))
     (out / "model").mkdir(exist_ok=True)
     for file in (folders[best] / "model").iterdir():
@@ -1715,17 +1757,17 @@ def draw_trials(options: Options) -> list[Options]:
 
 
 def search(options: Options) -> Options:
-    """Try random points of the grid on the development set, each with seed 0; returns the best's options.
+    """Try random points of the grid, each with seed 0; return the options of the one with the best dev score.
 
-    The seeds of the best go to the folder of its trial. No trial is ever run twice: an interrupted search
-    goes on, and so does one with a larger number. What was tried stands in search.csv, the best first:
+    run_seeds then writes its seeds into that trial's folder. A trial is never run twice: an interrupted
+    search continues, and one with a larger number adds trials. search.csv lists the trials, the best first:
 
         learning_rate,epochs,batch_size,dev_f1
         0.0001,15,12,0.861204
 
     source    Bio-ELECTRA's grid; it was searched by hyperopt there, at random here
     """
-    # 1. Each trial leaves its development scores in its folder: dev.json is written last, as scores.json is.
+    # 1. Each trial writes its development scores last: a folder with dev.json is a finished trial.
     metric, start = data.TASKS[options.task].metric, find_start(options)
     prepared, scored = None, []
     for number, trial in enumerate(draw_trials(options), start=1):
@@ -1760,7 +1802,7 @@ class CurvePoint(NamedTuple):
 
 
 def score_curve(options: Options) -> str:
-    """Fine-tune from every model that a pre-training run kept; writes curve.csv and curve.svg.
+    """Fine-tune from every model that a pre-training run kept; write curve.csv and curve.svg.
 
     Does more pre-training help downstream? Each model is fine-tuned with all seeds, in a folder of its own.
 
@@ -1810,10 +1852,10 @@ def draw_curve(points: list[CurvePoint], path: Path, title: str, metric: str) ->
 # --- 5. Raw text ---
 #
 # Raw text takes the same way as a test set: the kind makes examples of its lines, encodes them, and decodes
-# what the model says about them. Only the end differs: each line has a result, instead of all having a score.
+# the outputs. Only the last step differs: results are printed for each line, and nothing is scored.
 
-class Reader(NamedTuple):
-    """Hold a fine-tuned model, and what is needed to read with it."""
+class Predictor(NamedTuple):
+    """Hold a fine-tuned model, and what is needed to read text with it."""
 
     model: nn.Module
     kind: Kind
@@ -1821,8 +1863,8 @@ class Reader(NamedTuple):
     options: Options
     device: Device
 
-    def read(self, lines: list[Line]) -> list[dict[str, Any]]:
-        """Read lines of raw text as a test set is read: examples, features, outputs, what they say."""
+    def predict(self, lines: list[Line]) -> Results:
+        """Return what the model finds in each line: lines -> examples -> features -> outputs -> results."""
         examples = self.kind.raw_examples(lines, self.tokenizer)
         features = self.kind.encode(examples, self.tokenizer, self.options.max_length)
         if any(feature.is_cut for feature in features):
@@ -1831,7 +1873,7 @@ class Reader(NamedTuple):
         return self.kind.results(examples, features, outputs, self.options)
 
 
-def open_reader(options: Options) -> Reader:
+def open_predictor(options: Options) -> Predictor:
     """Load the model of a fine-tuning run, with the options it was trained with.
 
     The labels stand in its config.json, so that nothing of the task's data is needed.
@@ -1850,9 +1892,9 @@ def open_reader(options: Options) -> Reader:
         raise ValueError(f"{options.out}: not a run of train_finetune.py ({error!r}): "
                          "fine-tune first, or pass its folder by --out") from None
     device = Device.choose(options.device, options.precision)
-    model = kind.new_head(read_config(folder))
+    model = kind.new_model(read_config(folder))
     load_weights(model, folder)
-    return Reader(model.to(device.kind), kind, Tokenizer.from_file(folder), options, device)
+    return Predictor(model.to(device.kind), kind, Tokenizer.from_file(folder), options, device)
 
 
 def input_lines(path: str) -> Iterator[Line]:
@@ -1874,37 +1916,36 @@ def predict_lines(options: Options) -> None:
 
     Lines are read in blocks: rows of like length then share a batch, and a file of any size fits in memory.
     """
-    reader = open_reader(options)
+    predictor = open_predictor(options)
     lines = input_lines(str(options.predict))
     is_dialogue = options.predict == "-" and sys.stdin.isatty()     # then each line is answered at once
     while block := list(itertools.islice(lines, 1 if is_dialogue else READ_AT_ONCE)):
-        for result in reader.read(block):
+        for result in predictor.predict(block):
             is_for_people = sys.stdout.isatty()
-            shown = reader.kind.show(result) if is_for_people else json.dumps(result, ensure_ascii=False)
+            shown = predictor.kind.show(result) if is_for_people else json.dumps(result, ensure_ascii=False)
             print(shown, flush=is_dialogue)
 
 
 # --- 6. Command line ---
 
 def run(options: Options) -> int:
-    """Do what the options ask for, and print its result on standard output; returns 0.
+    """Do what the options ask for, and print its result on standard output; return 0.
 
     What is said meanwhile goes to standard error, so that results can be redirected into a file.
     """
     if options.predict is not None:
         predict_lines(options)
-        return 0
-    if options.curve:
-        result = score_curve(options)
+    elif options.curve:
+        print(score_curve(options), flush=True)
     else:
-        result, _ = run_seeds(search(options) if options.search else options)
-    print(result, flush=True)
+        table, _ = run_seeds(search(options) if options.search else options)
+        print(table, flush=True)
     return 0
 
 
 def check(options: Options) -> None:
-    """Refuse options that do not go together; raises ValueError naming them."""
-    # 1. Options that only one kind of task has. They would do nothing elsewhere, which nobody would notice.
+    """Refuse options that do not go together; raise ValueError naming them."""
+    # 1. Options that only one kind of task has: with another kind they would silently do nothing.
     task = data.TASKS[options.task]
     for kind in KINDS.values():
         for name in kind.own_options:
@@ -1912,10 +1953,11 @@ def check(options: Options) -> None:
             if is_given and name not in KINDS[task.kind].own_options:
                 raise ValueError(f"--{name.replace('_', '-')} is for {kind.purpose}; "
                                  f"{options.task} is of the kind {task.kind}")
-    # 2. Three things to do, of which one can be done at a time.
-    if bool(options.search) + options.curve + (options.predict is not None) > 1:
+    # 2. Of these three things only one can be done at a time.
+    asked = [options.search is not None, options.curve, options.predict is not None]
+    if asked.count(True) > 1:
         raise ValueError("--search, --curve and --predict are three different things to do: choose one")
-    # 3. A search within its grid.
+    # 3. A search draws no more points than the grid has, and draws all the values itself.
     size = math.prod(map(len, GRID.values()))
     if options.search and options.search > size:
         raise ValueError(f"--search {options.search}: the grid has {size} points")
@@ -1941,7 +1983,8 @@ def complete(options: Options) -> Options:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse the command line and run; returns the exit status."""
+    """Parse the command line and run; return the exit status."""
+    # Options are parsed inside the command, because their errors too become one line and exit status 2.
     return data.run_command(lambda: run(complete(
         data.parse_options(Options, "Fine-tune ELECTRA on a task.", arguments))))
 

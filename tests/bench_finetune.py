@@ -1,10 +1,11 @@
 """Measure how fast fine-tuning is, by hand and on an idle machine: python tests/bench_finetune.py (minutes).
 
-Programs in processes of their own train and evaluate the same tagger on the same sentences of ncbi-disease, in turns,
-several times (on synthetic sentences where ELECTRAMED_DATA is not set): ours with batches by length; ours, but with
-memory that the allocator gives back to the system; ours with every row padded to 128 tokens; and transformers'
-ElectraForTokenClassification padded to 128, with its own loop and torch as it comes. Then ours alone, small against
-base: Bio-ELECTRA claims that small is eight times as fast. Prints one line for each figure, the median over the rounds.
+Programs in processes of their own train and evaluate the same tagger on the same sentences of ncbi-disease,
+in turns, several times (on synthetic sentences where ELECTRAMED_DATA is not set): ours with batches by
+length; ours, but with memory that the allocator gives back to the system; ours with every row padded to 128
+tokens; and transformers' ElectraForTokenClassification padded to 128, with its own loop and torch as it
+comes. Then ours alone, small against base: Bio-ELECTRA claims that small is eight times as fast. Prints one
+line for each figure, the median over the rounds.
 """
 import argparse
 import dataclasses
@@ -99,7 +100,8 @@ class Transformers:
         sizes = {name: value for name, value in dataclasses.asdict(config).items()
                  if name not in ("generator_size", "mask_prob")}
         self.model = ElectraForTokenClassification(TheirConfig(num_labels=len(TAGGING.labels), **sizes))
-        self.device = Device("cuda" if torch.cuda.is_available() else "cpu", "float32")     # no settings of ours
+        # Device(...) instead of Device.choose(...): no settings of ours
+        self.device = Device("cuda" if torch.cuda.is_available() else "cpu", "float32")
         self.model.to(self.device.kind)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-5)
         self.features, self.pad_id = features, tokenizer.pad_id
@@ -155,8 +157,9 @@ def main() -> None:
     options = parser.parse_args()
     features, _ = read_features(options.share)
     lengths = [len(feature.input_ids) for feature in features]
-    print(f"{len(features)} sentences of {statistics.fmean(lengths):.1f} tokens, {torch.get_num_threads()} threads, "
-          f"torch {torch.__version__}, {'cuda' if torch.cuda.is_available() else 'cpu'}, float32")
+    print(f"{len(features)} sentences of {statistics.fmean(lengths):.1f} tokens, "
+          f"{torch.get_num_threads()} threads, torch {torch.__version__}, "
+          f"{'cuda' if torch.cuda.is_available() else 'cpu'}, float32")
     programs = {name: Program(serve, name.startswith("ours"), name, "small", options.share, slice(None))
                 for name in PROGRAMS}
     for what in ("train", "evaluate"):
@@ -170,7 +173,8 @@ def main() -> None:
                   + (f"   ours is {ratio:.2f} times as fast" if name != "ours" else ""), flush=True)
     for program in programs.values():
         program.end()
-    small, base = (Program(serve, True, "ours", preset, options.share, slice(64, 192)) for preset in ("small", "base"))
+    small, base = (Program(serve, True, "ours", preset, options.share, slice(64, 192))
+                   for preset in ("small", "base"))
     for what in ("train", "evaluate"):
         ratios = [base.ask(what) / small.ask(what) for _ in range(3)]
         print(f"{what:8} small against base: {statistics.median(ratios):.1f} times as fast")

@@ -1,16 +1,16 @@
-"""How fast pre-training is: ours beside a loop around transformers, and beside itself without batches by length.
+"""Measure pre-training: ours beside a loop around transformers, and beside itself without batches by length.
 
-    python tests/bench_pretrain.py                                    # CPU: float32, minutes on two cores
+    python tests/bench_pretrain.py                            # CPU: float32, minutes on two cores
     python tests/bench_pretrain.py --precision bfloat16
-    python tests/bench_pretrain.py --device cuda                      # bfloat16, with and without torch.compile
+    python tests/bench_pretrain.py --device cuda              # bfloat16, with and without torch.compile
 
-Each program runs in a process of its own: ours as train_pretrain.py sets it up (threads, allocator), theirs as torch
-comes. Both see the same batches, ready on the device, and do the same: joint loss of generator and discriminator with
-tied embeddings, 15 % masking, sampling, gradient clipping, fused AdamW. Theirs is what one writes with
-ElectraForMaskedLM, ElectraForPreTraining and their `labels`: attention is scaled_dot_product_attention, and the
-generator's logits are those of all T positions, since the model knows no other. The processes make their steps in
-turns, one waiting while the other computes; each figure is the median over the rounds. The last lines hold one figure
-each.
+Each program runs in a process of its own: ours as train_pretrain.py sets it up (threads, allocator), theirs
+as torch comes. Both see the same batches, ready on the device, and do the same: joint loss of generator and
+discriminator with tied embeddings, 15 % masking, sampling, gradient clipping, fused AdamW. Theirs is what one
+writes with ElectraForMaskedLM, ElectraForPreTraining and their `labels`: attention is
+scaled_dot_product_attention, and the generator's logits are those of all T positions, since the model knows
+no other. The processes make their steps in turns, one waiting while the other computes; each figure is the
+median over the rounds. The last lines hold one figure each.
 """
 import argparse
 import dataclasses
@@ -29,9 +29,11 @@ import torch
 from torch import Tensor, nn
 
 from data import build_examples, plan_batches, read_documents
-from electramed import PRESETS, Adam, Device, ElectraForPretraining, MaskedBatch, mask_tokens, parameter_groups
+from electramed import (
+    PRESETS, Adam, Device, ElectraForPretraining, MaskedBatch, mask_tokens, parameter_groups)
 
-CASES = {                       # preset -> (length, rows on a CPU, rows on a GPU); the presets' are 16, 128 and 256
+# preset -> (length, rows on a CPU, rows on a GPU); the presets' own rows are 16, 128 and 256
+CASES = {
     "tiny": (128, 16, 256),
     "small": (128, 16, 512),
     "base": (512, 4, 64),
@@ -114,7 +116,9 @@ def their_step(config, device, is_compiled):
     generator.generator_lm_head.weight = discriminator.electra.embeddings.word_embeddings.weight
     parameters = list(nn.ModuleList([discriminator, generator]).parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, eps=1e-6, weight_decay=0.01, fused=True)
-    generate, judge = map(torch.compile, (generator, discriminator)) if is_compiled else (generator, discriminator)
+    generate, judge = generator, discriminator
+    if is_compiled:
+        generate, judge = torch.compile(generator), torch.compile(discriminator)
 
     def step(batch):
         with device.autocast():
@@ -150,9 +154,10 @@ class Setting(NamedTuple):
 class Program:
     """A program in a process of its own, which computes what it is asked for, and waits otherwise.
 
-    serve      function of (connection, *arguments) that runs in the process: it sends one message when it is ready,
-               then answers each request, and a last time when it receives None
-    is_ours    whether the process waits for threads as train_pretrain.py and train_finetune.py do, or as torch comes
+    serve      function of (connection, *arguments) that runs in the process: it sends one message when it is
+               ready, then answers each request, and a last time when it receives None
+    is_ours    whether the process waits for threads as train_pretrain.py and train_finetune.py do, or as
+               torch comes
     """
 
     def __init__(self, serve, is_ours, *arguments):
@@ -178,11 +183,11 @@ class Program:
 
 
 def serve(connection, who, setting):
-    """Build a model, then time a step for each batch asked for; the last answer is the peak of memory in bytes."""
+    """Build a model, then time a step for each batch asked for; answer last the peak of memory in bytes."""
     if who == "ours":
         device = Device.choose(setting.kind, setting.precision)
     else:
-        device = Device(setting.kind, setting.precision)        # chooses nothing: torch's own threads and memory
+        device = Device(setting.kind, setting.precision)        # torch's own threads and memory
     torch.manual_seed(0)
     before = memory(device, "VmRSS")
     make = our_step if who == "ours" else their_step
@@ -196,7 +201,7 @@ def serve(connection, who, setting):
 
 
 def seconds(device, function, *arguments):
-    """Return how long a call takes, the device's work included; on a GPU the mean of ten, queued one after another."""
+    """Return how long a call takes, the device's work included; on a GPU the mean of ten in one queue."""
     calls = 10 if device.kind == "cuda" else 1
     if device.kind == "cuda":
         torch.cuda.synchronize()
@@ -219,11 +224,12 @@ def memory(device, name):
 # --- 3. Figures ---
 
 def flop_per_token(config, length):
-    """Return the operations per token, forward and backward, of both networks: 6 for each weight of a product."""
+    """Return operations per token, forward and backward, of both networks: 6 for each weight of a product."""
     def encoder(sizes):
         hidden = sizes.hidden_size
         projection = sizes.embedding_size * hidden if sizes.embedding_size != hidden else 0
-        layer = 4 * hidden * hidden + 2 * hidden * sizes.intermediate_size + 2 * length * hidden    # Q K^T and P V
+        layer = 4 * hidden * hidden + 2 * hidden * sizes.intermediate_size
+        layer += 2 * length * hidden                                                # Q K^T and P V
         return projection + sizes.num_hidden_layers * layer
 
     small = config.generator()
@@ -234,15 +240,17 @@ def flop_per_token(config, length):
 def measured_peak(device):
     """Return the FLOP per second of a large matrix product in the device's precision."""
     size = 8192 if device.kind == "cuda" else 2048
-    one, other = (torch.randn(size, size, device=device.kind, dtype=getattr(torch, device.precision)) for _ in range(2))
+    dtype = getattr(torch, device.precision)
+    one, other = (torch.randn(size, size, device=device.kind, dtype=dtype) for _ in range(2))
     torch.mm(one, other)
     return 2 * size ** 3 / min(seconds(device, torch.mm, one, other) for _ in range(5))
 
 
 def abstract_lengths():
-    """Return tokens of examples of at most 512: of real abstracts where they are, at 1.25 wordpieces per word."""
+    """Return tokens of examples of at most 512: of real abstracts, if any, at 1.25 wordpieces per word."""
     if not os.environ.get("ELECTRAMED_DATA"):
-        return np.random.default_rng(0).lognormal(np.log(250), 0.5, size=4000).astype(int).clip(10, 512), "synthetic"
+        drawn = np.random.default_rng(0).lognormal(np.log(250), 0.5, size=4000)
+        return drawn.astype(int).clip(10, 512), "synthetic"
     path = Path(os.environ["ELECTRAMED_DATA"]) / "pretrain/corpus/pubmed_abstracts-00.txt.xz"
     documents = itertools.islice(read_documents(path), 4000)
     pieces = ([[0] * round(1.25 * len(sentence.split())) for sentence in document] for document in documents)
@@ -251,7 +259,7 @@ def abstract_lengths():
 
 
 def compare(name, device, is_compiled, options, figures):
-    """Add ours beside transformers': tokens per second, peak memory, their ratio, days a paper takes, share of peak."""
+    """Add ours beside transformers': tokens per second, memory, ratio, days a paper takes, share of peak."""
     length, rows = CASES[name][0], CASES[name][1 if device.kind == "cpu" else 2]
     peak = measured_peak(device)
     setting = Setting(name, device.kind, device.precision, is_compiled)
@@ -261,11 +269,13 @@ def compare(name, device, is_compiled, options, figures):
         for who, program in programs.items():
             times[who].append(program.ask(([length] * rows, length, seed)))
     peaks = {who: program.end() for who, program in programs.items()}
-    times = {who: values[1:] for who, values in times.items()}                  # the first step prepares kernels
+    times = {who: values[1:] for who, values in times.items()}              # the first step prepares kernels
     median = {who: statistics.median(values) for who, values in times.items()}
-    title = f"{name} at {length}, {rows} rows, {device.kind} {device.precision}{', compiled' if is_compiled else ''}"
+    compiled = ", compiled" if is_compiled else ""
+    title = f"{name} at {length}, {rows} rows, {device.kind} {device.precision}{compiled}"
     for who, value in median.items():
-        print(f"{title}: {who} {value:.3f} s a step ({min(times[who]):.3f} to {max(times[who]):.3f})", flush=True)
+        low, high = min(times[who]), max(times[who])
+        print(f"{title}: {who} {value:.3f} s a step ({low:.3f} to {high:.3f})", flush=True)
         figures[f"{title}: {who}, tokens a second"] = f"{rows * length / value:,.0f}"
         figures[f"{title}: {who}, peak memory in GiB"] = f"{peaks[who] / 2**30:.2f}"
     if name in PAPERS:
@@ -301,7 +311,7 @@ def main():
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--precision", choices=["float32", "bfloat16"],
                         help="default: float32 on a CPU, bfloat16 on a GPU")
-    parser.add_argument("--rounds", type=int, default=5, help="alternating rounds, of which the median counts")
+    parser.add_argument("--rounds", type=int, default=5, help="alternating rounds; the median counts")
     parser.add_argument("--cases", nargs="*", default=[*CASES, "lengths"], choices=[*CASES, "lengths"])
     options = parser.parse_args()
     kind = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"

@@ -46,12 +46,15 @@ def follow(run: str, text: str, seed: int) -> list[Followed]:
     with torch.no_grad():
         logits = model.generator_logits(masked.input_ids, real, segments)[0, masked.positions]     # (1, N, V)
         sampled = sample_tokens(logits, torch.rand(logits.shape, generator=generator))
-        corrupted, is_replaced = replace_tokens(masked, sampled)                                    # (1, T) both
+        corrupted, is_replaced = replace_tokens(masked, sampled)                               # (1, T) both
         belief = model.discriminator_logits(corrupted, real, segments).sigmoid()
     is_chosen = torch.zeros_like(ids).scatter_add(1, masked.positions, masked.weights.long()) > 0
     rows = (ids, masked.input_ids, corrupted, is_chosen, is_replaced, belief)
-    return [Followed(*(tokenizer.pieces[int(i)] for i in token[:3]), bool(token[3]), bool(token[4]), float(token[5]))
-            for token in zip(*(row[0] for row in rows))]
+    followed = []
+    for original, seen, sampled_id, chosen, replaced, score in zip(*(row[0] for row in rows)):
+        pieces = (tokenizer.pieces[int(token_id)] for token_id in (original, seen, sampled_id))
+        followed.append(Followed(*pieces, bool(chosen), bool(replaced), float(score)))
+    return followed
 
 
 CHARACTER, ROW, LABEL, WIDTH = 7.3, 23, 92, 880         # pixels: of a character, a row, the row names, a line
@@ -64,7 +67,7 @@ def colour(belief: float) -> str:
 
 
 def sentence_svg(tokens: list[Followed], title: str) -> str:
-    """Lines of tokens, each with four rows: as written, as the generator reads it, as it is replaced, as it is judged.
+    """Draw tokens in lines of four rows: as written, as the generator reads them, as replaced, as judged.
 
     Chosen tokens are bold; replaced ones are framed where they are judged.
     """
@@ -82,7 +85,8 @@ def sentence_svg(tokens: list[Followed], title: str) -> str:
         if x == LABEL:
             for row, name in enumerate(NAMES):
                 write(8, y + row * ROW + 16, name, 'fill="#777"')
-        parts.append(f'<rect x="{x + 1:.0f}" y="{y + 3 * ROW}" width="{width - 2:.0f}" height="{ROW - 2}" rx="3" '
+        parts.append(f'<rect x="{x + 1:.0f}" y="{y + 3 * ROW}" width="{width - 2:.0f}" '
+                     f'height="{ROW - 2}" rx="3" '
                      f'fill="{colour(token.belief)}" stroke="{"#a00000" if token.is_replaced else "#ddd"}" '
                      f'stroke-width="{2 if token.is_replaced else 1}"/>')
         for row, word in enumerate(words):
@@ -100,14 +104,16 @@ def sentence_svg(tokens: list[Followed], title: str) -> str:
 def read_columns(path: str | Path) -> dict[str, np.ndarray]:
     """The columns of a CSV file with a head line."""
     head, *rows = Path(path).read_text().splitlines()
-    return dict(zip(head.split(","), np.array([[float(value) for value in row.split(",")] for row in rows]).T))
+    values = np.array([[float(value) for value in row.split(",")] for row in rows])
+    return dict(zip(head.split(","), values.T))
 
 
 def new_figure(count: int) -> tuple[Any, list[Any]]:
     """A matplotlib figure with `count` plots beside each other; its text stays text."""
     import matplotlib
     from matplotlib.figure import Figure
-    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "electramed"}      # the same file every time
+    # The same text gives the same file every time.
+    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "electramed"}
     figure = Figure(figsize=(4.6 * count, 3.3), layout="constrained")
     return figure, [figure.add_subplot(1, count, number + 1) for number in range(count)]
 
@@ -144,7 +150,8 @@ def main(arguments: list[str]) -> int:
     """Draw one picture; returns the exit status."""
     match arguments:
         case ["sentence", run, text]:
-            svg = sentence_svg(follow(run, text, seed=0), "one step of replaced-token detection, token by token")
+            tokens = follow(run, text, seed=0)
+            svg = sentence_svg(tokens, "one step of replaced-token detection, token by token")
             data.write_bytes(PICTURES / "sentence.svg", svg.encode())
         case ["losses", run, blind]:
             draw_losses(run, float(blind)).savefig(PICTURES / "losses.svg", metadata={"Date": None})

@@ -1,4 +1,4 @@
-"""The README keeps its word: its quick commands run as they stand, its options exist, its links lead somewhere."""
+"""Checks that the README keeps its word: its quick commands run, its options exist, its links work."""
 import gzip
 import importlib
 import os
@@ -26,7 +26,8 @@ QUICK = [
     "python data.py info shards",
     "python data.py verify shards",
     "python train_finetune.py --task demo-ner",
-    'echo "Sulloene slowed ganbael in adults." | python train_finetune.py --out runs/finetune/demo-ner --predict -',
+    'echo "Sulloene slowed ganbael in adults." | '
+    "python train_finetune.py --out runs/finetune/demo-ner --predict -",
 ]
 
 PUBMED = """<PubmedArticleSet>{}</PubmedArticleSet>"""
@@ -45,8 +46,9 @@ torchrun() { while [[ $1 != *.py ]]; do shift; done; python "$@"; }
 def commands() -> list[list[str]]:
     """The script and the arguments of every call in the README, its loops and shell functions carried out."""
     blocks = [block for _, block in BLOCKS if re.match(r"(pip|python|torchrun|echo|for|\w+\(\)) |C=", block)]
-    recorded = subprocess.run(["bash", "-c", RECORDED + "".join(blocks)], env={"PATH": ""}, capture_output=True,
-                              text=True, executable=shutil.which("bash")).stdout
+    script = RECORDED + "".join(blocks)
+    recorded = subprocess.run(["bash", "-c", script], env={"PATH": ""}, capture_output=True, text=True,
+                              executable=shutil.which("bash")).stdout
     calls = [line.rstrip("\t").split("\t") for line in recorded.splitlines()]
     return [[word for word in call if word != "..."] for call in calls if call[0].endswith(".py")]
 
@@ -92,15 +94,18 @@ def place(tmp_path_factory) -> Path:
 def run_in(folder: Path, command: str) -> str:
     """Run a line of the shell; returns what it prints."""
     command = re.sub(r"\bpython\b", shlex.quote(sys.executable), command, count=1)
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "ELECTRAMED_DATA")}
-    done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items()
+                   if name not in ("PYTHONPATH", "ELECTRAMED_DATA")}
+    done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_quick_commands_run_as_they_stand(place):
     for command in QUICK:
-        assert any(command in block.replace("\\\n", "") for _, block in BLOCKS) or f"`{command}`" in README, command
+        is_in_block = any(command in block.replace("\\\n", "") for _, block in BLOCKS)
+        assert is_in_block or f"`{command}`" in README, command
         printed = run_in(place, command)
         assert printed, command
     assert '"text": "Sulloene slowed ganbael in adults."' in printed
@@ -116,7 +121,8 @@ def test_the_picture_follows_a_sentence_as_training_does(place, tmp_path, monkey
     text = "Sulloene slowed ganbael in adults and in children with fever."
     tokens = draw_pictures.follow(str(place / "runs" / "pretrain"), text, seed=1)
     assert [tokens[0].original, tokens[-1].original] == ["[CLS]", "[SEP]"]
-    assert sum(token.is_chosen for token in tokens) == min(round(0.15 * len(tokens)), int(0.155 * len(tokens)))
+    chosen = sum(token.is_chosen for token in tokens)
+    assert chosen == min(round(0.15 * len(tokens)), int(0.155 * len(tokens)))
     for token in tokens:
         assert token.is_replaced == (token.sampled != token.original)
         assert token.is_chosen or token.original == token.masked == token.sampled
@@ -133,6 +139,7 @@ def test_curves_are_drawn_from_what_runs_wrote(place, tmp_path, monkeypatch):
     monkeypatch.setattr(draw_pictures, "PICTURES", tmp_path)
     (tmp_path / "curve.csv").write_text("step,f1,low,high\n10,20.5,18,23\n20,30,27,33\n")
     assert draw_pictures.main(["losses", str(place / "runs" / "pretrain"), "5.3"]) == 0
-    assert draw_pictures.main(["scores", f"one={tmp_path / 'curve.csv'}", f"two={tmp_path / 'curve.csv'}"]) == 0
+    curve = tmp_path / "curve.csv"
+    assert draw_pictures.main(["scores", f"one={curve}", f"two={curve}"]) == 0
     for name in ("losses", "scores"):
         assert ElementTree.parse(tmp_path / f"{name}.svg").getroot().tag.endswith("svg")

@@ -1033,11 +1033,15 @@ def test_entities_of_raw_text_stand_at_their_characters(pretrained, tmp_path, ca
     assert "slowed  \x1b[1mChronic kelmarin FEVER\x1b[0m [Disease] in adults." in marked
 
 
-@pytest.mark.parametrize("loss, chances", [("softmax", [0.1192, 0.8808]), ("binary", [0.5, 0.8808])])
-def test_scores_are_the_probabilities_the_tagger_was_trained_to_give(loss, chances):
-    """Of logits 0 and 2: e^0 / (e^0 + e^2) and the rest, or a sigmoid of each."""
-    [probabilities] = TAGGING.probabilities(np.array([[0.0, 2.0]]), loss)
-    assert probabilities == pytest.approx(chances, abs=1e-4)
+@pytest.mark.parametrize("loss, probability", [("softmax", 0.6652), ("binary", 0.8808)])
+def test_scores_are_the_probabilities_the_tagger_was_trained_to_give(loss, probability):
+    """Of logits 1, 2 and 0: e^2 / (e^1 + e^2 + e^0), or a sigmoid of the 2 alone."""
+    example = train_finetune.RawSentence(["abc"], ["O"], [(0, 3)], 0, "abc")
+    feature = Feature(0, [0, 1, 0], 3, [], [train_finetune.WordSpot(1, 0)])
+    output = np.array([[0.0, 0.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
+    [result] = TAGGING.results([example], [feature], [output], train_finetune.Options(tag_loss=loss))
+    [entity] = result["entities"]
+    assert (entity["type"], entity["score"]) == ("Drug", probability)
 
 
 def test_a_word_longer_than_a_window_is_still_one_word(pretrained, tmp_path, capsys):
