@@ -63,6 +63,7 @@ from torch import Tensor, nn
 
 DISCRIMINATOR_WEIGHT = 50.0     # TF configure_pretraining.py: the binary loss is small, its weight large
 HIDE_PROBABILITY = 0.85         # TF pretrain_helpers.mask: of the chosen tokens; the other 15 % stay readable
+PRECISIONS = ("float32", "bfloat16")            # in which a Device multiplies matrices
 EPSILON = 1e-6                  # keeps a loss over zero tokens at 0 instead of nan
 IGNORED_LABEL = -100            # stands where no label is: special tokens, padding, wordpieces inside a word
 # These sizes must be the same in two networks before weights can be copied from one to the other.

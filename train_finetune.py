@@ -56,8 +56,8 @@ import data
 import metrics
 from data import Task, option, say
 from electramed import (
-    IGNORED_LABEL, PRESETS, Adam, Device, ElectraConfig, SequenceClassifier, SpanExtractor, TokenTagger,
-    learning_rate_at, load_encoder, load_weights, model_folder, parameter_groups, read_config,
+    IGNORED_LABEL, PRECISIONS, PRESETS, Adam, Device, ElectraConfig, SequenceClassifier, SpanExtractor,
+    TokenTagger, learning_rate_at, load_encoder, load_weights, model_folder, parameter_groups, read_config,
     save_pretrained)
 from tokenizer import Tokenizer, learn_vocab
 
@@ -104,8 +104,7 @@ class Options:
 
     # Where to compute.
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
-    precision: str | None = option(None, "format of the numbers; bfloat16 is faster only on a GPU",
-                                   choices=["float32", "bfloat16"])
+    precision: str | None = option(None, "default: float32 on CPU, else bfloat16", choices=PRECISIONS)
 
 
 # Options that may change between calls while finished seeds are kept. If any other option has changed, or the

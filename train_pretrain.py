@@ -46,7 +46,7 @@ import torch
 import data
 import metrics
 from data import option, say
-from electramed import (PRESETS, Adam, Device, ElectraConfig, ElectraForPretraining, MaskedBatch,
+from electramed import (PRECISIONS, PRESETS, Adam, Device, ElectraConfig, ElectraForPretraining, MaskedBatch,
                         MaskedLanguageModel, PretrainOutput, learning_rate_at, load_checkpoint, load_initial,
                         mask_tokens, model_folder, parameter_groups, save_checkpoint, save_pretrained)
 from tokenizer import Tokenizer, learn_vocab, preprocess_bluebert
@@ -78,8 +78,7 @@ class Options:
     out: str = option("runs/pretrain", "run folder; repeat the command to continue the run in it")
     init: str | None = option(None, "start from the weights and vocabulary of this run or model folder, "
                               "with a new schedule: for other text, or for 512 tokens after 128")
-    objective: str = option("electra", "electra, or mlm: train one network like BERT, by filling in tokens",
-                            choices=["electra", "mlm"])
+    objective: str = option("electra", "electra, or mlm: one network, as BERT", choices=["electra", "mlm"])
 
     # Sizes of the networks.
     embedding_size: int = option(None, "width of the embeddings")
@@ -113,8 +112,7 @@ class Options:
     max_minutes: float | None = option(None, "stop after this time; repeat the command to go on", at_least=0)
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
     tpu: bool = option(False, "compute on all XLA devices of this machine, through torch_xla")
-    precision: str | None = option(None, "format of matrix products (default: float32 on CPU, else bfloat16)",
-                                   choices=["float32", "bfloat16"])
+    precision: str | None = option(None, "default: float32 on CPU, else bfloat16", choices=PRECISIONS)
     compile: bool = option(False, "use torch.compile: minutes for each row length at first, then faster")
 
 
