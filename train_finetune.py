@@ -90,10 +90,10 @@ class Options:
     predict: str | None = option(None, "file to read with the model of --out (-: standard input): one text "
                                  'per line, or {"question": ..., "passage": ...}; prints JSON lines')
 
-    # Hyper-parameters. The protocols below say what they are where they are not given.
+    # Hyper-parameters. One that is not given comes from the protocol (PROTOCOLS, below).
     epochs: int = option(None, "passes over the training set", at_least=1)
     batch_size: int = option(None, "examples in a batch", at_least=1)
-    max_length: int = option(None, "tokens of the longest row; longer texts become windows", at_least=8)
+    max_length: int = option(None, "tokens of the longest row; longer texts are cut or windowed", at_least=8)
     learning_rate: float = option(None, "peak learning rate of the head", at_least=0)
     layer_decay: float = option(None, "learning rate of a layer / that of the layer above it", at_least=0)
     weight_decay: float = option(None, "decoupled weight decay", at_least=0)
@@ -381,7 +381,7 @@ def embolden(text: str, found: Sequence[dict[str, Any]]) -> str:
 
     found    spans with start and end in characters, in order, without overlap
     """
-    for span in reversed(found):                # from the end, so that no span moves before its turn
+    for span in reversed(found):                # from the end: the places of earlier spans stay right
         name = f" [{span['type']}]" if span.get("type") else ""
         text = f"{text[:span['start']]}\x1b[1m{span['text']}\x1b[0m{name}{text[span['end']:]}"
     return text
@@ -998,8 +998,8 @@ class PieceSpot(NamedTuple):
     """Say which characters of the passage a position of a row stands for."""
 
     position: int               # counted from [CLS] at 0
-    start: int                  # characters, half-open
-    end: int
+    start: int                  # its first character in the passage
+    end: int                    # the character after its last one
     is_best: bool               # whether this row is the window in which the piece has most context
 
 
@@ -1007,8 +1007,8 @@ class ScoredSpan(NamedTuple):
     """Hold a span that a window proposes."""
 
     score: float                # start logit + end logit
-    start: int                  # characters of the passage, half-open
-    end: int
+    start: int                  # its first character in the passage
+    end: int                    # the character after its last one
 
 
 class Answer(NamedTuple):
@@ -1066,7 +1066,7 @@ class Answers(Kind):
         9 tokens, with a stride of 2, there are two windows: "a b c d" with the labels (0, 0), because e is
         missing, and "c d e" with (5, 6): [CLS] is at position 0, c at 4.
 
-        stride            pieces between the starts of two windows of one passage, at most half a window
+        stride            pieces between the starts of two windows of one passage; never over half a window
         question_length   pieces that the question is cut to
         raises            ValueError naming a question that leaves no room for its passage
         """
@@ -1109,7 +1109,7 @@ class Answers(Kind):
         """
         found: list[list[Answer]] = [[] for _ in examples]
         for feature in features:
-            # The position at which an answer can begin, or end, by its first, or last, character.
+            # Character at which an answer can begin -> position of the piece there; the same for its end.
             example = examples[feature.example]
             first = {spot.start: spot.position for spot in feature.spots if spot.is_best}
             last = {spot.end: spot.position for spot in feature.spots}
@@ -1453,7 +1453,7 @@ def train(seed: int, prepared: Prepared, options: Options) -> Trained:
     log = [f"epoch,loss,dev_{metric}"]
     progress, step = data.Progress(total_steps, f"steps of seed {seed}"), 0
     for epoch in range(options.epochs):
-        # 3. An epoch: every feature once, in an order of its own, features of like length in one batch.
+        # 3. An epoch: every feature once, in a new order, with features of like length in one batch.
         rng, losses = np.random.default_rng(data.seed_for(seed, epoch, "order")), []
         plan = data.plan_batches(lengths, options.batch_size, options.max_length, rng, keep_rest=True)
         for width, rows in plan:
@@ -1550,7 +1550,7 @@ class Start(NamedTuple):
 def find_start(options: Options) -> Start:
     """Find the model that --init and --like name; without them runs/pretrain, if it is there.
 
-    From scratch is possible, and needed for comparison, but never happens silently.
+    A run from scratch is possible, because comparisons need one, but it is always announced.
     """
     default = "runs/pretrain" if Path("runs/pretrain/model/config.json").is_file() else None
     init, like = options.init or default, options.like or default
@@ -1833,7 +1833,7 @@ def score_curve(options: Options) -> str:
 def draw_curve(points: list[CurvePoint], path: Path, title: str, metric: str) -> None:
     """Draw means and intervals against pre-training steps, where matplotlib is installed.
 
-    It is an extra package: curve.csv holds the same figures.
+    It is an extra package. Without it, curve.csv still holds the same figures.
     """
     try:
         from matplotlib.figure import Figure
@@ -1850,7 +1850,7 @@ def draw_curve(points: list[CurvePoint], path: Path, title: str, metric: str) ->
 
 # --- 5. Raw text ---
 #
-# Raw text takes the same way as a test set: the kind makes examples of its lines, encodes them, and decodes
+# Raw text goes the same way as a test set: the kind makes examples of its lines, encodes them, and decodes
 # the outputs. Only the last step differs: results are printed for each line, and nothing is scored.
 
 class Predictor(NamedTuple):
@@ -1906,7 +1906,7 @@ def input_lines(path: str) -> Iterator[Line]:
         for number, text in lines:
             if text.strip():
                 yield Line(f"{path} line {number}", text.strip())
-    except UnicodeDecodeError as error:                 # numbered_lines has a message of its own
+    except UnicodeDecodeError as error:                 # of a file, numbered_lines raises its own ValueError
         raise ValueError(f"standard input: not UTF-8 ({error.reason}): convert it to UTF-8") from None
 
 
@@ -1968,8 +1968,8 @@ def check(options: Options) -> None:
 def complete(options: Options) -> Options:
     """Check the options, and fill in from the task's protocol what the command line left open.
 
-    For ChemProt in Bio-ELECTRA's protocol, the batch size is 12 for all tasks, and 24 for this one. What the
-    command line names stays.
+    In Bio-ELECTRA's protocol, for example, the batch size of all tasks is 12, but ChemProt has an entry of
+    its own with 24. Options that the command line gives stay as they are.
     """
     check(options)
     task = data.TASKS[options.task]
