@@ -1232,7 +1232,7 @@ def test_wrong_input_is_named_on_one_line(pretrained, tmp_path, capsys):
     assert "train.txt line 2: label 'B-Gene' is not in the task's set" in fails(
         "ncbi-disease", pretrained, out, "--data", str(folder))
     (folder / "train.txt").write_text("fever\n")
-    assert "train.txt line 1: expected a word and its tag" in fails(
+    assert "train.txt line 1: expected a word and O, B-TYPE or I-TYPE" in fails(
         "ncbi-disease", pretrained, out, "--data", str(folder))
     assert "no train file" in fails(
         "ddi2013", pretrained, out, "--data", str(tmp_path / "empty"), "--offline")
