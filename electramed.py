@@ -1317,7 +1317,7 @@ class Device:
             speedup = bfloat16_speedup(hidden_size)
             if speedup > 1.5:
                 print(f"this CPU multiplies {speedup:.1f} times as fast in bfloat16: --precision bfloat16 "
-                      "takes less time (measured for small and base: 2.4 to 2.7 times as fast) at nearly the "
+                      "takes less time (measured for small and base: 2.4 and 3.0 times as fast) at nearly the "
                       "same losses", file=sys.stderr, flush=True)
 
     # Several processes, started by torchrun.
