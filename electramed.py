@@ -898,8 +898,8 @@ class Adam(torch.optim.AdamW):
             group["lr"] = learning_rate * group["lr_scale"] * c1 / math.sqrt(c2)
             group["eps"] = self.true_eps / math.sqrt(c2)
             group["weight_decay"] = group["decay"] * math.sqrt(c2) / c1
-        # On a CPU the kernel wakes all threads for each weight matrix or bias, which takes longer than to update
-        # it: 4.7 ms instead of 0.7 for those of the main job. One thread gives the same numbers.
+        # On a CPU the kernel wakes all threads for each weight matrix or bias, which takes longer than the
+        # update itself: 4.7 ms instead of 0.7 for the weights of the main job. One thread gives the same.
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         self.step()
@@ -1316,9 +1316,8 @@ class Device:
         if self.kind == "cpu" and self.precision == "float32" and self.rank == 0 and hidden_size >= 256:
             speedup = bfloat16_speedup(hidden_size)
             if speedup > 1.5:
-                print(f"this CPU multiplies {speedup:.1f} times as fast in bfloat16: --precision bfloat16 "
-                      "takes less time (measured for small and base: 2.4 and 3.0 times as fast) at nearly the "
-                      "same losses", file=sys.stderr, flush=True)
+                print(f"--precision bfloat16 is faster on this CPU (products {speedup:.1f} times, a step of small "
+                      "2.4, of base 3.0 times), at nearly the same losses", file=sys.stderr, flush=True)
 
     # Several processes, started by torchrun.
 

@@ -105,10 +105,10 @@ class Options:
     # What is written on the way, and where it is computed.
     log_every: int = option(50, "steps between two rows of log.csv", at_least=1)
     eval_every: int = option(1000, "steps between two rows of eval.csv", at_least=1)
-    checkpoint_every: int = option(500, "steps between two checkpoints; after ten minutes one is written in "
-                                   "any case; the last two are kept", at_least=1)
-    keep_every: int = option(None, "steps between two models that stay in OUT/models, for train_finetune.py "
-                             "--curve (default: a tenth of all steps)", at_least=1)
+    # A checkpoint is also written after ten minutes, however many steps these were (CHECKPOINT_SECONDS).
+    checkpoint_every: int = option(500, "steps between checkpoints; the last two are kept", at_least=1)
+    # train_finetune.py --curve compares these models, which stay in OUT/models.
+    keep_every: int = option(None, "steps between models that are kept (default: a tenth)", at_least=1)
     max_minutes: float | None = option(None, "stop after this time; repeat the command to go on", at_least=0)
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
     tpu: bool = option(False, "compute on all XLA devices of this machine, through torch_xla")
