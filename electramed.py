@@ -1316,8 +1316,8 @@ class Device:
         if self.kind == "cpu" and self.precision == "float32" and self.rank == 0 and hidden_size >= 256:
             speedup = bfloat16_speedup(hidden_size)
             if speedup > 1.5:
-                print(f"--precision bfloat16 is faster on this CPU (products {speedup:.1f} times, a step of small "
-                      "2.4, of base 3.0 times), at nearly the same losses", file=sys.stderr, flush=True)
+                print(f"--precision bfloat16 is faster on this CPU: products {speedup:.1f} times (steps of "
+                      "small and base 2.4 and 3 times), losses nearly the same", file=sys.stderr, flush=True)
 
     # Several processes, started by torchrun.
 
