@@ -920,7 +920,7 @@ class Adam(torch.optim.AdamW):
 def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
     """Write a file so that it is there as a whole or not at all.
 
-    write    receives a temporary file, opened for bytes, and fills it; only then does the file get its name
+    write    receives a temporary file, opened for bytes, and fills it; afterwards the file is given its name
     raises   OSError naming the path when the system refuses; what was there before stays
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -929,10 +929,12 @@ def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())         # on the disk before the name is given: a power cut spoils nothing
+            # The content has to reach the disk before the name does: otherwise a power cut could leave an
+            # empty file under that name.
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        # torch.save turns the system's error into a RuntimeError of its own; the cause is in the context.
+        # torch.save raises a RuntimeError of its own; Python keeps the system's error in its __context__.
         system = error if isinstance(error, OSError) else error.__context__
         if not isinstance(system, OSError):
             raise
@@ -968,7 +970,7 @@ def save_pretrained(model: nn.Module, directory: str | os.PathLike, tokenizer: A
 # Reading, from single files up to whole models.
 
 def model_folder(directory: str | os.PathLike) -> Path:
-    """Return the folder that holds config.json: the given one, or model/ in it when it is a run of ours."""
+    """Return the folder that holds config.json: the given one or, of a run folder, model/ in it."""
     for folder in (Path(directory), Path(directory) / "model"):
         if (folder / "config.json").is_file():
             return folder
@@ -1030,7 +1032,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
     """Copy weights into `model`.
 
-    weights   by name; None reads those of the folder, which the messages name
+    weights   by name; None: read them from the folder (error messages name the folder)
     raises    ValueError when a name or a shape does not fit, naming the first
     """
     weights = dict(read_weights(folder) if weights is None else weights)
@@ -1050,7 +1052,7 @@ def load_weights(model: nn.Module, folder: Path, weights: dict[str, Tensor] | No
     # 3. And so must the shapes.
     for name, tensor in weights.items():
         if tensor.shape != expected[name].shape:
-            raise ValueError(f"{folder}: {name} has shape {tuple(tensor.shape)}, but config.json means "
+            raise ValueError(f"{folder}: {name} has shape {tuple(tensor.shape)}, but config.json expects "
                              f"{tuple(expected[name].shape)}: one of the two belongs to another model")
     model.load_state_dict(weights)
 
@@ -1094,7 +1096,7 @@ def load_pretrained(directory: str | os.PathLike) -> ElectraForPretraining:
 
 
 def load_encoder(model: nn.Module, directory: str | os.PathLike) -> None:
-    """Read the `electra` part of a task head from any model folder; its last layer stays as it is."""
+    """Read the `electra` part of a task head from any model folder; the head keeps its own weights."""
     folder = model_folder(directory)
     weights = {name: tensor for name, tensor in read_weights(folder).items() if name.startswith("electra.")}
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("electra.")}
@@ -1116,7 +1118,7 @@ def load_initial(model: nn.Module, directory: str | os.PathLike) -> None:
     if isinstance(model, ElectraForPretraining):
         source: nn.Module = load_pretrained(folder)
         if not (folder / "generator").is_dir():
-            print(f"{folder} has no generator/: its discriminator meets a new one", file=sys.stderr,
+            print(f"{folder} has no generator/: a new generator is drawn", file=sys.stderr,
                   flush=True)
     else:
         source = MaskedLanguageModel(read_config(folder))
@@ -1146,7 +1148,7 @@ def save_checkpoint(directory: Path, step: int, model: nn.Module, optimizer: Ada
     that any kind of device can go on from them.
     """
     path = directory / f"checkpoint-{step:08d}.pt"
-    # Looked up by parameter: a tied one is copied once, and stays one tensor in the file.
+    # Two names of one tied weight find the same copy here, so that the file holds it once.
     on_host = {parameter: parameter.detach().cpu() for parameter in model.parameters()}
     weights = {name: on_host[parameter] for name, parameter in model.state_dict(keep_vars=True).items()}
     state = optimizer.state_dict()
@@ -1171,7 +1173,7 @@ def load_checkpoint(directory: Path, model: nn.Module, optimizer: Adam) -> int:
             with zipfile.ZipFile(path) as archive:              # torch itself compares no checksum
                 if archive.testzip():
                     raise ValueError("wrong checksum")
-            content = torch.load(path, map_location="cpu", weights_only=True)       # load_state_dict moves it
+            content = torch.load(path, map_location="cpu", weights_only=True)       # to the device below
             model.load_state_dict(content["model"])
             optimizer.load_state_dict(content["optimizer"])
         except Exception as error:      # torch raises whatever the damaged bytes lead to
