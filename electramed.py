@@ -1308,8 +1308,8 @@ class Device:
         workers = min(cores, MOST_WORKERS)
         pool = concurrent.futures.ThreadPoolExecutor(workers, initializer=start_worker,
                                                      initargs=(cores // workers,))
-        # Start all of them now: one that started later would set its threads while others compute, and now and
-        # then their last digits changed by that.
+        # Start all of them now. One that started later would set its threads while others compute, and now
+        # and then their last digits changed by that.
         ready = threading.Barrier(workers)
         list(pool.map(lambda _: ready.wait(), range(workers)))
         return cls(device, precision or "float32", workers=workers, pool=pool)

@@ -1392,7 +1392,8 @@ EMBEDDING, OUTPUT = "electra.embeddings.word_embeddings.weight", "generator_lm_h
      "expected a JSON object, found list"),
     (lambda folder: (folder / "config.json").write_text("{"), "config.json", "line 1 column 2"),
     (lambda folder: change_config(folder, intermediate_size=64), "",
-     "electra.encoder.layer.0.intermediate.dense.weight has shape (32, 16), but config.json expects (64, 16)"),
+     "electra.encoder.layer.0.intermediate.dense.weight has shape (32, 16), but config.json "
+     "expects (64, 16)"),
     (lambda folder: change_config(folder, num_hidden_layers=3), "",
      "lacks electra.encoder.layer.2.attention.output.LayerNorm.bias and 15 more"),
     (lambda folder: change_weights(folder, {"bert.pooler.weight": torch.ones(1)}), "",
