@@ -1256,6 +1256,7 @@ MOST_WORKERS = 8            # Python runs one thread at a time: more of them wou
 
 def start_worker(threads: int = 1) -> None:
     """Set up a thread of Device.side_by_side, which computes each product with `threads` threads of torch."""
+    torch.get_num_threads()                 # or the first product would set the number that the main thread has
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)          # see Device.choose; the setting holds for one thread
 
@@ -1308,10 +1309,6 @@ class Device:
         workers = min(cores, MOST_WORKERS)
         pool = concurrent.futures.ThreadPoolExecutor(workers, initializer=start_worker,
                                                      initargs=(cores // workers,))
-        # Start all of them now. One that started later would set its threads while others compute, and now
-        # and then their last digits changed by that.
-        ready = threading.Barrier(workers)
-        list(pool.map(lambda _: ready.wait(), range(workers)))
         return cls(device, precision or "float32", workers=workers, pool=pool)
 
     def mention_bfloat16(self, hidden_size: int) -> None:
