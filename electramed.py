@@ -1256,7 +1256,7 @@ MOST_WORKERS = 8            # Python runs one thread at a time: more of them wou
 
 def start_worker(threads: int = 1) -> None:
     """Set up a thread of Device.side_by_side, which computes each product with `threads` threads of torch."""
-    torch.get_num_threads()                 # or the first product would set the number that the main thread has
+    torch.get_num_threads()                 # or the first product would take the number of the main thread
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)          # see Device.choose; the setting holds for one thread
 
