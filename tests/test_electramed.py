@@ -1656,6 +1656,17 @@ def test_many_cores_are_shared_out_among_eight_threads(monkeypatch):
     assert device.pool.submit(torch.get_num_threads).result() == 2
 
 
+def test_a_thread_keeps_its_number_of_threads_when_the_main_thread_sets_another():
+    """torch would give a thread, at its first product, the number that was set last anywhere."""
+    pool = cpu(1).pool
+    pool.submit(int).result()                       # the thread has started, and computed nothing
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    found = pool.submit(torch.get_num_threads).result()
+    torch.set_num_threads(threads)
+    assert found == 1
+
+
 def test_an_error_in_a_thread_reaches_the_caller():
     with pytest.raises(ZeroDivisionError):
         cpu(2).side_by_side(lambda rows: 1 // rows.start, range(4))
