@@ -14,8 +14,8 @@ Hugging Face layout).
 
 One rule makes exact resuming simple: every random choice of step k (order, mask, dropout, sampling) is
 seeded from (seed, k), so no state of a random generator has to be saved. On a CPU a resumed run equals an
-unbroken one bit by bit. On a GPU the last bits may differ, because its atomic additions happen in any
-order.
+unbroken one bit by bit, if both have the same number of threads. On a GPU the last bits may differ, because
+its atomic additions happen in any order.
 
 Sources: ELECTRAMed Table 1, Bio-ELECTRA section 3, TF run_pretraining.py and configure_pretraining.py.
 
