@@ -784,9 +784,12 @@ class Classification(Kind):
             input_ids = [tokenizer.cls_id, *first, tokenizer.sep_id]
             if is_pair:
                 input_ids += [*second, tokenizer.sep_id]
-            label = self.labels.index(example.label) if example.label in self.labels else IGNORED_LABEL
-            features.append(Feature(number, input_ids, len(first) + 2, label, is_cut=is_cut))
+            features.append(Feature(number, input_ids, len(first) + 2, self.target(example), is_cut=is_cut))
         return features
+
+    def target(self, example: Any) -> Any:
+        """Return what the head is to learn for an example: the number of its label, where it has one."""
+        return self.labels.index(example.label) if example.label in self.labels else IGNORED_LABEL
 
     def new_model(self, config: ElectraConfig) -> nn.Module:
         """Build the classifier: C logits for each row."""
