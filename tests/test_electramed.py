@@ -20,6 +20,7 @@ import json
 import math
 import os
 import struct
+import time
 
 import pytest
 import torch
@@ -1755,8 +1756,18 @@ def test_bfloat16_is_mentioned_where_the_cpu_and_the_model_gain_by_it(
     assert ("--precision bfloat16" in capsys.readouterr().err) == is_said
 
 
-def test_the_speed_up_of_bfloat16_is_measured():
-    assert 0.01 < electramed.bfloat16_speedup(64) < 100
+def test_the_speed_up_of_bfloat16_is_that_of_a_feed_forward_product(monkeypatch):
+    """Products that take 30 ms in float32 and 10 ms in bfloat16, but for the first of each, which takes 60 ms."""
+    shapes = []
+
+    def product(x, weight):
+        is_first = (x.dtype, x.shape, weight.shape) not in shapes
+        shapes.append((x.dtype, x.shape, weight.shape))
+        time.sleep(0.06 if is_first else 0.03 if x.dtype == torch.float32 else 0.01)
+
+    monkeypatch.setattr(torch, "mm", product)
+    assert electramed.bfloat16_speedup(64) == pytest.approx(3, rel=0.3)
+    assert {shape[1:] for shape in shapes} == {((2048, 64), (64, 256))}
 
 
 # --- 9. Parity with transformers ---
