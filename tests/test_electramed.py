@@ -1757,7 +1757,7 @@ def test_bfloat16_is_mentioned_where_the_cpu_and_the_model_gain_by_it(
 
 
 def test_the_speed_up_of_bfloat16_is_that_of_a_feed_forward_product(monkeypatch):
-    """Products that take 30 ms in float32 and 10 ms in bfloat16, but for the first of each, which takes 60 ms."""
+    """Products that take 30 ms in float32 and 10 in bfloat16, but for the first of each, which takes 60."""
     shapes = []
 
     def product(x, weight):
