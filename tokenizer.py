@@ -24,8 +24,8 @@ follows Sennrich et al. 2016 (merge the most frequent pair), as that package doe
 own program. Treebank tokens are those of Robert MacIntyre's sed script, in the form that NLTK gave it.
 
 Contents
-  1. Characters        2. Words           3. Wordpieces, the plain path     4. Vocabulary files
-  5. The fast path     6. Tokenizer       7. Learning a vocabulary          8. Treebank tokens
+  1. Characters      2. Words                      3. Vocabulary files     4. The fast path
+  5. Tokenizer       6. Learning a vocabulary      7. Treebank tokens
 """
 import heapq
 import json
@@ -36,13 +36,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import regex
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD_LENGTH = 100         # characters; a longer word is one [UNK] (`tokenizers`: 100, official: 200)
-CACHE_SIZE = 2 ** 17          # texts in each of the two generations of a Cache (section 5): about 25 MB
+CACHE_SIZE = 2 ** 18          # texts in a Cache (section 4): about 50 MB
 MIN_PAIR_COUNT = 2            # occurrences; a pair of pieces seen once says nothing about the language
 COMMON_CHARACTERS = 0.9999    # share of a corpus's characters that the alphabet must be able to spell
 RARE_CHARACTERS = 0.1         # share of the vocabulary that the alphabet may fill with rarer characters
@@ -69,7 +69,19 @@ IDEOGRAPH = regex.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
                           "\U00020000-\U0002a6df\U0002a700-\U0002ceaf\U0002f800-\U0002fa1f]")
 
 
-def normalise_character(character: str, lowercase: bool) -> str:
+class Casing(NamedTuple):
+    """Hold the settings of a tokenizer_config.json that decide what becomes of a text's characters.
+
+    Most files give the first one only. The defaults of the other two are BERT's: accents are dropped where
+    text is lower-cased, and ideographs are words of their own.
+    """
+
+    do_lower_case: bool = True
+    strip_accents: bool | None = None               # None: the same as do_lower_case
+    tokenize_chinese_chars: bool = True
+
+
+def normalise_character(character: str, casing: Casing) -> str:
     """Return what one character of the text becomes: nothing, a space, itself, or several characters.
 
     Punctuation and CJK ideographs come back between spaces, so that splitting at spaces is all that remains
@@ -84,13 +96,14 @@ def normalise_character(character: str, lowercase: bool) -> str:
         return " "
     if DROPPED.match(character):
         return ""
-    kept = character
-    if lowercase:
-        # Lower-casing looks at one character only: 'Σ' is always 'σ', where `str.lower` on a whole word
-        # would write a final 'ς'. Accents are split off by decomposition (NFD), 'é' -> 'e' and a mark, and
-        # dropped. NFD leaves 'µ' (micro sign) and 'μ' (Greek mu) different, and the ligature 'ﬁ' as it is.
-        kept = ACCENT.sub("", unicodedata.normalize("NFD", character.lower()))
-    if IDEOGRAPH.match(character):
+    # Lower-casing looks at one character only: 'Σ' is always 'σ', where `str.lower` on a whole word would
+    # write a final 'ς'. Accents are split off by decomposition (NFD), 'é' -> 'e' and a mark, and dropped. NFD
+    # leaves 'µ' (micro sign) and 'μ' (Greek mu) different, and the ligature 'ﬁ' as it is.
+    kept = character.lower() if casing.do_lower_case else character
+    drops_accents = casing.do_lower_case if casing.strip_accents is None else casing.strip_accents
+    if drops_accents:
+        kept = ACCENT.sub("", unicodedata.normalize("NFD", kept))
+    if casing.tokenize_chinese_chars and IDEOGRAPH.match(character):
         return f" {kept} "
     # Punctuation is searched for last, because it may appear only now: '≮' decomposes into '<' and a stroke.
     return PUNCTUATION.sub(r" \g<0> ", kept)
@@ -102,11 +115,11 @@ class CharacterTable(dict[int, str]):
     An entry is made when a character is first seen, so the table holds the distinct characters of the texts.
     """
 
-    def __init__(self, lowercase: bool) -> None:
-        self.lowercase = lowercase
+    def __init__(self, casing: Casing) -> None:
+        self.casing = casing
 
     def __missing__(self, code_point: int) -> str:
-        self[code_point] = normalised = normalise_character(chr(code_point), self.lowercase)
+        self[code_point] = normalised = normalise_character(chr(code_point), self.casing)
         return normalised
 
 
@@ -136,55 +149,21 @@ def split_words_with_positions(text: str, table: CharacterTable) -> Iterator[tup
                 word, positions = [], []
 
 
-# --- 3. Wordpieces, the plain path ---
-
-def spell_word(word: str, vocab: dict[str, int], longest: int) -> list[tuple[str, int]]:
-    """Spell one normalised word with the longest pieces that fit, from left to right.
-
-    With "inter" and "##leukin" in the vocabulary, "interleukin" -> [("inter", 5), ("##leukin", 6)].
-
-    longest   characters of the longest piece in the vocabulary
-    returns   (piece, number of the word's characters it covers), in order. Where the word is too long, or no
-              piece fits somewhere, only ("[UNK]", len(word)): half a spelling would look like another word.
-    source    official WordpieceTokenizer
-    """
-    unknown = [("[UNK]", len(word))]
-    if len(word) > MAX_WORD_LENGTH:
-        return unknown
-    found = []
-    start, prefix = 0, ""
-    while start < len(word):
-        # Try the longest candidate first, then shorter and shorter ones.
-        for end in range(min(len(word), start + longest), start, -1):
-            piece = prefix + word[start:end]
-            if piece in vocab:
-                break
-        else:
-            return unknown
-        found.append((piece, end - start))
-        start, prefix = end, "##"    # every piece after the first continues the word
-    return found
-
-
-# --- 4. Vocabulary files ---
+# --- 3. Vocabulary files ---
 
 def index_pieces(pieces: list[str]) -> dict[str, int]:
     """Number the pieces of a vocabulary by their lines, from 0, after checking that it is a vocabulary.
 
-    raises    ValueError where the list is empty, a piece stands twice, or a special token is missing
+    raises    ValueError where a piece stands twice, or a special token is missing
     """
-    if not pieces:
-        raise ValueError("the vocabulary is empty: expected one piece on each line")
     vocab: dict[str, int] = {}
     for index, piece in enumerate(pieces):
         if piece in vocab:
-            raise ValueError(f"lines {vocab[piece] + 1} and {index + 1} both hold {piece!r}, but a piece has "
-                             "one id: take the file the model was trained with, or learn a new one")
+            raise ValueError(f"lines {vocab[piece] + 1} and {index + 1} both hold {piece!r}: mend the file")
         vocab[piece] = index
-    missing = [token for token in SPECIAL_TOKENS if token not in vocab]
+    missing = ", ".join(token for token in SPECIAL_TOKENS if token not in vocab)
     if missing:
-        raise ValueError(f"no {', '.join(missing)} among the {len(pieces)} lines: expected a BERT or ELECTRA "
-                         "vocabulary, one piece on each line; `python data.py learn` makes one")
+        raise ValueError(f"no {missing} among the {len(pieces)} lines: take a BERT vocabulary, or learn one")
     return vocab
 
 
@@ -200,29 +179,86 @@ def read_vocab(path: Path) -> list[str]:
     line feed ends a line: `str.splitlines` would also cut at U+2028 or U+0085, which may be pieces.
     """
     try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")    # "-sig" drops a byte order mark
+        text = path.read_bytes().decode("utf-8-sig")         # "-sig" drops a byte order mark
     except UnicodeDecodeError as error:
         line = error.object[:error.start].count(b"\n") + 1
         raise ValueError(f"{path} line {line}: not UTF-8 ({error.reason}): convert it to UTF-8") from None
-    if lines[-1] == "":
-        lines.pop()    # a file ends with a line feed; what follows it, nothing, is not a line
-    return [line.removesuffix("\r") for line in lines]
+    # The last line ends with a line feed too. Without removing it, split() would return one more piece, "".
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
-def read_casing(path: Path) -> bool:
-    """Read from a tokenizer_config.json whether the vocabulary is lower-cased; True where there is no file.
+def parse_json(text: str | bytes, place: str | os.PathLike[str]) -> Any:
+    """Parse JSON that somebody else may have written.
 
-    '{"do_lower_case": false, "tokenizer_class": "ElectraTokenizer"}' -> False
+    raises    ValueError naming the place (and the line in it) where the text is not JSON, where brackets are
+              nested too deeply, or where a string holds half of a surrogate pair ("\\ud83d" alone)
     """
-    if not path.exists():
-        return True
     try:
-        lowercase = json.loads(path.read_text(encoding="utf-8")).get("do_lower_case", True)
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: expected a JSON object ({error}): repair it, or pass lowercase") from None
-    if not isinstance(lowercase, bool):
-        raise ValueError(f"{path}: do_lower_case is {lowercase!r}, expected true or false")
-    return lowercase
+        value = json.loads(text)
+        # Half of a surrogate pair is allowed in JSON, but cannot be encoded as UTF-8. Without this trial the
+        # program would fail only when it writes its results.
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place}: JSON that cannot be read: {error}") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file; ValueError naming the file where it holds something else."""
+    content = parse_json(path.read_bytes(), path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}: mend the file")
+    return content
+
+
+# Settings of a tokenizer that change ids -> the values that are possible here, the usual one first. The three
+# that Casing has can be chosen. Each of the others must have its usual value; null means the same (and so
+# does [] for never_split, words that are not to be cut: there must be none).
+SETTINGS: dict[str, tuple[Any, ...]] = {
+    "do_lower_case": (True, False), "tokenize_chinese_chars": (True, False), "clean_text": (True, None),
+    "strip_accents": (None, True, False), "do_basic_tokenize": (True, None), "never_split": (None, []),
+    "wordpieces_prefix": ("##", None), "continuing_subword_prefix": ("##", None),
+    "unk_token": ("[UNK]", None), "max_input_chars_per_word": (MAX_WORD_LENGTH, None)}
+
+
+def check_casing(path: Path, settings: dict[str, Any]) -> Casing:
+    """Pick the casing from settings; ValueError naming the first setting that cannot be honoured.
+
+    {"do_lower_case": false, "tokenizer_class": "ElectraTokenizer"} -> Casing(do_lower_case=False)
+    """
+    for name, allowed in SETTINGS.items():
+        value = settings.get(name, allowed[0])
+        if isinstance(value, dict):                 # a special token in older files: {"content": "[UNK]"}
+            value = value.get("content", value)
+        if value not in allowed:
+            raise ValueError(f"{path}: {name} is {value!r}, but only {allowed} are possible: it changes ids")
+    return Casing(**{name: settings[name] for name in Casing._fields if name in settings})
+
+
+def read_tokenizer_json(path: Path) -> tuple[list[str], Casing]:
+    """Read vocabulary and casing from a tokenizer.json, the only file that transformers 5 writes.
+
+        {"model": {"type": "WordPiece", "vocab": {"[PAD]": 0, "inter": 1, ...}, "unk_token": "[UNK]", ...},
+         "normalizer": {"type": "BertNormalizer", "lowercase": true, "strip_accents": null, ...},
+         "pre_tokenizer": {"type": "BertPreTokenizer"}, ...}
+
+    becomes ["[PAD]", "inter", ...] and Casing(do_lower_case=True).
+
+    raises    ValueError naming the part that is not as BERT has it, or the setting that cannot be honoured
+    """
+    # Parts that are no objects ("version": "1.0", or null) say nothing that is needed here.
+    parts = {key: part for key, part in read_object(path).items() if isinstance(part, dict)}
+    for key, kind in {"model": "WordPiece", "normalizer": "BertNormalizer",
+                      "pre_tokenizer": "BertPreTokenizer"}.items():
+        if parts.get(key, {}).get("type") != kind:
+            raise ValueError(f"{path}: {key}: expected {kind}, as BERT and ELECTRA have it")
+    model, normaliser = parts["model"], parts["normalizer"]
+    vocab = model.get("vocab")
+    if not isinstance(vocab, dict) or sorted(vocab.values(), key=str) != sorted(range(len(vocab)), key=str):
+        raise ValueError(f"{path}: model.vocab: expected pieces with the ids 0, 1, 2, ...")
+    settings = {**model, **normaliser, "do_lower_case": normaliser.get("lowercase", True),
+                "tokenize_chinese_chars": normaliser.get("handle_chinese_chars", True)}
+    return sorted(vocab, key=vocab.__getitem__), check_casing(path, settings)
 
 
 def write_bytes(path: Path, content: bytes | bytearray | memoryview) -> None:
@@ -231,16 +267,22 @@ def write_bytes(path: Path, content: bytes | bytearray | memoryview) -> None:
     The content goes to a temporary name beside the file and is flushed to the disk; then the file is renamed,
     which is all or nothing. The temporary name holds the process id: a worker of a killed run may still be
     writing the same file.
+
+    raises    OSError naming the file and what to do where it cannot be written; then nothing has changed
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())    # the content must reach the disk before the name does
-    os.replace(temporary, path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())    # the content must reach the disk before the name does
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path}: {error.strerror or error}: make room, and repeat the command") from None
 
 
-# --- 5. The fast path ---
+# --- 4. The fast path ---
 #
 # A chunk is the text between two spaces, "(IL-2)," for example. No word goes across a space, so a chunk has
 # the same ids wherever it stands. In biomedical text 19 of 20 chunks have been seen before. For these, one
@@ -254,82 +296,84 @@ def write_bytes(path: Path, content: bytes | bytearray | memoryview) -> None:
 class Cache(dict[str, Any]):
     """Remember what a function returned for each text. A known text is found without leaving C.
 
-    The memory is bounded. Texts longer than any word are not kept. There are two generations: when the new
-    one is full it replaces the old one; entries used again move back to the new one. Recording the last use
-    of each entry instead would cost more time than it saves.
+    The memory is bounded. Texts longer than any word are not kept, and a full cache is emptied. That is
+    enough: few different chunks make up most of a text, so they are back within seconds. Recording the last
+    use of each entry, to drop only the oldest, would cost more time than it saves.
     """
 
     def __init__(self, function: Callable[[str], Any]) -> None:
         self.function = function
-        self.old: dict[str, Any] = {}
 
     def __missing__(self, text: str) -> Any:
-        # 1. Take the value from the old generation, or compute it.
-        value = self.old.get(text)
-        if value is None:
-            value = self.function(text)
-        # 2. Put it into the new generation. When that is full, it first becomes the old one.
+        value = self.function(text)
         if len(text) <= MAX_WORD_LENGTH:
             if len(self) >= CACHE_SIZE:
-                self.old = dict(self)
                 self.clear()
             self[text] = value
         return value
 
 
-# --- 6. Tokenizer ---
+# --- 5. Tokenizer ---
 
 class Tokenizer:
     """Turn text into ids of a fixed vocabulary, in which a piece's id is its line number from 0.
 
-    `tokenize` is the plain path: read it to see what a tokenizer does. The methods named encode give the same
-    pieces as ids by the fast path of section 5.
+    `spell` and `tokenize` are the plain path: read them to see what a tokenizer does. The methods named
+    encode give the same pieces as ids by the fast path of section 4.
 
     vocab_list  pieces in the order of their ids; a piece that continues a word starts with ##
     lowercase   True for uncased vocabularies (SciVocab): lower-cases and drops accents;
-                False for cased ones (Bio-ELECTRA): keeps both
-    raises      ValueError when the list is empty, lacks [PAD], [UNK], [CLS], [SEP] or [MASK], or has a piece
-                twice
+                False for cased ones (Bio-ELECTRA): keeps both; or a Casing, which says more
+    raises      ValueError when the list lacks [PAD], [UNK], [CLS], [SEP] or [MASK], or has a piece twice
     """
 
-    def __init__(self, vocab_list: Iterable[str], lowercase: bool = True) -> None:
+    def __init__(self, vocab_list: Iterable[str], lowercase: bool | Casing = True) -> None:
         self.pieces = list(vocab_list)
         self.vocab = index_pieces(self.pieces)
-        self.lowercase = lowercase
+        self.casing = lowercase if isinstance(lowercase, Casing) else Casing(lowercase)
+        self.lowercase = self.casing.do_lower_case
         # The ids are looked up, never assumed: SciVocab has [UNK] at 101, BERT at 100, Bio-ELECTRA at 1.
         ids = (self.vocab[token] for token in SPECIAL_TOKENS)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = ids
-        self._table = CharacterTable(lowercase)
+        self._table = CharacterTable(self.casing)
         self._longest_piece = max(map(len, self.pieces))
         self._continuing = {piece[2:]: index for piece, index in self.vocab.items() if piece.startswith("##")}
-        self._spelled = Cache(self._spell)
+        self._spelled = Cache(self.spell)
         self._encoded, self._located = Cache(self._encode_chunk), Cache(self._locate_chunk)
 
-    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[list[str], bool]]:
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[list[str], Casing]]:
         """Send only the vocabulary to another process: the caches fill anew there."""
-        return Tokenizer, (self.pieces, self.lowercase)
+        return Tokenizer, (self.pieces, self.casing)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], lowercase: bool | None = None) -> "Tokenizer":
-        """Read a vocab.txt, or the one in a folder.
+        """Read a vocab.txt, or the one in a folder; in a folder without one, its tokenizer.json.
 
-        lowercase   None takes `do_lower_case` of the tokenizer_config.json beside the file, True without one
+        lowercase   None takes the casing of the tokenizer_config.json beside the file, lower case without one
         raises      OSError naming the file that is missing; ValueError naming path, finding and remedy
         """
         path = Path(path)
         if path.is_dir():
-            path = path / "vocab.txt"
-        pieces = read_vocab(path)
-        if lowercase is None:
-            lowercase = read_casing(path.with_name("tokenizer_config.json"))
+            is_alone = (path / "tokenizer.json").is_file() and not (path / "vocab.txt").is_file()
+            path = path / ("tokenizer.json" if is_alone else "vocab.txt")
+        config = path.with_name("tokenizer_config.json")
+        if path.name == "tokenizer.json":
+            pieces, casing = read_tokenizer_json(path)
+        else:
+            settings = read_object(config) if lowercase is None and config.exists() else {}
+            pieces, casing = read_vocab(path), check_casing(config, settings)
         try:
-            return cls(pieces, lowercase)
+            return cls(pieces, casing if lowercase is None else lowercase)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
-    def save(self, directory: str | os.PathLike[str], name: str = "vocab.txt") -> None:
-        """Write the vocabulary, and a tokenizer_config.json that keeps the casing, into a folder."""
-        config = {"do_lower_case": self.lowercase, "tokenizer_class": "ElectraTokenizer"}
+    def save(self, directory: str | os.PathLike[str], name: str = "vocab.txt",
+             max_length: int | None = None) -> None:
+        """Write the vocabulary, and a tokenizer_config.json that keeps the casing, into a folder.
+
+        max_length   positions of a model, to which transformers cuts texts; None: no such limit
+        """
+        config = dict(self.casing._asdict(), tokenizer_class="ElectraTokenizer", model_max_length=max_length)
         Path(directory).mkdir(parents=True, exist_ok=True)
         write_bytes(Path(directory, "tokenizer_config.json"), (json.dumps(config, indent=2) + "\n").encode())
         # The vocabulary comes last: wherever there is one, its casing is known.
@@ -337,35 +381,39 @@ class Tokenizer:
 
     # The plain path
 
-    def wordpieces(self, word: str) -> list[tuple[str, int]]:
-        """Spell one normalised word: see `spell_word`."""
-        return spell_word(word, self.vocab, self._longest_piece)
+    def spell(self, word: str) -> tuple[int, ...]:
+        """Spell one normalised word with the longest pieces that fit, from left to right; return their ids.
 
-    def tokenize(self, text: str) -> list[str]:
-        """Return the pieces of a text: clean it, cut it into words, spell each word."""
-        return [piece for word in split_words(text, self._table) for piece, _ in self.wordpieces(word)]
+        With "inter" (id 5) and "##leukin" (id 6) in the vocabulary, "interleukin" -> (5, 6). Where the word
+        is too long, or no piece fits somewhere, the result is the id of [UNK] alone: half a spelling would
+        look like another word.
 
-    # The fast path: the same results as ids, remembered for words (_spelled) and chunks (_encoded, _located)
+        The pieces that continue a word have a table of their own, without their ##. With it, no ## has to be
+        put before each candidate, which halves the time. self.vocab holds them too, with ##, but a word never
+        matches them there: # is punctuation, so a word that holds # is that one character.
 
-    def _spell(self, word: str) -> tuple[int, ...]:
-        """Return the ids of a normalised word, as `wordpieces` finds them but in half of its time.
-
-        The pieces that continue a word have a table of their own, without their ##, so that no ## has to be
-        put before each candidate. self.vocab holds them too, with ##, but a word never matches them there: #
-        is punctuation, so a word that holds # is that one character.
+        source    official WordpieceTokenizer
         """
         if len(word) > MAX_WORD_LENGTH:
             return (self.unk_id,)
         ids, start, table = [], 0, self.vocab
         while start < len(word):
+            # Try the longest candidate first, then shorter and shorter ones.
             for end in range(min(len(word), start + self._longest_piece), start, -1):
                 if (piece_id := table.get(word[start:end])) is not None:
                     break
             else:
                 return (self.unk_id,)
             ids.append(piece_id)
-            start, table = end, self._continuing
+            start, table = end, self._continuing        # every piece after the first continues the word
         return tuple(ids)
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the pieces of a text: clean it, cut it into words, spell each word."""
+        words = split_words(text, self._table)
+        return [self.pieces[piece_id] for word in words for piece_id in self.spell(word)]
+
+    # The fast path: the same results as ids, remembered for words (_spelled) and chunks (_encoded, _located)
 
     def _encode_chunk(self, chunk: str) -> tuple[int, ...]:
         """Return the ids of a chunk."""
@@ -378,10 +426,8 @@ class Tokenizer:
         for word, positions in split_words_with_positions(chunk, self._table):
             start = 0
             for piece_id in self._spelled[word]:
-                if piece_id == self.unk_id:
-                    end = len(word)                                          # [UNK] stands for the whole word
-                else:
-                    end = start + len(self.pieces[piece_id]) - (2 if start else 0)    # ## is not in the word
+                length = len(self.pieces[piece_id].removeprefix("##"))          # ## is not in the word
+                end = len(word) if piece_id == self.unk_id else start + length  # [UNK] stands for all of it
                 located.append((piece_id, positions[start], positions[end - 1] + 1))
                 start = end
         return tuple(located)
@@ -438,19 +484,19 @@ class Tokenizer:
         return "".join(piece[2:] if piece.startswith("##") else " " + piece for piece in pieces).strip()
 
 
-# --- 7. Learning a vocabulary ---
+# --- 6. Learning a vocabulary ---
 
 def count_words(texts: Iterable[str], lowercase: bool = True) -> Counter[str]:
     """Count the normalised words of texts.
 
     A corpus repeats itself, so it is faster to count its chunks first and to normalise each distinct chunk
-    once (section 5 says what a chunk is, and why only a space ends it). Words that are too long for anything
+    once (section 4 says what a chunk is, and why only a space ends it). Words that are too long for anything
     but [UNK] are not counted.
     """
     chunks: Counter[str] = Counter()
     for text in texts:
         chunks.update(text.split(" "))
-    table = CharacterTable(lowercase)
+    table = CharacterTable(Casing(lowercase))
     words: Counter[str] = Counter()
     for chunk, count in chunks.items():
         for word in split_words(chunk, table):
@@ -489,7 +535,7 @@ def choose_alphabet(word_counts: Counter[str], size: int) -> list[str]:
 
 
 def join_pair(spelling: list[str], pair: tuple[str, str], merged: str) -> list[str]:
-    """Write `merged` wherever the two pieces of `pair` stand side by side, from left to right."""
+    """Replace the two pieces of `pair` by `merged` wherever they are neighbours, from left to right."""
     joined: list[str] = []
     for piece in spelling:
         if piece == pair[1] and joined and joined[-1] == pair[0]:
@@ -590,7 +636,7 @@ def learn_vocab(texts: Iterable[str], size: int, lowercase: bool = True) -> list
     return list(learn_from_counts(count_words(texts, lowercase), size))
 
 
-# --- 8. Treebank tokens ---
+# --- 7. Treebank tokens ---
 
 # Each rule puts spaces around tokens; the rules are applied one after the other to the whole text, so their
 # order matters: "it's'" becomes "it 's '" only because the last quote is set apart before 's is looked for.

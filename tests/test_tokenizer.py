@@ -8,6 +8,7 @@ Contents
   Treebank tokens           equal to those of NLTK
   Parity                    ids and offsets equal to those of the `tokenizers` package
 """
+import json
 import lzma
 import os
 import pickle
@@ -22,9 +23,9 @@ import regex
 from hypothesis import given, settings, strategies as st
 
 import tokenizer as module
-from tokenizer import (SPECIAL_TOKENS, CharacterTable, Tokenizer, count_words, learn_vocab,
-                       normalise_character,
-                       preprocess_bluebert, split_words, split_words_with_positions, treebank_tokenize)
+from tokenizer import (SPECIAL_TOKENS, Casing, CharacterTable, Tokenizer, count_words, learn_vocab,
+                       normalise_character, preprocess_bluebert, split_words, split_words_with_positions,
+                       treebank_tokenize)
 
 ROOT = Path(module.__file__).parent
 DATA = os.environ.get("ELECTRAMED_DATA")
@@ -35,7 +36,7 @@ PAPER_VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "inter", "##leukin"
 
 # A vocabulary that spells every word of ALPHABET, whole or in parts, so that [UNK] does not hide mistakes.
 ALPHABET = "aAbBéÉñ\u0301İΣςσµμﬁ中豈한-.≮ \t\u00a0\u2028\x00\x0b\u00ad\u200b\ufffd\ue000"
-LOWER = CharacterTable(lowercase=True)
+LOWER = CharacterTable(Casing())
 LETTERS = sorted({part for word in split_words(" ".join(ALPHABET), LOWER) for part in word})
 CONTINUED = ["##" + letter for letter in LETTERS]
 RICH = Tokenizer([*SPECIAL_TOKENS, *LETTERS, *CONTINUED, "ab", "##ab", "aba", "##bb"])
@@ -93,7 +94,7 @@ def test_words_are_cleaned_and_lower_cased(text, words):
 
 
 def test_cased_words_keep_capitals_and_accents():
-    assert split_words("Ångström ΟΔΟΣ cafe\u0301-中", CharacterTable(False)) == [
+    assert split_words("Ångström ΟΔΟΣ cafe\u0301-中", CharacterTable(Casing(False))) == [
         "Ångström", "ΟΔΟΣ", "cafe\u0301", "-", "中"]
     # There is no ##B: the A before it is not given alone either.
     assert CASED.tokenize("Aba aAé AB") == ["Ab", "##a", "a", "##A", "##é", "[UNK]"]
@@ -148,7 +149,7 @@ def test_unicode_properties_equal_the_categories_of_python(lowercase, exceptions
     """True for every character that Python's tables have; regex alone knows those added to Unicode later."""
     known = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) != "Cn"]
     assert len(known) > 280_000
-    assert [character for character in known if normalise_character(character, lowercase)
+    assert [character for character in known if normalise_character(character, Casing(lowercase))
             != normalise_by_category(character, lowercase)] == exceptions
 
 
@@ -163,12 +164,18 @@ def test_any_text_gives_pieces_of_the_vocabulary_and_the_same_ids_with_offsets(t
         assert isinstance(tokenizer.decode(ids), str)
 
 
+def spelled(tokenizer, word):
+    """The pieces of one normalised word."""
+    return [tokenizer.pieces[piece_id] for piece_id in tokenizer.spell(word)]
+
+
 def encode_plainly(tokenizer, text):
     """The oracle of the fast path: ids and offsets without any memory."""
     ids, offsets = [], []
-    for word, positions in split_words_with_positions(text, CharacterTable(tokenizer.lowercase)):
+    for word, positions in split_words_with_positions(text, CharacterTable(tokenizer.casing)):
         start = 0
-        for piece, length in tokenizer.wordpieces(word):
+        for piece in spelled(tokenizer, word):
+            length = len(word) if piece == "[UNK]" else len(piece.removeprefix("##"))
             ids.append(tokenizer.vocab[piece])
             offsets.append((positions[start], positions[start + length - 1] + 1))
             start += length
@@ -232,10 +239,8 @@ def longest_match(word, vocab, prefix=""):
 @given(st.text("abéx", min_size=1, max_size=20))
 def test_pieces_are_those_of_a_recursive_longest_match_and_join_to_the_word(word):
     for tokenizer in (RICH, CASED):
-        found = tokenizer.wordpieces(word)
-        pieces = [piece for piece, _ in found]
+        pieces = spelled(tokenizer, word)
         assert pieces == (longest_match(word, tokenizer.vocab) or ["[UNK]"])
-        assert sum(length for _, length in found) == len(word)
         if pieces != ["[UNK]"]:
             assert "".join(piece.removeprefix("##") for piece in pieces) == word
 
@@ -243,7 +248,7 @@ def test_pieces_are_those_of_a_recursive_longest_match_and_join_to_the_word(word
 def test_a_word_of_the_vocabulary_is_one_piece():
     for piece in RICH.pieces[len(SPECIAL_TOKENS):]:
         if not piece.startswith("##"):
-            assert RICH.wordpieces(piece) == [(piece, len(piece))]
+            assert spelled(RICH, piece) == [piece]
 
 
 @given(st.text(st.characters(max_codepoint=127), max_size=40))
@@ -320,7 +325,7 @@ def test_the_last_line_may_end_the_file_or_be_empty_and_carriage_returns_go(tmp_
 
 
 @pytest.mark.parametrize("content, message", [
-    (b"", r"vocab\.txt: the vocabulary is empty"),
+    (b"", r"vocab\.txt: no \[PAD\], \[UNK\], .* among the 1 lines"),
     (b"[PAD]\n[UNK]\na\nb\n", r"vocab\.txt: no \[CLS\], \[SEP\], \[MASK\] among the 4 lines"),
     (b"[PAD]\na\n[UNK]\na\n", r"vocab\.txt: lines 2 and 4 both hold 'a'"),
     (b"[PAD]\n\n[UNK]\n\n", r"vocab\.txt: lines 2 and 4 both hold ''"),
@@ -339,9 +344,9 @@ def test_a_missing_vocabulary_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("config, message", [
-    ("{", "tokenizer_config.json: expected a JSON object"),
+    ("{", "tokenizer_config.json: JSON that cannot be read: .*line 1"),
     ("[]", "tokenizer_config.json: expected a JSON object"),
-    ('{"do_lower_case": "no"}', "do_lower_case is 'no', expected true or false"),
+    ('{"do_lower_case": "no"}', r"do_lower_case is 'no', but only \(True, False\) are possible"),
 ])
 def test_a_broken_tokenizer_config_is_refused(tmp_path, config, message):
     RICH.save(tmp_path)
@@ -349,6 +354,72 @@ def test_a_broken_tokenizer_config_is_refused(tmp_path, config, message):
     with pytest.raises(ValueError, match=message):
         Tokenizer.from_file(tmp_path)
     assert Tokenizer.from_file(tmp_path, lowercase=False).pieces == RICH.pieces
+
+
+ACCENTED = [*SPECIAL_TOKENS, "mochte", "möchte", "Möchte", "cafe", "café", "Cafe", "##中", "中", "文",
+            "x", "##x", "##文", "-", "."]
+
+
+@pytest.mark.parametrize("settings, pieces", [
+    ({"do_lower_case": True, "strip_accents": False}, "möchte café x 中 中 文"),
+    ({"do_lower_case": False, "strip_accents": True}, "Mochte Cafe x 中 中 文"),
+    ({"do_lower_case": True, "tokenize_chinese_chars": False}, "mochte cafe x ##中 中 ##文")])
+def test_settings_that_change_ids_are_honoured_kept_and_sent_to_other_processes(tmp_path, settings, pieces):
+    vocabulary = [*ACCENTED, "Mochte"]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours = Tokenizer.from_file(tmp_path)
+    assert " ".join(ours.tokenize("Möchte Café x中 中文")) == pieces
+    ours.save(tmp_path / "copy")
+    for copy in (Tokenizer.from_file(tmp_path / "copy"), pickle.loads(pickle.dumps(ours))):
+        assert copy.casing == ours.casing and copy.encode("Möchte Café") == ours.encode("Möchte Café")
+
+
+@pytest.mark.parametrize("strip_accents", [None, True, False])
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize("ideographs", [True, False])
+def test_ids_equal_the_compiled_packages_under_every_setting(tmp_path, lowercase, strip_accents, ideographs):
+    """Also where tokenizer.json, as transformers 5 writes it, is all there is."""
+    tokenizers = pytest.importorskip("tokenizers", reason="parity needs the tokenizers package")
+    text = "Möchte CAFÉ İstanbul x中 中文 Cafe\u0301-b. σΟΔΟΣ ﬁ 한국 naïve α-Synuclein"
+    pieces = [*SPECIAL_TOKENS, *sorted({form for part in (text, text.lower(), text.upper())
+                                        for character in unicodedata.normalize("NFD", part) + part
+                                        for form in (character, "##" + character) if character != " "})]
+    (tmp_path / "vocab.txt").write_text("".join(piece + "\n" for piece in pieces), encoding="utf-8")
+    config = {"do_lower_case": lowercase, "strip_accents": strip_accents,
+              "tokenize_chinese_chars": ideographs}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    theirs = tokenizers.BertWordPieceTokenizer(str(tmp_path / "vocab.txt"), lowercase=lowercase,
+                                               strip_accents=strip_accents, handle_chinese_chars=ideographs)
+    expected = theirs.encode(text, add_special_tokens=False)
+    ours = Tokenizer.from_file(tmp_path)
+    assert ours.encode(text) == expected.ids and "[UNK]" not in ours.tokenize(text)
+    (tmp_path / "new").mkdir()
+    theirs.save(str(tmp_path / "new" / "tokenizer.json"))
+    alone = Tokenizer.from_file(tmp_path / "new")
+    assert (alone.pieces, alone.casing) == (ours.pieces, ours.casing)
+
+
+@pytest.mark.parametrize("setting", [
+    {"do_basic_tokenize": False}, {"never_split": ["IL-2"]}, {"clean_text": False}, {"unk_token": "<unk>"}])
+def test_settings_that_cannot_be_honoured_are_refused_by_name(tmp_path, setting):
+    RICH.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(setting))
+    with pytest.raises(ValueError, match=f"tokenizer_config.json: {[*setting][0]} is"):
+        Tokenizer.from_file(tmp_path)
+
+
+@pytest.mark.parametrize("content, message", [
+    ({"model": {"type": "BPE"}}, "expected WordPiece"), ([], "expected a JSON object"),
+    ({"model": {"type": "WordPiece", "vocab": {"a": 3}}, "normalizer": {"type": "BertNormalizer"},
+      "pre_tokenizer": {"type": "BertPreTokenizer"}}, "model.vocab"),
+    ({"model": {"type": "WordPiece", "vocab": {"a": 0}, "continuing_subword_prefix": "@@"},
+      "normalizer": {"type": "BertNormalizer"}, "pre_tokenizer": {"type": "BertPreTokenizer"}},
+     "continuing_subword_prefix is '@@'")])
+def test_a_tokenizer_json_of_another_kind_is_refused(tmp_path, content, message):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.from_file(tmp_path)
 
 
 # --- Learning ---
@@ -572,7 +643,7 @@ def test_only_the_listed_characters_differ_from_the_package(lowercase):
     tokenizers = pytest.importorskip("tokenizers", reason="parity needs the tokenizers package")
     normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
     splitter = tokenizers.pre_tokenizers.BertPreTokenizer()
-    table = CharacterTable(lowercase)
+    table = CharacterTable(Casing(lowercase))
     differing = set()
     for code_point in [*range(0xD800), *range(0xE000, 0x30000), *range(0xE0000, 0xE0200)]:
         text = f"a{chr(code_point)}b"
@@ -621,7 +692,7 @@ def test_learnt_vocabulary_is_as_short_as_that_of_the_package():
     length, unknown = [], []
     for pieces in (learn_vocab(lines, 2000), sorted(theirs.get_vocab(), key=theirs.token_to_id)):
         tokenizer = Tokenizer(pieces)
-        spelled = [(count, tokenizer.wordpieces(word)) for word, count in word_counts.items()]
-        length.append(sum(count * len(pieces) for count, pieces in spelled))
-        unknown.append(sum(count for count, pieces in spelled if pieces[0][0] == "[UNK]"))
+        counted = [(count, spelled(tokenizer, word)) for word, count in word_counts.items()]
+        length.append(sum(count * len(pieces) for count, pieces in counted))
+        unknown.append(sum(count for count, pieces in counted if pieces[0] == "[UNK]"))
     assert length[0] <= 1.01 * length[1] and unknown[0] <= unknown[1]
