@@ -23,10 +23,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 from metrics import (
-    STUDENT_T, FactoidScores, Scores, Span, SquadScores, batch_score_total, batch_scores, binary_entropy,
+    STUDENT_T, FactoidScores, Scores, SquadScores, batch_score_total, binary_entropy,
     bioasq_factoid_scores, bioasq_question_id, bioasq_yesno_scores, clean_bioasq_answer, confidence_interval,
-    entity_scores, match_entities, mean_and_sd, merge_bioasq_snippets, normalise_squad_answer,
-    relation_scores, reranking_mrr, roc_auc, spans_from_tags, squad_f1, squad_scores, unigram_entropy)
+    entity_scores, mean_and_sd, merge_bioasq_snippets, normalise_squad_answer, relation_scores, reranking_mrr,
+    roc_auc, spans_from_tags, squad_f1, squad_scores, unigram_entropy)
 
 DATA = os.environ.get("ELECTRAMED_DATA")
 
@@ -251,71 +251,6 @@ def test_the_published_files_hold_as_many_entities_as_conlleval_counts(name, col
         kind: numbers[column] for kind, numbers in PUBLISHED_ENTITIES[name].items()}
 
 
-def test_entity_matches_worked_by_hand():
-    """The X of words 0 to 3 overlaps three predictions; it is paired with the X that shares most words."""
-    gold = [Span("X", 0, 4), Span("X", 5, 6), Span("Y", 6, 8), Span("X", 8, 9)]
-    predicted = [Span("Y", 0, 1), Span("X", 1, 3), Span("X", 3, 4), Span("X", 5, 6), Span("X", 6, 7),
-                 Span("Y", 9, 10)]
-    assert match_entities(gold, predicted) == [
-        ("boundary", ("X", 0, 4), ("X", 1, 3)),
-        ("hit", ("X", 5, 6), ("X", 5, 6)),
-        ("type", ("Y", 6, 8), ("X", 6, 7)),
-        ("missed", ("X", 8, 9), None),
-        ("spurious", None, ("Y", 0, 1)), ("spurious", None, ("X", 3, 4)), ("spurious", None, ("Y", 9, 10))]
-
-
-def test_of_two_predictions_that_share_equally_many_words_the_left_one_is_matched():
-    assert match_entities([Span("X", 0, 2)], [Span("X", 0, 1), Span("X", 1, 2)]) == [
-        ("boundary", ("X", 0, 2), ("X", 0, 1)), ("spurious", None, ("X", 1, 2))]
-
-
-def test_a_prediction_of_the_same_type_is_matched_before_one_that_shares_more_words():
-    assert match_entities([Span("X", 0, 3)], [Span("Y", 0, 2), Span("X", 2, 3)]) == [
-        ("boundary", ("X", 0, 3), ("X", 2, 3)), ("spurious", None, ("Y", 0, 2))]
-
-
-@given(tag_pairs)
-def test_every_entity_is_in_exactly_one_match(pairs):
-    for gold, predicted in zip(*gold_and_predicted(pairs)):
-        goals, found = spans_from_tags(gold), spans_from_tags(predicted)
-        matches = match_entities(goals, found)
-        assert sorted(match.gold for match in matches if match.gold) == sorted(goals)
-        assert sorted(match.predicted for match in matches if match.predicted) == sorted(found)
-
-
-@given(tag_pairs)
-def test_a_missed_and_a_spurious_entity_never_overlap(pairs):
-    """They would have been paired."""
-    for gold, predicted in zip(*gold_and_predicted(pairs)):
-        matches = match_entities(spans_from_tags(gold), spans_from_tags(predicted))
-        missed = [match.gold for match in matches if match.verdict == "missed"]
-        spurious = [match.predicted for match in matches if match.verdict == "spurious"]
-        for lost in missed:
-            assert not any(lost.start < extra.end and extra.start < lost.end for extra in spurious)
-
-
-@given(tag_pairs)
-def test_the_verdict_on_a_pair_follows_from_its_spans(pairs):
-    for gold, predicted in zip(*gold_and_predicted(pairs)):
-        for verdict, goal, found in match_entities(spans_from_tags(gold), spans_from_tags(predicted)):
-            if goal and found:
-                assert goal.start < found.end and found.start < goal.end
-                assert (verdict == "hit") == (goal == found)
-                assert (verdict == "type") == (goal.type != found.type)
-
-
-@given(tag_pairs)
-def test_matches_add_up_to_entity_scores(pairs):
-    gold, predicted = gold_and_predicted(pairs)
-    seen = dict.fromkeys(("hit", "boundary", "type", "missed", "spurious"), 0)
-    for goals, found in zip(gold, predicted):
-        for match in match_entities(spans_from_tags(goals), spans_from_tags(found)):
-            seen[match.verdict] += 1
-    both = seen["boundary"] + seen["type"]  # each is a wrong entity and a missed one
-    right, wrong, missed = counts(entity_scores(gold, predicted))
-    assert (right, wrong, missed) == (seen["hit"], both + seen["spurious"], both + seen["missed"])
-
-
 # --- 4. Relations and yes/no questions ---
 
 def test_relation_scores_worked_by_hand():
@@ -380,9 +315,9 @@ def test_what_is_wrong_for_yes_is_missed_for_no(rows):
 
 
 def test_other_answers_than_yes_and_no_are_refused():
-    with pytest.raises(ValueError, match="question 2: expected 'yes' or 'no', found 'Yes'"):
+    with pytest.raises(ValueError, match="expected 'yes' or 'no', found 'Yes'"):
         bioasq_yesno_scores(["yes", "no"], ["no", "Yes"])
-    with pytest.raises(ValueError, match="questions: expected 1, found 0"):
+    with pytest.raises(ValueError, match="rows: expected 1, found 0"):
         bioasq_yesno_scores(["yes"], [])
 
 
@@ -420,7 +355,7 @@ def test_a_question_without_a_prediction_scores_0_even_where_empty_text_is_right
 
 
 def test_predictions_for_unknown_questions_and_bare_strings_are_refused():
-    with pytest.raises(ValueError, match="prediction for question 'x', which is not among the 1 gold"):
+    with pytest.raises(ValueError, match="prediction for question 'x', which is not among the gold"):
         squad_scores({"x": "a"}, {"q": ["a"]})
     with pytest.raises(ValueError, match="question 'q': expected a list of gold answers, found 'text'"):
         squad_scores({"q": "text"}, {"q": "text"})  # what swapped arguments look like
@@ -623,20 +558,19 @@ TABLE_9 = {  # ELECTRAMed, MRR in per cent: ELECTRAMed, the best of each batch, 
 }
 
 
-def test_the_batch_scores_of_electramed_table_10_follow_from_its_table_9():
-    ratios = {system: [round(ratio, 3) for ratio in row] for system, row in batch_scores(TABLE_9).items()}
-    assert ratios["ELECTRAMed"] == [1.000, 0.938, 0.911, 1.000, 0.864]
-    assert (ratios["KU-DMIS-1"][0], ratios["KU-DMIS-1"][3], ratios["auth-qa-1"][0]) == (0.967, 0.994, 0.579)
-    assert round(batch_score_total(TABLE_9)["ELECTRAMed"], 3) == 4.713
+def test_electramed_table_10_follows_from_its_table_9():
+    totals = batch_score_total(TABLE_9)
+    assert round(totals["ELECTRAMed"], 3) == 4.713                  # 1 + 0.938 + 0.911 + 1 + 0.864
+    assert (round(totals["KU-DMIS-1"], 3), round(totals["auth-qa-1"], 3)) == (1.961, 0.579)
 
 
 @given(st.lists(st.lists(st.integers(0, 4), min_size=3, max_size=3), min_size=1, max_size=4))
 def test_each_batch_adds_at_most_1_to_the_total_and_exactly_1_to_the_best(rows):
     mrr = {str(number): [value / 4 for value in row] for number, row in enumerate(rows)}
-    scores, totals = batch_scores(mrr), batch_score_total(mrr)
-    for batch, values in enumerate(zip(*rows)):
-        assert max(scores[system][batch] for system in mrr) == (1 if any(values) else 0)
-    assert all(totals[system] == pytest.approx(sum(scores[system])) and totals[system] <= 3 for system in mrr)
+    for batch, values in enumerate(zip(*mrr.values())):
+        alone = batch_score_total({system: [row[batch]] for system, row in mrr.items()})
+        assert max(alone.values()) == (1 if any(values) else 0) and min(alone.values()) >= 0
+    assert all(total <= 3 for total in batch_score_total(mrr).values())
 
 
 def test_a_batch_that_nobody_answered_adds_0():
@@ -718,19 +652,11 @@ def test_binary_entropy_is_the_unigram_entropy_of_two_words(p):
     assert 0 <= binary_entropy(p) <= math.log(2) + 1e-12
 
 
-def test_impossible_counts_and_probabilities_are_refused():
-    with pytest.raises(ValueError, match="expected counts of 0 or more, found -1"):
-        unigram_entropy([1, -1])
-    for p in (-0.1, 1.1, math.nan):
-        with pytest.raises(ValueError, match="expected a probability"):
-            binary_entropy(p)
-
-
 def test_mean_and_sd_worked_by_hand():
     assert mean_and_sd([2, 4, 6]) == (4, 2)  # sqrt((4 + 0 + 4) / 2)
     assert mean_and_sd([0.7]) == (0.7, 0)
     assert mean_and_sd([0.1] * 3).sd == 0
-    with pytest.raises(ValueError, match="no values"):
+    with pytest.raises(ValueError, match="at least one"):
         mean_and_sd([])
 
 
@@ -752,17 +678,17 @@ def t_by_integration(freedom):
     return math.sqrt(freedom) * math.tan(float(np.interp(0.95, share, angles)))
 
 
-@pytest.mark.parametrize("freedom", range(1, 31))
+@pytest.mark.parametrize("freedom", range(1, 21))
 def test_the_table_of_student_t_equals_numerical_integration_to_four_decimals(freedom):
     assert STUDENT_T[freedom] == pytest.approx(t_by_integration(freedom), abs=6e-5)
 
 
-def test_beyond_the_table_the_normal_value_is_at_most_4_percent_low():
-    assert STUDENT_T[31] == STUDENT_T[-1] == pytest.approx(statistics.NormalDist().inv_cdf(0.975), abs=5e-5)
-    assert 0.96 * t_by_integration(31) < STUDENT_T[-1] < t_by_integration(31)
+def test_beyond_the_table_the_normal_value_is_at_most_6_percent_low():
+    assert STUDENT_T[21] == STUDENT_T[-1] == pytest.approx(statistics.NormalDist().inv_cdf(0.975), abs=5e-5)
+    assert 0.94 * t_by_integration(21) < STUDENT_T[-1] < t_by_integration(21)
 
 
-@pytest.mark.parametrize("n, t", [(2, 12.7062), (3, 4.3027), (10, 2.2622), (31, 2.0423), (32, 1.96)])
+@pytest.mark.parametrize("n, t", [(2, 12.7062), (3, 4.3027), (10, 2.2622), (21, 2.0860), (22, 1.96)])
 def test_a_confidence_interval_reaches_t_standard_errors_to_both_sides(n, t):
     values = [0.0] * (n - 1) + [1.0]
     mean, sd = mean_and_sd(values)
