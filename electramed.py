@@ -38,7 +38,6 @@ generator), A heads, D head width, L layers, C labels.
 from __future__ import annotations
 
 import atexit
-import concurrent.futures
 import contextlib
 import ctypes
 import dataclasses
@@ -53,6 +52,7 @@ import threading
 import timeit
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -65,17 +65,35 @@ DISCRIMINATOR_WEIGHT = 50.0     # TF configure_pretraining.py: the binary loss i
 HIDE_PROBABILITY = 0.85         # TF pretrain_helpers.mask: of the chosen tokens; the other 15 % stay readable
 PRECISIONS = ("float32", "bfloat16")            # in which a Device multiplies matrices
 EPSILON = 1e-6                  # keeps a loss over zero tokens at 0 instead of nan
+MOST_WEIGHTS, MOST_LAYERS = 10 ** 9, 1000   # three times ELECTRA-large: 4 GB before anything is trained
 IGNORED_LABEL = -100            # stands where no label is: special tokens, padding, wordpieces inside a word
 # These sizes must be the same in two networks before weights can be copied from one to the other.
 SIZES = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
          "intermediate_size", "type_vocab_size")
+# What the fields of a configuration may be: their names, the types, the lowest and the highest value.
+LIMITS: tuple[tuple[tuple[str, ...], tuple[type, ...], float, float], ...] = (
+    ((*SIZES, "max_position_embeddings"), (int,), 1, 10 ** 9),
+    (("pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id"), (int, type(None)), 0, 10 ** 9),
+    (("hidden_dropout_prob", "attention_probs_dropout_prob", "mask_prob"), (int, float), 0, 0.99),
+    (("generator_size", "initializer_range", "layer_norm_eps"), (int, float), 1e-20, 1))
 
 
 # --- 1. Configuration and presets ---
 
+def read_object(text: str | bytes | bytearray) -> dict[str, Any]:
+    """Return the JSON object that a text holds, as a dictionary.
+
+    raises   ValueError for anything else; RecursionError for brackets that are nested too deeply
+    """
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError(f"expected a JSON object, found {type(values).__name__}")
+    return values
+
+
 @dataclass(frozen=True)
 class ElectraConfig:
-    """Sizes of one network, named as in Hugging Face's config.json; the defaults are ELECTRA-small's."""
+    """Hold the sizes of one network, named as in Hugging Face's config.json; by default ELECTRA-small's."""
 
     vocab_size: int = 30522                 # V, wordpieces
     embedding_size: int = 128               # E, projected to H when they differ
@@ -97,21 +115,22 @@ class ElectraConfig:
     mask_prob: float = 0.15                 # share of the tokens of a row that are chosen for masking
 
     def __post_init__(self) -> None:
-        for name in (*SIZES, "max_position_embeddings"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "mask_prob"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, not {value!r}")
-        for name in ("generator_size", "initializer_range", "layer_norm_eps"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 < value <= 1:
-                raise ValueError(f"{name} must be above 0 and at most 1, not {value!r}")
+        for names, types, lowest, highest in LIMITS:
+            for name in names:
+                value = getattr(self, name)
+                if type(value) not in types or not lowest <= (value or 0) <= highest:
+                    kinds = " or ".join(kind.__name__ for kind in types)
+                    raise ValueError(f"{name} must be {kinds} from {lowest} to {highest}, not {value!r}")
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} does not divide into "
-                             f"{self.num_attention_heads} attention heads")
+            raise ValueError(f"{self.num_attention_heads} heads do not divide hidden_size {self.hidden_size}")
+        # The weights in the encoder's matrices; all others are few beside them. Nothing has been allocated
+        # yet: with a few zeros too many in a size, it would end in a lack of memory.
+        rows = self.vocab_size + self.max_position_embeddings + self.type_vocab_size
+        layer = 4 * self.hidden_size ** 2 + 2 * self.hidden_size * self.intermediate_size
+        weights = rows * self.embedding_size + self.num_hidden_layers * layer
+        if weights > MOST_WEIGHTS or self.num_hidden_layers > MOST_LAYERS:
+            raise ValueError(f"{self.num_hidden_layers:,} layers with {weights:,} weights are too many: "
+                             f"at most {MOST_LAYERS:,} with {MOST_WEIGHTS:,}, so check all sizes")
 
     def num_slots(self, length: int) -> int:
         """Return N, the masked slots of a row padded to `length` tokens: 19 at 128, 79 at 512.
@@ -150,9 +169,7 @@ class ElectraConfig:
         Published files hold many keys that have no effect on this model: they are ignored.
         raises   ValueError for a key that would make the model compute something else
         """
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise ValueError(f"expected a JSON object, found {type(values).__name__}")
+        values = read_object(text)
         for key, supported in (("model_type", "electra"), ("hidden_act", "gelu"),
                                ("position_embedding_type", "absolute"), ("is_decoder", False)):
             if values.get(key, supported) != supported:
@@ -171,8 +188,7 @@ BASE = ElectraConfig(embedding_size=768, hidden_size=768, num_attention_heads=12
 PRESETS = {
     # `tiny` is ours, for a first look: two minutes on a CPU. In two minutes it cannot overfit, so it does
     # without dropout, which would take half of the time. Its weights start larger: 0.02 suits a width of 768,
-    # and at 128 the same relative size is 0.02 * sqrt(768 / 128) = 0.05. With it train_pretrain.py's default
-    # run ends at a discriminator AUC of 0.83, with 0.02 it ended at 0.76.
+    # and at a width of 128 the same relative size is 0.02 * sqrt(768 / 128) = 0.05.
     "tiny": ElectraConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512,
                           hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.05),
     "small": SMALL,
@@ -217,7 +233,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, may_attend: Tensor, p: flo
 # The same two operations made fast on a CPU. Skip this on first reading, down to "Layers".
 
 class ThreadNoise(threading.local):
-    """The random source of the CPU's fast paths: each thread has its own, which Device.seed sets.
+    """Hold the random source of the CPU's fast paths: each thread has its own, which Device.seed sets.
 
     torch's default generator is shared by all threads. If two of them draw from it at the same time, chance
     decides who gets which numbers, and no run could be repeated.
@@ -307,7 +323,7 @@ def initialise(model: nn.Module, config: ElectraConfig) -> None:
 
 
 class Embeddings(nn.Module):
-    """Sum of word, position and segment embeddings, normalised; shared by generator and discriminator."""
+    """Add up word, position and segment embeddings, and normalise; generator and discriminator share them."""
 
     def __init__(self, config: ElectraConfig) -> None:
         super().__init__()
@@ -327,7 +343,7 @@ class Embeddings(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and a feed-forward network; each is added to its input, then normalised (post-norm).
+    """Apply self-attention, then a feed-forward network; add each to its input and normalise (post-norm).
 
     The nested dictionaries give the weights the names of the published state dicts
     (attention.self.query, attention.output.LayerNorm, intermediate.dense, ...), so that files map key by key.
@@ -367,7 +383,7 @@ class EncoderLayer(nn.Module):
 
 
 class ElectraEncoder(nn.Module):
-    """The transformer that both networks are made of: token ids in, one hidden state per token out.
+    """Turn token ids into one hidden state per token: the transformer that both networks are made of.
 
     There is no pooler, BERT's extra layer on [CLS]: the hidden state of [CLS] itself stands for a sequence.
 
@@ -407,7 +423,7 @@ class ElectraEncoder(nn.Module):
 # --- 3. Masking and replacement ---
 
 class MaskedBatch(NamedTuple):
-    """What the generator sees, and what it has to find, in N fixed slots per row.
+    """Hold what the generator sees, and what it has to find, in N fixed slots per row.
 
     Rows differ in the number of chosen tokens, but a TPU compiles a program for fixed shapes. So every row
     has N slots, and `weights` says with 1 or 0 which are used. Losses are multiplied by the weights;
@@ -438,8 +454,7 @@ def mask_tokens(input_ids: Tensor, attention_mask: Tensor, config: ElectraConfig
     """
     never_chosen = (config.cls_token_id, config.sep_token_id, config.mask_token_id)
     if None in never_chosen:
-        raise ValueError("the configuration lacks cls_token_id, sep_token_id or mask_token_id: "
-                         "take them from the tokenizer with dataclasses.replace")
+        raise ValueError("cls_token_id, sep_token_id or mask_token_id is None: take the tokenizer's")
     B, T = input_ids.shape
     N = config.num_slots(T)
 
@@ -513,7 +528,9 @@ def replace_tokens(masked: MaskedBatch, sampled_ids: Tensor) -> tuple[Tensor, Te
 # --- 4. Pre-training model ---
 
 class Generator(nn.Module):
-    """A small masked language model; its output matrix is the transposed word embeddings."""
+    """Predict hidden tokens: a small masked language model, whose output matrix is the word embeddings."""
+
+    architecture = "ElectraForMaskedLM"       # transformers' name for it, written to config.json
 
     def __init__(self, config: ElectraConfig, embeddings: Embeddings | None = None) -> None:
         super().__init__()
@@ -552,7 +569,9 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """The network that is kept: one logit per token, high where it believes the token was replaced."""
+    """Give each token a logit, high where it looks replaced: the network that is kept after pre-training."""
+
+    architecture = "ElectraForPreTraining"
 
     def __init__(self, config: ElectraConfig) -> None:
         super().__init__()
@@ -571,19 +590,20 @@ class Discriminator(nn.Module):
 
 
 class PretrainOutput(NamedTuple):
-    """One step's losses (nats) and all that is worth measuring."""
+    """Hold one step's losses (nats) and all that is worth measuring."""
 
     loss: Tensor                    # () mlm_loss + 50 * discriminator_loss
     mlm_loss: Tensor                # () per masked slot
     discriminator_loss: Tensor      # () per real token
     generator_logits: Tensor        # (B, N, V)
+    corrupted_ids: Tensor           # (B, T) int64, what the discriminator sees
     is_replaced: Tensor             # (B, T) bool
     discriminator_logits: Tensor    # (B, T)
     masked: MaskedBatch
 
 
 class ElectraForPretraining(nn.Module):
-    """Generator and discriminator with one set of embeddings (word, position, segment and their LayerNorm).
+    """Train generator and discriminator together, with one set of embeddings (and one LayerNorm of these).
 
     generator_config   sizes of the generator, or None for config.generator(). Those of the embeddings must be
                        the same as in `config`
@@ -636,12 +656,12 @@ class ElectraForPretraining(nn.Module):
         discriminator_loss = (bce * attention_mask).sum() / (tokens + EPSILON)
         # 5. L = L_MLM + 50 L_Disc, about ln 31,090 + 50 ln 2 = 45 nats before the first update.
         loss = mlm_loss + DISCRIMINATOR_WEIGHT * discriminator_loss
-        return PretrainOutput(loss, mlm_loss, discriminator_loss, logits.detach(), is_replaced,
+        return PretrainOutput(loss, mlm_loss, discriminator_loss, logits.detach(), corrupted_ids, is_replaced,
                               judged.detach(), masked)
 
 
 class MaskedLanguageModel(Generator):
-    """BERT's objective, the baseline of both papers: the encoder that is kept fills in hidden tokens itself.
+    """Train by BERT's objective, the baseline of both papers: the encoder itself fills in hidden tokens.
 
     Tokens are hidden as for ELECTRA (85 % of the chosen become [MASK], the others stay), as in TF's BERT
     mode, and not in BERT's own shares of 80 / 10 / 10. So a run of this model and a run of ELECTRA differ by
@@ -659,17 +679,30 @@ class MaskedLanguageModel(Generator):
         loss, logits = self.masked_loss(masked, attention_mask, token_type_ids, slot_total)
         absent = torch.full_like(attention_mask, math.nan, dtype=torch.float32)     # (B, T)
         # nan stands for the missing loss and logits. nan > 0 is False, so no token counts as replaced.
-        return PretrainOutput(loss, loss, absent.mean(), logits.detach(), absent > 0, absent, masked)
+        ids = masked.input_ids
+        return PretrainOutput(loss, loss, absent.mean(), logits.detach(), ids, absent > 0, absent, masked)
 
 
 # --- 5. Task heads ---
 
-# Each head has a `loss` and a `total`: the loss is a sum over the examples divided by the total. When a batch
-# is computed in parts, the caller passes the total of the whole batch, and the losses of the parts add up.
-# `total` takes the same settings as `loss`, used or not, so that a caller need not know which head it has.
+def label_total(labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Return what the summed loss of labels is divided by: their number, or the sum of their weights.
+
+    A head's `loss` divides by this total of its own labels. When a batch is computed in parts, the caller
+    passes the total of the whole batch, and the losses of the parts add up to the mean.
+
+    labels   of any shape; IGNORED_LABEL, where there is none, does not count
+    returns  () at least 1 without weights, since a loss divides by it
+    """
+    if class_weights is not None:
+        return class_weights[labels].sum()
+    return (labels != IGNORED_LABEL).sum().clamp(min=1)
+
 
 class TokenTagger(nn.Module):
-    """One label per token: entity recognition. One dense layer without dropout (TF tagging_tasks.py)."""
+    """Give each token C logits: entity recognition. One dense layer without dropout (TF tagging_tasks.py)."""
+
+    architecture = "ElectraForTokenClassification"
 
     def __init__(self, config: ElectraConfig, num_labels: int) -> None:
         super().__init__()
@@ -683,11 +716,6 @@ class TokenTagger(nn.Module):
         return self.classifier(self.electra(input_ids, attention_mask, token_type_ids))     # (B, T, C)
 
     @staticmethod
-    def total(labels: Tensor, is_binary: bool = False) -> Tensor:
-        """Return the number of labelled positions in (B, T) labels; at least 1, as `loss` divides by it."""
-        return (labels != IGNORED_LABEL).sum().clamp(min=1)
-
-    @staticmethod
     def loss(logits: Tensor, labels: Tensor, is_binary: bool = False, total: Tensor | None = None) -> Tensor:
         """Compute the mean cross-entropy over the labelled positions, in nats.
 
@@ -695,7 +723,7 @@ class TokenTagger(nn.Module):
         labels      (B, T), IGNORED_LABEL where there is no label
         is_binary   False: one softmax over the labels. True: a sigmoid for each label against the rest, and
                     the sum of their binary cross-entropies. The largest logit is the prediction either way
-        total       total() of the whole batch, where this one is a part of it; None: of this batch
+        total       label_total() of the whole batch, where this one is a part of it; None: of this batch
         source      ELECTRAMed's paper has three binary classifiers (B, I, O); its release has the softmax
         """
         if is_binary:
@@ -707,18 +735,24 @@ class TokenTagger(nn.Module):
         else:
             by_label = logits.float().transpose(1, 2)                               # (B, T, C) -> (B, C, T)
             summed = F.cross_entropy(by_label, labels, ignore_index=IGNORED_LABEL, reduction="sum")
-        return summed / (TokenTagger.total(labels) if total is None else total)
+        return summed / (label_total(labels) if total is None else total)
 
 
 class SequenceClassifier(nn.Module):
-    """One label per sequence, from [CLS]: relations, yes/no questions, ranking.
+    """Give each sequence C logits, from its [CLS]: relations, yes/no questions, ranking.
 
     Dropout, then one dense layer (TF classification_tasks.py). ELECTRAMed's released code has a second dense
     layer between the two, which is left out here.
+
+    raises   ValueError for more labels than half of the hidden size: widen_classifier could not write them
     """
+
+    architecture = "ElectraForSequenceClassification"
 
     def __init__(self, config: ElectraConfig, num_labels: int) -> None:
         super().__init__()
+        if 2 * num_labels > config.hidden_size:
+            raise ValueError(f"{num_labels} labels need a hidden_size of at least {2 * num_labels}")
         self.electra = ElectraEncoder(config)
         self.classifier = nn.Linear(config.hidden_size, num_labels)
         self.config = config
@@ -730,11 +764,6 @@ class SequenceClassifier(nn.Module):
         return self.classifier(dropout(cls, self.config.hidden_dropout_prob, self.training))
 
     @staticmethod
-    def total(labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
-        """Return the sum of the weights of (B,) labels; without class_weights each weighs 1."""
-        return torch.tensor(float(len(labels))) if class_weights is None else class_weights[labels].sum()
-
-    @staticmethod
     def loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None,
              total: Tensor | None = None) -> Tensor:
         """Compute the mean cross-entropy, in nats; with class_weights the weighted mean.
@@ -742,20 +771,22 @@ class SequenceClassifier(nn.Module):
         logits          (B, C)
         labels          (B,)
         class_weights   (C,) for rare labels: Bio-ELECTRA's weighted re-ranker has [1, 99]
-        total           total() of the whole batch, where this one is a part of it; None: of this batch
+        total           label_total() of the whole batch, where this one is a part of it; None: of this batch
         """
         summed = F.cross_entropy(logits.float(), labels, class_weights, reduction="sum")
-        return summed / (SequenceClassifier.total(labels, class_weights) if total is None else total)
+        return summed / (label_total(labels, class_weights) if total is None else total)
 
 
 class SpanExtractor(nn.Module):
-    """Two logits per token, for the start and the end of the answer: question answering.
+    """Give each token two logits, for the start and the end of the answer: question answering.
 
     A long passage is cut into windows, and each window becomes a row of its own. Positions outside the
     passage are ruled out, except [CLS], which means "no answer in this window".
     This is ELECTRAMed's head, and here it serves the tasks of both papers. Bio-ELECTRA used TF's joint head,
     in which the end depends on the start.
     """
+
+    architecture = "ElectraForQuestionAnswering"
 
     def __init__(self, config: ElectraConfig) -> None:
         super().__init__()
@@ -782,21 +813,16 @@ class SpanExtractor(nn.Module):
         return logits.masked_fill(~is_allowed[:, :, None], -1e4)
 
     @staticmethod
-    def total(labels: Tensor) -> Tensor:
-        """Return the number of starts and ends in (B, 2) labels."""
-        return torch.tensor(float(labels.numel()))
-
-    @staticmethod
     def loss(logits: Tensor, labels: Tensor, total: Tensor | None = None) -> Tensor:
         """Compute the mean of the cross-entropies of starts and ends, in nats.
 
         logits   (B, T, 2)
         labels   (B, 2) positions of the first and the last token; (0, 0), which is [CLS], for "no answer"
-        total    total() of the whole batch, where this one is a part of it; None: of this batch
+        total    label_total() of the whole batch, where this one is a part of it; None: of this batch
         """
         # cross_entropy takes dimension 1 for the classes: here T, once for the start and once for the end.
         summed = F.cross_entropy(logits, labels, reduction="sum")                   # (B, T, 2) -> ()
-        return summed / (SpanExtractor.total(labels) if total is None else total)
+        return summed / (label_total(labels) if total is None else total)
 
 
 # --- 6. Optimiser and schedule ---
@@ -827,18 +853,16 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
     head_depth = config.num_hidden_layers + 2
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
-        layer = re.search(r"\.layer\.(\d+)\.", name)
-        if layer:
+        depth = 0 if "embeddings" in name else head_depth
+        if layer := re.search(r"\.layer\.(\d+)\.", name):
             depth = int(layer[1]) + 1
-        else:
-            depth = 0 if "embeddings" in name else head_depth
         decay = 0.0 if "LayerNorm" in name or name.endswith("bias") else weight_decay
         groups.setdefault((layer_decay ** (head_depth - depth), decay), []).append(parameter)
     return [{"params": group, "lr_scale": scale, "decay": decay} for (scale, decay), group in groups.items()]
 
 
 class Adam(torch.optim.AdamW):
-    """Adam as BERT and ELECTRA use it.
+    """Update weights by Adam as BERT and ELECTRA use it.
 
         m = b1 m + (1 - b1) g        v = b2 v + (1 - b2) g^2        w -= lr (m / (sqrt(v) + eps) + decay w)
 
@@ -899,7 +923,7 @@ class Adam(torch.optim.AdamW):
             group["eps"] = self.true_eps / math.sqrt(c2)
             group["weight_decay"] = group["decay"] * math.sqrt(c2) / c1
         # On a CPU the kernel wakes all threads for each weight matrix or bias, which takes longer than the
-        # update itself: 4.7 ms instead of 0.7 for the weights of the main job. One thread gives the same.
+        # update itself: 4.7 ms instead of 0.7 for the weights of `tiny`. One thread gives the same result.
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         self.step()
@@ -908,63 +932,115 @@ class Adam(torch.optim.AdamW):
 
 # --- 7. Model folders and checkpoints ---
 
-# Skip this on first reading: it is about files, not about the method. A model folder has Hugging Face's form:
+# Skip this on first reading: it is about files, not about the method. A model folder has Hugging Face's form,
+# and works in transformers as it is:
 #
-#     config.json          the sizes; for a task head also id2label
-#     pytorch_model.bin    the weights by name (or model.safetensors, in published folders)
-#     vocab.txt            one wordpiece per line: its id is the number of the line, from 0
-#     generator/           the same for the generator; the folder itself holds the discriminator
+#     config.json             the sizes; transformers' name for the model; for a task head also its labels
+#     model.safetensors       the weights by name (published folders may have pytorch_model.bin, or several)
+#     vocab.txt               one wordpiece per line: its id is the number of the line, from 0
+#     tokenizer_config.json   casing, and the longest row
+#     generator/              the same for the generator; the folder itself holds the discriminator
 #
 # A checkpoint is another thing: all that a run needs to go on, in one file that only this program reads.
 
-def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
+DTYPES = {"F64": torch.double, "F32": torch.float, "F16": torch.half, "BF16": torch.bfloat16,
+          "I64": torch.long}
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that it is there as a whole or not at all.
 
-    write    receives a temporary file, opened for bytes, and fills it; afterwards the file is given its name
     raises   OSError naming the path when the system refuses; what was there before stays
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.unfinished")      # as in tokenizer.write_bytes
     try:
         with open(temporary, "wb") as file:
-            write(file)
+            file.write(content)
             file.flush()
             # The content has to reach the disk before the name does: otherwise a power cut could leave an
             # empty file under that name.
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        # torch.save raises a RuntimeError of its own; Python keeps the system's error in its __context__.
-        system = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(system, OSError):
-            raise
-        raise OSError(f"{path} could not be written ({system.strerror}): what was there before is whole; "
-                      "make room, and the same command continues") from None
-    finally:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
+        raise OSError(f"{path} could not be written ({error.strerror}): what was there before is whole; "
+                      "make room, and the same command continues") from None
+
+
+def write_safetensors(path: Path, weights: dict[str, Tensor]) -> None:
+    """Write float32 weights in the safetensors format, which read_safetensors explains.
+
+    Unlike the pickle of torch.save, such a file cannot hold a program.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}         # transformers asks for this mark
+    numbers = bytearray()
+    for name, tensor in weights.items():
+        start = len(numbers)
+        numbers += tensor.numpy().tobytes()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, len(numbers)]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)             # the numbers begin at a multiple of 8, as they do in memory
+    write_bytes(path, len(text).to_bytes(8, "little") + text + numbers)
+
+
+def widen_classifier(weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+    """Return the layer  W x + b  of a SequenceClassifier in the form that transformers' class has.
+
+    That class computes  out_proj(gelu(dense(x)))  with one layer more. The two give the same logits, as
+    gelu(z) - gelu(-z) = z:  gelu(z) is z Phi(z), and Phi(z) + Phi(-z) = 1. With C = 2 and H = 6, W's rows
+    being w1 and w2:
+
+        dense.weight (H, H)   rows  w1   w2  -w1  -w2   0   0       dense.bias   b1  b2 -b1 -b2  0  0
+        out_proj.weight (C, H)       1    0   -1    0   0   0       out_proj.bias  0  0
+                                     0    1    0   -1   0   0
+
+    weight, bias   (C, H) and (C,), with 2 C <= H
+    """
+    C, H = weight.shape
+    unused = H - 2 * C
+    signs = torch.cat([torch.eye(C), -torch.eye(C)], dim=1)                                 # (C, 2 C)
+    return {"classifier.dense.weight": F.pad(torch.cat([weight, -weight]), (0, 0, 0, unused)),
+            "classifier.dense.bias": F.pad(torch.cat([bias, -bias]), (0, unused)),
+            "classifier.out_proj.weight": F.pad(signs, (0, unused)),
+            "classifier.out_proj.bias": torch.zeros(C)}
+
+
+def file_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's weights by the names that they have in a file."""
+    weights = {name: tensor.cpu().float().contiguous() for name, tensor in model.state_dict().items()}
+    if isinstance(model, SequenceClassifier):
+        weights |= widen_classifier(weights.pop("classifier.weight"), weights.pop("classifier.bias"))
+    return weights
 
 
 def save_pretrained(model: nn.Module, directory: str | os.PathLike, tokenizer: Any = None,
                     labels: Sequence[str] = ()) -> None:
-    """Write a model folder: config.json, pytorch_model.bin, and the tokenizer's files.
+    """Write a model folder: config.json, model.safetensors, and the tokenizer's files.
 
     model       ElectraForPretraining (the discriminator, with the generator in generator/), or a task head
-    tokenizer   anything with .save(directory), or None
-    labels      of a task head, in the order of its outputs: id2label in config.json
+    tokenizer   a Tokenizer, or None
+    labels      of a task head, in the order of its outputs; None given: LABEL_0, LABEL_1 as in transformers
     """
+    folder, network = Path(directory), model
     if isinstance(model, ElectraForPretraining):
-        save_pretrained(model.generator, Path(directory) / "generator")
-        model = model.discriminator
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(Path(directory) / "pytorch_model.bin", lambda file: torch.save(weights, file))
-    # An old model.safetensors would be read in place of the new weights.
-    (Path(directory) / "model.safetensors").unlink(missing_ok=True)
-    config: ElectraConfig = model.config                                # type: ignore[assignment]
-    content = json.loads(config.to_json()) | ({"id2label": dict(enumerate(labels))} if labels else {})
-    text = json.dumps(content, indent=2).encode()
-    write_atomically(Path(directory) / "config.json", lambda file: file.write(text))
+        # The generator's folder has its own vocabulary, so that it can be used by itself.
+        save_pretrained(model.generator, folder / "generator", tokenizer)
+        network = model.discriminator
+    # 1. The weights. An old pytorch_model.bin would be another model's.
+    write_safetensors(folder / "model.safetensors", file_weights(network))
+    (folder / "pytorch_model.bin").unlink(missing_ok=True)
+    # 2. The configuration.
+    config: ElectraConfig = network.config                              # type: ignore[assignment]
+    content = {"architectures": [network.architecture], **json.loads(config.to_json())}
+    if isinstance(network, (TokenTagger, SequenceClassifier)):
+        names = labels or [f"LABEL_{number}" for number in range(network.classifier.out_features)]
+        content["id2label"] = dict(enumerate(names))
+        content["label2id"] = {name: number for number, name in enumerate(names)}
+    write_bytes(folder / "config.json", json.dumps(content, indent=2).encode())
+    # 3. The vocabulary.
     if tokenizer is not None:
-        tokenizer.save(directory)
+        tokenizer.save(folder, max_length=config.max_position_embeddings)
 
 
 # Reading, from single files up to whole models.
@@ -974,24 +1050,22 @@ def model_folder(directory: str | os.PathLike) -> Path:
     for folder in (Path(directory), Path(directory) / "model"):
         if (folder / "config.json").is_file():
             return folder
-    raise FileNotFoundError(f"{directory}: no config.json here or in model/: expected a pre-training run, "
-                            "a fine-tuned run, or a model folder in the Hugging Face layout")
+    raise FileNotFoundError(f"{directory}: no config.json here or in model/: give a run or a model folder")
 
 
 def read_config(folder: Path) -> ElectraConfig:
     """Read config.json and check it against vocab.txt, where that lies beside it."""
-    path = folder / "config.json"
+    path, vocab = folder / "config.json", folder / "vocab.txt"
     try:
         config = ElectraConfig.from_json(path.read_text(encoding="utf-8"))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
-    vocab = folder / "vocab.txt"
     if vocab.is_file():
         # Only "\n" ends a line: a wordpiece may be one of the other characters that str.splitlines breaks at.
         lines = vocab.read_bytes().removesuffix(b"\n").split(b"\n")
         if len(lines) != config.vocab_size:
             raise ValueError(f"{path} has vocab_size {config.vocab_size} but {vocab} has {len(lines)} lines: "
-                             "put the vocab.txt there that the model was trained with")
+                             "take the model's own; if the model was padded, append lines such as [padding1]")
     return config
 
 
@@ -1000,33 +1074,91 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
     The header is JSON, with offsets in bytes after its own end:
         {"electra.embeddings.LayerNorm.bias": {"dtype": "F32", "shape": [128], "data_offsets": [0, 512]}, ...}
+    raises   ValueError naming file and entry, unless the entries fill the rest of the file side by side
     """
-    types = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-             "I64": torch.int64}
     content = bytearray(path.read_bytes())
+    begin = 8 + int.from_bytes(content[:8], "little")
+    numbers = memoryview(content)[begin:]
+    weights, name, position = {}, "header", 0
     try:
-        size = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8:8 + size])
+        header = read_object(content[8:begin])
         header.pop("__metadata__", None)
-        return {name: torch.frombuffer(content, dtype=types[entry["dtype"]], count=math.prod(entry["shape"]),
-                                       offset=8 + size + entry["data_offsets"][0]).view(entry["shape"])
-                for name, entry in header.items()}
+        # Each entry has to begin where the one before it ends, and to have the size of its shape. So none can
+        # overlap with another or lie beyond the file, and nothing lies between two.
+        for name in sorted(header, key=lambda entry: header[entry]["data_offsets"]):
+            shape, offsets, dtype = (header[name][key] for key in ("shape", "data_offsets", "dtype"))
+            stop = position + math.prod(shape) * DTYPES[dtype].itemsize
+            if offsets != [position, stop] or any(type(number) is not int for number in [*shape, *offsets]):
+                raise ValueError(f"by its shape {shape} it has the bytes {position} to {stop}, not {offsets}")
+            weights[name] = torch.frombuffer(numbers[position:stop], dtype=DTYPES[dtype]).view(shape)
+            position = stop
+        if position != len(numbers):
+            raise ValueError(f"it ends at byte {position}, but the file at {len(numbers)}")
+        return weights
+    # RuntimeError comes from torch, or is the RecursionError of json, which is a subclass of it.
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+        raise ValueError(f"{path}: not a readable safetensors file ({name}: {error!r})") from error
+
+
+def read_torch_file(path: Path) -> Any:
+    """Read a file of torch.save, but nothing in it except tensors, because a pickle can hold any program.
+
+    Since 2020 such a file is a zip archive with checksums. torch does not compare them, so they are compared
+    here. An entry with the attribute 16 is refused too: torch would take it for a folder and not read it, and
+    the tensor would hold whatever was in memory.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            folders = [entry.filename for entry in archive.infolist() if entry.external_attr & 16]
+            if damaged := archive.testzip() or ", ".join(folders):
+                raise ValueError(f"{damaged} is damaged: its checksum or its attributes are wrong")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a pytorch_model.bin: a dictionary of tensors by name."""
+    try:
+        # The way over numpy refuses all but plain tensors: sparse and nested ones, and those without content.
+        plain = {str(name): tensor.detach().float().numpy() for name, tensor in read_torch_file(path).items()}
+        return {name: torch.from_numpy(numbers) for name, numbers in plain.items()}
+    except Exception as error:      # torch raises whatever the damaged bytes lead to
+        reason = error if type(error) is ValueError else type(error).__name__
+        raise ValueError(f"{path}: not a readable state dict ({reason})") from error
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """List the files with the weights of a model folder; large models are divided among several.
+
+    Then an index says what is where:
+        {"weight_map": {"electra.embeddings.LayerNorm.bias": "model-00001-of-00002.safetensors", ...}, ...}
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):             # in transformers' order
+        if (folder / name).is_file():
+            return [folder / name]
+        if (index := folder / f"{name}.index.json").is_file():
+            try:
+                names = read_object(index.read_bytes())["weight_map"].values()
+                return [folder / file for file in sorted(set(names))]
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise ValueError(f"{index}: expected a weight_map from names to files ({error})") from error
+    raise FileNotFoundError(f"{folder}: neither model.safetensors nor pytorch_model.bin")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read the weights of a model folder, from model.safetensors or pytorch_model.bin."""
-    safetensors, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
-    if safetensors.is_file():
-        return read_safetensors(safetensors)
-    try:
-        # A pickle can hold any program; weights_only admits nothing but tensors.
-        return dict(torch.load(pickled, map_location="cpu", weights_only=True))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{folder}: neither model.safetensors nor pytorch_model.bin") from None
-    except Exception as error:      # torch raises whatever the damaged bytes lead to
-        raise ValueError(f"{pickled}: not a readable state dict ({type(error).__name__})") from error
+    """Read the weights of a model folder as float32.
+
+    raises   ValueError for a damaged file, and naming the first weight that is not finite
+    """
+    weights = {}
+    for path in weights_files(folder):
+        read = read_safetensors if path.suffix == ".safetensors" else read_state_dict
+        for name, tensor in read(path).items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"{path}: {name} holds numbers that are not finite: take another model")
+            # An encoder that was saved by itself has no "electra." before its names.
+            is_bare = name.startswith(("embeddings.", "embeddings_project.", "encoder."))
+            weights[f"electra.{name}" if is_bare else name] = tensor.float()
+    return weights
 
 
 def load_weights(model: nn.Module, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
@@ -1036,41 +1168,30 @@ def load_weights(model: nn.Module, folder: Path, weights: dict[str, Tensor] | No
     raises    ValueError when a name or a shape does not fit, naming the first
     """
     weights = dict(read_weights(folder) if weights is None else weights)
-    expected = model.state_dict()
+    is_widened = isinstance(model, SequenceClassifier) and "classifier.weight" not in weights
+    expected = file_weights(model) if is_widened else model.state_dict()
     # 1. Two habits of published files: old releases store a constant, and some leave out a tied matrix.
     weights.pop("electra.embeddings.position_ids", None)
     output, embedding = "generator_lm_head.weight", "electra.embeddings.word_embeddings.weight"
     if output in expected and output not in weights and embedding in weights:
         weights[output] = weights[embedding]
-    # 2. The names must be the same.
-    for kind, names in (("lacks", expected.keys() - weights.keys()),
-                        ("has the unknown entry", weights.keys() - expected.keys())):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ValueError(f"{folder}: the weights file {kind} {min(names)}{more}: "
-                             "is it a model of this kind?")
-    # 3. And so must the shapes.
-    for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape:
-            raise ValueError(f"{folder}: {name} has shape {tuple(tensor.shape)}, but config.json expects "
-                             f"{tuple(expected[name].shape)}: one of the two belongs to another model")
+    # 2. Names and shapes must be the same.
+    for name in sorted(expected.keys() | weights.keys()):
+        ours, theirs = (tuple(side[name].shape) if name in side else "absent" for side in (expected, weights))
+        if ours != theirs:
+            raise ValueError(f"{folder}: {name} is {theirs} in the file, but {ours} by config.json: "
+                             "is it of this kind, and do both files belong to one model?")
+    # 3. transformers' classifier has a hidden layer, and ours has none. What widen_classifier wrote can be
+    #    taken back. A hidden layer that was trained cannot, and is refused.
+    if is_widened:
+        C = len(weights["classifier.out_proj.bias"])
+        weight, bias = weights["classifier.dense.weight"][:C], weights["classifier.dense.bias"][:C]
+        for name, tensor in widen_classifier(weight, bias).items():
+            if not torch.equal(weights.pop(name), tensor):
+                raise ValueError(f"{folder}: {name} was trained as a hidden layer, which our classifier has "
+                                 "not: start from this folder by --init, which takes the encoder alone")
+        weights |= {"classifier.weight": weight, "classifier.bias": bias}
     model.load_state_dict(weights)
-
-
-def check_shared_weights(generator: Generator, folder: Path, weights: dict[str, Tensor]) -> None:
-    """Raise ValueError when a generator's file holds other embeddings than the discriminator's file held.
-
-    Both networks use one set of embeddings, and both files store it. If the two differ, the files come from
-    two different runs, and loading the second would overwrite the first one's.
-
-    generator   its embeddings are already those of the discriminator's file
-    weights     from its own file in `folder`
-    """
-    for name, tensor in generator.state_dict().items():
-        is_shared = name.startswith("electra.embeddings.") or name == "generator_lm_head.weight"
-        if is_shared and name in weights and not torch.equal(tensor, weights[name].float()):
-            raise ValueError(f"{folder}: {name} differs from the discriminator's embeddings, but "
-                             "the two networks share them: these are not the halves of one model")
 
 
 def load_pretrained(directory: str | os.PathLike) -> ElectraForPretraining:
@@ -1090,7 +1211,14 @@ def load_pretrained(directory: str | os.PathLike) -> ElectraForPretraining:
     load_weights(model.discriminator, folder)
     if has_generator:
         weights = read_weights(folder / "generator")
-        check_shared_weights(model.generator, folder / "generator", weights)
+        # Both networks use one set of embeddings, and both files store it. Those of the discriminator's file
+        # are in the model now. If the second file has others, the two come from different runs, and loading
+        # the second would overwrite the first one's.
+        for name, tensor in model.generator.state_dict().items():
+            is_shared = name.startswith("electra.embeddings.") or name == "generator_lm_head.weight"
+            if is_shared and not torch.equal(tensor, weights.get(name, tensor)):
+                raise ValueError(f"{folder}/generator: {name} differs from the discriminator's embeddings, "
+                                 "but the two networks share them: these are not the halves of one model")
         load_weights(model.generator, folder / "generator", weights)
     return model
 
@@ -1118,8 +1246,7 @@ def load_initial(model: nn.Module, directory: str | os.PathLike) -> None:
     if isinstance(model, ElectraForPretraining):
         source: nn.Module = load_pretrained(folder)
         if not (folder / "generator").is_dir():
-            print(f"{folder} has no generator/: a new generator is drawn", file=sys.stderr,
-                  flush=True)
+            print(f"{folder} has no generator/: a new generator is drawn", file=sys.stderr)
     else:
         source = MaskedLanguageModel(read_config(folder))
         load_weights(source, folder)
@@ -1141,6 +1268,9 @@ def load_initial(model: nn.Module, directory: str | os.PathLike) -> None:
 
 # Checkpoints.
 
+CHECKPOINTS = "checkpoint-" + "[0-9]" * 8 + ".pt"           # the user's copies have other names
+
+
 def save_checkpoint(directory: Path, step: int, model: nn.Module, optimizer: Adam) -> Path:
     """Write all that resuming needs (weights, moments, updates done); only the last two checkpoints are kept.
 
@@ -1148,15 +1278,17 @@ def save_checkpoint(directory: Path, step: int, model: nn.Module, optimizer: Ada
     that any kind of device can go on from them.
     """
     path = directory / f"checkpoint-{step:08d}.pt"
-    # Two names of one tied weight find the same copy here, so that the file holds it once.
+    # A tied weight has two names. Both get the same copy here, so that the file holds it once.
     on_host = {parameter: parameter.detach().cpu() for parameter in model.parameters()}
     weights = {name: on_host[parameter] for name, parameter in model.state_dict(keep_vars=True).items()}
     state = optimizer.state_dict()
     moments = {number: {name: tensor.cpu() for name, tensor in entry.items()}
                for number, entry in state["state"].items()}
     content = {"step": step, "optimizer": {**state, "state": moments}, "model": weights}
-    write_atomically(path, lambda file: torch.save(content, file))
-    for old in sorted(directory.glob("checkpoint-*.pt"))[:-2]:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getbuffer())
+    for old in sorted(directory.glob(CHECKPOINTS))[:-2]:
         old.unlink()
     return path
 
@@ -1167,26 +1299,21 @@ def load_checkpoint(directory: Path, model: nn.Module, optimizer: Adam) -> int:
     returns  the number of updates done, 0 when there is no checkpoint
     raises   ValueError when there are some and all are damaged
     """
-    paths = sorted(directory.glob("checkpoint-*.pt"), reverse=True)
+    paths = sorted(directory.glob(CHECKPOINTS), reverse=True)
     for number, path in enumerate(paths):
         try:
-            with zipfile.ZipFile(path) as archive:              # torch itself compares no checksum
-                if archive.testzip():
-                    raise ValueError("wrong checksum")
-            content = torch.load(path, map_location="cpu", weights_only=True)       # to the device below
+            content = read_torch_file(path)
             model.load_state_dict(content["model"])
             optimizer.load_state_dict(content["optimizer"])
         except Exception as error:      # torch raises whatever the damaged bytes lead to
-            print(f"{path} is damaged or of another model ({type(error).__name__}): trying the one before it",
-                  file=sys.stderr, flush=True)
+            print(f"{path} is damaged ({type(error).__name__}): trying the one before", file=sys.stderr)
             continue
         # Set the damaged ones aside, or they would count among the last two that are kept.
         for damaged in paths[:number]:
             damaged.rename(damaged.with_suffix(".damaged"))
         return content["step"]
     if paths:
-        raise ValueError(f"{directory}: none of its checkpoints is readable: restore one, "
-                         "or choose another --out")
+        raise ValueError(f"{directory}: no checkpoint is readable: restore one, or choose another --out")
     return 0
 
 
@@ -1207,9 +1334,8 @@ def open_xla() -> tuple[Any, Any]:
         from torch_xla import runtime
         from torch_xla.distributed import spmd
     except ImportError as error:
-        raise ValueError(f"--tpu: torch_xla does not load beside torch {torch.__version__} ({error}): "
-                         "install the matching pair (pip install torch==2.9.0 torch_xla==2.9.0) or drop --tpu"
-                         ) from None
+        raise ValueError(f"--tpu: torch_xla does not load beside torch {torch.__version__} ({error}): drop "
+                         "--tpu, or pip install torch==2.9.0 torch_xla==2.9.0") from None
     runtime.use_spmd()
     count = runtime.global_runtime_device_count()
     # By default moving a model to XLA makes new Parameter objects, and two layers that shared one weight have
@@ -1236,21 +1362,6 @@ def keep_freed_memory() -> None:
     mallopt(M_TOP_PAD, 512 * 2 ** 20)           # let the heap grow by 512 MiB of address space at a time
 
 
-def bfloat16_speedup(hidden_size: int) -> float:
-    """Measure the speed of this CPU's matrix products in bfloat16, as a multiple of the speed in float32.
-
-    The product is the one of the feed-forward network, (2048, H) by (H, 4 H).
-    """
-    def seconds(dtype: torch.dtype) -> float:
-        x = torch.ones(2048, hidden_size, dtype=dtype)
-        weight = torch.ones(hidden_size, 4 * hidden_size, dtype=dtype)
-        # The fastest of four tries counts. The first is slower, because torch prepares the kernel in it, and
-        # other programs may slow down any of them.
-        return min(timeit.repeat(lambda: torch.mm(x, weight), number=1, repeat=4))
-
-    return seconds(torch.float32) / seconds(torch.bfloat16)
-
-
 MOST_WORKERS = 8            # Python runs one thread at a time: more of them would mostly wait for it
 
 
@@ -1266,7 +1377,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Device:
-    """Where the arithmetic happens, in which precision, and who else takes part.
+    """Say where the arithmetic happens, in which precision, and who else takes part.
 
     A batch's rows can be divided in three ways:
     - among processes that torchrun starts, one for each GPU or machine: `rank` of `ranks`, see join;
@@ -1294,12 +1405,10 @@ class Device:
         if tpu:
             xla, mesh = open_xla()
             return cls("xla", precision or "bfloat16", xla=xla, mesh=mesh)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: torch sees no GPU here; drop the option to run on the CPU")
-        if device != "cpu":
-            return cls(device, precision or "bfloat16")
+        if device != "cpu" and torch.cuda.is_available():
+            return cls("cuda", precision or "bfloat16")
         # Some weights and activations shrink from step to step, and fall below 1e-38 after some thousand
         # steps. Numbers so small are called denormal, and a CPU multiplies them many times more slowly. With
         # this setting it takes them for 0.
@@ -1307,18 +1416,24 @@ class Device:
         keep_freed_memory()
         cores = torch.get_num_threads()                 # or what OMP_NUM_THREADS says
         workers = min(cores, MOST_WORKERS)
-        pool = concurrent.futures.ThreadPoolExecutor(workers, initializer=start_worker,
-                                                     initargs=(cores // workers,))
-        return cls(device, precision or "float32", workers=workers, pool=pool)
+        pool = ThreadPoolExecutor(workers, initializer=start_worker, initargs=(cores // workers,))
+        return cls("cpu", precision or "float32", workers=workers, pool=pool)
 
     def mention_bfloat16(self, hidden_size: int) -> None:
         """Write to stderr that --precision bfloat16 exists, if this CPU has fast products for it.
 
-        Narrow models (hidden_size below 256) gain too little to speak of.
+        Measured is the product of the feed-forward network, (2048, H) by (H, 4 H). Narrow models (hidden_size
+        below 256) gain too little to speak of.
         """
+        def seconds(dtype: torch.dtype) -> float:
+            x = torch.ones(2048, hidden_size, dtype=dtype)
+            weight = torch.ones(hidden_size, 4 * hidden_size, dtype=dtype)
+            # The fastest of four tries counts. The first is slower, because torch prepares the kernel in it,
+            # and other programs may slow down any of them.
+            return min(timeit.repeat(lambda: torch.mm(x, weight), number=1, repeat=4))
+
         if self.kind == "cpu" and self.precision == "float32" and self.rank == 0 and hidden_size >= 256:
-            speedup = bfloat16_speedup(hidden_size)
-            if speedup > 1.5:
+            if (speedup := seconds(torch.float32) / seconds(torch.bfloat16)) > 1.5:
                 print(f"--precision bfloat16 is faster on this CPU: products {speedup:.1f} times (steps of "
                       "small and base 2.4 and 3 times), losses nearly the same", file=sys.stderr, flush=True)
 
@@ -1337,8 +1452,7 @@ class Device:
         if self.kind == "cuda":
             local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
             if local >= count:
-                raise ValueError(f"torchrun started more processes than the {count} GPUs here: "
-                                 "lower --nproc-per-node")
+                raise ValueError(f"more processes than GPUs ({count}): lower torchrun's --nproc-per-node")
             torch.cuda.set_device(local)
         # The timeout is a day, because the others wait while the first process tokenizes the corpus. If a
         # process dies, the others notice it at once, whatever the timeout.
@@ -1358,17 +1472,16 @@ class Device:
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         try:
             torch.distributed.all_reduce(flat)
-        except RuntimeError as error:
-            raise OSError(f"process {self.rank} lost one of the {self.ranks} ({str(error).splitlines()[0]}): "
-                          "the same command continues from the last checkpoint") from None
+        except RuntimeError:
+            raise OSError(f"process {self.rank} lost one of {self.ranks}, which says why above") from None
         for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
             tensor.copy_(total.view_as(tensor))
 
-    def any(self, claim: bool) -> bool:
-        """Return whether the claim is true in any process. All processes must call it; each waits for all."""
-        claims = torch.tensor(float(claim))
-        self.add_up([claims])
-        return bool(claims)
+    def any(self, condition: bool) -> bool:
+        """Tell whether a condition is true in any process. All processes must call it; each waits for all."""
+        count = torch.tensor(float(condition))          # after add_up: of the processes where it is true
+        self.add_up([count])
+        return bool(count)
 
     @contextlib.contextmanager
     def in_turn(self) -> Iterator[None]:
@@ -1394,7 +1507,7 @@ class Device:
         each other once a step. In torch's usual way all threads work together on each matrix product, and
         wait for each other some thousand times a step. If they sleep while they wait, half of an idle machine
         stays unused. If they wait in a loop, two other busy programs slow them 4 to 40 times. Tokens per
-        second of train_pretrain.py's default run on two cores:
+        second of a run of the preset `tiny` on two cores, on an earlier synthetic corpus:
 
             other busy programs              none       one       two
             together, waiting asleep       14,400    14,300     7,400
