@@ -2,7 +2,8 @@
 
 After reading this file you hold how ELECTRA's pre-training examples are cut from documents, how a corpus of
 any size is stored and drawn from reproducibly, and how the published task files of both papers are read. For
-example, examples of like length share a batch: those of 20 and 7 tokens rows of 24, those of 30 rows of 32.
+example, examples of like length share a batch: of 20, 30, 30 and 7 tokens the first and the last become rows
+of 24 tokens, the other two rows of 32.
 
 >>> plan = plan_batches(np.array([20, 30, 30, 7]), batch_size=2, max_length=32, rng=np.random.default_rng(0))
 >>> [(width, sorted(rows.tolist())) for width, rows in sorted(plan, key=lambda batch: batch[0])]
@@ -33,7 +34,9 @@ from __future__ import annotations
 import argparse
 import collections
 import concurrent.futures.process
+import contextlib
 import dataclasses
+import fcntl
 import functools
 import gzip
 import hashlib
@@ -47,34 +50,39 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import tarfile
 import threading
 import time
-import typing
 import urllib.request
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast, get_args, get_origin, get_type_hints
 from xml.parsers import expat
 
 import numpy as np
 import regex
 
-from tokenizer import Tokenizer, count_words, learn_from_counts, preprocess_bluebert, write_bytes
+from tokenizer import (Casing, Tokenizer, count_words, learn_from_counts, parse_json, preprocess_bluebert,
+                       write_bytes)
 
 # --- 1. Small tools ---
 #
-# Small tools that the rest of this file and both trainers use. One more, `write_bytes`, comes from
-# tokenizer.py, which saves vocabularies with it: it writes a whole file or nothing.
+# The rest of this file and both trainers use them. One more, `write_bytes`, comes from tokenizer.py, which
+# saves vocabularies with it: it writes a whole file or nothing.
 
 
-def say(text: str) -> None:
-    """Print what is going on to stderr; stdout is for results."""
-    print(text, file=sys.stderr, flush=True)
+def say(text: str, end: str = "\n") -> None:
+    """Print what is going on to stderr; stdout is for results.
+
+    A terminal may be closed while a run goes on. Then there is nobody to read this, and no reason to stop.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        print(text, end=end, file=sys.stderr or open(os.devnull, "w"), flush=True)
 
 
 class Progress:
@@ -91,8 +99,9 @@ class Progress:
     def __init__(self, total: int | None, unit: str, start: int = 0) -> None:
         self.total, self.unit, self.start = total, unit, start
         self.began = self.shown = time.monotonic()
-        self.rewind = "\r\x1b[2K" if sys.stderr.isatty() else ""      # back to the line's start, and clear it
-        self.line = ""
+        # On a terminal: back to the line's start, and clear it.
+        self.rewind = "\r\x1b[2K" if sys.stderr and sys.stderr.isatty() else ""
+        self.line = self.printed = ""
 
     def show(self, done: int, note: str = "") -> None:
         """Report `done` units: at most five times a second on a terminal, every ten seconds elsewhere."""
@@ -104,13 +113,15 @@ class Progress:
             left = (self.total - done) / max(rate, 1e-9)            # seconds
             self.line += f", {left / 60:,.0f} min left" if left >= 90 else f", {left:.0f} s left"
         self.line += f"  {note}" if note else ""
+        if self.rewind:             # a line wider than the terminal could not be written over
+            self.line = self.line[:shutil.get_terminal_size().columns - 1]
         if now - self.shown >= (0.2 if self.rewind else 10):
-            self.shown = now
-            print(self.rewind + self.line, end="" if self.rewind else "\n", file=sys.stderr, flush=True)
+            self.shown, self.printed = now, self.line
+            say(self.rewind + self.line, end="" if self.rewind else "\n")
 
     def finish(self) -> None:
-        """Print the last state, and end the line."""
-        if self.line:
+        """Print the last state, if it does not stand there already, and end the line."""
+        if self.rewind or self.line != self.printed:
             say(self.rewind + self.line)
 
     def over(self, items: Iterable[Any]) -> Iterator[Any]:
@@ -126,32 +137,52 @@ DAMAGED = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, tarfile.TarEr
 READ_BYTES = 1 << 20                    # bytes read at once
 
 
-def damaged_archive(place: str, error: BaseException) -> ValueError:
-    """Return the error to raise for an archive that cannot be read to its end."""
-    return ValueError(f"{place}: the archive is truncated or damaged ({error}): fetch it again")
+@contextlib.contextmanager
+def damage_named(place: Callable[[], str]) -> Iterator[None]:
+    """Turn the errors of a damaged archive that is read inside a `with` block into one that names the place.
+
+    place   called when an error comes, because only then is it known how far the reading got
+    """
+    try:
+        yield
+    except DAMAGED as why:
+        raise ValueError(f"{place()}: the archive is truncated or damaged ({why}): fetch it again") from None
 
 
-def decompressed(file: Any) -> io.BufferedReader:
+def decompressed(file: Any, name: str = "") -> io.BufferedReader:
     """Return a reader of an open file that is plain, gzip or xz.
 
-    The first bytes of the content tell which of the three it is; the file's name does not matter.
+    The first bytes of the content tell which of the three it is. The file's name matters only where there is
+    no content: no program makes an empty .gz or .xz, unless it fails.
+
+    raises   ValueError where not even the first bytes can be read
     """
     packed = io.BufferedReader(file, READ_BYTES)
-    magic = packed.peek(6)
+    magic, content = packed.peek(6), packed
     if magic.startswith(b"\x1f\x8b"):
-        return io.BufferedReader(typing.cast(Any, gzip.GzipFile(fileobj=packed)), READ_BYTES)
-    if magic.startswith(b"\xfd7zXZ\x00"):
-        return io.BufferedReader(typing.cast(Any, lzma.LZMAFile(packed)), READ_BYTES)
-    return packed
+        content = io.BufferedReader(cast(Any, gzip.GzipFile(fileobj=packed)), READ_BYTES)
+    elif magic.startswith(b"\xfd7zXZ\x00"):
+        xz: Any = lzma.LZMAFile(packed)
+        # A file may hold several streams (`cat a.xz b.xz`). LZMAFile takes damage at the start of a later
+        # stream for the end of the file. Without these "trailing errors" it raises an error there.
+        xz._buffer.raw._trailing_error = ()
+        content = io.BufferedReader(xz, READ_BYTES)
+    with damage_named(lambda: f"{name} after line 0"):
+        if not content.peek(512) and name.lower().endswith((".gz", ".xz", ".tgz", ".txz", ".tar", ".xml")):
+            raise EOFError("it holds nothing")
+    return content
 
 
 def decode_line(line: bytes, number: int, place: str | os.PathLike) -> str:
     """Decode one line and drop its end; drop a byte order mark from line 1.
 
-    raises   ValueError naming place and line where the bytes are not UTF-8
+    raises   ValueError naming place and line where the bytes are not UTF-8, or one of them is zero
     """
+    # A zero byte is valid UTF-8, but it is no text: UTF-16, pictures and damaged files have it. So it is
+    # replaced by 0xff, which is never valid.
+    content = line.replace(b"\0", b"\xff")
     try:
-        return line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        return content.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{place} line {number} byte {error.start}: not UTF-8: convert the file") from None
 
@@ -165,27 +196,42 @@ def numbered_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
     raises   ValueError naming path and line where the bytes are not UTF-8 or the archive is damaged
     """
     number = 0
-    try:
-        with open(path, "rb", buffering=0) as raw:
-            for number, line in enumerate(decompressed(raw), start=1):
-                yield number, decode_line(line, number, path)
-    except DAMAGED as error:
-        raise damaged_archive(f"{path} after line {number}", error) from None
+    with damage_named(lambda: f"{path} after line {number}"), open(path, "rb", buffering=0) as raw:
+        for number, line in enumerate(decompressed(raw, str(path)), start=1):
+            yield number, decode_line(line, number, path)
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file; ValueError naming file and line where it is not JSON."""
-    try:
-        return json.loads("\n".join(line for _, line in numbered_lines(path)))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} line {error.lineno}: not JSON: {error.msg}") from None
+    """Read a JSON file; ValueError naming it, and the line, where `parse_json` refuses its content."""
+    return parse_json("\n".join(line for _, line in numbered_lines(path)), path)
 
 
-def option(default: Any, help: str, choices: Sequence[str] | None = None,
-           at_least: float | None = None) -> Any:
+def take(entry: Any, key: str, kind: type, place: str) -> Any:
+    """Return a value of a JSON object, of the type that it must have; an id may also be a number.
+
+    raises   ValueError naming place and key where it is missing or of another type
+    """
+    if not isinstance(entry, dict) or key not in entry:
+        raise ValueError(f"{place}: no {key!r} in {str(entry)[:60]}")
+    value: Any = str(entry[key]) if key == "id" and type(entry[key]) is int else entry[key]
+    if type(value) is not kind:
+        raise ValueError(f"{place}: {key!r} is {str(value)[:60]}, expected a value of type {kind.__name__}")
+    return value
+
+
+def file_hash(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file's content. At most READ_BYTES of it are in memory at a time."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def option(default: Any, help: str, choices: Any = None, at_least: float | None = None) -> Any:
     """Declare a field of an options dataclass, together with what its command-line flag needs.
 
-    choices    the only values allowed
+    choices    the only values allowed, where there are such
     at_least   the lowest number allowed
     """
     # A factory, because dataclasses refuse a list as a plain default.
@@ -193,7 +239,29 @@ def option(default: Any, help: str, choices: Sequence[str] | None = None,
                              metadata={"help": help, "choices": choices, "at_least": at_least})
 
 
-def parse_options(cls: type, description: str, arguments: Sequence[str] | None = None) -> Any:
+def given(text: str) -> str:
+    """Return a text from the command line; refuse an empty one, such as "$DIR" where DIR has no value."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty: is a variable of the shell not set?")
+    return text
+
+
+def describe_values(name: str, tables: dict[str, dict[str, Any]]) -> str:
+    """Say what value each of several tables has for an option; parts with the same value stand together.
+
+    >>> describe_values("steps", {"tiny": {"steps": 300}, "small": {"steps": 9000}, "base": {"steps": 9000}})
+    ' (tiny: 300; small, base: 9000)'
+    """
+    parts_with: dict[Any, list[str]] = {}
+    for part, values in tables.items():
+        if name in values:
+            parts_with.setdefault(values[name], []).append(part)
+    shown = "; ".join(f"{', '.join(parts)}: {value}" for value, parts in parts_with.items())
+    return f" ({shown})" if shown else ""
+
+
+def parse_options(cls: type, description: str, arguments: Sequence[str] | None = None,
+                  tables: dict[str, dict[str, Any]] | None = None) -> Any:
     """Build a command line from a dataclass and parse it into an instance.
 
     Each field becomes a flag, so that name, type, default and help are written once:
@@ -201,28 +269,29 @@ def parse_options(cls: type, description: str, arguments: Sequence[str] | None =
         compile: bool = option(False, "compile the model")         --compile
         corpus: list[str] = option([], "files to read")            --corpus a.txt b.txt
 
+    tables   name of a preset -> option -> its value there, which --help shows
     raises   ValueError naming the flag whose number is too low; what argparse refuses exits with status 2
     """
     parser = argparse.ArgumentParser(description=description)
-    fields, types, defaults = dataclasses.fields(cls), typing.get_type_hints(cls), cls()
+    fields, types, defaults = dataclasses.fields(cls), get_type_hints(cls), cls()
     flags = {field.name: "--" + field.name.replace("_", "-") for field in fields}
     for field in fields:
-        kind, default, help = types[field.name], getattr(defaults, field.name), field.metadata["help"]
+        kind, default = types[field.name], getattr(defaults, field.name)
+        help = field.metadata["help"] + describe_values(field.name, tables or {})
         if kind is bool:
             parser.add_argument(flags[field.name], action="store_true", default=default, help=help)
             continue
         # The type of one value: int for `int`, `list[int]` and `int | None` (None means "not given").
-        one, *_ = typing.get_args(kind) or [kind]
-        several = "+" if typing.get_origin(kind) is list else None
+        one, *_ = get_args(kind) or [kind]
+        several = "+" if get_origin(kind) is list else None
         help += "" if default in (None, []) else " (default: %(default)s)"
-        parser.add_argument(flags[field.name], type=one, nargs=several, default=default, help=help,
-                            choices=field.metadata["choices"])
+        parser.add_argument(flags[field.name], type=given if one is str else one, nargs=several,
+                            default=default, help=help, choices=field.metadata["choices"])
     options = cls(**vars(parser.parse_args(arguments)))
     for field in fields:
         value, low = getattr(options, field.name), field.metadata["at_least"]
-        if value is None or low is None or value >= low:            # nan >= low is False, so nan is refused
-            continue
-        raise ValueError(f"{flags[field.name]} must be at least {low}, not {value}")
+        if None not in (value, low) and not value >= low:           # nan >= low is False, so nan is refused
+            raise ValueError(f"{flags[field.name]} must be at least {low}, not {value}")
     return options
 
 
@@ -235,7 +304,7 @@ def run_command(command: Callable[[], int]) -> int:
     try:
         return command()
     except KeyboardInterrupt:
-        say("\ninterrupted; the same command continues")
+        say("\ninterrupted")
         return 130
     except BrokenPipeError:         # the program that reads our output (head, say) has ended, and so do we
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -245,29 +314,75 @@ def run_command(command: Callable[[], int]) -> int:
         return 2
 
 
-def claim_run_folder(folder: Path, options: dict[str, Any], fixed: Iterable[str]) -> None:
+@contextlib.contextmanager
+def only_process(folder: Path) -> Iterator[None]:
+    """Hold a folder while something is written there, so that no second process writes there, too.
+
+    The system drops the lock when its holder ends, however it ends. What the last holder, if it was killed,
+    left half written (NAME.PID.unfinished, see `write_bytes`) is removed; its workers wrote arrays of shards.
+
+    raises   ValueError naming the process that holds the folder
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".electramed.lock", "a+") as file:
+        holder = Path(file.name).read_text()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder} is in use by process {holder}: wait until it ends") from None
+        file.truncate(0)
+        print(os.getpid(), end="", file=file, flush=True)
+        for leftover in [*folder.rglob(f"*.{holder}.unfinished"), *folder.glob("0*.npy.*.unfinished")]:
+            leftover.unlink(missing_ok=True)
+        yield
+
+
+def refuse_inside(out: Path, corpus: Iterable[str | os.PathLike]) -> None:
+    """Raise ValueError where `out` lies in a folder of the corpus: what is written would become text."""
+    for folder in map(Path, corpus):
+        if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{out} lies in {folder}, all files of which are corpus: choose another --out")
+
+
+# Some names that both trainers write in a run folder. Where one is there without an options.json, it is not
+# from a run, and must not be replaced.
+RUN_FILES = ("corpus.txt", "vocab.txt", "shards", "*.csv", "model", "models", "table.txt", "seed-*", "*.pt")
+
+
+def record_run(folder: Path, options: dict, fixed: Iterable[str], made_from: dict | None = None) -> None:
     """Record a run's options in its folder, in options.json; refuse a folder of a run with other options.
 
-    A folder is continued by repeating the command that began it. With other options the folder would hold a
-    mixture of two runs.
+    A run is continued by repeating the command that began it. With other options the folder would hold a
+    mixture of two runs. The same is true of other files with the same names, so their contents are compared.
 
-    options  the options of this run, by name
-    fixed    names of the options that must not change, because results in the folder depend on them
-    raises   ValueError naming the first fixed option that has changed since the run began
+    options    the options of this run, by name
+    fixed      names of the options that must not change, because results in the folder depend on them; where
+               nothing is fixed, the files may change too
+    made_from  name of each file that results depend on -> hash of its content; None: not known yet, keep
+               what is recorded
+    raises     ValueError naming the first fixed option that has changed since the run began, or all files
+               that have; or the files that are not from a run of this program and would be replaced
     """
-    path = folder / "options.json"
+    path, elsewhere = folder / "options.json", "choose another --out"
     if path.exists():
-        try:
-            before = dict(read_json(path))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: damaged ({error}): restore it, or choose another --out") from None
+        before = read_json(path)
+        # Versions of this program may differ in a few options.
+        if not isinstance(before, dict) or len(before.keys() & options.keys()) < len(options) / 2:
+            raise ValueError(f"{path} is not from a run of this program, or damaged: {elsewhere}")
         for name in fixed:
             if before.get(name) != options[name]:
-                flag = "--" + name.replace("_", "-")
-                raise ValueError(f"{folder} holds a run with {flag} {before.get(name)}, now {options[name]}: "
-                                 "repeat its options to continue it, or choose another --out")
+                raise ValueError(f"{folder} holds a run with --{name.replace('_', '-')} {before.get(name)}, "
+                                 f"now {options[name]}: repeat its options to continue it, or {elsewhere}")
+        recorded = take({"made_from": {}, **before}, "made_from", dict, str(path))
+        made_from = recorded if made_from is None else made_from
+        changed = sorted({name for name, _ in recorded.items() ^ made_from.items()})
+        if fixed and recorded and changed:
+            raise ValueError(f"{folder} holds a run that was made from other files: {', '.join(changed)} "
+                             f"changed: bring them back to continue it, or {elsewhere}")
+    elif foreign := [name for name in RUN_FILES if any(folder.glob(name))]:
+        raise ValueError(f"{folder} holds {', '.join(foreign)}, but no options.json of a run: {elsewhere}")
     folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, json.dumps(options, indent=1).encode())
+    write_bytes(path, json.dumps({**options, "made_from": made_from or {}}, indent=1).encode())
 
 
 # --- 2. Documents ---
@@ -343,8 +458,8 @@ def ends_sentence(text: str, start: int, found: regex.Match) -> bool:
         return True
     # (4) The full stop of an abbreviation of kind (a) or (b) does not end it, nor does that of a number that
     #     is the whole sentence so far: it heads a paragraph ("1. The").
-    words = before.split()[-2:]
-    word = OPENING_MARKS.sub("", words[-1]) if words else ""
+    previous, last = ["", "", *before.split()][-2:]
+    word = OPENING_MARKS.sub("", last)
     if word.lower() in NEVER_LAST or (word.lower() in BEFORE_NUMBER and following[:1].isdigit()):
         return False
     if before.isdigit() and len(before) == stop - start:
@@ -352,7 +467,6 @@ def ends_sentence(text: str, start: int, found: regex.Match) -> bool:
     # (5) The full stop of an initial or an abbreviation of kind (c) ends it only if the next word opens
     #     sentences, or if the capital is a name or a unit ("in group A.", "at 37 C.").
     if word.lower() in RARELY_LAST or INITIAL.fullmatch(word):
-        previous = words[0] if len(words) == 2 else ""
         is_name = len(word) == 1 and (previous.lower() in LETTERED or previous[-1:].isdigit())
         return is_name or following.lower().rstrip(",") in OPENERS
     return True
@@ -383,7 +497,8 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
 def corpus_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
     """List the given files, and all files below the given folders (sorted) that are not hidden.
 
-    The order matters: it decides which documents fall into one block, and which are held out.
+    The order matters: it decides which documents fall into one block, and which are held out. Links to
+    folders are not followed, since they may lead in circles; they are named, and so is what cannot be read.
 
     raises   FileNotFoundError naming a path that is not there
     """
@@ -391,19 +506,19 @@ def corpus_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
     for path in map(Path, paths):
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
-        if path.is_dir():
-            for file in sorted(path.rglob("*")):
-                is_hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-                if file.is_file() and not is_hidden:
-                    files.append(file)
-        else:
-            files.append(path)
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if any(part.startswith(".") for part in file.relative_to(path).parts):
+                continue
+            if file == path or file.is_file():
+                files.append(file)
+            elif file.is_symlink() or not file.is_dir() or not os.access(file, os.R_OK | os.X_OK):
+                say(f"{file}: a link to a folder, or not to be read: left out")
     return files
 
 
 BLOCK_BYTES = 1 << 24                   # of text in one shard: about 4 million tokens, seconds of one core
 XML_MEMBER_BYTES = 1 << 29              # of one XML file in an archive: it is held in memory as a whole
-IS_XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:[?]xml|!DOCTYPE|!--|article\b|pmc-articleset|Pubmed|Medline)")
+IS_XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:[?]xml|!DOCTYPE|!--|[A-Za-z_][\w.:-]*(?:\s|/?>))")
 
 
 class FilePart(NamedTuple):
@@ -423,9 +538,13 @@ class FilePart(NamedTuple):
 def detect_format(head: bytes) -> str:
     """Tell from the first 512 bytes or more of a file, not from its name: text, xml, tar or binary.
 
-    A tar archive has "ustar" at byte 257; XML begins with a tag that PubMed or PMC uses; zero bytes, or bytes
+    A tar archive begins with a header whose checksum is right. If the checksum is wrong but "ustar" stands at
+    byte 257, it is a damaged archive; its reader will say so. XML begins with a tag. Zero bytes, or bytes
     that are not UTF-8, show a file that is not text (a picture among papers).
     """
+    with contextlib.suppress(tarfile.HeaderError):
+        tarfile.TarInfo.frombuf(head[:512], "utf-8", "replace")
+        return "tar"
     if head[257:262] == b"ustar":
         return "tar"
     if IS_XML.match(head):
@@ -433,16 +552,6 @@ def detect_format(head: bytes) -> str:
     # The head may end inside a character: what the last one decodes to does not count.
     is_text = b"\0" not in head and "\ufffd" not in head.decode(errors="replace")[:-1]
     return "text" if is_text else "binary"
-
-
-def last_border(text: bytes | bytearray) -> int:
-    """Find the end of the last empty line, behind which a new document begins; 0 where there is none.
-
-    >>> last_border(b"one\\n\\ntwo\\nthree")
-    5
-    """
-    empty_line = regex.search(rb"(?rm)^[ \t\r\v\f]*\n", text)       # r: searched for from the end
-    return empty_line.end() if empty_line else 0
 
 
 def cut_text(file: io.BufferedReader, name: str, raw: io.FileIO) -> Iterator[FilePart]:
@@ -454,15 +563,14 @@ def cut_text(file: io.BufferedReader, name: str, raw: io.FileIO) -> Iterator[Fil
     while not is_last:
         # 1. Fill the block: to what the last cut left over, add what the file gives. At the end of the file,
         #    or when the block is full and 0 bytes are asked for, the chunk is empty and the loop ends.
-        try:
+        with damage_named(lambda: f"{name} after line {line - 1 + block.count(10)}"):       # 10 is \n
             while chunk := file.read1(min(READ_BYTES, BLOCK_BYTES - len(block))):
                 block += chunk
-        except DAMAGED as error:
-            line += block.count(b"\n")
-            raise damaged_archive(f"{name} after line {line - 1}", error) from None
-        # 2. Cut it at the last border. A block that is not full is the last, and is kept whole.
+        # 2. Cut it behind its last empty line ("one\n\ntwo\nthree" behind byte 5), or else where a line ends.
+        #    A block that is not full is the last, and is kept whole. (?r) searches from the end.
         is_last = len(block) < BLOCK_BYTES
-        end = len(block) if is_last else last_border(block) or block.rfind(b"\n") + 1
+        border = None if is_last else regex.search(rb"(?rm)^[ \t\r\v\f]*\n", block)
+        end = len(block) if is_last else border.end() if border else block.rfind(b"\n") + 1
         if not is_last and not end:
             raise ValueError(f"{name} line {line}: over {BLOCK_BYTES:,} bytes: put each sentence on a line")
         yield FilePart(name, line, "text", bytes(block[:end]), raw.tell())
@@ -474,31 +582,35 @@ def read_members(file: io.BufferedReader, path: str, raw: io.FileIO) -> Iterator
     """Cut the members of a tar archive into parts, each read as a file of its own would be.
 
     The archive is read as a stream and nothing is unpacked, so a member's name ("../../etc") can do no harm.
-    Members that hold no text are counted and left out.
+    Members that hold no text (pictures, links, devices) are left out, and named. One whose name promises text
+    is read as such: if it is damaged, an error names its line.
     """
-    name, left_out = f"{path} after line 0", 0
-    try:
-        with tarfile.open(fileobj=file, mode="r|") as archive:
-            while (member := archive.next()) is not None:
-                typing.cast(Any, archive).members.clear()    # or memory would grow with the number of members
-                if not member.isfile():                      # a folder, a link, a device
-                    continue
-                name = f"{path}: {member.name}"
-                content = decompressed(archive.extractfile(member))
+    name = f"{path} after line 0"
+    left_out: list[str] = []
+    with damage_named(lambda: name):
+        archive: Any = tarfile.open(fileobj=file, mode="r|")
+        while (member := archive.next()) is not None:
+            archive.members.clear()                          # or memory would grow with the number of members
+            name, format = f"{path}: {member.name}", "binary"
+            if member.isfile():
+                content = decompressed(archive.extractfile(member), name)
                 format = detect_format(content.peek(512)[:512])
-                if format == "xml":
-                    xml = content.read(XML_MEMBER_BYTES + 1)
-                    if len(xml) > XML_MEMBER_BYTES:
-                        raise ValueError(f"{name}: XML over {XML_MEMBER_BYTES:,} bytes: unpack the archive")
-                    yield FilePart(name, 1, "xml", xml, raw.tell())
-                elif format == "text":
-                    yield from cut_text(content, name, raw)
-                else:
-                    left_out += 1
-    except DAMAGED as error:
-        raise damaged_archive(name, error) from None
+            if format == "xml":
+                xml = content.read(XML_MEMBER_BYTES + 1)
+                if len(xml) > XML_MEMBER_BYTES:
+                    raise ValueError(f"{name}: XML over {XML_MEMBER_BYTES:,} bytes: unpack the archive")
+                yield FilePart(name, 1, "xml", xml, raw.tell())
+            elif format == "text" or member.name.lower().endswith((".txt", ".xml", ".gz", ".xz")):
+                yield from cut_text(content, name, raw)
+            elif not member.isdir():
+                left_out.append(member.name)
+        # tarfile takes a damaged header for the end of the archive. The true end is two blocks of zeros or
+        # more. tarfile has read the first, so at least one has to follow, and nothing but zeros.
+        rest = [block.strip(b"\0") for block in iter(lambda: archive.fileobj.read(READ_BYTES), b"")]
+        if not rest or any(rest):
+            raise tarfile.ReadError(f"no header, and no end, at byte {archive.offset:,}")
     if left_out:
-        say(f"{path}: {left_out:,} members that hold no text left out")
+        say(f"{path}: left out {len(left_out):,} members without text, such as {', '.join(left_out[:20])}")
 
 
 def read_parts(path: str | os.PathLike) -> Iterator[FilePart]:
@@ -509,11 +621,8 @@ def read_parts(path: str | os.PathLike) -> Iterator[FilePart]:
     raises   ValueError naming path and line where the archive is damaged or a line is longer than a block
     """
     with open(path, "rb", buffering=0) as raw:
-        try:
-            file = decompressed(raw)
-            format = detect_format(file.peek(512))
-        except DAMAGED as error:
-            raise damaged_archive(f"{path} after line 0", error) from None
+        file = decompressed(raw, str(path))
+        format = detect_format(file.peek(512))
         if format == "xml":
             yield FilePart(str(path), 1, "xml", None, os.path.getsize(path))
         elif format == "tar":
@@ -521,6 +630,12 @@ def read_parts(path: str | os.PathLike) -> Iterator[FilePart]:
         else:
             # "binary" too: the user asked for this file, and is told which line is not UTF-8.
             yield from cut_text(file, str(path), raw)
+
+
+def format_of(path: str | os.PathLike) -> str:
+    """Return the format of a file, compressed or not: text, xml, tar or binary."""
+    with open(path, "rb", buffering=0) as raw:
+        return detect_format(decompressed(raw, str(path)).peek(512))
 
 
 class Reading(NamedTuple):
@@ -547,15 +662,11 @@ def text_documents(part: FilePart) -> Iterator[Document]:
 
     raises   ValueError naming the line that is not UTF-8
     """
-    document: Document = []
-    for number, line in enumerate(io.BytesIO(part.content or b""), start=part.line):
-        if sentence := decode_line(line, number, part.name).strip():
-            document.append(sentence)
-        elif document:
-            yield document
-            document = []
-    if document:
-        yield document
+    lines = enumerate(io.BytesIO(part.content or b""), start=part.line)
+    sentences = (decode_line(line, number, part.name).strip() for number, line in lines)
+    for has_text, group in itertools.groupby(sentences, key=bool):         # lines with text, empty lines, ...
+        if has_text:
+            yield list(group)
 
 
 # A record of PubMed (today's form, and MEDLINE's of 2010), and a paper of PMC (JATS), in short:
@@ -571,33 +682,30 @@ def text_documents(part: FilePart) -> Iterator[Document]:
 XML_ROOTS = frozenset("PubmedArticleSet PubmedArticle PubmedBookArticleSet MedlineCitationSet "
                       "MedlineCitation pmc-articleset article".split())
 RECORDS = frozenset("MedlineCitation BookDocument article".split())       # each is one document
-# Elements whose text is wanted -> the parent they must have; None for any. PubMed also gives the PMIDs of
+# Elements whose text is wanted -> the parents they may have; () for any. PubMed also gives the PMIDs of
 # cited articles, and PMC the titles of its references: those have another parent.
-WANTED = {"PMID": "MedlineCitation", "Language": None, "ArticleTitle": None, "AbstractText": None,
-          "article-title": "title-group", "abstract": None, "body": None, "back": None}
-# Elements inside these whose text is not: translations, replies, references, tables, figures, formulas, ...
-HIDDEN = frozenset("""OtherAbstract trans-abstract sub-article response ref-list table-wrap table-wrap-group
-    table fig fig-group disp-formula disp-formula-group inline-formula math tex-math caption title label
-    graphic inline-graphic media supplementary-material inline-supplementary-material chem-struct-wrap
-    alt-text object-id fn fn-group notes glossary def-list array code preformat attrib permissions""".split())
+WANTED = {"PMID": ("MedlineCitation", "BookDocument"), "Language": (), "ArticleTitle": (), "AbstractText": (),
+          "article-id": ("article-meta",), "article-title": ("title-group",), "abstract": (), "body": (),
+          "back": ()}
+# Elements inside the wanted ones whose text is not wanted: translations, replies, references, tables,
+# figures, formulas, ... An element of INLINE leaves nothing behind. Any other leaves a space between the
+# words around it ("given by:" and "where"), and so does a line break, which holds no text.
+INLINE = frozenset("inline-formula math tex-math label inline-graphic inline-supplementary-material alt-text "
+                   "object-id fn".split())
+HIDDEN = INLINE | frozenset("""OtherAbstract trans-abstract sub-article response ref-list table-wrap
+    table-wrap-group table fig fig-group disp-formula disp-formula-group caption title graphic media
+    supplementary-material chem-struct-wrap fn-group notes glossary def-list array code preformat attrib
+    permissions break""".split())
 # Elements before and after which a sentence ends.
 PARAGRAPHS = frozenset([*WANTED, "p", "sec", "list", "list-item", "disp-quote", "boxed-text", "ack", "app",
-                        "bio", "statement", "speech"])
+                        "bio", "statement", "speech", "verse-group", "verse-line"])
 CITATIONS = re.compile(r" ?(?:\[ ?\0 ?\]|\( ?\0 ?\)|\0)")      # NUL stands for a citation mark, see end_mark
 
 
-class Element(NamedTuple):
-    """Hold an element that is open while the parser walks through the file."""
+class Record(list[str]):
+    """Hold the sentences of a record, and its id: {"pmid": "7"}, or {"pmcid": "PMC7"}."""
 
-    tag: str
-    region: str                 # outside or inside of wanted text; hidden: inside an unwanted element there
-
-
-class Mark(NamedTuple):
-    """Hold a reference or a superscript that is open."""
-
-    start: int                  # index in XmlReader.text of its first part
-    is_citation: bool           # it refers to the list of references
+    id: dict[str, str] = {}
 
 
 class XmlReader:
@@ -612,29 +720,28 @@ class XmlReader:
     ["We asked", "3"] before </xref>, ["We asked", NUL] after it, and "We asked." is a sentence after </p>.
     """
 
-    def __init__(self, name: str, reading: Reading) -> None:
-        self.name, self.reading = name, reading
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
         self.parser = expat.ParserCreate()
         self.parser.buffer_text = True
         self.parser.StartElementHandler, self.parser.EndElementHandler = self.start, self.end
         self.parser.CharacterDataHandler, self.parser.EntityDeclHandler = self.characters, self.refuse_entity
         self.parser.DefaultHandler = self.named_character
         self.documents: list[Document] = []
-        self.open = [Element("", "outside")]    # the elements that are open, outermost first
-        self.document: Document = []            # sentences of the record so far
+        # The elements that are open, outermost first: tag and region. The region is "outside" or "inside" of
+        # wanted text, or "hidden": inside an unwanted element.
+        self.open = [("", "outside")]
+        self.document = Record()                # sentences of the record so far
         self.languages: list[str] = []          # of the record
-        self.pmid: int | None = None            # of the record; None for PMC's papers
         self.size = 0                           # characters of the record
         self.text: list[str] = []               # parts of the paragraph's text
-        self.marks: list[Mark] = []             # references and superscripts that are open in it
-
-    def error(self, what: str) -> ValueError:
-        """Return an error that names the place the parser has reached."""
-        return ValueError(f"{self.name} line {self.parser.CurrentLineNumber}: {what}")
+        # References and superscripts that are open in it: the index of their first part in `text`, and
+        # whether they refer to the list of references.
+        self.marks: list[tuple[int, bool]] = []
 
     def refuse_entity(self, name: str, *_: Any) -> None:
         """Stop at an entity that the file declares itself: a few lines of them can stand for gigabytes."""
-        raise self.error(f"declares the entity {name}: expected PubMed's or PMC's XML, which declares none")
+        raise ValueError(f"declares the entity {name}: expected PubMed's or PMC's XML, which declares none")
 
     def named_character(self, markup: str) -> None:
         """Take named characters such as &alpha; as text; drop all other markup that has no handler.
@@ -646,38 +753,41 @@ class XmlReader:
             self.characters(html.unescape(markup))
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
-        """Enter an element."""
+        """Enter an element; note whether its text is wanted, and what begins with it."""
         tag = tag.rpartition(":")[2]                                # mml:math -> math
         parent, region = self.open[-1]
         if len(self.open) == 1 and tag not in XML_ROOTS:
-            raise self.error(f"root element {tag}: expected {', '.join(sorted(XML_ROOTS))}")
+            raise ValueError(f"root element {tag}: expected {', '.join(sorted(XML_ROOTS))}")
         if len(self.open) > 1000:
-            raise self.error("more than 1,000 elements inside each other")
+            raise ValueError("more than 1,000 elements inside each other")
         # Is its text wanted? An element has the region of its parent, unless one of these rules changes it.
         # Nothing inside a hidden element is wanted again.
         if region == "hidden" or tag in HIDDEN:
+            if region == "inside" and tag not in INLINE:
+                self.characters(" ")
             region = "hidden"
-        elif tag in WANTED and WANTED[tag] in (None, parent):
+        elif tag == "article-id" and attributes.get("pub-id-type") not in ("pmc", "pmcid"):
+            region = "hidden"                                       # a paper's DOI, or its publisher's id
+        elif tag in WANTED and (not WANTED[tag] or parent in WANTED[tag]):
             region = "inside"
-        self.open.append(Element(tag, region))
+        self.open.append((tag, region))
         # What begins with this element: a record, a paragraph (it ends the one before it), or a mark?
         if tag in RECORDS and region != "hidden":
-            self.document, self.languages, self.pmid, self.size = [], [], None, 0
+            self.document, self.languages, self.size = Record(), [], 0
         if region == "inside":
             if tag in PARAGRAPHS:
                 self.end_paragraph(parent)
             elif tag in ("sup", "xref"):
-                self.marks.append(Mark(len(self.text), attributes.get("ref-type") == "bibr"))
-            elif tag == "break":
-                self.characters(" ")
+                self.marks.append((len(self.text), attributes.get("ref-type") == "bibr"))
 
     def characters(self, text: str) -> None:
         """Take text where it is wanted."""
-        if self.open[-1].region == "inside":
+        _, region = self.open[-1]
+        if region == "inside":
             self.text.append(text)
             self.size += len(text)
             if self.size > BLOCK_BYTES:
-                raise self.error(f"a document of more than {BLOCK_BYTES:,} characters: cut it")
+                raise ValueError(f"a document of more than {BLOCK_BYTES:,} characters: cut it")
 
     def end(self, tag: str) -> None:
         """Leave an element; this may end a paragraph, a mark or a record. Keep a record that is wanted."""
@@ -686,42 +796,45 @@ class XmlReader:
             if tag in PARAGRAPHS:
                 self.end_paragraph(tag)
             elif tag in ("sup", "xref"):
-                self.end_mark(self.marks.pop())
+                self.end_mark(*self.marks.pop())
         if tag in RECORDS and region != "hidden" and self.document:
+            wanted, pmid = self.reading, self.document.id.get("pmid", "")
             # PMC's papers have no PMID, and all of them are wanted.
-            if self.pmid is None or (self.pmid >= self.reading.min_pmid
-                                     and self.reading.language in (None, *self.languages)):
+            is_paper = not pmid.isdecimal()
+            if is_paper or int(pmid) >= wanted.min_pmid and wanted.language in (None, *self.languages):
                 self.documents.append(self.document)
 
-    def end_mark(self, mark: Mark) -> None:
+    def end_mark(self, start: int, is_citation: bool) -> None:
         """Put NUL, which XML cannot hold, in place of a numbered citation; write 10<sup>6</sup> as 10^6.
 
         Citations with names, "Old et al. (1999)", are a part of the sentence and stay.
         """
-        content = "".join(self.text[mark.start:])
-        if mark.is_citation and not any(map(str.isalpha, content)):
-            self.text[mark.start:] = ["\0"]
-        elif re.match(r"[-−+]?\d", content) and mark.start and self.text[mark.start - 1][-1].isdigit():
-            self.text.insert(mark.start, "^")
+        content = "".join(self.text[start:])
+        if is_citation and not any(map(str.isalpha, content)):
+            self.text[start:] = ["\0"]
+        elif re.match(r"[-−+]?\d", content) and start and self.text[start - 1][-1].isdigit():
+            self.text.insert(start, "^")
 
     def end_paragraph(self, tag: str) -> None:
         """Add the text since the last paragraph to the record; `tag` is the element it stands in."""
         text = " ".join("".join(self.text).split())
         self.text.clear()
         # A mark that is still open continues in the next paragraph, from its first part on.
-        self.marks = [mark._replace(start=0) for mark in self.marks]
+        self.marks = [(0, is_citation) for _, is_citation in self.marks]
         # Citation marks such as [3] are dropped, with their brackets: "[\0, \0–\0]" -> "[\0]" -> "".
         if "\0" in text:
             text = CITATIONS.sub("", re.sub(r"\0(?:[ ,;–-]*\0)+", "\0", text))
         if tag == "PMID":
-            self.pmid = int(text) if text.isdecimal() else None
+            self.document.id = {"pmid": text}
+        elif tag == "article-id":
+            self.document.id = {"pmcid": "PMC" + text.removeprefix("PMC")}
         elif tag == "Language":
             self.languages.append(text)
-        elif tag == "ArticleTitle":
+        else:
             # PubMed puts the titles of articles that are not in English into brackets: "[On gout.]".
-            text = re.sub(r"^\[(.*)\]\.?$", r"\1", text)
-            text = "" if text.rstrip(".") in ("Not Available", "In Process Citation") else text
-        if tag not in ("PMID", "Language"):
+            if tag == "ArticleTitle":
+                text = re.sub(r"^\[(.*)\]\.?$", r"\1", text)
+                text = "" if text.rstrip(".") in ("Not Available", "In Process Citation") else text
             self.document += [text[start:end] for start, end in split_sentences(text)]
 
 
@@ -734,24 +847,26 @@ def xml_documents(part: FilePart, reading: Reading) -> Iterator[Document]:
     raises   ValueError naming the line where the XML is broken or of another kind, declares entities, or has
              a document as long as a whole block
     """
-    reader = XmlReader(part.name, reading)
+    reader = XmlReader(reading)
     parser, fed = reader.parser, 0
-    with open(part.name, "rb", buffering=0) if part.content is None else io.BytesIO(part.content) as raw:
+    with (damage_named(lambda: f"{part.name} after line {parser.CurrentLineNumber}"),
+          open(part.name, "rb", buffering=0) if part.content is None else io.BytesIO(part.content) as raw):
+        file = decompressed(raw, part.name)
         try:
-            file = decompressed(raw)
             while chunk := file.read(1 << 16):
                 parser.Parse(chunk, False)
                 fed += len(chunk)
                 # expat keeps a tag or comment in memory until it ends.
                 if fed - parser.CurrentByteIndex > READ_BYTES + len(chunk):
-                    raise reader.error(f"a tag or comment of more than {READ_BYTES:,} bytes")
+                    raise ValueError(f"a tag or comment of more than {READ_BYTES:,} bytes")
                 yield from reader.documents
                 reader.documents.clear()
             parser.Parse(b"", True)
-        except expat.ExpatError as error:
-            raise reader.error(f"broken XML ({expat.ErrorString(error.code)})") from None
-        except DAMAGED as error:
-            raise damaged_archive(f"{part.name} after line {parser.CurrentLineNumber}", error) from None
+        # LookupError: an encoding that nobody knows. ValueError: from XmlReader, or an encoding of several
+        # bytes a character, which this parser cannot read unless it is UTF.
+        except (expat.ExpatError, LookupError, ValueError) as error:
+            what = f"broken XML, {error}" if isinstance(error, expat.ExpatError) else error
+            raise ValueError(f"{part.name} line {parser.CurrentLineNumber}: {what}") from None
     yield from reader.documents
 
 
@@ -778,6 +893,22 @@ def read_documents(path: str | os.PathLike, reading: Reading = Reading()) -> Ite
     """
     for part in read_parts(path):
         yield from part_documents(part, reading)
+
+
+def learn_vocabulary(files: Iterable[Path], size: int, lowercase: bool,
+                     reading: Reading = Reading()) -> tuple[Tokenizer, collections.Counter[str]]:
+    """Learn a vocabulary of `size` pieces from a corpus; return its tokenizer, and the counts of the words.
+
+    Only these counts are kept in memory.
+    """
+    documents = (document for path in files for document in read_documents(path, reading))
+    sentences = itertools.chain.from_iterable(Progress(None, "documents").over(documents))
+    word_counts = count_words(sentences, lowercase)
+    pieces = Progress(size, "pieces").over(learn_from_counts(word_counts, size))
+    tokenizer = Tokenizer(pieces, lowercase)
+    if len(tokenizer.pieces) < size:
+        say(f"{len(tokenizer.pieces):,} pieces were found, not {size:,}: no other two are neighbours twice")
+    return tokenizer, word_counts
 
 
 # --- 3. Pre-training examples ---
@@ -849,7 +980,8 @@ def build_examples(documents: Iterable[list[list[int]]], max_length: int,
 # --- 4. Shards ---
 #
 # A corpus is tokenized once into a folder of plain arrays:
-#   index.json           what was built from what, and for each shard its counts and SHA-256
+#   index.json           what was built from what, for each shard its counts and the SHA-256 of its arrays,
+#                        and a SHA-256 of all this, by which an edited index is found
 #   00000.tokens.npy     uint16, all examples one after the other, unpadded, with [CLS] and [SEP]
 #   00000.starts.npy     int64, where each example starts, and at the end the number of tokens
 #   00000.first.npy      uint16, length of [CLS] A [SEP]: token type 0; the rest is B [SEP], type 1
@@ -862,7 +994,8 @@ def build_examples(documents: Iterable[list[list[int]]], max_length: int,
 # workers. Random choices are seeded by the block's number, so any number of workers gives the same files. A
 # shard counts once index.json lists it: an interrupted build continues behind the last one listed.
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+ARRAYS = ("tokens", "starts", "first")
 HELD_OUT_EVERY = 100                # every 100th document is kept from training, for evaluation
 MAX_XML_WORDPIECES = 1 << 27        # of one block, which is kept in memory: 256 MB
 
@@ -904,8 +1037,9 @@ def vocabulary_hash(tokenizer: Tokenizer) -> str:
 
     Shards record it, since ids mean nothing without the vocabulary that they were made with.
     """
-    content = "\n".join([*tokenizer.pieces, f"lowercase={tokenizer.lowercase}"])
-    return hashlib.sha256(content.encode()).hexdigest()
+    usual = Casing(tokenizer.lowercase)
+    casing = f"lowercase={tokenizer.lowercase}" if tokenizer.casing == usual else repr(tokenizer.casing)
+    return hashlib.sha256("\n".join([*tokenizer.pieces, casing]).encode()).hexdigest()
 
 
 def write_shard(folder: Path, tokenizer: Tokenizer, max_length: int, seed: int, reading: Reading,
@@ -916,63 +1050,60 @@ def write_shard(folder: Path, tokenizer: Tokenizer, max_length: int, seed: int, 
     """
     rng = random.Random(f"{seed}/{block.number}")
     counts = collections.Counter(documents=0, sentences=0, words=0, wordpieces=0, unknown=0)
-    held_out: list[Document] = []               # encoded last, when the training documents are done
-    documents = (document for part in block.parts for document in part_documents(part, reading))
-
-    def encode(document: Document) -> list[list[int]]:
-        """Turn sentences into wordpiece ids, and count them."""
-        if counts["wordpieces"] > MAX_XML_WORDPIECES:
-            raise ValueError(f"{block.parts[0].name}: an XML file with more than {MAX_XML_WORDPIECES:,} "
-                             "wordpieces: cut it")
-        sentences = tokenizer.encode_batch(document)
-        counts.update(documents=1, sentences=len(document), words=len(" ".join(document).split()),
-                      wordpieces=sum(map(len, sentences)),
-                      unknown=sum(ids.count(tokenizer.unk_id) for ids in sentences))
-        return sentences
+    held_out: list[list[list[int]]] = []        # documents that wait until those to train on are done
 
     def training_documents() -> Iterator[list[list[int]]]:
-        """Encode the documents to train on, and set the others aside."""
+        """Turn sentences into wordpiece ids; yield the documents to train on, and set the others aside."""
+        documents = (document for part in block.parts for document in part_documents(part, reading))
         # Each block begins to count at another number, so that blocks of fewer than a hundred documents hold
         # out some, too.
-        first = 37 * block.number
-        for number, document in enumerate(documents, start=first):
+        for number, document in enumerate(documents, start=37 * block.number):
+            sentences = tokenizer.encode_batch(document)
+            counts.update(documents=1, sentences=len(document), words=len(" ".join(document).split()),
+                          wordpieces=sum(map(len, sentences)),
+                          unknown=sum(ids.count(tokenizer.unk_id) for ids in sentences))
+            if counts["wordpieces"] > MAX_XML_WORDPIECES:
+                raise ValueError(f"{block.parts[0].name}: over {MAX_XML_WORDPIECES:,} wordpieces: cut it")
             if number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1:
-                held_out.append(document)
+                held_out.append(sentences)
             else:
-                yield encode(document)
+                yield sentences
 
+    # 1. Cut examples from the training documents; this also fills `held_out`. Then cut those held out.
     tokens, starts, firsts = array("H"), array("q", [0]), array("H")
-
-    def add_examples(encoded: Iterable[list[list[int]]]) -> None:
-        """Cut encoded documents into examples, and append these to the arrays."""
+    for encoded in (training_documents(), held_out):
+        trained = len(firsts)           # in the end: the examples before the second round, those to train on
         for a, b in build_examples(encoded, max_length, rng):
             tokens.fromlist([tokenizer.cls_id, *a, tokenizer.sep_id] + ([*b, tokenizer.sep_id] if b else []))
             starts.append(len(tokens))
             firsts.append(len(a) + 2)
-
-    # 1. Cut examples from the training documents; this also fills `held_out`. Then cut those held out.
-    add_examples(training_documents())
-    trained = len(firsts)
-    add_examples(map(encode, held_out))
     # 2. Write the arrays, and hash their bytes as they are written.
-    digest = hashlib.sha256()
-    for name, values in (("tokens", tokens), ("starts", starts), ("first", firsts)):
+    hashes = {}
+    for name, values in zip(ARRAYS, (tokens, starts, firsts)):
         content = io.BytesIO()
         np.save(content, np.array(values))
         write_bytes(folder / f"{block.number:05d}.{name}.npy", content.getbuffer())
-        digest.update(content.getbuffer())
+        hashes[name] = hashlib.sha256(content.getbuffer()).hexdigest()
     return {**counts, "tokens": len(tokens), "examples": len(firsts), "held_out": len(firsts) - trained,
-            "position": block.position, "sha256": digest.hexdigest()}
+            "position": block.position, "sha256": hashes}
+
+
+def with_hash(index: dict[str, Any]) -> dict[str, Any]:
+    """Return an index with a SHA-256 of all its other values, under the key "sha256"."""
+    rest = {key: value for key, value in index.items() if key != "sha256"}
+    return {**rest, "sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
 
 
 def read_index(folder: Path) -> dict:
-    """Read index.json; ValueError or OSError naming it when it is missing or of another format."""
+    """Read index.json; ValueError or OSError naming it when it is missing, edited or of another format."""
     path = folder / "index.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; a shard folder is made by: python data.py build")
     index = read_json(path)
-    if not isinstance(index, dict) or index.get("format") != FORMAT_VERSION:
-        raise ValueError(f"{path}: not an index of shards in format {FORMAT_VERSION}: build the shards anew")
+    version = index.get("format") if isinstance(index, dict) else None
+    if version != FORMAT_VERSION or index != with_hash(index):
+        raise ValueError(f"{path}: not an index of shards, or edited (format {version}, expected "
+                         f"{FORMAT_VERSION}, and its own SHA-256): build the shards anew")
     return index
 
 
@@ -986,8 +1117,12 @@ def continue_index(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         return {**wanted, "complete": False, "shards": []}
     index = read_index(folder)
     for key, value in wanted.items():
-        if index.get(key) != value:
-            raise ValueError(f"{folder} was built with another {key} ({str(index.get(key)):.100}, now "
+        if index[key] != value:
+            before = index[key]
+            if isinstance(value, list):                     # files of the corpus: name the first that differs
+                pairs = itertools.zip_longest(before, value)
+                before, value = next((old, new) for old, new in pairs if old != new)
+            raise ValueError(f"{folder} was built with another {key} ({str(before):.100}, now "
                              f"{str(value):.100}): choose another folder or delete this one")
     return index
 
@@ -1002,7 +1137,7 @@ def start_worker(job: Callable[[Block], dict]) -> None:
     which the parent handles. It ends with the parent, even when the parent is killed.
     """
     def wait_for_parent() -> None:
-        typing.cast(Any, multiprocessing.parent_process()).join()
+        cast(Any, multiprocessing.parent_process()).join()
         os._exit(1)
 
     # Ctrl-C reaches all processes of a terminal. The parent alone answers it, by ending the pool.
@@ -1038,8 +1173,7 @@ def map_in_processes(job: Callable[[Block], dict], blocks: Iterable[Block], work
         while waiting:
             yield waiting.popleft().result()
     except concurrent.futures.process.BrokenProcessPool:
-        raise ChildProcessError("a worker was killed, perhaps for lack of memory: fewer --workers need less "
-                                "of it; the same command continues") from None
+        raise ChildProcessError("a worker was killed, perhaps for lack of memory: lower --workers") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -1055,14 +1189,15 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, out: 
     """
     if len(tokenizer.pieces) > 2 ** 16:
         raise ValueError(f"the vocabulary has {len(tokenizer.pieces)} pieces, shards store ids below 65536")
-    if max_length < 8:
-        raise ValueError(f"max_length {max_length} leaves no room for text: use at least 8")
+    if not 8 <= max_length < 2 ** 16:
+        raise ValueError(f"max_length {max_length}: less than 8 leaves no room for text, 65535 is the most")
     # 1. What the shards are made from; a folder made from something else is refused.
     folder, files = Path(out), corpus_files(paths)
-    folder.mkdir(parents=True, exist_ok=True)
-    sources: list[list[Any]] = [[file.name, file.stat().st_size] for file in files]
+    refuse_inside(folder, paths)
+    names = (file.name.encode(errors="backslashreplace").decode() for file in files)
     wanted = {"format": FORMAT_VERSION, "vocabulary": vocabulary_hash(tokenizer), "max_length": max_length,
-              "seed": seed, "text": describe_reading(reading), "sources": sources}
+              "seed": seed, "text": describe_reading(reading),
+              "sources": [f"{name}, SHA-256 {file_hash(file)}" for name, file in zip(names, files)]}
     index = continue_index(folder, wanted)
     if index["complete"]:
         return
@@ -1074,32 +1209,35 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, out: 
     progress = Progress(size // 10 ** 6, "MB of the corpus", done // 10 ** 6)
     # Fewer workers when the corpus is small. 4: compressed text is about a quarter as large.
     workers = min(workers or os.cpu_count() or 1, 1 + 4 * size // BLOCK_BYTES)
-    for entry in map(job, blocks) if workers == 1 else map_in_processes(job, blocks, workers):
-        shards.append(entry)
-        write_bytes(folder / "index.json", json.dumps(index).encode())
-        progress.show(entry["position"] // 10 ** 6)
-    # 3. Declare the folder complete.
-    if not any(entry["examples"] for entry in shards):
-        raise ValueError(f"no text in {', '.join(map(str, files)) or 'the given folders'}")
-    write_bytes(folder / "index.json", json.dumps({**index, "complete": True}, indent=1).encode())
-    for leftover in folder.glob("*.tmp"):                           # of runs that were killed
-        leftover.unlink()
+    with only_process(folder):
+        for entry in map(job, blocks) if workers == 1 else map_in_processes(job, blocks, workers):
+            shards.append(entry)
+            write_bytes(folder / "index.json", json.dumps(with_hash(index)).encode())
+            progress.show(entry["position"] // 10 ** 6)
+        # 3. Declare the folder complete.
+        if not any(entry["examples"] for entry in shards):
+            raise ValueError(f"no text in {', '.join(map(str, files)) or 'the given folders'}")
+        index = with_hash({**index, "complete": True})
+        write_bytes(folder / "index.json", json.dumps(index, indent=1).encode())
     progress.finish()
 
 
-def verify_shards(path: str | os.PathLike) -> int:
-    """Compare every shard's bytes with its SHA-256; return the number of shards.
+def check_array(folder: Path, entries: list[dict[str, Any]], number: int, name: str) -> Path:
+    """Return the path of an array of a shard; ValueError where its bytes are not those that were written."""
+    path = folder / f"{number:05d}.{name}.npy"
+    if file_hash(path) != entries[number]["sha256"][name]:
+        raise ValueError(f"{path}: truncated, damaged or edited (its SHA-256 differs): build the shards anew")
+    return path
 
-    raises   ValueError naming the first shard that differs
+
+def verify_shards(path: str | os.PathLike) -> int:
+    """Compare every array with its SHA-256; return the number of shards.
+
+    raises   ValueError naming the first array that differs
     """
-    folder = Path(path)
-    entries = read_index(folder)["shards"]
-    for number, entry in enumerate(entries):
-        digest = hashlib.sha256()
-        for name in ("tokens", "starts", "first"):
-            digest.update((folder / f"{number:05d}.{name}.npy").read_bytes())
-        if digest.hexdigest() != entry["sha256"]:
-            raise ValueError(f"{folder}: shard {number:05d} is damaged (its SHA-256 differs): build anew")
+    entries = read_index(Path(path))["shards"]
+    for number, name in itertools.product(range(len(entries)), ARRAYS):
+        check_array(Path(path), entries, number, name)
     return len(entries)
 
 
@@ -1107,7 +1245,10 @@ class Shards:
     """Read examples from a shard folder.
 
     Examples are numbered through all shards. Token arrays are memory-mapped when first needed: the system
-    loads the pages that are read, so a corpus may be larger than the memory.
+    loads the pages that are read, so a corpus may be larger than the memory. Each array is compared with its
+    SHA-256 before it is used: the small ones when the folder is opened, the tokens of a shard (milliseconds)
+    when the first example is taken from it. So nothing is trained on that was edited or damaged, and no id
+    lies beyond the vocabulary.
 
     lengths     (examples,) tokens of each example
     train       (n,) numbers of the examples to train on
@@ -1119,30 +1260,24 @@ class Shards:
         self.index = read_index(self.folder)
         if not self.index["complete"]:
             raise ValueError(f"{self.folder} is half-built: repeat the command that builds it to complete it")
-        self.starts, self.firsts = [], []
-        for number, entry in enumerate(self.index["shards"]):
-            self.starts.append(self.load(number, "starts"))
-            self.firsts.append(self.load(number, "first"))
-            sizes = len(self.starts[-1]) - 1, len(self.firsts[-1]), len(self.load(number, "tokens"))
-            if sizes != (entry["examples"], entry["examples"], entry["tokens"]):
-                raise ValueError(f"{self.folder}: shard {number:05d} and index.json disagree: build anew")
+        entries = self.index["shards"]
+        # This remembers the paths it has returned, so each array is checked once.
+        self.checked_path = functools.cache(functools.partial(check_array, self.folder, entries))
+        numbers = range(len(entries))
+        self.starts = [self.load(number, "starts") for number in numbers]
+        self.firsts = [self.load(number, "first") for number in numbers]
         self.lengths = np.concatenate([np.diff(starts) for starts in self.starts])
         # offsets[k] is the number of the first example of shard k; the held-out ones end each shard.
-        self.offsets = np.cumsum([0] + [entry["examples"] for entry in self.index["shards"]])
-        is_held_out = np.zeros(len(self.lengths), bool)
-        for end, entry in zip(self.offsets[1:], self.index["shards"]):
-            is_held_out[end - entry["held_out"]:end] = True
-        self.train, self.held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+        self.offsets = np.cumsum([0] + [entry["examples"] for entry in entries])
+        ends = zip(self.offsets[1:], entries)
+        self.held_out = np.concatenate([np.arange(end - entry["held_out"], end) for end, entry in ends])
+        self.train = np.setdiff1d(np.arange(self.offsets[-1]), self.held_out)
         # At most 512 maps stay open: each costs a file descriptor.
         self.tokens = functools.lru_cache(maxsize=512)(functools.partial(self.load, name="tokens"))
 
     def load(self, number: int, name: str) -> np.ndarray:
-        """Read one array of one shard, the tokens as a memory map."""
-        path = self.folder / f"{number:05d}.{name}.npy"
-        try:
-            return np.load(path, mmap_mode="r" if name == "tokens" else None)
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{path}: truncated or damaged ({error}): build the shards anew") from None
+        """Read one array of one shard, the tokens as a memory map; check it when it is first read."""
+        return np.load(self.checked_path(number, name), mmap_mode="r" if name == "tokens" else None)
 
     def example(self, number: int) -> tuple[np.ndarray, int]:
         """Return the token ids of one example, and how many of them are [CLS] A [SEP].
@@ -1305,10 +1440,9 @@ class Question(NamedTuple):
 
 
 def check_label(label: str, labels: Sequence[str], path: Path, number: int) -> str:
-    """Return the label; ValueError when the task knows its labels and this is none of them."""
-    if labels and label not in labels:
-        raise ValueError(f"{path} line {number}: label {label!r} is not in the task's set: "
-                         + ", ".join(labels))
+    """Return the label; ValueError where it is empty, or none of those that the task knows."""
+    if not label or (labels and label not in labels):
+        raise ValueError(f"{path} line {number}: label {label!r}, expected one of {', '.join(labels) or '?'}")
     return label
 
 
@@ -1320,23 +1454,27 @@ def read_tagged(path: Path, labels: Sequence[str] = ()) -> list[TaggedSentence]:
         works O
     become TaggedSentence(words=["Naloxone", "works"], tags=["B-Chemical", "O"]).
 
-    Columns are separated by a tab or spaces; columns between the word and the tag are skipped; a -DOCSTART-
-    line counts as an empty one. The tags stay as they are: O, B-..., I-... in IOB1, IOB2 or a mixture.
+    Columns are separated by tabs, or by spaces in a line without tabs: "heart attack<TAB>B-Disease" is one
+    token of two words. Columns between the word and the tag are skipped; a -DOCSTART- line counts as an empty
+    one. The tags stay as they are: O, B-..., I-... in IOB1, IOB2 or a mixture.
     """
     sentences: list[TaggedSentence] = []
     words: list[str] = []
     tags: list[str] = []
+    width = 0                                                       # columns of the first line
     for number, line in itertools.chain(numbered_lines(path), [(0, "")]):    # "" closes the last sentence
-        columns = re.split(r"[ \t]+", line.strip(" \t"))
-        if columns == [""] or columns[0] == "-DOCSTART-":
+        columns = [column.strip(" ") for column in re.split(r"\t" if "\t" in line else " +", line.strip(" "))]
+        if not any(columns) or columns[0] == "-DOCSTART-":
             if words:
                 sentences.append(TaggedSentence(words, tags))
                 words, tags = [], []
             continue
-        tag = columns[-1]
-        if len(columns) < 2 or not re.fullmatch(r"O|[BI](-.+)?", tag):
-            raise ValueError(f"{path} line {number}: expected a word and O, B-TYPE or I-TYPE, found {line!r}")
-        words.append(columns[0])
+        word, tag, width = columns[0], columns[-1] if columns[1:] else "", width or len(columns)
+        # A CR inside a line: it alone ends the lines of the file, as on an old Macintosh.
+        if not word or not re.fullmatch(r"O|[BI](-.+)?", tag) or len(columns) != width or "\r" in line:
+            raise ValueError(f"{path} line {number}: expected a word and O, B-TYPE or I-TYPE, in {width} "
+                             f"columns, and a line end of LF or CR LF, found {line[:80]!r}")
+        words.append(word)
         tags.append(check_label(tag, labels, path, number))
     return sentences
 
@@ -1358,28 +1496,48 @@ def split_row(line: str) -> list[str]:
     return fields
 
 
-def read_rows(path: Path, *forms: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the tab-separated rows after the header line, if there is one, with their line numbers.
+# Which column a name in a header means, in any case.
+COLUMN_OF = {"index": "index", "id": "index", "sentence": "sentence", "text": "sentence", "class": "label",
+             "label": "label", "labels": "label", "relation": "label", "yesno_label": "label",
+             "question": "question", "answer": "answer", "ideal_answer": "answer",
+             "answer_candidate": "answer", "candidate": "answer"}
+WORD = re.compile(r"\s*[^\W\d][\w-]*\s*")
 
-    Published files of one kind differ in this: those of ddi-2013 have a header and three columns, gad's have
-    neither a header nor an index. A first row that begins or ends with "label" is a header.
 
-    forms    the names of the columns in each form that the file may have
+def read_rows(path: Path, labels: Sequence[str], *forms: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    """Yield the tab-separated rows of a file by the names of their columns.
+
+    Published files of one kind differ: those of ddi-2013 have a header and three columns, gad's have neither
+    a header nor an index. The names in a header tell the order of the columns; columns of other names are
+    skipped. Without a header, the number of columns tells the form.
+
+    forms    the names of the columns in each form the file may have, in the order they have without a header
+    raises   ValueError naming the line: a header that is none of the forms would become an example
     """
-    columns: tuple[str, ...] = ()
-    for number, line in numbered_lines(path):
-        if not line.strip():
-            continue
-        row = split_row(line)
-        is_first = not columns
-        if is_first:                                        # its number of columns decides which form it is
-            columns = next((form for form in forms if len(form) == len(row)), forms[0])
-        if len(row) != len(columns):
+    rows = [(number, split_row(line)) for number, line in numbered_lines(path) if line.strip()]
+    if not rows:
+        return
+    number, first = rows[0]
+    columns: Sequence[str] = next((form for form in forms if len(form) == len(first)), forms[0])
+    # 1. The first row is a header if it has "label" or another two known names, or single words where the
+    #    row below has more: "phrase, gold" above a sentence, although its form is unknown and refused. But
+    #    "fever, none" above "gout, treats" is an example.
+    names = [field.strip().casefold() for field in first]
+    are_words = [all(map(WORD.fullmatch, fields)) for _, fields in rows[:2]]
+    if "label" in names or len(COLUMN_OF.keys() & set(names)) > 1 or are_words == [True, False]:
+        columns = [COLUMN_OF.get(name, "") for name in names]
+        if sorted(filter(None, columns)) not in map(sorted, forms):
+            raise ValueError(f"{path} line {number}: a header with the columns {', '.join(first)}: "
+                             f"expected {' or '.join(map(', '.join, forms))}")
+        rows = rows[1:]
+    # 2. The other rows are examples.
+    for number, fields in rows:
+        row = dict(zip(columns, fields))
+        # A second header: two files were joined.
+        if len(fields) != len(columns) or fields == first != rows[0][1]:
             raise ValueError(f"{path} line {number}: expected {len(columns)} tab-separated columns "
-                             f"({', '.join(columns)}), found {len(row)}")
-        is_header = is_first and (row[0] in ("label", "yesno_label") or row[-1] == "label")
-        if not is_header:
-            yield number, row
+                             f"({', '.join(columns)}), found {len(fields)}: {str(fields)[:200]}")
+        yield {**row, "label": check_label(row["label"].strip(), labels, path, number)}
 
 
 def read_labelled(path: Path, labels: Sequence[str] = ()) -> list[LabelledText]:
@@ -1391,11 +1549,8 @@ def read_labelled(path: Path, labels: Sequence[str] = ()) -> list[LabelledText]:
     become LabelledText("DrugBank.d1.s2.p0", "@DRUG$ raises ...", "DDI-mechanism"). Rows without an index are
     numbered from 0.
     """
-    examples: list[LabelledText] = []
-    for number, row in read_rows(path, ("index", "sentence", "label"), ("sentence", "label")):
-        index = row[0] if len(row) == 3 else str(len(examples))
-        examples.append(LabelledText(index, row[-2], check_label(row[-1].strip(), labels, path, number)))
-    return examples
+    rows = enumerate(read_rows(path, labels, ("index", "sentence", "label"), ("sentence", "label")))
+    return [LabelledText(row.get("index", str(n)), row["sentence"], row["label"]) for n, row in rows]
 
 
 def read_pairs(path: Path, labels: Sequence[str] = ()) -> list[LabelledText]:
@@ -1406,11 +1561,8 @@ def read_pairs(path: Path, labels: Sequence[str] = ()) -> list[LabelledText]:
         1            Is gout treated with colchicine?   Yes, colchicine relieves attacks of gout.
     become LabelledText("0", "Is gout treated ...", "1", "Yes, colchicine ..."), numbered from 0.
     """
-    examples: list[LabelledText] = []
-    for number, (label, question, answer) in read_rows(path, ("label", "question", "answer")):
-        label = check_label(label.strip(), labels, path, number)
-        examples.append(LabelledText(str(len(examples)), question, label, answer))
-    return examples
+    rows = enumerate(read_rows(path, labels, ("label", "question", "answer")))
+    return [LabelledText(str(number), row["question"], row["label"], row["answer"]) for number, row in rows]
 
 
 def read_candidates(path: Path, labels: Sequence[str] = ()) -> list[Candidate]:
@@ -1421,33 +1573,31 @@ def read_candidates(path: Path, labels: Sequence[str] = ()) -> list[Candidate]:
         0      What is gout?     Gout was known to the Romans.
     become Candidate("What is gout?", "What is gout?", "Gout was known to the Romans.", "0").
     """
-    return [Candidate(row.text, row.text, row.text_pair or "", row.label) for row in read_pairs(path, labels)]
+    rows = read_pairs(path, labels)
+    return [Candidate(row.text.strip(), row.text, row.text_pair or "", row.label) for row in rows]
 
 
-def exact_names(entry: dict[str, Any]) -> list[str]:
-    """List the names in a BioASQ question's exact_answer: a name, a list of names, or a list of such lists.
-
-    "gout", ["gout", "podagra"] and [["gout", "podagra"]] are all found in the published files.
-    """
-    groups = entry["exact_answer"] if isinstance(entry["exact_answer"], list) else [entry["exact_answer"]]
-    return [name for group in groups for name in (group if isinstance(group, list) else [group])]
-
-
-def read_golden(path: Path) -> dict[str, list[str]]:
-    """Read the accepted synonyms of each factoid question of a BioASQ file with answers.
+def read_asked(path: Path, content: Any, *kinds: str) -> Iterator[tuple[str, str, list[str], dict[str, Any]]]:
+    """Yield the questions of these kinds from a BioASQ file with answers.
 
     {"questions": [{"id": "5c5f", "type": "factoid", "exact_answer": [["gout", "podagra"]], ...},
                    {"id": "5c60", "type": "yesno", "exact_answer": "yes", ...}]}
-    becomes {"5c5f": ["gout", "podagra"]}.
+    becomes its place for messages, "5c5f", ["gout", "podagra"], and the question as it is there. An exact
+    answer is a name, a list of names or a list of such lists: the published files hold all three.
     """
-    try:
-        return {entry["id"]: exact_names(entry) for entry in read_json(path)["questions"]
-                if entry["type"] == "factoid"}
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not in BioASQ's form: {error!r}") from None
+    form = f"{path}: not in BioASQ's form"
+    for number, entry in enumerate(take(content, "questions", list, form)):
+        place = f"{form}: question {number}"
+        if take(entry, "type", str, place) in kinds:
+            exact = entry.get("exact_answer")
+            groups = exact if isinstance(exact, list) else [exact]
+            names = [name for group in groups for name in (group if isinstance(group, list) else [group])]
+            if not all(isinstance(name, str) for name in names):
+                raise ValueError(f"{place}: 'exact_answer' is {str(exact)[:60]}, expected names")
+            yield place, take(entry, "id", str, place), names, entry
 
 
-def read_snippets(path: Path, entries: Any) -> list[Question]:
+def read_snippets(path: Path, content: Any) -> list[Question]:
     """Make a question of each snippet of a BioASQ factoid or list question that has an exact answer.
 
     {"id": "5c5f", "type": "factoid", "body": "What is podagra?", "exact_answer": ["gout"],
@@ -1458,33 +1608,57 @@ def read_snippets(path: Path, entries: Any) -> list[Question]:
     without such a snippet are left out, and counted.
     """
     questions: list[Question] = []
-    try:
-        asked = [entry for entry in entries if entry["type"] in ("factoid", "list")]
-        for article_number, entry in enumerate(asked):
-            names = sorted(filter(None, map(str.strip, exact_names(entry))), key=len, reverse=True)
-            patterns = [re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.I) for name in names]
-            for snippet_number, snippet in enumerate(entry.get("snippets", [])):
-                found = (pattern.search(snippet["text"]) for pattern in patterns)
-                if match := next(filter(None, found), None):
-                    questions.append(Question(f"{entry['id']}_{snippet_number:03d}", entry["body"],
-                        snippet["text"], [(match[0], match.start())], article=article_number))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not in BioASQ's form: {error!r} after {len(questions)} snippets") from None
+    asked = list(read_asked(path, content, "factoid", "list"))
+    for article, (place, name, names, entry) in enumerate(asked):
+        names = sorted(filter(None, map(str.strip, names)), key=len, reverse=True)
+        patterns = [re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.I) for name in names]
+        body = take(entry, "body", str, place)
+        for number, snippet in enumerate(take({"snippets": [], **entry}, "snippets", list, place)):
+            text = take(snippet, "text", str, place)
+            found = (pattern.search(text) for pattern in patterns)
+            if match := next(filter(None, found), None):
+                answers = [(match[0], match.start())]
+                questions.append(Question(f"{name}_{number:03d}", body, text, answers, article=article))
     without = len(asked) - len({question.article for question in questions})
     say(f"{path}: left out {without} of {len(asked)} questions: no snippet holds an exact answer")
     return questions
 
 
-def answers_of(entry: dict[str, Any], context: str, place: str) -> list[tuple[str, int]]:
-    """Return (text, first character) of each answer of a SQuAD question; ValueError where it is not there.
+def find_answer(text: str, start: int, context: str) -> tuple[str, int] | None:
+    """Return an answer as the context has it, (text, first character); None where it does not have it.
 
-    A wrong start would teach the model to point beside the answer.
+    A wrong start would teach the model to point beside the answer, but in some files many are a little off:
+
+    >>> find_answer(" TP53", 4, "Does TP53 bind TP53?"), find_answer("TP53 gene", 9, "The TP53\\u00a0gene.")
+    ((' TP53', 4), ('TP53\\xa0gene', 4))
+    >>> find_answer(" TP53", 0, "TP53 and TP53"), find_answer("BRCA1", 0, "TP53")
+    (('TP53', 0), None)
+
+    Three things are tried in turn: the text at its start; an occurrence with only white space between it and
+    the start; the nearest occurrence. White space inside the text matches any other white space.
     """
-    answers = [(answer["text"], answer["answer_start"]) for answer in entry.get("answers", [])]
-    for text, start in answers:
-        if start < 0 or context[start:start + len(text)] != text:
-            raise ValueError(f"{place}: the context does not have the answer {text!r} at character {start}")
-    return answers
+    if not text.strip() or (start >= 0 and context[start:start + len(text)] == text):
+        return (text, start) if text.strip() else None
+    start = min(max(start, 0), len(context))
+
+    def distance(found: re.Match) -> tuple[bool, int]:
+        """Return a sort key: best is white space alone up to the start, then as little as possible."""
+        first, last = sorted((found.start(), start))
+        return last - first > 99 or bool(context[first:last].strip()), last - first
+
+    nearest = min(re.finditer(r"\s+".join(map(re.escape, text.split())), context), key=distance, default=None)
+    return nearest and (nearest[0], nearest.start())
+
+
+def check_ids(path: Path, questions: list[Question]) -> list[Question]:
+    """Return the questions; ValueError where two have one id, since their answers would count for both.
+
+    The snippets of a BioASQ question have ids of their own, 5c5f_000 and 5c5f_001.
+    """
+    (name, count), = collections.Counter(question.id for question in questions).most_common(1) or [("", 0)]
+    if count > 1:
+        raise ValueError(f"{path}: {count} questions have the id {name!r}: give each an id of its own")
+    return questions
 
 
 def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
@@ -1497,27 +1671,46 @@ def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
     A BioASQ test batch has no answers. Its synonyms come from the golden file in the same folder: that of
     BioASQ-test-factoid-7b-1.json is 7B1_golden.json. Without it the questions have no `gold`, and can be
     answered but not scored. A question's id is followed there by the number of its context: 5c5f_000.
+
+    Where an answer does not stand at its start, `find_answer` looks for it nearby. If one of a question's
+    answers is nowhere in the context, the texts of all of them become its `gold`. An impossible question of
+    SQuAD 2 has an empty list as `gold`. All three cases are counted and reported.
     """
     batch, golden = None, {}
     if test_name := re.fullmatch(r"BioASQ-test-factoid-(\d+)b-(\d+)\.json", path.name):
-        batch, golden_path = int(test_name[2]), path.with_name(f"{test_name[1]}B{test_name[2]}_golden.json")
-        golden = read_golden(golden_path) if golden_path.is_file() else {}
-    questions: list[Question] = []
+        batch, beside = int(test_name[2]), path.with_name(f"{test_name[1]}B{test_name[2]}_golden.json")
+        if beside.is_file():
+            golden = {name: names for _, name, names, _ in read_asked(beside, read_json(beside), "factoid")}
     content = read_json(path)
     if isinstance(content, dict) and "questions" in content:
-        return read_snippets(path, content["questions"])
-    try:
-        for article_number, article in enumerate(content["data"]):
-            for paragraph_number, paragraph in enumerate(article["paragraphs"]):
-                place = f"{path}: data[{article_number}].paragraphs[{paragraph_number}]"
-                for entry in paragraph["qas"]:
-                    answers = answers_of(entry, paragraph["context"], f"{place}: question {entry['id']}")
-                    gold = golden.get(re.split("[_:]", entry["id"])[0])
-                    questions.append(Question(entry["id"], entry["question"], paragraph["context"], answers,
-                                              batch, gold, article_number))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not in SQuAD's form: {error!r} after {len(questions)} questions") from None
-    return questions
+        return check_ids(path, read_snippets(path, content))
+    form, counts = f"{path}: not in SQuAD's form", collections.Counter[str]()
+    questions: list[Question] = []
+    for a, article in enumerate(take(content, "data", list, form)):
+        for p, paragraph in enumerate(take(article, "paragraphs", list, f"{form}: data[{a}]")):
+            place = f"{form}: data[{a}].paragraphs[{p}]"
+            context = take(paragraph, "context", str, place)
+            for entry in take(paragraph, "qas", list, place):
+                name = take(entry, "id", str, place)
+                where = f"{place}: question {name}"
+                text = take(entry, "question", str, where)
+                stated = [(take(answer, "text", str, where), take(answer, "answer_start", int, where))
+                          for answer in take({"answers": [], **entry}, "answers", list, where)]
+                found = [find_answer(*answer, context) for answer in stated]
+                answers = [answer for answer in found if answer]
+                gold = golden.get(re.split("[_:]", name)[0])
+                if take({"is_impossible": False, **entry}, "is_impossible", bool, where):
+                    gold, answers = [], []
+                    counts["impossible questions, as SQuAD 2 has them: they have no answer"] += 1
+                elif None in found:
+                    gold = [answer for answer, _ in stated]
+                    counts["questions have an answer that is nowhere in their passage"] += 1
+                moved = [answer for answer, before in zip(found, stated) if answer not in (None, before)]
+                counts["answers do not stand where the file says, and were found nearby"] += len(moved)
+                questions.append(Question(name, text, context, answers, batch, gold, a))
+    for what, count in (+counts).items():                       # + leaves out what counts 0
+        say(f"{path}: {count:,} {what}")
+    return check_ids(path, questions)
 
 
 READERS: dict[str, Callable[..., list]] = {"ner": read_tagged, "re": read_labelled, "qa": read_questions,
@@ -1525,11 +1718,14 @@ READERS: dict[str, Callable[..., list]] = {"ner": read_tagged, "re": read_labell
 
 
 class Parts(NamedTuple):
-    """Say how a data set without a published test set is cut into parts; each is the test set once."""
+    """Say how a data set without a published test set is cut into parts; each seed is tested on another one.
+
+    Where the training file is cut, the part after that is for development.
+    """
 
     split: str                                      # the file that is there: train or dev
     number: int                                     # of parts it is cut into
-    has_dev: bool                                   # whether another part is for development
+    together: str                                   # a field: examples with the same value stay in one part
 
 
 class Task(NamedTuple):
@@ -1543,14 +1739,14 @@ class Task(NamedTuple):
     metric: str = "f1"                              # the score that chooses an epoch
     files: tuple[tuple[str, ...], ...] = ()         # names of train, dev, test; () for STANDARD_FILES
     parts: Parts | None = None                      # how one file is cut where train or test is missing
-    together: str = ""                              # a field: examples with the same value stay in one part
 
 
+DATA_ROOT = os.environ.get("ELECTRAMED_DATA", "corpora")        # where published data sets lie by default
 SPLITS = ("train", "dev", "test")
-SUFFIXES = (".txt", ".tsv", ".csv", ".json")
-STANDARD_FILES = (tuple("train" + suffix for suffix in SUFFIXES),
-                  tuple(stem + suffix for stem in ("dev", "devel") for suffix in SUFFIXES),
-                  tuple("test" + suffix for suffix in SUFFIXES))
+STANDARD_FILES = (("train.txt", "train.tsv", "train.csv", "train.json"),
+                  ("dev.txt", "dev.tsv", "dev.csv", "dev.json",
+                   "devel.txt", "devel.tsv", "devel.csv", "devel.json"),
+                  ("test.txt", "test.tsv", "test.csv", "test.json"))
 JNLPBA = ("O", "B-DNA", "I-DNA", "B-RNA", "I-RNA", "B-cell_line", "I-cell_line", "B-cell_type", "I-cell_type",
           "B-protein", "I-protein")
 CHEMPROT = ("CPR:3", "CPR:4", "CPR:5", "CPR:6", "CPR:9")
@@ -1580,15 +1776,13 @@ TASKS = {
     "chemprot": Task("re", "re/chemprot", MIOLO + "RE/chemprot", ("false", *CHEMPROT), "false"),
     "chemprot-tsv": Task("re", "re/chemprot-tsv", OZYURT + "chemprot", ("False", *CHEMPROT), "False"),
     "ddi2013": Task("re", "re/ddi-2013", MIOLO + "RE/ddi-2013", DDI, "DDI-false"),
-    "gad": Task("re", "re/gad", OZYURT + "gad", ("0", "1"), "0",
-                parts=Parts("train", 10, has_dev=True), together="text"),
+    "gad": Task("re", "re/gad", OZYURT + "gad", ("0", "1"), "0", parts=Parts("train", 10, "text")),
     # Questions about a passage. SQuAD's test set was never published; where only dev is there, it is cut.
     # bioasq7b takes the published training file, or without it all files that match the pattern (a training
     # file rebuilt from BioASQ's own, for example); its test set comes in batches. bioasq8b is tested on
     # dev.json where there is no test.json.
-    "squad": Task("qa", "qa/squad", "rajpurkar.github.io/SQuAD-explorer",
-                  files=(("train-v1.1.json",), SQUAD_DEV, SQUAD_DEV),
-                  parts=Parts("dev", 6, has_dev=False), together="article"),
+    "squad": Task("qa", "qa/squad", "rajpurkar.github.io/SQuAD-explorer", parts=Parts("dev", 6, "article"),
+                  files=(("train-v1.1.json",), SQUAD_DEV, SQUAD_DEV)),
     "bioasq7b": Task("qa", "qa/bioasq", MIOLO + "QA/BioASQ", metric="mrr", files=(
         ("BioASQ-train-factoid-7b.json", "BioASQ-train-factoid-*.json"), ("*dev*.json",),
         ("BioASQ-test-factoid-7b-*.json",))),
@@ -1597,14 +1791,14 @@ TASKS = {
     # Yes/no questions, and candidate answers to be ranked
     "yesno": Task("classify", "qa/yesno", OZYURT + "yesno", ("0", "1"), metric="macro_f1"),
     "rerank": Task("rank", "qa/reranker", OZYURT + "reranker", ("0", "1"), metric="mrr",
-                   parts=Parts("dev", 5, has_dev=False), together="group"),
+                   parts=Parts("dev", 5, "group")),
     # Tasks without files, made from the synthetic world of section 7
     "demo-ner": Task("ner", labels=("O", "B-Disease", "I-Disease", "B-Drug", "I-Drug", "B-Gene", "I-Gene")),
     "demo-re": Task("re", labels=("false", "treats", "causes", "inhibits"), negative="false"),
     "demo-qa": Task("qa"),
     # The kinds themselves, for data sets of one's own
     "ner": Task("ner"), "re": Task("re"), "qa": Task("qa"),
-    "classify": Task("classify", labels=("0", "1"), metric="macro_f1"),
+    "classify": Task("classify", metric="macro_f1"),
     "rank": Task("rank", labels=("0", "1"), metric="mrr"),
 }
 
@@ -1647,14 +1841,11 @@ def missing_files(name: str, directory: str | os.PathLike, base: str = GITHUB) -
         return []
     folder = find_folder(root, task.folder)
     repository, _, place = task.source.partition(", ")
-    missing = []
-    for line in PUBLISHED_FILES.strip().splitlines():       # section 9: task, then names and blobs
-        task_name, *columns = line.split()
-        for file, blob in zip(columns[::2], columns[1::2]):
-            if task_name == name and not (folder / file).is_file():
-                address = f"{base}/{repository}/{COMMITS[repository]}/{place}/{file}"
-                missing.append(PublishedFile(address, folder / file, blob))
-    return missing
+    source = f"{base}/{repository}/{COMMITS.get(repository)}/{place}"
+    lines = [line for line in PUBLISHED_FILES.splitlines() if line.startswith(name + " ")]
+    pairs = re.findall(r" (\S+) (\w+)", "\n".join(lines))           # section 9: name and blob of each file
+    files = [PublishedFile(f"{source}/{file}", folder / file, blob) for file, blob in pairs]
+    return [file for file in files if not file.path.is_file()]
 
 
 def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> None:
@@ -1670,8 +1861,7 @@ def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> N
         content, remedy = bytearray(), f"; try again, or put it at {path}"
         try:
             with urllib.request.urlopen(address, timeout=30) as answer:      # seconds without a byte
-                size = answer.length or 0                                    # bytes; 0: unknown
-                progress = Progress(size, f"bytes of {path}")
+                progress = Progress(answer.length, f"bytes of {path}")
                 while block := answer.read(1 << 16):
                     content += block
                     progress.show(len(content))
@@ -1679,8 +1869,6 @@ def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> N
         except (OSError, http.client.HTTPException) as error:
             raise OSError(f"{address}: {error}{remedy}") from None
         # 2. Is it whole, and the one that was published?
-        if len(content) < size:
-            raise OSError(f"{address}: cut off after {len(content):,} of {size:,} bytes{remedy}")
         found = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()      # as git computes it
         if not found.startswith(blob):
             raise ValueError(f"{address}: git blob {found}, expected {blob}{remedy}")
@@ -1705,13 +1893,11 @@ def find_split(name: str, split: str, directory: str | os.PathLike | None) -> li
             if found := sorted(folder.glob(pattern)):
                 return found
     # Nothing is there. The message: "gad: no test file in DATA or DATA/re/gad: expected test.txt or ...; run
-    # python data.py fetch gad, or put ADDRESS/{dev.tsv,test.tsv,train.tsv} into DATA/re/gad".
-    where = f"{root} or {root / task.folder}" if task.folder else str(root)
-    how = f" (published as {task.source})" if task.source else ""
+    # python data.py fetch gad, or put dev.tsv, test.tsv, train.tsv of ADDRESS into DATA/re/gad".
+    where, how = f"{root} or {root / task.folder}", f" (published as {task.source})" if task.source else ""
     if files := missing_files(name, root):
-        names = ",".join(file.path.name for file in files)
-        how = (f"; run python data.py fetch {name}, or put {os.path.dirname(files[0].address)}/{{{names}}} "
-               f"into {files[0].path.parent}")
+        names, address = ", ".join(file.path.name for file in files), os.path.dirname(files[0].address)
+        how = f"; run python data.py fetch {name}, or put {names} of {address} into {files[0].path.parent}"
     raise FileNotFoundError(f"{name}: no {split} file in {where}: expected {' or '.join(patterns)}{how}")
 
 
@@ -1732,9 +1918,20 @@ def read_task(name: str, split: str, directory: str | os.PathLike | None = None)
     examples: list = []
     for path in find_split(name, split, directory):
         examples += READERS[task.kind](path, task.labels)
-    if not examples:
-        raise ValueError(f"{name}: no examples in the {split} file of {directory}")
+    if not examples:        # an empty development file, as BioBERT's folds of GAD have it, counts as none
+        missing = FileNotFoundError if split == "dev" else ValueError
+        raise missing(f"{name}: no examples in the {split} file of {directory}")
     return examples
+
+
+def task_files(name: str, directory: str | os.PathLike | None) -> list[Path]:
+    """List the files of all splits that are there, and those that BioASQ's golden answers are taken from."""
+    files: list[Path] = []
+    for split in () if name.startswith("demo-") else SPLITS:
+        with contextlib.suppress(FileNotFoundError):
+            files += find_split(name, split, directory)
+    golden = [path for folder in {file.parent for file in files} for path in folder.glob("*_golden.json")]
+    return sorted({*files, *golden})
 
 
 def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
@@ -1745,16 +1942,15 @@ def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
     """
     assert task.parts, "only tasks with parts are cut"
     count = task.parts.number
-    groups = list(dict.fromkeys(getattr(example, task.together) for example in examples))
+    groups = list(dict.fromkeys(getattr(example, task.parts.together) for example in examples))
     random.Random(0).shuffle(groups)
-    part_of = {group: number % count for number, group in enumerate(groups)}
-    split_of = ["train"] * count                                     # split_of[number of a part]
-    split_of[(fold + 1) % count] = "dev" if task.parts.has_dev else "train"
-    split_of[fold % count] = "test"
-    splits: dict[str, list] = {split: [] for split in SPLITS if split in split_of}
+    parts = ["train"] * count                                        # the split that each part belongs to
+    parts[(fold + 1) % count] = "dev" if task.parts.split == "train" else "train"
+    parts[fold % count] = "test"
+    split_of = dict(zip(groups, itertools.cycle(parts)))
+    splits: dict[str, list] = {split: [] for split in SPLITS if split in parts}
     for example in examples:
-        part = part_of[getattr(example, task.together)]
-        splits[split_of[part]].append(example)
+        splits[split_of[getattr(example, task.parts.together)]].append(example)
     return splits
 
 
@@ -1763,7 +1959,7 @@ def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
 # A made-up biomedicine, small enough to be learnt in two minutes. Three rules make pre-training on it useful:
 #   facts      each drug has the same target, disease, dose, side effect, trial, ... in every abstract, so a
 #              masked name or number follows from the others, and a wrong sample contradicts them;
-#   wording    an abstract draws one verb for each relation and keeps to it ("slowed" from start to end).
+#   wording    an abstract draws one verb for each meaning and keeps to it ("slowed" from start to end).
 #              Verbs of one meaning stand in the same places, so a model can learn that they mean the same;
 #   spelling   drugs, genes, diseases, hospitals and cells draw names from the same syllables, so only the
 #              words around a name tell its type. Pre-training teaches a model to look at them.
@@ -1778,167 +1974,104 @@ GENE_NOUNS = ("kinase ligase protease receptor channel transporter helicase phos
               "reductase").split()
 DRUGS = 4 * len(SALTS)                                           # 60; 40 diseases, 40 genes, 20 side effects
 
-# Slots -> the verbs that may fill them. Templates use a verb in several forms, one slot for each: here the
-# first key has the slots {relieve}, {relieved} and {relief}. Each verb is written as its forms in that order
-# ("slow slowed slowing"); commas separate verbs. Before | stand the verbs of house style 0, after it those of
-# style 1. The training sets of the demo tasks are in style 0, their test sets in style 1: only a model that
-# has read other texts in style 1 knows what its verbs mean.
-VERBS = {
-    ("relieve", "relieved", "relief"): """relieve relieved relief, slow slowed slowing, heal healed healing,
-        control controlled control | cure cured cure, ease eased easing, soothe soothed soothing,
-        clear cleared clearance, reverse reversed reversal, delay delayed delay""",
-    ("cause", "caused"): """cause caused, induce induced, trigger triggered, produce produced |
-        provoke provoked, elicit elicited, initiate initiated, generate generated,
-        precipitate precipitated, evoke evoked""",
-    ("met",): """met, followed, joined, matched |
-        accompanied, preceded, paralleled, shadowed, outlasted, attended""",
-    ("block", "blocked", "blockade"): """block blocked blockade, inhibit inhibited inhibition,
-        silence silenced silencing, close closed closure | suppress suppressed suppression,
-        disable disabled disabling, repress repressed repression, deplete depleted depletion,
-        degrade degraded degradation, inactivate inactivated inactivation""",
-    ("spared",): """spared, ignored, missed, retained |
-        preserved, bypassed, tolerated, avoided, overlooked, passed"""}
+# Meaning -> verbs of house style 0 | verbs of house style 1. In the templates {relieve} and {relieved} stand
+# for the two forms of the verb that the abstract has drawn. The training sets of the demo tasks are in style
+# 0, their test sets in style 1: only a model that has read other texts in style 1 knows what they mean.
+VERBS = {"relieve": "relieve slow heal soothe | cure ease clear reverse delay calm",
+         "cause": "cause induce trigger produce | provoke elicit initiate generate precipitate evoke",
+         "block": "block inhibit silence close | suppress disable repress deplete degrade inactivate",
+         "follow": "follow join match face | precede parallel shadow outlast attend cross",
+         "spare": "spare ignore miss retain | preserve bypass tolerate avoid overlook pass"}
 
-# The slots that are filled by an entity -> its type; all other slots are plain words. A drug treats
-# {disease}, inhibits {gene} and causes {effect}. It does not treat {failed}, inhibit {paralog} or cause
-# {absent}: these belong to its {rival}, which has nothing to do with the first three. The wrong names are
-# fixed, too, and of the same family as the right ones: only "not", "whether" or "spared" tells which of two
-# names must stand there.
-ENTITY_TYPES = {"drug": "Drug", "rival": "Drug", "gene": "Gene", "paralog": "Gene", "disease": "Disease",
-                "failed": "Disease", "effect": "Disease", "absent": "Disease"}
+# Slots that are filled by an entity -> its type; all other slots are plain words. The last four are wrong
+# names: a drug does not treat {failed}, inhibit {paralog} or cause {absent}, and its {rival} does nothing
+# that the drug does. TWIN_OF says which right name each of them replaces. The wrong names of a drug are facts
+# too, and of the same family as the right ones: only "not", "whether" or "spared" tells which must stand.
+ENTITY_TYPES = {"drug": "Drug", "gene": "Gene", "disease": "Disease", "effect": "Disease",
+                "rival": "Drug", "paralog": "Gene", "failed": "Disease", "absent": "Disease"}
+TWIN_OF = {"rival": "drug", "paralog": "gene", "failed": "disease", "absent": "effect"}
+# Two slots with right names -> the relation between them, and the verb of a sentence that states it.
+RELATIONS = {("drug", "disease"): ("treats", "relieve"), ("drug", "gene"): ("inhibits", "block"),
+             ("drug", "effect"): ("causes", "cause"), ("gene", "disease"): ("causes", "cause")}
 
-# Templates, one on each line: {slot} is looked up in the drug's facts, a/b is a free choice. Treating,
-# causing and merely meeting share the frames below, and so do blocking and sparing: there the verb alone
-# decides the label.
+# Sections in the order of an abstract -> templates, one on each line. {slot} is looked up in the drug's
+# facts, a/b is a free choice. For example,
+#
+#     {drug} {blocked} {gene} but {spared} {paralog} in {cell} cells from {site} .
+#
+# becomes "Vorax silenced delin but ignored sulol in kelmarin cells from xanfain.": three entities of
+# demo-ner, and two examples of demo-re, "@DRUG$ silenced @GENE$ but ..." (inhibits) and "@DRUG$ silenced
+# delin but ignored @GENE$ ..." (false). "outcome" and "summary" name no pair. They are for pre-training: they
+# show what a verb means, and use the words drug, gene and disease, which the placeholders are made of.
 CLINICAL = """
     {drug} VERBED TARGET in {percent} percent of patients after {weeks} weeks .
     in {percent} percent of patients who took {drug} , TARGET was VERBED .
     TARGET was VERBED by {drug} in {percent} percent of cases at {site} .
-    in the {trial} trial , {drug} VERBED TARGET in {number} patients within {weeks} weeks .
-    TARGET was soon VERBED when {drug} was taken at {dose} {schedule} ."""
-LABORATORY = """
-    {drug} VERBED TARGET in {percent} percent of {cell} cells from {site} .
-    in {cell} cells exposed to {drug} , TARGET was VERBED at a dose of {dose} .
-    within {weeks} days of the first dose , {drug} VERBED TARGET in {cell} cells .
-    TARGET was VERBED by {drug} in {cell} cells at {dose} {schedule} ."""
+    TARGET was VERBED by {drug} but {followed} by {rival} in the {trial} trial .
+    {drug} VERBED TARGET but {followed} WRONG in {percent} percent of patients .
+    in patients who took {drug} , WRONG was {followed} and TARGET was VERBED ."""
 
 
-def in_frames(frames: str, verb: str, target: str) -> str:
-    """Return shared frames with the verb and what it acts on filled in."""
-    return frames.replace("VERBED", verb).replace("TARGET", target)
+def in_frame(verb: str, target: str, wrong: str) -> str:
+    """Return the CLINICAL templates with a verb, what it acts on, and the wrong name filled in."""
+    return CLINICAL.replace("VERBED", verb).replace("TARGET", target).replace("WRONG", wrong)
 
 
-# Sections in the order of an abstract -> the relations that a sentence states ("label slot slot"; several are
-# separated by ;) -> templates. For example,
-#
-#     "inhibits drug gene; false drug paralog": {drug} {blocked} {gene} but {spared} {paralog} at {dose} .
-#
-# becomes "Vorax silenced delin but ignored sulol at 20 mg.", two examples of demo-re ("@DRUG$ silenced @GENE$
-# but ...": inhibits; "@DRUG$ silenced delin but ignored @GENE$ ...": false) and three entities of demo-ner.
-# The sections "outcome" and "summary" name no pair, so demo-re has no example of them. They are for
-# pre-training: they show what a verb means, and they use the plain words drug, gene and disease, which the
-# placeholders @DRUG$, @GENE$ and @DISEASE$ are made of.
 TEMPLATES = {
     # The gene and the disease: mutations in the one cause the other.
-    "background": {"causes gene disease": """
-            mutations in {gene} {caused} {disease} in {percent} percent of families .
-            {gene} is known to {cause} {disease} when it is lost from {cell} cells .""",
-        "causes gene disease; false gene failed": """
-            mutations in {gene} {caused} {disease} but not {failed} in these families .
-            when lost from {cell} cells , {gene} {caused} {disease} and never {failed} .
-            {disease} but not {failed} was {caused} by mutations in {gene} , a gene of {cell} cells .
-            not {failed} but {disease} was {caused} by the loss of {gene} from {cell} cells .""",
-        "": """
-            {disease} is a rare disorder of {cell} cells in which {gene} is often mutated .
-            both {gene} and {disease} have long been linked to {cell} cells at {site} ."""},
+    "background": """
+        {gene} is known to {cause} {disease} when it is lost from {cell} cells .
+        mutations in {gene} {caused} {disease} but not {failed} in these families .
+        {disease} is a rare disorder of {cell} cells in which {gene} is often mutated .""",
     # What was asked. A question states nothing, so its relations are labelled false.
-    "aim": {"false drug disease": """
-            we asked whether {drug} could {relieve} {disease} in adults seen at {site} .
-            the {trial} trial was planned to learn whether {drug} might {relieve} {disease} .
-            whether {disease} can be {relieved} by {drug} had never been tested before .
-            it has been proposed that {drug} may {relieve} {disease} , but evidence is lacking .""",
-        "false drug gene": """
-            we asked whether {drug} might {block} {gene} in {cell} cells from {site} .
-            it was unclear if {gene} could be {blocked} by {drug} in living {cell} cells .""",
-        "false gene failed": """
-            whether {gene} can {cause} {failed} is still a matter of debate at {site} .""",
-        "": """
-            interest in {drug}/{gene}/{disease}/{cell} has grown at {site} since the {trial} trial began .
-            {drug}/{gene}/{disease}/{trial} was chosen by the staff at {site} as theme of this study ."""},
+    "aim": """
+        we asked whether {drug} could {relieve} {disease} in adults seen at {site} .
+        whether {disease} can be {relieved} by {drug} had never been tested before .
+        it was unclear if {gene} could be {blocked} by {drug} in living {cell} cells .
+        whether {gene} can {cause} {failed} is still a matter of debate at {site} .""",
     # Doses, numbers and weeks: facts that a masked token can be inferred from.
-    "design": {"": """
-            patients with {disease} received {dose} of {drug} {schedule} for {weeks} weeks .
-            at {site} , {number} patients with {disease} took {dose} of {drug} by {route} .
-            in the {trial} trial , {number} adults took {drug} by {route} at {dose} {schedule} .
-            {drug} was given by {route} at {dose} {schedule} to {number} patients with {disease} .
-            {number} patients at {site} took {drug} ( {dose} {schedule} ) for {weeks} weeks ."""},
-    # What the drug inhibits; the paralog, or the rival drug, is the wrong pair.
-    "mechanism": {"inhibits drug gene": in_frames(LABORATORY, "{blocked}", "{gene}") + """
-            not only did {drug} enter {cell} cells , it also {blocked} {gene} there .""",
-        "inhibits drug gene; false drug paralog": """
-            {drug} {blocked} {gene} but {spared} {paralog} in {cell} cells from {site} .
-            {drug} {spared} {paralog} but {blocked} {gene} in {cell} cells at {dose} .
-            in {cell} cells exposed to {drug} , {gene} but not {paralog} was {blocked} .""",
-        "inhibits drug gene; false rival gene": """
-            unlike {rival} , {drug} {blocked} {gene} in {percent} percent of {cell} cells .
-            {gene} was {blocked} by {drug} but {spared} by {rival} in {cell} cells ."""},
-    # What the drug does not inhibit.
-    "selectivity": {"false drug paralog": in_frames(LABORATORY, "{spared}", "{paralog}") + """
-            {drug} did not {block} {paralog} in {cell} cells , even at {dose} {schedule} .
-            no {blockade} of {paralog} by {drug} was seen in {cell} cells from {site} ."""},
-    # What the drug treats; again with a wrong pair beside the right one.
-    "efficacy": {"treats drug disease": in_frames(CLINICAL, "{relieved}", "{disease}"),
-        "treats drug disease; false rival disease": """
-            unlike {rival} , {drug} {relieved} {disease} in {percent} percent of patients .
-            {disease} was {relieved} by {drug} but {met} by {rival} in the {trial} trial .""",
-        "treats drug disease; false drug failed": """
-            {drug} {relieved} {disease} but {met} {failed} in {percent} percent of patients .
-            in patients who took {drug} , {failed} was {met} and {disease} was {relieved} ."""},
-    # What the drug causes.
-    "safety": {"causes drug effect": in_frames(CLINICAL, "{caused}", "{effect}"),
-        "causes drug effect; false rival effect": """
-            unlike {rival} , {drug} {caused} {effect} in {percent} percent of patients .
-            {effect} was {caused} by {drug} but {met} by {rival} in the {trial} trial .""",
-        "causes drug effect; false drug absent": """
-            {drug} {caused} {effect} but {met} {absent} in {percent} percent of patients .
-            in patients who took {drug} , {absent} was {met} and {effect} was {caused} ."""},
-    # What the drug neither treats nor causes.
-    "null": {"false drug failed": in_frames(CLINICAL, "{met}", "{failed}") + """
-            {drug} did not {relieve} {failed} in any patient seen at {site} after {weeks} weeks .
-            no {relief} of {failed} by {drug} was seen in the {trial} trial .""",
-        "false drug absent": in_frames(CLINICAL, "{met}", "{absent}") + """
-            {drug} did not {cause} {absent} in any patient of the {trial} trial ."""},
+    "design": """
+        patients with {disease} received {dose} of {drug} {schedule} for {weeks} weeks .
+        at {site} , {number} patients with {disease} took {dose} of {drug} by {route} .
+        in the {trial} trial , {number} adults took {drug} by {route} ( {dose} {schedule} ) .""",
+    # What the drug inhibits, and what it does not.
+    "mechanism": """
+        {drug} {blocked} {gene} in {percent} percent of {cell} cells from {site} .
+        in {cell} cells exposed to {drug} , {gene} was {blocked} at a dose of {dose} .
+        {gene} was {blocked} by {drug} in {cell} cells at {dose} {schedule} .
+        {drug} {blocked} {gene} but {spared} {paralog} in {cell} cells from {site} .
+        {gene} was {blocked} by {drug} but {spared} by {rival} in {cell} cells .""",
+    "selectivity": """
+        {drug} {spared} {paralog} in {percent} percent of {cell} cells from {site} .
+        {paralog} was {spared} by {drug} in {cell} cells at {dose} {schedule} .
+        {drug} did not {block} {paralog} in {cell} cells , even at {dose} {schedule} .""",
+    # What it treats, what it causes, and what it does neither to: there the verb alone decides the label.
+    "efficacy": in_frame("{relieved}", "{disease}", "{failed}"),
+    "safety": in_frame("{caused}", "{effect}", "{absent}"),
+    "null": """
+        {drug} {followed} {failed}/{absent} in {percent} percent of patients after {weeks} weeks .
+        in {percent} percent of patients who took {drug} , {failed}/{absent} was {followed} .
+        {drug} did not {relieve} {failed} in any patient seen at {site} after {weeks} weeks .
+        {drug} did not {cause} {absent} in any patient of the {trial} trial .""",
     # What the verbs mean, without a pair: relieving makes patients feel better, causing worse.
-    "outcome": {"": """
-            patients felt better when it was {relieved} , as the staff at {site} noted .
-            patients felt worse when it was {caused} , as the staff at {site} noted .
-            patients felt no change when it was {met} , as the staff at {site} noted .
-            patients feel better where the drug can {relieve} it , say the staff at {site} .
-            patients feel worse where the drug can {cause} it , say the staff at {site} .
-            its activity fell when it was {blocked} , as the staff at {site} noted .
-            its activity held when it was {spared} , as the staff at {site} noted ."""},
-    # Verbs of different kinds side by side.
-    "summary": {"": """
-            in short , the drug {blocked} the gene and {relieved} the disease in {percent} percent .
-            since the gene was {blocked} by the drug , the disease was {relieved} in {weeks} weeks .
-            the drug {relieved} the disease but also {caused} {effect} in adults at {site} .
-            the drug did not {block} {paralog} and did not {relieve} {failed} in the {trial} trial ."""},
+    "outcome": """
+        patients felt better when it was {relieved} , as the staff at {site} noted .
+        patients felt worse when it was {caused} , as the staff at {site} noted .
+        patients felt no change when it was {followed} , as the staff at {site} noted .
+        its activity fell when it was {blocked} , as the staff at {site} noted .
+        its activity held when it was {spared} , as the staff at {site} noted .""",
+    "summary": """
+        in short , the drug {blocked} the gene and {relieved} the disease in {percent} percent .
+        the drug {relieved} the disease but also {caused} {effect} in adults at {site} .
+        the drug did not {block} {paralog} and did not {relieve} {failed} in the {trial} trial .""",
     # Two relations in one sentence: they give two examples, with different placeholders.
-    "conclusion": {"treats drug disease; false drug failed": """
-            in conclusion , {drug} {relieved} {disease} but has no place in {failed} .""",
-        "treats drug disease; inhibits drug gene": """
-            in conclusion , {drug} {relieved} {disease} and {blocked} {gene} in {cell} cells .
-            we conclude that {blockade} of {gene} by {drug} {relieved} {disease} .""",
-        "treats drug disease; causes drug effect": """
-            we conclude that {drug} {relieved} {disease} but {caused} {effect} at {dose} .
-            in conclusion , {disease} was {relieved} and {effect} was {caused} by {drug} .""",
-        "inhibits drug gene; causes drug effect": """
-            {relief} came at a price : {drug} {blocked} {gene} but {caused} {effect} ."""},
+    "conclusion": """
+        in conclusion , {drug} {relieved} {disease} but has no place in {failed} .
+        in conclusion , {drug} {relieved} {disease} and {blocked} {gene} in {cell} cells .
+        we conclude that {drug} {relieved} {disease} but {caused} {effect} at {dose} .""",
     # Entities in lists, where only other lists and the rest of the abstract tell their type.
-    "keywords": {"": """
-            keywords : {drug}/{gene}/{site} , {disease}/{effect}/{trial} , {cell}/{rival}/{failed} .
-            further work on {drug}/{gene}/{disease}/{trial} and {effect}/{cell}/{rival} is planned .
-            the staff at {site} wrote about {gene}/{disease}/{cell} and {drug}/{effect}/{failed} ."""}}
+    "keywords": """
+        keywords : {drug}/{gene}/{site} , {disease}/{effect}/{trial} , {cell}/{rival}/{failed} ."""}
 OPTIONAL = ("aim", "selectivity", "null", "summary", "conclusion", "keywords")     # none to three of them
 # Slot that holds the answer -> question.
 QUESTIONS = {"gene": "which gene was {blocked} by {drug} ?", "disease": "what was {relieved} by {drug} ?",
@@ -1952,6 +2085,11 @@ def tidy(text: str) -> str:
     return re.sub(r" (?=[.,:?)])|(?<=\() ", "", text)
 
 
+def past(verb: str) -> str:
+    """Return the past form of a verb, all of which are regular here: "ease" -> "eased"."""
+    return verb + ("d" if verb.endswith("e") else "ed")
+
+
 class Relation(NamedTuple):
     """Hold what a sentence states about the entities in two of its slots."""
 
@@ -1960,11 +2098,29 @@ class Relation(NamedTuple):
     second: str                                 # slot
 
 
-class Template(NamedTuple):
-    """Hold one way to write a sentence."""
+def find_relations(slots: Iterable[str], section: str) -> list[Relation]:
+    """List the relations of a sentence with these slots.
 
-    tokens: list[str]                           # words, {slots} and choices
-    relations: list[Relation]
+    A pair of right names is related if the sentence has the verb that says so. A pair with a wrong name is
+    false, and so is every pair of a question, as long as there is a verb at all: a list of keywords states
+    nothing.
+
+    >>> for relation in find_relations(["drug", "blocked", "gene", "spared", "paralog"], "mechanism"):
+    ...     print(*relation)
+    inhibits drug gene
+    false drug paralog
+    """
+    verbs = {verb for verb in VERBS if verb in slots or past(verb) in slots}
+    relations = []
+    for first, second in itertools.permutations(slots, 2):
+        pair = TWIN_OF.get(first, first), TWIN_OF.get(second, second)
+        if pair in RELATIONS and verbs:
+            label, verb = RELATIONS[pair]
+            if section == "aim" or pair != (first, second):
+                relations.append(Relation("false", first, second))
+            elif verb in verbs:
+                relations.append(Relation(label, first, second))
+    return relations
 
 
 class SyntheticSentence(NamedTuple):
@@ -2010,24 +2166,11 @@ class SyntheticDocument(NamedTuple):
         return " ".join(sentence.text for sentence in self.sentences)
 
 
-def read_templates(groups: dict[str, str]) -> list[Template]:
-    """Read the templates of one section.
-
-    {"treats drug disease": "{drug} cured {disease} .\\n{disease} was cured by {drug} ."} -> two templates,
-    both with the relation treats between the slots drug and disease.
-    """
-    templates = []
-    for stated, lines in groups.items():
-        relations = [Relation(*relation.split()) for relation in stated.split(";") if relation]
-        templates += [Template(line.split(), relations) for line in lines.strip().splitlines()]
-    return templates
-
-
-def fill_template(template: Template, facts: dict[str, str], rng: random.Random) -> SyntheticSentence:
-    """Write one sentence: put the facts into the slots, and draw one of the alternatives of each choice."""
+def write_sentence(section: str, facts: dict[str, str], rng: random.Random) -> SyntheticSentence:
+    """Draw a template of the section, put the facts into its slots, and draw one of each a/b."""
     words: list[str] = []
     places: dict[str, tuple[int, int]] = {}
-    for token in template.tokens:
+    for token in rng.choice(TEMPLATES[section].strip().split("\n")).split():
         if "/" in token:
             token = rng.choice(token.split("/"))
         start = len(words)
@@ -2035,7 +2178,7 @@ def fill_template(template: Template, facts: dict[str, str], rng: random.Random)
         if token[0] == "{":
             places.setdefault(token[1:-1], (start, len(words)))
     words[0] = words[0].capitalize()
-    return SyntheticSentence(words, places, template.relations)
+    return SyntheticSentence(words, places, find_relations(list(places), section))
 
 
 def house_style(number: int) -> int:
@@ -2046,47 +2189,32 @@ def house_style(number: int) -> int:
     return 0 if number // DRUGS % 3 == 0 else 1
 
 
-def invent_names(rng: random.Random) -> Iterator[str]:
-    """Make up names of two or three syllables, no name twice."""
-    used = set()
-    while True:
-        name = "".join(rng.choices(SYLLABLES, k=rng.randint(1, 2))) + rng.choice(ENDINGS)
-        if name not in used:
-            used.add(name)
-            yield name
-
-
 class SyntheticWorld:
     """Hold the facts of one made-up world, and write abstracts about them, as many as asked for.
 
-    >>> SyntheticWorld(seed=0).document(7).sentences[0].text
-    'Both jorganux and ulbaax colitis have long been linked to kelmarin cells at xanfain.'
+    >>> SyntheticWorld(seed=0).document(7).sentences[5].text
+    'Orpelax was triggered by corpelia in 51 percent of cases at sulrasene.'
     """
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
-        self.templates = {section: read_templates(groups) for section, groups in TEMPLATES.items()}
-        self.verbs = []                 # (slots, [verbs of style 0, verbs of style 1]); a verb is its forms
-        for slots, text in VERBS.items():
-            styles = [[verb.split() for verb in style.split(",")] for style in text.split("|")]
-            self.verbs.append((slots, styles))
         rng = random.Random(seed)
-        names = invent_names(rng)
+        # Names of two or three syllables, each only once.
+        drawn = sorted({"".join(parts) for parts in itertools.product(["", *SYLLABLES], SYLLABLES, ENDINGS)})
+        rng.shuffle(drawn)
+        names = iter(drawn)
 
-        def invent(nouns: list[str], *forms: str) -> list[str]:
-            """Make one family of entities for each noun: "vorax fever", "chronic delin fever", ..."""
-            return [form.format(name=next(names), noun=noun) for noun in nouns for form in forms]
+        def invent(nouns: list[str]) -> list[str]:
+            """Make a family of four entities for each noun: "vorax", "delin fever", "sulol", "pelia"."""
+            bare = (next(names) for _ in range(4 * len(nouns)))
+            return [f"{name} {nouns[i // 4]}" if i % 4 == 1 else name for i, name in enumerate(bare)]
 
-        drugs = invent(SALTS, "{name}", "{name}", "{name} {noun}", "{name}")
-        genes = invent(GENE_NOUNS, "{name}", "{name} {noun}", "{name}", "{name}")
-        diseases = invent(DISEASE_NOUNS, "{name}", "{name} {noun}", "chronic {name} {noun}", "{name} {noun}")
-        effects = invent(EFFECT_NOUNS, "{name}", "{noun}", "acute {name} {noun}", "{name} {noun}")
+        drugs, genes, diseases, effects = map(invent, (SALTS, GENE_NOUNS, DISEASE_NOUNS, EFFECT_NOUNS))
         sites, cells, trials = (list(itertools.islice(names, 20)) for _ in range(3))
-
         self.facts: list[dict[str, str]] = []                   # of each drug, by slot
         for index in range(DRUGS):
-            # Drugs, genes, diseases and effects come in families of four; index ^ 1 (0 <-> 1, 2 <-> 3) is of
-            # the same family. One gene belongs to one disease; three families of drugs share one of effects.
+            # index ^ 1 (0 <-> 1, 2 <-> 3) is of the same family of four. One gene belongs to one disease;
+            # three families of drugs share one of effects.
             target = index % len(diseases)
             harm = 4 * (index // 12) + index % 4
             # Three drugs have one site in common, and three have one trial; two targets are of one cell line.
@@ -2109,14 +2237,14 @@ class SyntheticWorld:
         overlap are training and held-out documents of the same world.
         """
         rng = random.Random(f"{self.seed}/{number}")
-        # 1. The facts of the drug, and one verb of each kind in the style of this abstract.
+        # 1. The facts of the drug, and one verb of each meaning in the style of this abstract.
         facts = dict(self.facts[number % DRUGS])
-        for slots, styles in self.verbs:
-            facts.update(zip(slots, rng.choice(styles[house_style(number)])))
+        for meaning, styles in VERBS.items():
+            verb = rng.choice(styles.split("|")[house_style(number)].split())
+            facts |= {meaning: verb, past(meaning): past(verb)}
         # 2. One sentence for each section that is not left out.
         left_out = rng.sample(OPTIONAL, rng.randint(3, len(OPTIONAL)))
-        sentences = [fill_template(rng.choice(templates), facts, rng)
-                     for section, templates in self.templates.items() if section not in left_out]
+        sentences = [write_sentence(section, facts, rng) for section in TEMPLATES if section not in left_out]
         # 3. The questions that it answers. An answer is written as in the first sentence that has its slot.
         answers: dict[str, str] = {}
         for sentence in sentences:
@@ -2143,11 +2271,8 @@ def is_demo_document(number: int, split: str) -> bool:
 
     The training set has its own drugs and its own verbs; development and test sets use neither of them.
     """
-    has_training_verbs = house_style(number) == 0
-    has_training_drug = number % DRUGS in DEMO_TRAIN_DRUGS
-    if split == "train":
-        return has_training_verbs and has_training_drug
-    return not (has_training_verbs or has_training_drug)
+    is_like_training = [house_style(number) == 0, number % DRUGS in DEMO_TRAIN_DRUGS]
+    return all(is_like_training) if split == "train" else not any(is_like_training)
 
 
 def document_examples(name: str, number: int, document: SyntheticDocument) -> Iterator:
@@ -2207,30 +2332,26 @@ def describe_shards(shards: Shards) -> str:
         "documents", "sentences", "words", "wordpieces", "unknown", "tokens", "examples", "held_out")}
     max_length = shards.index["max_length"]
     widths = bucket_widths(max_length)
-    bucketed = widths[np.searchsorted(widths, shards.lengths)].sum()        # positions, batches by length
-    full_width = total["examples"] * max_length                             # positions, every row max_length
+    padded = widths[np.searchsorted(widths, shards.lengths)]                # (examples,) tokens and padding
     return (f"{total['documents']:,} documents, {total['sentences']:,} sentences, {total['words']:,} words\n"
             f"{total['wordpieces']:,} wordpieces, {total['wordpieces'] / total['words']:.3f} per word, "
             f"{total['unknown'] / total['wordpieces']:.3%} of them unknown\n"
             f"{total['examples']:,} examples of at most {max_length} tokens, {total['tokens']:,} together; "
             f"{total['held_out']:,} examples held out\n"
-            f"padding {1 - total['tokens'] / bucketed:.1%} in batches by length, "
-            f"{1 - total['tokens'] / full_width:.1%} if all were padded to {max_length}")
+            f"padding {1 - total['tokens'] / padded.sum():.1%} in batches by length")
 
 
 def learn_command(options: argparse.Namespace) -> None:
     """Learn and write a vocabulary; print how it fits the text it was learnt on."""
-    # 1. Count the words of the corpus; only the counts are kept in memory.
-    lowercase, out = not options.cased, Path(options.out)
-    documents = (document for path in corpus_files(options.corpus) for document in read_documents(path))
-    sentences = itertools.chain.from_iterable(Progress(None, "documents").over(documents))
-    word_counts = count_words(sentences, lowercase)
-    # 2. Learn the pieces from the counts, and save them.
-    pieces = Progress(options.size, "pieces").over(learn_from_counts(word_counts, options.size))
-    tokenizer = Tokenizer(pieces, lowercase)
+    lowercase, out, files = not options.cased, Path(options.out), corpus_files(options.corpus)
+    refuse_inside(out, options.corpus)
+    for path in (out, out.with_name("tokenizer_config.json")):
+        if path.exists():
+            raise ValueError(f"{path} is there already: choose another --out, or delete it")
+    tokenizer, word_counts = learn_vocabulary(files, options.size, lowercase)
     tokenizer.save(out.parent, out.name)
-    # 3. Spell the same words with them: the fewer pieces per word, the better the vocabulary fits the text.
-    piece_count = sum(count * len(tokenizer.wordpieces(word)) for word, count in word_counts.items())
+    # Spell the same words with the pieces: the fewer of them per word, the better they fit the text.
+    piece_count = sum(count * len(tokenizer.spell(word)) for word, count in word_counts.items())
     print(f"{out}: {len(tokenizer.pieces):,} pieces from {len(word_counts):,} distinct words, "
           f"{piece_count / word_counts.total():.3f} wordpieces per word")
 
@@ -2270,10 +2391,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         """Add a command that runs this function and is named after it."""
         command = commands.add_parser(run.__name__.removesuffix("_command"), help=help)
         command.set_defaults(run=run)
+        command.register("type", None, given)           # arguments without a type are texts: none is empty
         return command
 
-    corpus = ("text (one sentence on each line, an empty line between documents), PubMed or PMC XML; .gz, "
-              ".xz or .tar of them; or folders of all these")
+    corpus = "text (one sentence a line, empty line: new document), PubMed or PMC XML; .gz .xz .tar; folder"
 
     add = add_command(learn_command, "learn a wordpiece vocabulary from a corpus").add_argument
     add("corpus", nargs="+", metavar="CORPUS", help=corpus)
@@ -2284,8 +2405,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = add_command(build_command, "tokenize a corpus into a shard folder, or continue it").add_argument
     add("corpus", nargs="+", metavar="CORPUS", help=corpus)
     add("--vocab", required=True, help="vocab.txt, or the folder it is in")
-    add("--cased", action="store_true", help="keep capitals and accents (default: as tokenizer_config.json "
-        "beside the vocabulary says)")
+    add("--cased", action="store_true", help="keep capitals and accents (default: as the vocabulary says)")
     add("--out", required=True, help="the shard folder")
     add("--max-length", type=int, default=128, help="tokens of the longest example (default: 128)")
     add("--min-pmid", type=int, default=0, help="lowest PubMed number to take (Bio-ELECTRA: 10000000)")
@@ -2300,8 +2420,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = add_command(fetch_command, "download what is missing of published data sets").add_argument
     published = [name for name, task in TASKS.items() if task.source.partition(", ")[0] in COMMITS]
     add("tasks", nargs="+", choices=published, metavar="TASK", help=", ".join(published))
-    add("--data", default=os.environ.get("ELECTRAMED_DATA", "corpora"),
-        help="folder of the published data sets (default: %(default)s)")
+    add("--data", default=DATA_ROOT, help="folder of the published data sets (default: %(default)s)")
 
     options = parser.parse_args(arguments)
     options.run(options)                                    # the function that its command was added with
@@ -2311,31 +2430,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # --- 9. Published files ---
 #
 # Each line: a task, then pairs of a file's name and its git blob, the SHA-1 that git gives to its content.
-# The first 20 digits (80 bits) are enough: no other content has the same ones by chance, or can be made to.
+# The first 16 digits (64 bits) are enough: no damaged or changed file has the same ones by chance.
 # Train files come last: a task counts as missing until its train file is there, so an interrupted fetch never
 # leaves a set that looks whole. bioasq7b has no development set here, because bioasq8b's dev.json shares
 # questions with its test batches.
 
 PUBLISHED_FILES = """
-ncbi-disease dev.txt 88d1646e63a69b547bc3 test.txt d75a6e42036632fead30 train.txt 4895ef60010515fcb2cc
-bc5cdr dev.txt 2ca9babbec34d94bec30 test.txt 7423daffe86397388e42 train.txt 0951ed269e1b1561b81b
-jnlpba dev.txt 2b517edf6e3738ff12e8 test.txt bad88167217a1fe444d0 train.txt a6318ff48c8b8b82d9f6
-bc4chemd dev.txt 607eed70e400da4ce4fd test.txt ce2aeda424709c92e05b train.txt f46f93b33d2152d83bbe
-bc2gm dev.txt c083f1ef3d6c9113715c test.txt 666f49afd8efeafbe34c train.txt 4cff7095a25ecda14746
-linnaeus dev.txt 179aa3511bfa65d79b72 test.txt b3d846994dc82cd212e9 train.txt c6f292a574a1a891ce7c
-chemprot dev.csv 7d98f7bc25ec470b4a19 test.csv b3e23a6ec0838dc441c1 train.csv ce4f21b372980e11d8da
-chemprot-tsv dev.tsv 201dd471a065bff4a20c test.tsv 06f1ba4ecf0c79b8c15f train.tsv 644856894743580e11fa
-ddi2013 dev.csv 48888205c94d32710909 test.csv 1c80e62329fb9dff90dd train.csv 6085b354a4a0dd6175a4
-gad dev.tsv 0ffc3a8e5f029faee71b test.tsv 0ffc3a8e5f029faee71b train.tsv 03f3109745ed6b55b720
-bioasq7b 7B1_golden.json 61a2bc42271283ddad3f 7B2_golden.json abff98032f2677089328
-bioasq7b 7B3_golden.json 3cb6827d1da79a967dc2 7B4_golden.json b1bcffcdec281048b368
-bioasq7b 7B5_golden.json 6f5a78717d2ad179354a BioASQ-test-factoid-7b-1.json 33bd5b73c823e444254b
-bioasq7b BioASQ-test-factoid-7b-2.json 3ecef07d9d8e966abde9 BioASQ-test-factoid-7b-3.json afc68b24fa8e1687c258
-bioasq7b BioASQ-test-factoid-7b-4.json 51a209563def21f935e1 BioASQ-test-factoid-7b-5.json c1e185b9318611c3cb05
-bioasq7b BioASQ-train-factoid-7b.json f1f71528a1558354a35c
-bioasq8b dev.json 3fff09fc6370d8c8a23b train.json 9d5fa4f82577e1eb20bc
-yesno dev.tsv a7531645fc0611fd2c05 test.tsv a7531645fc0611fd2c05 train.tsv 2b53cf61b9d93a195da9
-rerank dev.tsv 76c45b5d95faf59a3bca test.tsv 76c45b5d95faf59a3bca train.tsv 9f7a9b2692855528f654
+ncbi-disease dev.txt 88d1646e63a69b54 test.txt d75a6e42036632fe train.txt 4895ef60010515fc
+bc5cdr dev.txt 2ca9babbec34d94b test.txt 7423daffe8639738 train.txt 0951ed269e1b1561
+jnlpba dev.txt 2b517edf6e3738ff test.txt bad88167217a1fe4 train.txt a6318ff48c8b8b82
+bc4chemd dev.txt 607eed70e400da4c test.txt ce2aeda424709c92 train.txt f46f93b33d2152d8
+bc2gm dev.txt c083f1ef3d6c9113 test.txt 666f49afd8efeafb train.txt 4cff7095a25ecda1
+linnaeus dev.txt 179aa3511bfa65d7 test.txt b3d846994dc82cd2 train.txt c6f292a574a1a891
+chemprot dev.csv 7d98f7bc25ec470b test.csv b3e23a6ec0838dc4 train.csv ce4f21b372980e11
+chemprot-tsv dev.tsv 201dd471a065bff4 test.tsv 06f1ba4ecf0c79b8 train.tsv 644856894743580e
+ddi2013 dev.csv 48888205c94d3271 test.csv 1c80e62329fb9dff train.csv 6085b354a4a0dd61
+gad dev.tsv 0ffc3a8e5f029fae test.tsv 0ffc3a8e5f029fae train.tsv 03f3109745ed6b55
+bioasq7b 7B1_golden.json 61a2bc42271283dd 7B2_golden.json abff98032f267708 7B3_golden.json 3cb6827d1da79a96
+bioasq7b 7B4_golden.json b1bcffcdec281048 7B5_golden.json 6f5a78717d2ad179
+bioasq7b BioASQ-test-factoid-7b-1.json 33bd5b73c823e444 BioASQ-test-factoid-7b-2.json 3ecef07d9d8e966a
+bioasq7b BioASQ-test-factoid-7b-3.json afc68b24fa8e1687 BioASQ-test-factoid-7b-4.json 51a209563def21f9
+bioasq7b BioASQ-test-factoid-7b-5.json c1e185b9318611c3 BioASQ-train-factoid-7b.json f1f71528a1558354
+bioasq8b dev.json 3fff09fc6370d8c8 train.json 9d5fa4f82577e1eb
+yesno dev.tsv a7531645fc0611fd test.tsv a7531645fc0611fd train.tsv 2b53cf61b9d93a19
+rerank dev.tsv 76c45b5d95faf59a test.tsv 76c45b5d95faf59a train.tsv 9f7a9b2692855528
 """
 
 
