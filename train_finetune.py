@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import itertools
 import json
 import math
@@ -39,13 +38,14 @@ import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Several threads of torch compute one matrix product together (in the optimiser) and wait for each other. By
-# default a waiting thread runs in a loop, which takes its core from other processes, and from the threads
-# that compute the rows of a batch side by side. PASSIVE makes it sleep. torch reads the variable as it loads.
+# This has to be set before torch is imported. When torch's threads compute something together, the first
+# to finish wait for the others. By default they wait in a busy loop, which takes the cores away from
+# other processes and from the threads that compute rows side by side (Device.side_by_side). PASSIVE lets
+# them sleep.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -54,63 +54,15 @@ from torch import nn
 
 import data
 import metrics
-from data import Task, option, say
+from data import DATA_ROOT, Task, option, say
 from electramed import (
     IGNORED_LABEL, PRECISIONS, PRESETS, Adam, Device, ElectraConfig, SequenceClassifier, SpanExtractor,
-    TokenTagger, learning_rate_at, load_encoder, load_weights, model_folder, parameter_groups, read_config,
-    save_pretrained)
+    TokenTagger, label_total, learning_rate_at, load_encoder, load_weights, model_folder, parameter_groups,
+    read_config, save_pretrained, weights_files)
 from tokenizer import Tokenizer, learn_vocab
 
 
 # --- 1. Options and protocol ---
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Hold the command line. complete() fills in options that are None from the protocol of the task.
-
-    data.parse_options makes a flag of each field: batch_size is --batch-size.
-    """
-
-    # What to train on, from what, and where to write. Below the field `data`, this name means the field, and
-    # no longer the module, until the class ends.
-    task: str = option("demo-ner", "what to fine-tune on", choices=list(data.TASKS))
-    data: str | None = option(os.environ.get("ELECTRAMED_DATA", "corpora"),
-                              "folder of the published data sets, or of train, dev and test files")
-    offline: bool = option(False, "do not download a published data set that is not there")
-    protocol: str = option(None, "paper whose hyper-parameters to use (default: the one that has the task)",
-                           choices=["electramed", "bio-electra"])
-    init: str | None = option(None, "run or model folder to start from, or none (default: runs/pretrain)")
-    like: str | None = option(None, "with --init none: model folder that gives sizes and vocabulary")
-    out: str = option(None, "run folder (default: runs/finetune/TASK); finished seeds are not run again")
-
-    # What to do: train some seeds, or one of three other things.
-    seeds: int = option(1, "runs with seeds 0, 1, ...; the table has mean and standard deviation", at_least=1)
-    search: int | None = option(None, "first try that many points of Bio-ELECTRA's grid", at_least=1)
-    curve: bool = option(False, "fine-tune from each model that --init kept, and draw scores against steps")
-    predict: str | None = option(None, "file to read with the model of --out (-: standard input): one text "
-                                 'per line, or {"question": ..., "passage": ...}; prints JSON lines')
-
-    # Hyper-parameters. One that is not given comes from the protocol (PROTOCOLS, below).
-    epochs: int = option(None, "passes over the training set", at_least=1)
-    batch_size: int = option(None, "examples in a batch", at_least=1)
-    max_length: int = option(None, "tokens of the longest row; longer texts are cut or windowed", at_least=8)
-    learning_rate: float = option(None, "peak learning rate of the head", at_least=0)
-    layer_decay: float = option(None, "learning rate of a layer / that of the layer above it", at_least=0)
-    weight_decay: float = option(None, "decoupled weight decay", at_least=0)
-    dropout: float = option(None, "dropout of hidden states and attention", at_least=0)
-    class_weights: bool = option(False, "for ranking: weigh the loss 1 to 99 in favour of right candidates")
-    tag_loss: str = option("softmax", "for entities: a softmax over the tags, or a binary classifier per tag",
-                           choices=["softmax", "binary"])
-
-    # Where to compute.
-    device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
-    precision: str | None = option(None, "default: float32 on CPU, else bfloat16", choices=PRECISIONS)
-
-
-# Options that may change between calls while finished seeds are kept. If any other option has changed, or the
-# model that the run starts from, the run stops and names what has changed.
-FREE = ("out", "seeds", "protocol", "device", "precision", "offline", "search", "curve", "predict")
-FIXED = ("starting_model", *(field.name for field in dataclasses.fields(Options) if field.name not in FREE))
 
 WARMUP_SHARE = 0.1              # of all steps
 QUESTION_LENGTH = 64            # pieces that a question is cut to
@@ -120,9 +72,12 @@ BEST_SPANS = 20                 # starts and ends considered in each window, and
 ANSWERS_SHOWN = 5               # answers that --predict prints for each question
 EVALUATION_BATCH = 64           # rows; it changes the speed, not the result
 PUBLISHED_TEST_SET = "test set"     # its name in tables; a test set cut from another file has a longer name
-PLACES = 3                      # places that errors.md shows of errors with equal headings
 READ_AT_ONCE = 256              # lines of a file that --predict reads as one block
 SCRATCH_VOCAB_SIZE = 4000       # pieces learnt from the training set where there is no vocabulary
+READING = "task.json"           # in a fine-tuned model's folder: these options, which --predict needs
+READ_OPTIONS = {"task": str, "max_length": int, "tag_loss": str}
+# What a label that means "no relation" is called, the likeliest first.
+NEGATIVE_NAMES = ("false", "none", "no_relation", "no", "negative", "0", "na", "n/a")
 
 CLASS_WEIGHTS = (1.0, 99.0)     # of wrong and right candidates, with --class-weights: a weighted mean
 
@@ -139,12 +94,8 @@ PROTOCOLS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "bio-electra": {
         "": {**TABLE_5, "batch_size": 12, "learning_rate": 1e-4, "weight_decay": 0.01},
-        "qa": {"epochs": 2, "max_length": 192},
-        "classify": {"max_length": 192},
-        "rank": {"max_length": 64},
-        "linnaeus": {"max_length": 192},
-        "gad": {"batch_size": 32},
-        "chemprot": {"batch_size": 24},
+        "qa": {"epochs": 2, "max_length": 192}, "classify": {"max_length": 192}, "rank": {"max_length": 64},
+        "linnaeus": {"max_length": 192}, "gad": {"batch_size": 32}, "chemprot": {"batch_size": 24},
         "chemprot-tsv": {"batch_size": 24},
     },
 }
@@ -184,6 +135,52 @@ PUBLISHED["bioasq7b"] = {f"batch {batch} {measure}": (score,) for batch, scores 
 BEST_MRR = {1: 0.4795, 2: 0.5667, 3: 0.5115, 4: 0.6955, 5: 0.3638}
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Hold the command line. complete() fills in options that are None from the protocol of the task.
+
+    data.parse_options makes a flag of each field: batch_size is --batch-size.
+    """
+
+    # What to train on, from what, and where to write. Below the field `data`, this name means the field, and
+    # no longer the module, until the class ends.
+    task: str = option("demo-ner", "what to fine-tune on", choices=list(data.TASKS))
+    data: str | None = option(DATA_ROOT, "folder of the published data sets, or of train, dev and test files")
+    offline: bool = option(False, "do not download a published data set that is not there")
+    protocol: str = option(None, "paper whose hyper-parameters to use (default: by task)", list(PROTOCOLS))
+    init: str | None = option(None, "run or model folder to start from, or none (default: runs/pretrain)")
+    like: str | None = option(None, "with --init none: model folder that gives sizes and vocabulary")
+    out: str = option(None, "run folder (default: runs/finetune/TASK); finished seeds are not run again")
+
+    # What to do: train some seeds, or one of three other things.
+    seeds: int = option(1, "runs with seeds 0, 1, ...; the table has mean and standard deviation", at_least=1)
+    search: int | None = option(None, "first try that many points of Bio-ELECTRA's grid", at_least=1)
+    curve: bool = option(False, "fine-tune from each model that --init kept: scores against steps, curve.csv")
+    predict: str | None = option(None, "file (-: standard input) to read with the model of --out, into JSON")
+
+    # Hyper-parameters. One that is not given comes from the protocol (PROTOCOLS, above).
+    epochs: int = option(None, "passes over the training set", at_least=1)
+    batch_size: int = option(None, "examples in a batch", at_least=1)
+    max_length: int = option(None, "tokens of the longest row; longer texts are cut or windowed", at_least=8)
+    learning_rate: float = option(None, "peak learning rate of the head", at_least=0)
+    layer_decay: float = option(None, "learning rate of a layer / that of the layer above it", at_least=0)
+    weight_decay: float = option(None, "decoupled weight decay", at_least=0)
+    dropout: float = option(None, "dropout of hidden states and attention", at_least=0)
+    negative: str | None = option(None, "for relations: the label that means none (default: by its name)")
+    class_weights: bool = option(False, "for ranking: weigh the loss 1 to 99 in favour of right candidates")
+    tag_loss: str = option("softmax", "for entities: one over all tags, or one each", ["softmax", "binary"])
+
+    # Where to compute.
+    device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
+    precision: str | None = option(None, "default: float32 on CPU, else bfloat16", choices=PRECISIONS)
+
+
+# Options that may change between calls while finished seeds are kept. If any other option has changed, the
+# run stops and names it.
+FREE = ("out", "seeds", "protocol", "device", "precision", "offline", "search", "curve", "predict")
+FIXED = [field.name for field in dataclasses.fields(Options) if field.name not in FREE]
+
+
 # --- 2. The kinds of task ---
 #
 # 2.1 What the kinds share: features, windows, errors, the base class
@@ -196,7 +193,7 @@ BEST_MRR = {1: 0.4795, 2: 0.5667, 3: 0.5115, 4: 0.6955, 5: 0.3638}
 # two windows is read in the one that shows more text around it.
 
 Measures = dict[str, float]            # name -> score in [0, 1]; the names are the rows of the table
-Results = list[dict[str, Any]]         # what each line of raw text holds, in plain numbers and strings
+Results = list[dict[str, Any]]         # what raw examples hold, in plain numbers and strings
 Examples = Sequence[Any]               # of one kind: TaggedSentence, LabelledText, Candidate, Question, ...
 
 
@@ -255,12 +252,15 @@ def best_windows(length: int, windows: list[tuple[int, int]]) -> np.ndarray:
     returns   (length,) numbers of windows; of equally good ones the first
     source    TF qa_tasks.is_max_context
     """
-    pieces = np.arange(length)
-    context = []
-    for start, end in windows:
-        smaller_side = np.minimum(pieces - start, end - 1 - pieces)
-        context.append(np.where((pieces >= start) & (pieces < end), smaller_side, -1))
-    return np.array(context).argmax(axis=0)
+    owner, context = np.zeros(length, dtype=int), np.full(length, -1)
+    # Each window looks at its own pieces alone, so that the time is linear in the text.
+    for number, (start, end) in enumerate(windows):
+        pieces = np.arange(end - start)
+        smaller_side = np.minimum(pieces, pieces[::-1])
+        is_better = smaller_side > context[start:end]
+        owner[start:end][is_better] = number
+        context[start:end][is_better] = smaller_side[is_better]
+    return owner
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -300,17 +300,11 @@ def write_json(path: Path, content: Any) -> None:
 
 
 class Mistake(NamedTuple):
-    """Hold one wrong prediction for errors.md; outline() groups and counts them by their headings."""
+    """Describe one wrong prediction, as errors.md lists it."""
 
-    headings: tuple[str, ...]   # general to special; the last names the item: ("Drug", "missed", "jorganux")
-    lines: tuple[str, ...]      # Markdown: where it happened, and what was expected and predicted
-
-
-class Report(NamedTuple):
-    """Hold the content of errors.md."""
-
-    mistakes: list[Mistake]
-    note: str                   # the first lines: how many predictions are wrong, and what marks mean
+    gold: str                   # what is right, or "nothing"
+    predicted: str
+    text: str                   # where it happened: the sentence, the question, ...
 
 
 def escape_markdown(text: str) -> str:
@@ -318,44 +312,29 @@ def escape_markdown(text: str) -> str:
     return " ".join(text.split()).translate({ord(character): "\\" + character for character in "\\`*[]<"})
 
 
-def outline(mistakes: Sequence[Mistake], depth: int = 0) -> list[str]:
-    """Arrange mistakes as lines of Markdown under their headings, the most frequent heading first.
+def write_errors(path: Path, title: str, mistakes: list[Mistake]) -> None:
+    """Write errors.md, a file for people: equal mistakes with all their places, the most frequent first.
 
-    The last heading becomes an item of a list, with the number of its places and the first PLACES of them:
+        # Errors of demo-ner, test set, seed 0: 57
 
-        ## Drug: 3
-        ### missed: 3
-        - 3 x jorganux
-          - **jorganux** helped in eight adults .
+        ## 12 x jorganux (Drug) -> nothing
+
+        - jorganux helped in eight adults .
     """
-    groups: dict[str, list[Mistake]] = {}
-    for mistake in mistakes:
-        groups.setdefault(mistake.headings[depth], []).append(mistake)
-    lines = []
-    for heading, group in sorted(groups.items(), key=lambda item: -len(item[1])):
-        if depth + 1 < len(group[0].headings):
-            lines += ["", f"##{'#' * depth} {heading}: {len(group)}", *outline(group, depth + 1)]
-        else:
-            times = f"{len(group)} x " if len(group) > 1 else ""
-            lines.append(f"- {times}{escape_markdown(heading)}")
-            lines += [f"  - {line}" for mistake in group[:PLACES] for line in mistake.lines]
-    return lines
-
-
-def write_errors(path: Path, title: str, mistakes: list[Mistake], note: str) -> None:
-    """Write errors.md, a file for people: which mistakes there are, how often they occur, and where.
-
-    Of mistakes with equal headings (a drug was missed in a hundred sentences) PLACES places are enough.
-    """
-    equal = Counter(mistake.headings for mistake in mistakes if mistake.lines)
-    if left_out := sum(max(0, count - PLACES) for count in equal.values()):
-        note += f"\nOf equal errors the first {PLACES} places are shown, {left_out} are left out."
-    write_lines(path, [f"# {title}", "", note, *outline(mistakes)])
+    places: dict[tuple[str, str], list[str]] = {}               # (gold, predicted) -> texts
+    for gold, predicted, text in mistakes:
+        places.setdefault((gold, predicted), []).append(escape_markdown(text))
+    lines = [f"# {title}: {len(mistakes)}"]
+    for (gold, predicted), texts in sorted(places.items(), key=lambda item: -len(item[1])):
+        lines += ["", f"## {len(texts)} x {escape_markdown(gold)} -> {escape_markdown(predicted)}", ""]
+        lines += [f"- {text}" for text in texts]
+    write_lines(path, lines)
 
 
 class Line(NamedTuple):
-    """Hold one line of raw text, for --predict."""
+    """Hold one line of raw text, or one document of a corpus file, for --predict."""
 
+    name: dict[str, Any]        # what its result begins with: {"line": 3}, or {"document": 2, "pmid": "7"}
     where: str                  # file and line number, for messages
     text: str
 
@@ -365,26 +344,28 @@ def read_pair(line: Line) -> tuple[str, str]:
 
     raises    ValueError naming file and line of anything else
     """
-    try:
-        pair = json.loads(line.text)
-        question, passage = pair["question"], pair["passage"]
-        if not (isinstance(question, str) and isinstance(passage, str)):
-            raise TypeError
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f'{line.where}: expected {{"question": "...", "passage": "..."}} in JSON, '
-                         f"found {line.text[:60]!r}") from None
-    return question, passage
+    place = line.where + ': expected {"question": "...", "passage": "..."}'
+    pair = data.parse_json(line.text, place)
+    return data.take(pair, "question", str, place), data.take(pair, "passage", str, place)
 
 
-def embolden(text: str, found: Sequence[dict[str, Any]]) -> str:
-    """Show what was found in bold in its text, with its type in brackets, as in ELECTRAMed's Table 6.
+def locate_words(text: str, tokenizer: Tokenizer) -> tuple[list[int], list[int], list[tuple[int, int]]]:
+    """Encode a text, and find the words that its pieces spell.
 
-    found    spans with start and end in characters, in order, without overlap
+    A piece without ## begins a word, so that punctuation is a word of its own, as in the training files:
+    "kelmarin fever." has the words "kelmarin", "fever" and ".".
+
+    returns   ids; the number of the word that each piece belongs to; the characters (start, end) of each word
     """
-    for span in reversed(found):                # from the end: the places of earlier spans stay right
-        name = f" [{span['type']}]" if span.get("type") else ""
-        text = f"{text[:span['start']]}\x1b[1m{span['text']}\x1b[0m{name}{text[span['end']:]}"
-    return text
+    ids, offsets = tokenizer.encode_with_offsets(text)
+    word_of: list[int] = []
+    words: list[tuple[int, int]] = []
+    for piece, (start, end) in zip(ids, offsets):
+        if words and tokenizer.pieces[piece].startswith("##"):
+            start, _ = words.pop()          # it makes the word before it longer
+        words.append((start, end))
+        word_of.append(len(words) - 1)
+    return ids, word_of, words
 
 
 class Kind:
@@ -397,15 +378,16 @@ class Kind:
 
     To add a kind, derive a class from this one, or from Classification where a text or pair has one label:
 
-    1. Write the methods that only raise NotImplementedError here: encode, new_model, decode, score, write,
-       errors, raw_examples, results, show.
+    1. Write the methods that are only declared here: encode, new_model, decode, score, write, errors,
+       raw_examples, results.
     2. Override the others where the kind differs.
     3. Name the class in KINDS, and its reader and a task in data.py; its measure belongs in metrics.py.
     """
 
     purpose = ""                            # in words, for messages
     own_options: tuple[str, ...] = ()       # options that mean something for this kind alone
-    has_labels = True                       # whether the head chooses among labels with names
+    nothing: dict[str, Any] = {}            # the result of an empty line of raw text
+    remark = ""                             # what a reader of the scores has to know
 
     def __init__(self, task: Task, examples: Examples = ()) -> None:
         """Take the labels that the task names; where it names none, find them in its training examples."""
@@ -425,10 +407,6 @@ class Kind:
         """
         return tuple(sorted(self.count_labels(examples)))
 
-    def describe_labels(self) -> str:
-        """Say which labels were found."""
-        return ", ".join(self.labels)
-
     def text_of(self, example: Any) -> str:
         """Return all text of an example, to learn a vocabulary from when there is no model.
 
@@ -438,48 +416,45 @@ class Kind:
 
     # Features, head, labels and loss.
 
-    def encode(self, examples: Examples, tokenizer: Tokenizer, max_length: int) -> list[Feature]:
-        """Turn examples into rows of at most max_length tokens."""
-        raise NotImplementedError
+    # Turns examples into rows of at most max_length tokens: (examples, tokenizer, max_length) -> features.
+    encode: Callable[..., list[Feature]]
 
     def describe_features(self, features: Features, max_length: int) -> str:
-        """Say how many examples did not fit in one row."""
-        return f"{sum(feature.is_cut for feature in features)} cut at {max_length} tokens"
+        """Say how many examples did not fit in one row: read in several windows they lose nothing."""
+        rows = Counter(feature.example for feature in features)
+        several = sum(count > 1 for count in rows.values())
+        cut = {feature.example for feature in features if feature.is_cut}
+        return f"{several} read in several windows of {max_length} tokens, {len(cut)} cut"
 
     def announce(self, split: str, examples: Examples, features: Features) -> None:
         """Say before training what no model can get right: here, labels that the training set lacks."""
         if unknown := self.count_labels(examples).keys() - set(self.labels):
             say(f"*** {', '.join(sorted(unknown))}: not in the training set, so always missed in {split} ***")
 
-    def new_model(self, config: ElectraConfig) -> nn.Module:
-        """Build a new model: an encoder with this kind's head on top."""
-        raise NotImplementedError
+    # Builds a new model, an encoder with this kind's head on top: (config) -> model.
+    new_model: Callable[[ElectraConfig], nn.Module]
 
     def label_array(self, features: Features, width: int) -> np.ndarray:
         """Return the labels of a batch whose rows have `width` tokens: (B,), or (B, 2) of starts and ends."""
         return np.array([feature.labels for feature in features])
 
-    def loss_settings(self, options: Options, device: Device) -> Sequence[Any]:
-        """Return further arguments of the head's loss and total, in order; see the heads in electramed.py."""
-        return ()
+    def loss_settings(self, options: Options, device: Device) -> dict[str, Any]:
+        """Return further arguments of the head's loss by name; see the heads in electramed.py."""
+        return {}
 
     # Predictions, and what becomes of them.
 
-    def decode(self, examples: Examples, features: Features, outputs: Outputs) -> list:
-        """Turn the outputs into one prediction for each example."""
-        raise NotImplementedError
+    # Turns the outputs into one prediction for each example: (examples, features, outputs) -> predictions.
+    decode: Callable[..., list]
 
-    def score(self, examples: Examples, predictions: Sequence[Any]) -> Measures:
-        """Compute the scores that the papers report."""
-        raise NotImplementedError
+    # Computes the scores that the papers report: (examples, predictions) -> measures.
+    score: Callable[..., Measures]
 
-    def write(self, folder: Path, examples: Examples, predictions: Sequence[Any]) -> None:
-        """Write the predictions in the task's own submission format."""
-        raise NotImplementedError
+    # Writes the predictions in the task's own submission format: (folder, examples, predictions).
+    write: Callable[..., None]
 
-    def errors(self, examples: Examples, features: Features, predictions: Sequence[Any]) -> Report:
-        """List the wrong predictions, for errors.md."""
-        raise NotImplementedError
+    # Lists the wrong predictions, for errors.md: (examples, predictions) -> mistakes.
+    errors: Callable[..., list[Mistake]]
 
     @staticmethod
     def closing_lines(results: Sequence[Measures]) -> list[str]:
@@ -488,17 +463,19 @@ class Kind:
 
     # Raw text.
 
-    def raw_examples(self, lines: Sequence[Line], tokenizer: Tokenizer) -> list:
-        """Make examples of lines of raw text, which encode takes like those of a file."""
-        raise NotImplementedError
+    # Makes examples of a line of raw text, which encode takes like those of a file: (line, tokenizer) ->
+    # examples.
+    raw_examples: Callable[[Line, Tokenizer], list]
 
-    def results(self, examples: Examples, features: Features, outputs: Outputs, options: Options) -> Results:
-        """Return what was found in each line."""
-        raise NotImplementedError
+    # Returns what was found in each example: (examples, features, outputs, options) -> results.
+    results: Callable[..., Results]
 
-    def show(self, result: dict[str, Any]) -> str:
-        """Write a result for people, on a terminal."""
-        raise NotImplementedError
+    def line_result(self, line: Line, results: Results) -> dict[str, Any]:
+        """Return the result of a line of raw text, from the results of its examples.
+
+        Here an empty line has no example, and any other line has one. Tagging has one for each sentence.
+        """
+        return {**line.name, **(results[0] if results else {"text": line.text, **self.nothing})}
 
 
 # --- 2.2 Tagging ---
@@ -514,13 +491,9 @@ class RawSentence(NamedTuple):
     """Hold a sentence of raw text, which Tagging.encode reads like a TaggedSentence."""
 
     words: list[str]
-    tags: list[str]             # all O, as placeholders: the model is asked for them
+    tags: list[str]             # all O, as placeholders: the model predicts the true ones
     spans: list[tuple[int, int]]        # the characters of each word in its line
-    line: int                   # number of its line in the block that is read
     text: str                   # that line
-
-
-Sentences = Sequence[data.TaggedSentence]
 
 
 class Tagging(Kind):
@@ -547,11 +520,11 @@ class Tagging(Kind):
     purpose = "entities"
     own_options = ("tag_loss",)
 
-    def count_labels(self, examples: Sentences) -> Counter[str]:
+    def count_labels(self, examples: Examples) -> Counter[str]:
         """Count how often each tag occurs."""
         return Counter(tag for example in examples for tag in example.tags)
 
-    def find_labels(self, examples: Sentences) -> tuple[str, ...]:
+    def find_labels(self, examples: Examples) -> tuple[str, ...]:
         """List the tags that occur: O first, then the others in alphabetical order."""
         return ("O", *sorted(self.count_labels(examples).keys() - {"O"}))
 
@@ -577,26 +550,20 @@ class Tagging(Kind):
             # 1. Wordpieces, the word that each belongs to, and the first piece of each word. A word of which
             #    cleaning leaves nothing is one [UNK], so that every word has a first piece.
             ids, word_of = tokenizer.encode_words(example.words)
-            first_pieces = [word_of.index(word) for word in range(len(example.words))]
+            is_opening = [not piece or word_of[piece - 1] < word for piece, word in enumerate(word_of)]
             # 2. Windows, and for each piece the one to which it belongs.
             windows = split_windows(len(ids), capacity, capacity // 2)
             window_of = best_windows(len(ids), windows)
             # 3. One row for each window, with the tags of the words that belong to it.
             for window, (start, end) in enumerate(windows):
-                spots = [WordSpot(1 + piece - start, word) for word, piece in enumerate(first_pieces)
-                         if window_of[piece] == window]
+                spots = [WordSpot(1 + piece - start, word_of[piece]) for piece in range(start, end)
+                         if is_opening[piece] and window_of[piece] == window]
                 labels = [IGNORED_LABEL] * (end - start + 2)
                 for spot in spots:
                     labels[spot.position] = number_of.get(example.tags[spot.word], IGNORED_LABEL)
                 input_ids = [tokenizer.cls_id, *ids[start:end], tokenizer.sep_id]
                 features.append(Feature(number, input_ids, len(input_ids), labels, spots))
         return features
-
-    def describe_features(self, features: Features, max_length: int) -> str:
-        """Say how many sentences became several windows: nothing of them is lost."""
-        windows = Counter(feature.example for feature in features)
-        split = sum(count > 1 for count in windows.values())
-        return f"{split} sentences longer than {max_length} tokens read in overlapping windows"
 
     def new_model(self, config: ElectraConfig) -> nn.Module:
         """Build the tagger: C logits for each token."""
@@ -615,12 +582,12 @@ class Tagging(Kind):
             row[:len(feature.labels)] = feature.labels
         return rows
 
-    def loss_settings(self, options: Options, device: Device) -> Sequence[Any]:
+    def loss_settings(self, options: Options, device: Device) -> dict[str, Any]:
         """Return whether each label has a sigmoid of its own; otherwise all share one softmax.
 
         source    ELECTRAMed's paper: three binary classifiers over B, I and O; its released code: the softmax
         """
-        return [options.tag_loss == "binary"]               # is_binary of TokenTagger.loss
+        return {"is_binary": options.tag_loss == "binary"}
 
     def at_words(self, examples: Examples, features: Features, values: Sequence[Any]) -> list[list[Any]]:
         """Collect what the features say about each word of each example.
@@ -642,11 +609,11 @@ class Tagging(Kind):
         likeliest = self.at_words(examples, features, [output.argmax(axis=-1) for output in outputs])
         return [[self.labels[label] for label in sentence] for sentence in likeliest]
 
-    def score(self, examples: Sentences, predictions: Sequence[list[str]]) -> Measures:
+    def score(self, examples: Examples, predictions: Sequence[list[str]]) -> Measures:
         """Compute precision, recall and F1 of entities by the rules of conlleval."""
         return precision_recall_f1(metrics.entity_scores([example.tags for example in examples], predictions))
 
-    def write(self, folder: Path, examples: Sentences, predictions: Sequence[list[str]]) -> None:
+    def write(self, folder: Path, examples: Examples, predictions: Sequence[list[str]]) -> None:
         """Write predictions.txt: word, gold tag, predicted tag; an empty line between sentences.
 
             slowed O O
@@ -659,98 +626,55 @@ class Tagging(Kind):
             sentences.append("".join(f"{word} {gold} {predicted}\n" for word, gold, predicted in rows))
         data.write_bytes(folder / "predictions.txt", "\n".join(sentences).encode())
 
-    def errors(self, examples: Sentences, features: Features, predictions: Sequence[list[str]]) -> Report:
-        """List the entities that were predicted wrongly, grouped by type, then by error, then by their words.
-
-        missed        no predicted entity overlaps it
-        spurious      a predicted entity that overlaps no gold one
-        boundary      the type is right, but not where it begins and ends
-        taken for X   an overlapping entity was predicted, of the type X
-        """
-        mistakes, count = [], Counter[str]()
+    def errors(self, examples: Examples, predictions: Sequence[list[str]]) -> list[Mistake]:
+        """List the gold entities that were missed, and the predicted ones that are wrong."""
+        mistakes = []
         for example, tags in zip(examples, predictions):
-            gold_spans, predicted_spans = metrics.spans_from_tags(example.tags), metrics.spans_from_tags(tags)
-            for match in metrics.match_entities(gold_spans, predicted_spans):
-                count[match.verdict] += 1
-                # A mistake stands under the gold entity; only a spurious one, without it, under its own.
-                span = match.gold or match.predicted
-                assert span, "a match has at least one span"
-                if match.verdict == "hit":
-                    continue
-                group = match.verdict
-                if match.verdict == "type" and match.predicted:
-                    group = f"taken for {match.predicted.type}"
-                words = " ".join(example.words[span.start:span.end])
-                marked = self.mark_spans(example.words, match.gold, match.predicted)
-                mistakes.append(Mistake((span.type or "entity", group, words), (marked,)))
-        note = (f"Of {count.total() - count['spurious']} entities {count['hit']} found, "
-                f"{count['missed']} missed, {count['boundary']} with another boundary, "
-                f"{count['type']} taken for another type; {count['spurious']} spurious.\n"
-                "The gold entity stands in **bold**, the predicted one in [brackets].")
-        return Report(mistakes, note)
+            gold, predicted = set(metrics.spans_from_tags(example.tags)), set(metrics.spans_from_tags(tags))
+            for span in sorted(gold ^ predicted, key=lambda span: (span.start, span in predicted)):
+                entity = f"{' '.join(example.words[span.start:span.end])} ({span.type})"
+                sides = (entity, "nothing") if span in gold else ("nothing", entity)
+                mistakes.append(Mistake(*sides, " ".join(example.words)))
+        return mistakes
 
-    @staticmethod
-    def mark_spans(words: list[str], gold: metrics.Span | None, predicted: metrics.Span | None) -> str:
-        """Write the sentence with the gold entity in **bold** and the predicted one in [brackets].
-
-        The two may overlap. Say "kel acid" is a drug, of which only "kel" was found: [**kel] acid**.
-        """
-        shown = [escape_markdown(word) for word in words]
-        for span, opening, closing in ((gold, "**", "**"), (predicted, "[", "]")):
-            if span:
-                shown[span.start] = opening + shown[span.start]
-                shown[span.end - 1] += closing
-        return " ".join(shown)
-
-    def raw_examples(self, lines: Sequence[Line], tokenizer: Tokenizer) -> list[RawSentence]:
-        """Split each line into sentences, and these into what the tokenizer takes for words.
-
-        A piece without ## begins a word, so that punctuation is a word of its own, as in the training files:
-        "kelmarin fever." has the words "kelmarin", "fever" and ".". Each one keeps its place in the line.
-        """
+    def raw_examples(self, line: Line, tokenizer: Tokenizer) -> list[RawSentence]:
+        """Split a line into sentences, and these into words, of which each keeps its place in the line."""
         sentences = []
-        for number, line in enumerate(lines):
-            for first, last in data.split_sentences(line.text):
-                spans: list[tuple[int, int]] = []           # characters of each word
-                ids, offsets = tokenizer.encode_with_offsets(line.text[first:last])
-                for piece, (start, end) in zip(ids, offsets):
-                    # A piece with ## makes the word before it longer: its span is taken off and put back.
-                    is_continued = bool(spans) and tokenizer.pieces[piece].startswith("##")
-                    begins = spans.pop()[0] if is_continued else first + start
-                    spans.append((begins, first + end))
-                words = [line.text[start:end] for start, end in spans]
-                sentences.append(RawSentence(words, ["O"] * len(words), spans, number, line.text))
+        for first, last in data.split_sentences(line.text):
+            _, _, words = locate_words(line.text[first:last], tokenizer)
+            spans = [(first + start, first + end) for start, end in words]
+            texts = [line.text[start:end] for start, end in spans]
+            sentences.append(RawSentence(texts, ["O"] * len(texts), spans, line.text))
         return sentences
 
     def results(self, examples: Examples, features: Features, outputs: Outputs, options: Options) -> Results:
-        """Return the entities of each line, with the mean probability of their words' tags.
+        """Return the entities of each sentence, with the mean probability of their words' tags.
 
-            {"text": "Jorganux slowed kelmarin fever.", "entities": [
+            {"entities": [
                 {"start": 16, "end": 30, "type": "Disease", "text": "kelmarin fever", "score": 0.9712}]}
         """
         tags = self.decode(examples, features, outputs)
         to_probabilities = sigmoid if options.tag_loss == "binary" else softmax     # as the loss trained them
         probabilities = [to_probabilities(output).max(axis=-1) for output in outputs]
         by_word = self.at_words(examples, features, probabilities)
-        results: dict[int, dict[str, Any]] = {}             # by line, which may have several sentences
+        results = []
         for example, word_tags, certainty in zip(examples, tags, by_word):
-            result = results.setdefault(example.line, {"text": example.text, "entities": []})
+            entities = []
             for span in metrics.spans_from_tags(word_tags):
                 (start, _), (_, end) = example.spans[span.start], example.spans[span.end - 1]
                 score = float(np.mean([float(probability) for probability in certainty[span.start:span.end]]))
-                result["entities"].append({"start": start, "end": end, "type": span.type,
-                                           "text": example.text[start:end], "score": round(score, 4)})
-        return list(results.values())
+                entities.append({"start": start, "end": end, "type": span.type,
+                                 "text": example.text[start:end], "score": round(score, 4)})
+            results.append({"entities": entities})
+        return results
 
-    def show(self, result: dict[str, Any]) -> str:
-        """Return the line with its entities in bold."""
-        return embolden(result["text"], result["entities"])
+    def line_result(self, line: Line, results: Results) -> dict[str, Any]:
+        """Return a line with the entities of all its sentences."""
+        entities = [entity for result in results for entity in result["entities"]]
+        return {**line.name, "text": line.text, "entities": entities}
 
 
 # --- 2.3 Relations, YesNo, Ranking: one label for a text or a pair of texts ---
-
-Texts = Sequence[data.LabelledText]
-
 
 class Classification(Kind):
     """Share what Relations, YesNo and Ranking have in common: one label for a text or a pair of texts.
@@ -762,7 +686,7 @@ class Classification(Kind):
     Raw text    One text per line, or one line of JSON for a pair.
     """
 
-    asked_label: int | None = None          # whose probability raw text is given; None: the likeliest label's
+    nothing = {"label": None, "score": None}
 
     def encode(self, examples: Examples, tokenizer: Tokenizer, max_length: int) -> list[Feature]:
         """Make one row of each example; of a pair that is too long, the longer part is cut piece by piece.
@@ -773,8 +697,7 @@ class Classification(Kind):
         features = []
         for number, example in enumerate(examples):
             is_pair = example.text_pair is not None
-            first = list(tokenizer.encode(example.text))
-            second = list(tokenizer.encode(example.text_pair or ""))
+            first, second = tokenizer.encode(example.text), tokenizer.encode(example.text_pair or "")
             room = max_length - 2 - is_pair                     # without [CLS] and a [SEP] for each part
             # Cut one piece at a time from the longer part: each keeps half of the room, or its whole length.
             is_cut = len(first) + len(second) > room
@@ -808,43 +731,21 @@ class Classification(Kind):
         rows = [f"{example.id}\t{label}" for example, label in zip(examples, predictions)]
         write_lines(folder / "predictions.tsv", ["index\tlabel", *rows])
 
-    def errors(self, examples: Examples, features: Features, predictions: Sequence[Any]) -> Report:
-        """List the texts with a wrong label, grouped by the kind of error, then by the two labels.
+    def errors(self, examples: Examples, predictions: Sequence[Any]) -> list[Mistake]:
+        """List the texts with a wrong label."""
+        return [Mistake(example.label, label, f"{example.text} {example.text_pair or ''}")
+                for example, label in zip(examples, predictions) if label != example.label]
 
-        false positives    there is no relation (or the answer is no), but one (or yes) was predicted
-        false negatives    there is one (or the answer is yes), but none (or no) was predicted
-        one for another    a relation was taken for another one
-        """
-        mistakes = []
-        for example, predicted in zip(examples, predictions):
-            if predicted == example.label:
-                continue
-            if example.label == self.negative:
-                group = "false positives"
-            elif predicted == self.negative:
-                group = "false negatives"
-            else:
-                group = "one for another"
-            lines = () if example.text_pair is None else (escape_markdown(example.text_pair),)
-            mistakes.append(Mistake((group, f"{predicted} for {example.label}", example.text), lines))
-        note = f"{len(mistakes)} of {len(examples)} texts have another label than the gold one."
-        return Report(mistakes, note)
-
-    @property
-    def negative(self) -> str:
-        """Return the label that means "none" or "no"; in every set of labels it stands first."""
-        return self.task.negative or self.labels[0]
-
-    def raw_examples(self, lines: Sequence[Line], tokenizer: Tokenizer) -> list:
-        """Read each line as JSON with a question and a passage: its answer in words, or a candidate."""
-        pairs = [read_pair(line) for line in lines]
-        return [data.LabelledText("", question, "", passage) for question, passage in pairs]
+    def raw_examples(self, line: Line, tokenizer: Tokenizer) -> list:
+        """Read a line as JSON with a question and a passage: its answer in words, or a candidate."""
+        question, passage = read_pair(line)
+        return [data.LabelledText("", question, "", passage)]
 
     def results(self, examples: Examples, features: Features, outputs: Outputs, options: Options) -> Results:
         """Return a label of each text or pair, and its probability."""
         results = []
         for example, output in zip(examples, outputs):
-            label = int(output.argmax()) if self.asked_label is None else self.asked_label
+            label = int(output.argmax())
             asked = {"text": example.text}
             if example.text_pair is not None:
                 asked = {"question": example.text, "passage": example.text_pair}
@@ -852,14 +753,9 @@ class Classification(Kind):
             results.append({**asked, "label": self.labels[label], "score": score})
         return results
 
-    def show(self, result: dict[str, Any]) -> str:
-        """Return the label and its probability, followed by the text or pair."""
-        text = result["text"] if "text" in result else f"{result['question']}\n{result['passage']}"
-        return f"{result['label']} ({result['score']:.2f})  {text}"
-
 
 class Relations(Classification):
-    """Name the relation between the two marked entities of a sentence, or say that there is none.
+    """Name the relation between two entities of a sentence, or say that there is none.
 
     The published files have an index, the sentence with placeholders for the two entities, and the label:
 
@@ -876,25 +772,37 @@ class Relations(Classification):
     """
 
     purpose = "relations"
+    own_options = ("negative",)
 
-    def find_labels(self, examples: Texts) -> tuple[str, ...]:
-        """List the labels that occur, the negative one first: the most frequent, unless the task names it."""
+    def find_labels(self, examples: Examples) -> tuple[str, ...]:
+        """List the labels that occur, the negative one first.
+
+        It is the one that the task names, or --negative. Otherwise it is a label with one of NEGATIVE_NAMES,
+        such as "false" or "0", and where there is none, the most frequent label.
+        """
         counts = self.count_labels(examples)
-        negative = self.task.negative or counts.most_common(1)[0][0]
+        by_name = [label for name in NEGATIVE_NAMES for label in sorted(counts) if label.casefold() == name]
+        negative = self.task.negative or (by_name or counts.most_common(1)[0])[0]
         return (negative, *sorted(counts.keys() - {negative}))
 
-    def describe_labels(self) -> str:
-        """Say which labels were found, and which of them was taken for the negative one."""
-        return f"{', '.join(self.labels)}; {self.negative} is taken for \"no relation\""
+    @property
+    def negative(self) -> str:
+        """Return the label that means "no relation"; it is the first one, unless the task names it."""
+        return self.task.negative or self.labels[0]
 
-    def score(self, examples: Texts, predictions: Sequence[str]) -> Measures:
+    @property
+    def remark(self) -> str:                                        # type: ignore[override]
+        """Say which label was taken for the negative one: the scores leave it out."""
+        return f", {self.negative!r} taken for \"no relation\""
+
+    def score(self, examples: Examples, predictions: Sequence[str]) -> Measures:
         """Compute micro-averaged precision, recall and F1 over all labels but the negative one."""
         gold = [example.label for example in examples]
         return precision_recall_f1(metrics.relation_scores(gold, predictions, self.negative))
 
-    def raw_examples(self, lines: Sequence[Line], tokenizer: Tokenizer) -> list[data.LabelledText]:
-        """Take a sentence with placeholders, such as @DRUG$ and @DISEASE$, from each line."""
-        return [data.LabelledText("", line.text, "") for line in lines]
+    def raw_examples(self, line: Line, tokenizer: Tokenizer) -> list[data.LabelledText]:
+        """Take a line for a sentence with placeholders, such as @DRUG$ and @DISEASE$."""
+        return [data.LabelledText("", line.text, "")]
 
 
 class YesNo(Classification):
@@ -907,18 +815,23 @@ class YesNo(Classification):
                                      -> LabelledText("0", "Does jorganux ...?", "1", "Two trials ...")
 
     Scores      Most answers are yes, so a model that always says yes has a high accuracy. BioASQ takes the
-                mean of two F1: of yes taken as the positive answer, and of no.
+                mean of two F1: of yes taken as the positive answer, and of no. A data set of one's own may
+                have other labels, and more: the mean is over all that its training and test files have.
     """
 
     purpose = "yes/no questions"
+    names = {"1": "yes", "0": "no"}
 
-    def score(self, examples: Texts, predictions: Sequence[str]) -> Measures:
-        """Compute BioASQ's measures: the mean of both answers' F1, accuracy, and each answer by itself."""
-        gold = ["yes" if example.label == "1" else "no" for example in examples]
-        predicted = ["yes" if label == "1" else "no" for label in predictions]
-        scores = metrics.bioasq_yesno_scores(gold, predicted)
-        return {"macro_f1": scores.macro_f1, "accuracy": scores.accuracy,
-                **precision_recall_f1(scores.yes, "yes "), **precision_recall_f1(scores.no, "no ")}
+    def score(self, examples: Examples, predictions: Sequence[str]) -> Measures:
+        """Compute BioASQ's measures: the mean of the answers' F1, accuracy, and each answer by itself."""
+        scores = metrics.relation_scores([example.label for example in examples], predictions, negative="")
+        measures = {"macro_f1": 0.0, "accuracy": scores.recall}
+        answers = sorted({*self.labels, *(example.label for example in examples)}, reverse=True)
+        for answer in answers:                                              # 1 before 0, yes before no
+            each = scores.per_type.get(answer, metrics.Scores(0, 0, 0))     # neither gold nor predicted
+            measures["macro_f1"] += each.f1 / len(answers)
+            measures |= precision_recall_f1(each, f"{self.names.get(answer, answer)} ")
+        return measures
 
 
 class Ranking(Classification):
@@ -940,16 +853,15 @@ class Ranking(Classification):
 
     purpose = "ranking"
     own_options = ("class_weights",)
-    asked_label = 1                         # how probably is the candidate right?
+    nothing = {"probability": None}
 
-    def loss_settings(self, options: Options, device: Device) -> Sequence[Any]:
+    def loss_settings(self, options: Options, device: Device) -> dict[str, Any]:
         """Return the weights of the two labels, where they are asked for.
 
         source    Bio-ELECTRA's weighted re-ranker: 1 and 99
         """
-        if not options.class_weights:
-            return ()
-        return device.put(torch.tensor(CLASS_WEIGHTS))      # one tensor in a tuple: the loss's class_weights
+        weights, = device.put(torch.tensor(CLASS_WEIGHTS))
+        return {"class_weights": weights if options.class_weights else None}
 
     def decode(self, examples: Examples, features: Features, outputs: Outputs) -> list[float]:
         """Return the probability of label 1 of each candidate.
@@ -967,32 +879,28 @@ class Ranking(Classification):
 
     def write(self, folder: Path, examples: Sequence[data.Candidate], predictions: Sequence[float]) -> None:
         """Write predictions.tsv: rows of probability, question and candidate, as in the test file."""
-        rows = [f"{probability:.6g}\t{example.text}\t{example.text_pair}"
-                for example, probability in zip(examples, predictions)]
+        rows = [f"{p:.6g}\t{example.text}\t{example.text_pair}" for example, p in zip(examples, predictions)]
         write_lines(folder / "predictions.tsv", ["probability\tquestion\tanswer_candidate", *rows])
 
-    def errors(self, examples: Examples, features: Features, predictions: Sequence[float]) -> Report:
-        """List the questions whose first right candidate is not ranked first, the worst-ranked on top."""
-        # 1. The candidates of each question, best first.
-        ranked: dict[str, list[data.Candidate]] = {}
+    def errors(self, examples: Examples, predictions: Sequence[float]) -> list[Mistake]:
+        """List the questions whose best candidate is wrong, with their first right candidate.
+
+        The question whose wrong candidate has the highest probability comes first.
+        """
+        ranked: dict[str, list[data.Candidate]] = {}            # the candidates of each question, best first
         for _, example in sorted(zip(predictions, examples), key=lambda pair: -pair[0]):
             ranked.setdefault(example.group, []).append(example)
-        # 2. The rank of the first right one (0 where there is none), and what was ranked first instead.
-        placed: list[tuple[int, Mistake]] = []
+        mistakes = []
         for question, candidates in ranked.items():
-            ranks = [rank for rank, candidate in enumerate(candidates, start=1) if candidate.label == "1"]
-            rank = ranks[0] if ranks else 0
-            if rank == 1:
-                continue
-            group, lines = "no right candidate", []
-            if rank:
-                group, right = "not ranked first", escape_markdown(candidates[rank - 1].text_pair)
-                lines.append(f"right, rank {rank} of {len(candidates)}: {right}")
-            lines.append(f"ranked first: {escape_markdown(candidates[0].text_pair)}")
-            placed.append((rank, Mistake((group, question), tuple(lines))))
-        placed.sort(key=lambda item: -item[0])
-        return Report([mistake for _, mistake in placed],
-                      f"{len(placed)} of {len(ranked)} questions have no right candidate in the first place.")
+            right = [candidate.text_pair for candidate in candidates if candidate.label == "1"]
+            if candidates[0].label != "1":
+                mistakes.append(Mistake(right[0] if right else "nothing", candidates[0].text_pair, question))
+        return mistakes
+
+    def results(self, examples: Examples, features: Features, outputs: Outputs, options: Options) -> Results:
+        """Return the probability that each candidate is right, by which a reader can sort several."""
+        return [{"question": example.text, "passage": example.text_pair, "probability": round(probability, 4)}
+                for example, probability in zip(examples, self.decode(examples, features, outputs))]
 
 
 # --- 2.4 Answers ---
@@ -1001,17 +909,9 @@ class PieceSpot(NamedTuple):
     """Say which characters of the passage a position of a row stands for."""
 
     position: int               # counted from [CLS] at 0
-    start: int                  # its first character in the passage
-    end: int                    # the character after its last one
+    start: int                  # first character of its word: answers are whole words
+    end: int                    # the character after the word's last one
     is_best: bool               # whether this row is the window in which the piece has most context
-
-
-class ScoredSpan(NamedTuple):
-    """Hold a span that a window proposes."""
-
-    score: float                # start logit + end logit
-    start: int                  # its first character in the passage
-    end: int                    # the character after its last one
 
 
 class Answer(NamedTuple):
@@ -1050,7 +950,7 @@ class Answers(Kind):
     """
 
     purpose = "questions"
-    has_labels = False
+    nothing: dict[str, Any] = {"answers": []}
 
     @property
     def is_bioasq(self) -> bool:
@@ -1070,62 +970,58 @@ class Answers(Kind):
         missing, and "c d e" with (5, 6): [CLS] is at position 0, c at 4.
 
         stride            pieces between the starts of two windows of one passage; never over half a window
-        question_length   pieces that the question is cut to
-        raises            ValueError naming a question that leaves no room for its passage
+        question_length   pieces that the question is cut to; fewer where that would leave no room
         """
         features = []
         for number, example in enumerate(examples):
             # 1. Wordpieces of the question, and of the passage with the characters they stand for.
-            question = tokenizer.encode(example.question)[:question_length]
-            ids, offsets = tokenizer.encode_with_offsets(example.context)
+            whole_question = tokenizer.encode(example.question)
+            question = whole_question[:min(question_length, max_length - 7)]    # some room for the passage
+            ids, word_of, words = locate_words(example.context, tokenizer)
             before = len(question) + 2                      # [CLS] question [SEP]
             capacity = max_length - before - 1              # and the last [SEP]
-            if capacity < 2:
-                raise ValueError(f"question {example.id} of {len(question)} pieces leaves no room for a "
-                                 f"passage in {max_length} tokens: raise --max-length")
-            # 2. The pieces that the gold answer touches: where it begins or ends inside one, it is widened.
+            # 2. The pieces of all words that the gold answer touches, even if it begins or ends inside one.
+            #    An answer that is nowhere in the passage cannot be learnt.
             text, begin = example.answers[0] if example.answers else ("", 0)
-            stop = begin + len(text)
-            gold = [piece for piece, (start, end) in enumerate(offsets) if end > begin and start < stop]
+            stop, is_lost = begin + len(text), bool(example.gold) and not example.answers
+            touched = {word for word, (start, end) in enumerate(words) if end > begin and start < stop}
+            gold = [piece for piece, word in enumerate(word_of) if word in touched]
             # 3. One row for each window. Without the whole gold answer its labels are (0, 0), that is [CLS].
             windows = split_windows(len(ids), capacity, min(stride, capacity // 2))
             window_of = best_windows(len(ids), windows)
             for window, (start, end) in enumerate(windows):
-                labels = (0, 0)
+                labels = None if is_lost else (0, 0)
                 if gold and start <= gold[0] and gold[-1] < end:
                     labels = (before + gold[0] - start, before + gold[-1] - start)
-                spots = [PieceSpot(before + piece - start, *offsets[piece], bool(window_of[piece] == window))
-                         for piece in range(start, end)]
+                spots = [PieceSpot(before + piece - start, *words[word_of[piece]],
+                                   bool(window_of[piece] == window)) for piece in range(start, end)]
                 input_ids = [tokenizer.cls_id, *question, tokenizer.sep_id, *ids[start:end], tokenizer.sep_id]
-                features.append(Feature(number, input_ids, before, labels, spots))
+                features.append(Feature(number, input_ids, before, labels, spots,
+                                        is_cut=len(question) < len(whole_question)))
         return features
-
-    def describe_features(self, features: Features, max_length: int) -> str:
-        """Say how many windows there are."""
-        return f"{len(features):,} windows"
 
     def findable(self, examples: Questions, features: Features) -> list[list[Answer]]:
         """Find the gold answers of each example that decode() is able to give.
 
-        Such an answer begins and ends where a piece does, has at most MAX_ANSWER_PIECES, and lies whole in
-        the window to which its first piece belongs. For example, the piece "p53" cannot give "p5".
+        Such an answer begins and ends where a word does, has at most MAX_ANSWER_PIECES, and lies whole in the
+        window to which a piece of its first word belongs. "p5" is none where the text has "p53".
         """
         found: list[list[Answer]] = [[] for _ in examples]
         for feature in features:
-            # Character at which an answer can begin -> position of the piece there; the same for its end.
+            # The last position at which an answer can begin, and the first at which it can end, by the first
+            # and last character of the word there.
             example = examples[feature.example]
             first = {spot.start: spot.position for spot in feature.spots if spot.is_best}
-            last = {spot.end: spot.position for spot in feature.spots}
+            last = {spot.end: spot.position for spot in reversed(feature.spots)}
             for start, end in self.gold_places(example):
-                if start in first and end in last and 0 <= last[end] - first[start] < MAX_ANSWER_PIECES:
+                if start in first and end in last and last[end] - first[start] < MAX_ANSWER_PIECES:
                     found[feature.example].append(Answer(example.context[start:end], start, end, 1.0))
         return found
 
-    @staticmethod
-    def gold_places(example: data.Question) -> list[tuple[int, int]]:
+    def gold_places(self, example: data.Question) -> list[tuple[int, int]]:
         """List the characters (start, end) of the gold answers in the passage.
 
-        Where gold is a list of synonyms (BioASQ's test sets), every place that reads like one counts.
+        Where gold is a list of synonyms (BioASQ's test sets), every place with the text of one counts.
         """
         if example.answers:
             return [(start, start + len(text)) for text, start in example.answers]
@@ -1141,16 +1037,14 @@ class Answers(Kind):
         The gold answers that it can give are scored as if they were the predictions: no model can give more
         exact answers.
         """
-        if without := sum(not (example.answers or example.gold) for example in examples):
-            say(f"*** {without} questions of {split} have no gold answer and score 0: "
-                "the golden files are missing ***")
+        if without := sum(not example.answers and example.gold is None for example in examples):
+            say(f"*** {without} questions of {split} score 0: without golden files they have no answer ***")
         found = self.findable(examples, features)
         ceiling = self.score(examples, found)[self.task.metric]
         asked = {self.question_id(example) for example in examples}
         answered = {self.question_id(example) for example, answers in zip(examples, found) if answers}
         say(f"{split}: {len(asked - answered)} of {len(asked)} questions have no gold answer that is a span "
-            f"of a window; gold fed back scores {self.task.metric} {100 * ceiling:.2f}, the ceiling of exact "
-            "answers")
+            f"of a window; the ceiling is {self.task.metric} {100 * ceiling:.2f}, what gold scores, fed back")
 
     def new_model(self, config: ElectraConfig) -> nn.Module:
         """Build the extractor: two logits for each token, of the start and of the end."""
@@ -1168,7 +1062,7 @@ class Answers(Kind):
         # 1. In each window combine the best starts with the best ends. Keep a span if both ends lie in the
         #    passage, it is at most max_pieces long, and its first piece has its most context in this window.
         #    The last rule keeps two windows from proposing the same span.
-        proposed: list[list[ScoredSpan]] = [[] for _ in examples]
+        proposed: list[dict[tuple[int, int], float]] = [{} for _ in examples]       # (start, end) -> score
         for feature, logits in zip(features, outputs):
             spot_at = {spot.position: spot for spot in feature.spots}
             starts = np.argsort(-logits[:, 0], kind="stable")[:best].tolist()
@@ -1176,19 +1070,19 @@ class Answers(Kind):
             for start, end in itertools.product(starts, ends):
                 first, last = spot_at.get(start), spot_at.get(end)
                 if first and last and first.is_best and start <= end < start + max_pieces:
-                    span = ScoredSpan(float(logits[start, 0] + logits[end, 1]), first.start, last.end)
-                    proposed[feature.example].append(span)
-        # 2. Keep the best spans of all windows, each once: two pieces may stand for the same characters.
+                    span, spans = (first.start, last.end), proposed[feature.example]
+                    score = float(logits[start, 0] + logits[end, 1])
+                    spans[span] = max(score, spans.get(span, score))
+        # 2. Keep the best spans of all windows, each once: pieces of one word stand for the same characters.
         #    Their probabilities are the softmax of their scores.
         answers: list[list[Answer]] = []
         for example, spans in zip(examples, proposed):
-            ranked = sorted(spans, key=lambda span: -span.score)
-            kept = list(dict.fromkeys(ranked))[:best]
+            kept = sorted(spans, key=lambda span: -spans[span])[:best]
             # The best score is subtracted, so that no exp overflows.
-            exponentials = np.exp(np.array([span.score - kept[0].score for span in kept]))
+            exponentials = np.exp(np.array([spans[span] - spans[kept[0]] for span in kept]))
             shares = exponentials / exponentials.sum()
-            answers.append([Answer(example.context[span.start:span.end], span.start, span.end, float(share))
-                            for span, share in zip(kept, shares)])
+            answers.append([Answer(example.context[start:end], start, end, float(share))
+                            for (start, end), share in zip(kept, shares)])
         return answers
 
     def question_id(self, example: data.Question) -> str:
@@ -1227,9 +1121,7 @@ class Answers(Kind):
         predicted = self.predicted_texts(examples, predictions)
         return {name: texts[0] if texts else "" for name, texts in predicted.items()}
 
-    @staticmethod
-    def batches(examples: Questions, predictions: AnswerLists
-                ) -> Iterator[tuple[int, list[data.Question], AnswerLists]]:
+    def batches(self, examples: Questions, predictions: AnswerLists) -> Iterator[tuple[int, list, list]]:
         """Yield the number, the examples and the predictions of each BioASQ test batch."""
         for batch in sorted({example.batch for example in examples if example.batch is not None}):
             chosen = [number for number, example in enumerate(examples) if example.batch == batch]
@@ -1261,8 +1153,7 @@ class Answers(Kind):
         if not batches:
             return []
         # 2. The sum, in which the best system of a batch counts 1; also for the MRR that the paper reports.
-        mrr = BATCH_MEASURES.index("mrr")
-        papers = [BATCH_SCORES[batch][mrr] / 100 for batch in batches]
+        papers = [BATCH_SCORES[batch][-1] / 100 for batch in batches]               # MRR is the last measure
         best = [BEST_MRR[batch] for batch in batches]
         total = metrics.batch_score_total({"ours": ours, "best": best, "paper": papers})
         return [f"sum over {len(batches)} batches of MRR / best MRR (ELECTRAMed's Table 10): "
@@ -1282,50 +1173,21 @@ class Answers(Kind):
                          for name, texts in self.predicted_texts(some, answers).items()]
             write_json(folder / f"predictions-batch-{batch}.json", {"questions": questions})
 
-    def errors(self, examples: Questions, features: Features, predictions: AnswerLists) -> Report:
-        """List the questions whose best answer is wrong, grouped by where that answer stands.
-
-        boundary               it overlaps a gold answer
-        right, but not first   a later one of the answers is right
-        elsewhere              neither, although a span of a window would have been right
-        out of reach           no gold answer is a span of a window
-        """
-        # 1. Questions that a span can answer, and those where a best answer overlaps such a span.
-        within_reach, overlapping = set(), set()
-        for example, spans, answers in zip(examples, self.findable(examples, features), predictions):
-            if spans:
-                within_reach.add(self.question_id(example))
-            for best, span in itertools.product(answers[:1], spans):
-                if span.start < best.end and best.start < span.end and span.text != best.text:
-                    overlapping.add(self.question_id(example))
-        # 2. The questions answered wrongly. Texts are compared as the task's metric compares them.
-        normal = str.lower if self.is_bioasq else metrics.normalise_squad_answer
+    def errors(self, examples: Questions, predictions: AnswerLists) -> list[Mistake]:
+        """List the questions whose best answer is wrong; texts are compared as the task's metric does."""
+        normalise = str.lower if self.is_bioasq else metrics.normalise_squad_answer
         gold, predicted = self.gold_texts(examples), self.predicted_texts(examples, predictions)
         mistakes = []
         for name, question in {self.question_id(example): example.question for example in examples}.items():
-            accepted = {normal(text) for text in gold[name]}
+            accepted = {normalise(text) for text in gold[name]}
             given = predicted[name][:metrics.FACTOID_ANSWERS]
-            is_right = [normal(text) in accepted for text in given]
-            if is_right and is_right[0]:
-                continue
-            if name in overlapping:
-                group = "boundary"
-            elif any(is_right):
-                group = "right, but not first"
-            elif name in within_reach:
-                group = "elsewhere"
-            else:
-                group = "out of reach"
-            lines = (f"gold: {' | '.join(map(escape_markdown, gold[name])) or 'none'}",
-                     f"predicted: {' | '.join(map(escape_markdown, given)) or 'none'}")
-            mistakes.append(Mistake((group, question), lines))
-        return Report(mistakes, f"{len(mistakes)} of {len(gold)} questions are answered wrongly.\n"
-                      "Boundary: the best answer overlaps a gold one; out of reach: no gold answer is a "
-                      "span of a window.")
+            if not given or normalise(given[0]) not in accepted:
+                mistakes.append(Mistake(" | ".join(gold[name]), " | ".join(given), question))
+        return mistakes
 
-    def raw_examples(self, lines: Sequence[Line], tokenizer: Tokenizer) -> list[data.Question]:
-        """Take a question and its passage from each line."""
-        return [data.Question(line.where, *read_pair(line), []) for line in lines]
+    def raw_examples(self, line: Line, tokenizer: Tokenizer) -> list[data.Question]:
+        """Take a question and its passage from a line."""
+        return [data.Question(line.where, *read_pair(line), [])]
 
     def results(self, examples: Questions, features: Features, outputs: Outputs, options: Options) -> Results:
         """Return the best answers to each question, with their characters in the passage.
@@ -1340,14 +1202,9 @@ class Answers(Kind):
             results.append({"question": example.question, "passage": example.context, "answers": shown})
         return results
 
-    def show(self, result: dict[str, Any]) -> str:
-        """Return the question, and the passage with the best answer in bold."""
-        return f"{result['question']}\n{embolden(result['passage'], result['answers'][:1])}"
-
 
 # The kinds by the names that data.TASKS gives them.
-KINDS: dict[str, type[Kind]] = {
-    "ner": Tagging, "re": Relations, "classify": YesNo, "rank": Ranking, "qa": Answers}
+KINDS = {"ner": Tagging, "re": Relations, "classify": YesNo, "rank": Ranking, "qa": Answers}
 
 
 # --- 3. Training one seed ---
@@ -1369,11 +1226,6 @@ class Prepared(NamedTuple):
     examples: dict[str, list]                   # by split; dev may be missing
     features: dict[str, list[Feature]]
     test_set: str                               # name of the test set in tables
-
-    @property
-    def is_cut(self) -> bool:
-        """Tell whether the test set was cut from another file, because none is published."""
-        return self.test_set != PUBLISHED_TEST_SET
 
 
 class Trained(NamedTuple):
@@ -1415,6 +1267,8 @@ def predict(model: nn.Module, features: Features, options: Options, pad_id: int,
             # (T, ...) for a head that judges tokens, here without padding; (C,) for one that judges the row.
             outputs[row] = output[:lengths[row]] if output.ndim == 2 else output
     model.train()
+    if not all(np.isfinite(output).all() for output in outputs):       # argmax would give nan a label, too
+        raise ValueError("the model's output is not finite (nan or inf): train with a lower --learning-rate")
     return outputs
 
 
@@ -1458,6 +1312,7 @@ def train(seed: int, prepared: Prepared, options: Options) -> Trained:
     for epoch in range(options.epochs):
         # 3. An epoch: every feature once, in a new order, with features of like length in one batch.
         rng, losses = np.random.default_rng(data.seed_for(seed, epoch, "order")), []
+        checks: list[torch.Tensor] = []
         plan = data.plan_batches(lengths, options.batch_size, options.max_length, rng, keep_rest=True)
         for width, rows in plan:
             # 4. A batch on the host. Its loss is a mean over its labels, and its parts are computed side by
@@ -1466,25 +1321,36 @@ def train(seed: int, prepared: Prepared, options: Options) -> Trained:
             chosen = [features[row] for row in rows]
             batch = [*pad_features(chosen, width, prepared.tokenizer.pad_id), kind.label_array(chosen, width)]
             arrays = [torch.from_numpy(array) for array in batch]
-            total = model.total(*device.put(arrays[-1]), *settings)
+            total = label_total(device.put(arrays[-1])[0], settings.get("class_weights"))
 
             def losses_of(part: range) -> tuple[torch.Tensor]:
                 """Compute the share of the loss of some rows; device.backward calls this in each thread."""
                 *inputs, labels = device.put(*(array[part.start:part.stop] for array in arrays))
                 device.seed(data.seed_for(seed, step, f"device {part.start}"))      # for dropout
                 with device.autocast():
-                    return (model.loss(model(*inputs), labels, *settings, total=total),)
+                    return (model.loss(model(*inputs), labels, total=total, **settings),)
 
             # 5. An update: gradients clipped to norm 1, then Adam. Losses stay on the device, because reading
             #    one would wait for its step.
             [loss] = device.backward(losses_of, weights, range(len(rows)))
-            nn.utils.clip_grad_norm_(weights, 1.0)
+            norm = nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.update(learning_rate_at(step, total_steps, warmup_steps, options.learning_rate))
             losses.append(loss)
+            checks.append(loss.detach() + norm)
             step += 1
             progress.show(step)
 
-        # 6. The development set chooses the epoch. The test set has no part in this.
+        # 6. Were all losses and gradients of the epoch finite, and are the weights it ended with? A model of
+        #    nan would still be scored: it ranks the first candidate first.
+        checks.append(torch.stack([weight.detach().sum() for weight in weights]).sum())
+        bad = torch.nonzero(~torch.isfinite(torch.stack(checks))).flatten().tolist()
+        if bad:
+            # checks[i] belongs to step i of this epoch; the one of the weights counts as the last step's.
+            first = min(step, step - len(losses) + bad[0] + 1)
+            where = f"seed {seed}, epoch {epoch + 1}, step {first}"
+            raise ValueError(f"{where}: the loss or the weights are not finite: lower --learning-rate")
+
+        # 7. The development set chooses the epoch. The test set has no part in this.
         dev_score = ""
         if "dev" in prepared.examples:
             scores, _ = evaluate(model, "dev", prepared, options)
@@ -1508,7 +1374,7 @@ def run_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> M
         predictions.*    the test set in the task's own submission format
         errors.md        what is wrong with these predictions
         model/           the model of the chosen epoch, in the Hugging Face layout
-        scores.json      {"dev": {"precision": 0.84, ...}, "test": {"precision": 0.83, ...}}
+        scores.json      {"task": "ner", "test_set": "test set", "dev": {"f1": 0.84, ...}, "test": {...}}
     """
     kind, test = prepared.kind, prepared.examples["test"]
     trained = train(seed, prepared, options)
@@ -1517,15 +1383,28 @@ def run_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> M
     write_lines(folder / "log.csv", trained.log)
     kind.write(folder, test, predictions)
     title = f"Errors of {options.task}, {prepared.test_set}, seed {seed}"
-    report = kind.errors(test, prepared.features["test"], predictions)
-    write_errors(folder / "errors.md", title, report.mistakes, report.note)
+    write_errors(folder / "errors.md", title, kind.errors(test, predictions))
     save_pretrained(trained.model, folder / "model", prepared.tokenizer, kind.labels)
+    reading = {name: getattr(options, name) for name in READ_OPTIONS}
+    data.write_bytes(folder / "model" / READING, json.dumps(reading, indent=1).encode())
     # The scores are written last: a folder that has them is a finished seed.
-    record: dict[str, Any] = {"dev": trained.dev_scores, "test": test_scores}
-    if prepared.is_cut:
-        record["test_set"] = prepared.test_set
+    test_set = prepared.test_set + kind.remark
+    record = {"task": options.task, "test_set": test_set, "dev": trained.dev_scores, "test": test_scores}
     data.write_bytes(folder / "scores.json", json.dumps(record, indent=1).encode())
     return test_scores
+
+
+def read_scores(path: Path, options: Options) -> dict[str, Any]:
+    """Read the scores.json of a finished seed; ValueError where it is not one of this task."""
+    record = data.read_json(path)
+    if data.take(record, "task", str, str(path)) != options.task:
+        raise ValueError(f"{path}: scores of {record['task']}, not of {options.task}: choose another --out")
+    data.take(record, "test_set", str, str(path))
+    for part in ("dev", "test"):
+        for measure in data.take(record, part, dict, str(path)):
+            data.take(record[part], measure, float, str(path))
+    data.take(record["test"], data.TASKS[options.task].metric, float, str(path))
+    return record
 
 
 # --- 4. Seeds, search, tables ---
@@ -1536,18 +1415,18 @@ class Start(NamedTuple):
     init: Path | None           # the folder whose weights to take; None: start from random weights
     like: Path | None           # the folder whose sizes and vocabulary to take; None: tiny, a new vocabulary
 
-    def fingerprint(self) -> str:
-        """Compute a short hash of sizes, vocabulary and, unless the run starts from scratch, weights.
+    def files(self) -> list[Path]:
+        """List the files that the run is made from: sizes, vocabulary and, unless from scratch, weights."""
+        names = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json")
+        described = [self.like / name for name in names if (self.like / name).is_file()] if self.like else []
+        return described + (weights_files(self.init) if self.init else [])
 
-        A folder may keep its name while the model in it is replaced. The hash tells this, and the run stops:
-        seeds that started from two models must not be averaged.
-        """
-        digest = hashlib.sha256(b"" if self.init else b"from scratch")
-        weights = ("model.safetensors", "pytorch_model.bin") if self.init else ()
-        for name in ("config.json", "vocab.txt", *weights):
-            if self.like and (self.like / name).is_file():
-                digest.update((self.like / name).read_bytes())
-        return digest.hexdigest()[:16]
+
+def is_synthetic(folder: Path) -> bool:
+    """Tell whether a model comes from a run of train_pretrain.py that had no --corpus."""
+    # RUN/model or RUN/models/step-1000: the options of the run lie one or two folders above.
+    records = [parent / "options.json" for parent in folder.absolute().parents[:2]]
+    return any('"corpus": []' in path.read_text(errors="replace") for path in records if path.is_file())
 
 
 def find_start(options: Options) -> Start:
@@ -1558,14 +1437,16 @@ def find_start(options: Options) -> Start:
     default = "runs/pretrain" if Path("runs/pretrain/model/config.json").is_file() else None
     init, like = options.init or default, options.like or default
     if init and init != "none":
-        return Start(model_folder(init), model_folder(init))
-    remedy = "" if init else "Run train_pretrain.py first, or pass --init. "
-    say(f"*** FROM SCRATCH: no pre-trained model is used, the scores will be far lower. {remedy}***")
+        folder = model_folder(init)
+        if is_synthetic(folder) and not options.task.startswith("demo-"):
+            say(f"*** {init} KNOWS THE SYNTHETIC CORPUS ALONE, no real text: scores will be far lower ***")
+        return Start(folder, folder)
+    say("*** FROM SCRATCH: the scores will be far lower; train_pretrain.py makes a model to start from ***")
     return Start(None, model_folder(like) if like else None)
 
 
 def fetch_absent(options: Options) -> None:
-    """Download the published files where the train or test file is not there.
+    """Download a task's published files if its train or test file is not there.
 
     raises    FileNotFoundError saying what to put where, when they are not to be downloaded or not published
     """
@@ -1579,7 +1460,11 @@ def fetch_absent(options: Options) -> None:
 
 
 def cut_published(options: Options, seed: int, problem: Exception) -> tuple[dict[str, list], str]:
-    """Cut the one published file into parts; raise the problem again where there is no such file."""
+    """Cut the one published file of a task into parts, and return the splits and the name of the test set.
+
+    seed      part `seed` becomes the test set, counted from 0 and round in a circle
+    problem   the error that led here; it is raised again where there is nothing to cut
+    """
     parts = data.TASKS[options.task].parts
     if not parts:
         raise problem
@@ -1587,8 +1472,7 @@ def cut_published(options: Options, seed: int, problem: Exception) -> tuple[dict
         whole = data.read_task(options.task, parts.split, options.data)
     except FileNotFoundError:
         raise problem from None
-    test_set = f"part {seed % parts.number + 1} of {parts.number} of its {parts.split} file"
-    test_set += ": not the published split"
+    test_set = f"part {seed % parts.number + 1} of {parts.number} of its {parts.split} file: a cut of our own"
     say(f"*** {problem}; so the test set is {test_set} ***")
     return data.cut_splits(data.TASKS[options.task], whole, seed), test_set
 
@@ -1632,24 +1516,28 @@ def prepare(options: Options, start: Start, seed: int) -> Prepared:
     device = Device.choose(options.device, options.precision)
     examples, test_set = read_splits(options, seed)
     task = data.TASKS[options.task]
+    task = task._replace(negative=options.negative or task.negative)
     kind = KINDS[task.kind](task, examples["train"])
+    if options.negative and options.negative not in (known := kind.count_labels(examples["train"])):
+        raise ValueError(f"--negative {options.negative}: the labels are {', '.join(sorted(known))}")
     if kind.labels != task.labels:
-        say(f"labels of the training set: {kind.describe_labels()}")
+        say(f"labels of the training set: {', '.join(kind.labels)}{kind.remark}")
 
     # 2. Vocabulary and sizes: those of the model, or what the training set gives.
     if start.like:
         tokenizer, config = Tokenizer.from_file(start.like), read_config(start.like)
+        if len(tokenizer.pieces) != config.vocab_size:
+            raise ValueError(f"{start.like}: {len(tokenizer.pieces)} pieces, vocab_size {config.vocab_size}")
     else:
         tokenizer = Tokenizer(learn_vocab([kind.text_of(example) for example in examples["train"]],
                                           SCRATCH_VOCAB_SIZE))
         config = dataclasses.replace(PRESETS["tiny"], vocab_size=len(tokenizer.pieces))
-    config = dataclasses.replace(config, hidden_dropout_prob=options.dropout,
-                                 attention_probs_dropout_prob=options.dropout)
+    p = options.dropout
+    config = dataclasses.replace(config, hidden_dropout_prob=p, attention_probs_dropout_prob=p)
     if options.precision is None:
         device.mention_bfloat16(config.hidden_size)
-    if options.max_length > config.max_position_embeddings:
-        raise ValueError(f"--max-length {options.max_length}: the model has {config.max_position_embeddings} "
-                         "positions")
+    if options.max_length > (positions := config.max_position_embeddings):
+        raise ValueError(f"--max-length {options.max_length}: the model has {positions} positions")
 
     # 3. Features of each split.
     features = {}
@@ -1659,6 +1547,9 @@ def prepare(options: Options, start: Start, seed: int) -> Prepared:
         note = kind.describe_features(features[split], options.max_length)
         say(f"{options.task} {split}: {len(part):,} examples, {note}")
         kind.announce(split, part, features[split])
+    features["train"] = [feature for feature in features["train"] if feature.labels is not None]
+    if not features["train"]:
+        raise ValueError(f"{options.task}: no training example has an answer that is in its passage")
     return Prepared(kind, tokenizer, config, start.init, device, examples, features, test_set)
 
 
@@ -1677,13 +1568,14 @@ def score_table(options: Options, results: list[Measures], test_set: str = PUBLI
     # 1. A column for each paper that reports a score of this task.
     published = {measure: dict(zip(PAPERS, row)) for measure, row in PUBLISHED.get(options.task, {}).items()}
     papers = [paper for paper in PAPERS if any(row.get(paper) for row in published.values())]
-    lines = [f"{options.task}, {test_set}, {len(results)} seed{'s' * (len(results) > 1)}",
-             f"{'':28}{'mean':>8}{'sd':>8}" + "".join(f"{paper:>12}" for paper in papers)]
+    several = len(results) > 1                      # one seed has no deviation
+    lines = [f"{options.task}, {test_set}, {len(results)} seed{'s' * several}",
+             f"{'':28}{'mean':>8}{'sd' * several:>8}".rstrip() + "".join(f"{paper:>12}" for paper in papers)]
     # 2. A line for each measure. Types of entities come from gold and predicted tags, so one seed may have a
     #    type that the others lack; its measures count as 0 for these.
     for measure in dict.fromkeys(measure for result in results for measure in result):
         mean, sd = metrics.mean_and_sd([result.get(measure, 0.0) for result in results])
-        line = f"{measure:28}{100 * mean:8.2f}{100 * sd:8.2f}"
+        line = f"{measure:28}{100 * mean:8.2f}" + (f"{100 * sd:8.2f}" if several else " " * 8)
         for paper in papers:
             score = published.get(measure, {}).get(paper)
             line += f"{score:12.2f}" if score else " " * 12
@@ -1694,13 +1586,26 @@ def score_table(options: Options, results: list[Measures], test_set: str = PUBLI
     return "\n".join([*lines, *KINDS[task.kind].closing_lines(results)])
 
 
-def claim(options: Options, start: Start, has_begun: bool) -> None:
+def record_options(options: Options, start: Start) -> None:
     """Record the options in the run folder; once part of the run is finished, refuse options that differ.
 
-    Otherwise a second call, with another batch size, would add its seeds to those of the first, unnoticed.
+    Otherwise a second call with another batch size would add its seeds to those of the first, and nobody
+    would notice. The same would happen with other data files, or another model, of the same names. So the
+    contents of all files are compared.
+
+    raises    ValueError naming the option or the files that have changed
     """
-    record = {**dataclasses.asdict(options), "starting_model": start.fingerprint()}
-    data.claim_run_folder(Path(options.out), record, FIXED if has_begun else ())
+    out, files = Path(options.out), [*data.task_files(options.task, options.data), *start.files()]
+    has_begun = any(any(out.glob(name)) for name in ("dev.json", "search.csv", "seed-*/scores.json"))
+    made_from = {path.name: data.file_hash(path)[:16] for path in files}
+    data.record_run(out, dataclasses.asdict(options), FIXED if has_begun else (), made_from)
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copy the files of a folder into another one."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        data.write_bytes(target / file.name, file.read_bytes())
 
 
 def run_seeds(options: Options) -> tuple[str, list[Measures]]:
@@ -1710,43 +1615,45 @@ def run_seeds(options: Options) -> tuple[str, list[Measures]]:
     """
     out, metric = Path(options.out), data.TASKS[options.task].metric
     start = find_start(options)
-    claim(options, start, any(out.glob("seed-*/scores.json")))
+    record_options(options, start)
 
-    # 1. Train what is not there. Where a file is cut, every seed tests another part; but a search has left
-    #    out part 0, and all its seeds test that one.
+    # 1. Train what is not there. Where a file is cut, every seed has another part as its test set. After a
+    #    search all seeds have part 0: the search has used all the others, and not this one.
     folders = [out / f"seed-{seed}" for seed in range(options.seeds)]
     prepared = None
     for seed, folder in enumerate(folders):
         if (folder / "scores.json").is_file():
             continue
-        if prepared is None or (prepared.is_cut and not options.search):
+        if prepared is None or (prepared.test_set != PUBLISHED_TEST_SET and not options.search):
             prepared = prepare(options, start, 0 if options.search else seed)
+            record_options(options, start)                  # again: files may have been fetched
         scores = run_seed(seed, prepared, options, folder)
         say(f"seed {seed}: test {metric} {100 * scores[metric]:.2f}")
 
+    if not prepared:
+        say(f"nothing was trained: all {options.seeds} seeds of {out} were finished before")
+
     # 2. The table of all seeds, also of those that were finished before.
-    results = [json.loads((folder / "scores.json").read_bytes()) for folder in folders]
+    results = [read_scores(folder / "scores.json", options) for folder in folders]
     tests = [result["test"] for result in results]
-    test_sets = dict.fromkeys(result.get("test_set", PUBLISHED_TEST_SET) for result in results)
+    test_sets = dict.fromkeys(result["test_set"] for result in results)
     table = score_table(options, tests, "; ".join(test_sets))
     write_lines(out / "table.txt", [table])
 
     # 3. The model to use: that of the seed with the best development score (the test set never chooses).
     #    Without a development set all seeds count 0, and max takes the first.
     best = max(range(options.seeds), key=lambda seed: results[seed]["dev"].get(metric, 0.0))
-    (out / "model").mkdir(exist_ok=True)
-    for file in (folders[best] / "model").iterdir():
-        data.write_bytes(out / "model" / file.name, file.read_bytes())
-    held = ", ".join(sorted(os.listdir(folders[best])))
-    say(f"{folders[best]} holds {held}; to read a text with its model: "
-        f"python train_finetune.py --out {out} --predict FILE")
+    copy_files(folders[best] / "model", out / "model")
+    files = ", ".join(sorted(os.listdir(folders[best])))
+    say(f"{folders[best]} holds {files}; to read a text: python train_finetune.py --out {out} --predict FILE")
     return table, tests
 
 
 def draw_trials(options: Options) -> list[Options]:
-    """Draw --search points of the grid; a larger number draws the same points first.
+    """Draw as many random points of the grid as --search says, all 64 at most.
 
-    Each has a folder of its own in OUT, such as learning-rate-0.0001-epochs-5-batch-size-32.
+    A larger number draws the same points first, and then more. Each point has a folder of its own in OUT,
+    such as learning-rate-0.0001-epochs-5-batch-size-32.
     """
     points = list(itertools.product(*GRID.values()))
     random.Random(0).shuffle(points)
@@ -1771,18 +1678,19 @@ def search(options: Options) -> Options:
     """
     # 1. Each trial writes its development scores last: a folder with dev.json is a finished trial.
     metric, start = data.TASKS[options.task].metric, find_start(options)
-    prepared, scored = None, []
-    for number, trial in enumerate(draw_trials(options), start=1):
-        folder = Path(trial.out)
-        record = folder / "dev.json"
-        claim(trial, start, record.is_file())
+    prepared, scored, trials = None, [], draw_trials(options)
+    record_options(options, start)
+    for number, trial in enumerate(trials, start=1):
+        record = Path(trial.out) / "dev.json"
+        record_options(trial, start)
         if not record.is_file():
             prepared = prepared or prepare(trial, start, 0)         # the same for all points of the grid
+            record_options(trial, start)                            # again: files may have been fetched
             if "dev" not in prepared.examples:
                 raise ValueError(f"--search: {options.task} has no development set to choose by")
             data.write_bytes(record, json.dumps(train(0, prepared, trial).dev_scores, indent=1).encode())
-        score = json.loads(record.read_bytes())[metric]
-        say(f"trial {number} of {options.search}: {folder.name}: dev {metric} {100 * score:.2f}")
+        score = data.take(data.read_json(record), metric, float, str(record))
+        say(f"trial {number} of {len(trials)}: {record.parent.name}: dev {metric} {100 * score:.2f}")
         scored.append((score, trial))
     # 2. The table of the trials, and the best one.
     scored.sort(key=lambda pair: -pair[0])                          # of equal ones the first that was drawn
@@ -1794,17 +1702,8 @@ def search(options: Options) -> Options:
     return best
 
 
-class CurvePoint(NamedTuple):
-    """Hold a row of curve.csv: what fine-tuning scores from one pre-training model, in percent."""
-
-    step: int                   # pre-training steps
-    mean: float                 # over the seeds
-    low: float                  # the 95 % interval of the mean
-    high: float
-
-
 def score_curve(options: Options) -> str:
-    """Fine-tune from every model that a pre-training run kept; write curve.csv and curve.svg.
+    """Fine-tune from every model that a pre-training run kept; write curve.csv: mean and 95 % interval.
 
     Does more pre-training help downstream? Each model is fine-tuned with all seeds, in a folder of its own.
 
@@ -1815,40 +1714,19 @@ def score_curve(options: Options) -> str:
     source    Bio-ELECTRA, Figure 1
     """
     run_folder, out = Path(options.init or "runs/pretrain"), Path(options.out)
-    models, metric = sorted(run_folder.glob("models/step-*")), data.TASKS[options.task].metric
+    models, metric = sorted(run_folder.glob("models/step-" + "[0-9]" * 8)), data.TASKS[options.task].metric
     if not models:
         raise ValueError(f"--curve: {run_folder / 'models'} holds no models: expected a run of "
                          "train_pretrain.py, which keeps one every --keep-every steps")
-    points = []
-    for model in models:
+    lines = [f"step,{metric},low,high"]
+    for number, model in enumerate(models, start=1):
+        say(f"model {number} of {len(models)}: {model.name}")
         _, results = run_seeds(dataclasses.replace(options, init=str(model), out=str(out / model.name)))
         values = [100 * result[metric] for result in results]
-        low, high = metrics.confidence_interval(values)
-        step = int(model.name.removeprefix("step-"))
-        points.append(CurvePoint(step, metrics.mean_and_sd(values).mean, low, high))
-    lines = [f"step,{metric},low,high"]
-    lines += [f"{point.step},{point.mean:.2f},{point.low:.2f},{point.high:.2f}" for point in points]
+        (low, high), mean = metrics.confidence_interval(values), metrics.mean_and_sd(values).mean
+        lines.append(f"{int(model.name.removeprefix('step-'))},{mean:.2f},{low:.2f},{high:.2f}")
     write_lines(out / "curve.csv", lines)
-    draw_curve(points, out / "curve.svg", options.task, metric)
     return "\n".join(lines)
-
-
-def draw_curve(points: list[CurvePoint], path: Path, title: str, metric: str) -> None:
-    """Draw means and intervals against pre-training steps, where matplotlib is installed.
-
-    It is an extra package. Without it, curve.csv still holds the same figures.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        say(f"no {path.name}: matplotlib is not installed (pip install matplotlib)")
-        return
-    figure = Figure(figsize=(6, 4))
-    axes = figure.add_subplot(xlabel="pre-training steps", ylabel=f"{metric}, percent", title=title)
-    steps, means, lows, highs = zip(*points)
-    axes.plot(steps, means, marker="o")
-    axes.fill_between(steps, lows, highs, alpha=0.2)
-    figure.savefig(path)
 
 
 # --- 5. Raw text ---
@@ -1865,31 +1743,35 @@ class Predictor(NamedTuple):
     options: Options
     device: Device
 
-    def predict(self, lines: list[Line]) -> Results:
-        """Return what the model finds in each line: lines -> examples -> features -> outputs -> results."""
-        examples = self.kind.raw_examples(lines, self.tokenizer)
+    def predict(self, block: Sequence[tuple[Line, list]]) -> Iterator[dict[str, Any]]:
+        """Read lines as a test set is read (examples, features, outputs); yield the result of each.
+
+        block   lines, each with the examples that were made of it
+        """
+        examples = [example for _, some in block for example in some]
         features = self.kind.encode(examples, self.tokenizer, self.options.max_length)
         if any(feature.is_cut for feature in features):
             say(f"of {len(examples)} texts, {self.kind.describe_features(features, self.options.max_length)}")
         outputs = predict(self.model, features, self.options, self.tokenizer.pad_id, self.device)
-        return self.kind.results(examples, features, outputs, self.options)
+        results = iter(self.kind.results(examples, features, outputs, self.options))
+        for line, some in block:
+            yield self.kind.line_result(line, list(itertools.islice(results, len(some))))
 
 
 def open_predictor(options: Options) -> Predictor:
-    """Load the model of a fine-tuning run, with the options it was trained with.
+    """Load a fine-tuned model: of a run, of a seed, or a model folder by itself.
 
-    The labels stand in its config.json, so that nothing of the task's data is needed.
+    Its config.json has the labels. The file beside it, task.json, has the options that reading needs:
+    {"task": "demo-ner", "max_length": 128, "tag_loss": "softmax"}.
     """
     folder = model_folder(options.out)
     try:
-        labels = json.loads((folder / "config.json").read_bytes()).get("id2label", {}).values()
-        trained = json.loads((Path(options.out) / "options.json").read_bytes())
-        options = dataclasses.replace(options, task=trained["task"], max_length=trained["max_length"],
-                                      tag_loss=trained["tag_loss"])
+        trained, config = data.read_json(folder / READING), data.read_json(folder / "config.json")
+        given = {name: data.take(trained, name, kind, READING) for name, kind in READ_OPTIONS.items()}
+        options = dataclasses.replace(options, **given)
         task = data.find_task(options.task)
-        kind = KINDS[task.kind](task._replace(labels=tuple(labels)))
-        if kind.has_labels and not labels:
-            raise ValueError("config.json has no id2label")
+        named = {int(number): str(label) for number, label in config.get("id2label", {}).items()}
+        kind = KINDS[task.kind](task._replace(labels=tuple(named[number] for number in range(len(named)))))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{options.out}: not a run of train_finetune.py ({error!r}): "
                          "fine-tune first, or pass its folder by --out") from None
@@ -1900,32 +1782,44 @@ def open_predictor(options: Options) -> Predictor:
 
 
 def input_lines(path: str) -> Iterator[Line]:
-    """Yield the lines of a file, or of standard input for "-", that are not blank.
+    """Yield the lines of a file, or of standard input for "-", as they are; of a corpus file its documents.
 
-    raises    ValueError naming the file where it is not UTF-8
+    XML and archives are read as for pre-training; an empty line stands between their sentences.
+    raises    ValueError naming file and line where it is not UTF-8, or the archive is damaged
     """
-    try:
-        lines = enumerate(sys.stdin, start=1) if path == "-" else data.numbered_lines(path)
-        for number, text in lines:
-            if text.strip():
-                yield Line(f"{path} line {number}", text.strip())
-    except UnicodeDecodeError as error:                 # of a file, numbered_lines raises its own ValueError
-        raise ValueError(f"standard input: not UTF-8 ({error.reason}): convert it to UTF-8") from None
+    if path != "-" and data.format_of(path) in ("xml", "tar"):
+        for number, document in enumerate(data.read_documents(path), start=1):
+            name = {"document": number, **getattr(document, "id", {})}
+            yield Line(name, f"{path} document {number}", "\n\n".join(document))
+        return
+    typed = enumerate(sys.stdin.buffer, start=1)
+    decoded = ((number, data.decode_line(line, number, "standard input")) for number, line in typed)
+    for number, text in decoded if path == "-" else data.numbered_lines(path):
+        if number == 1 and text.lstrip().startswith(("<?xml", "<!DOCTYPE")):
+            raise ValueError("standard input holds XML, which is read from files: --predict FILE")
+        yield Line({"line": number}, f"{path} line {number}", text)
 
 
 def predict_lines(options: Options) -> None:
-    """Print one JSON line for each line of a file or of standard input; on a terminal, marked text.
+    """Print one JSON line for each line of a file or of standard input.
 
     Lines are read in blocks: rows of like length then share a batch, and a file of any size fits in memory.
     """
-    predictor = open_predictor(options)
-    lines = input_lines(str(options.predict))
+    predictor, lines = open_predictor(options), input_lines(str(options.predict))
     is_dialogue = options.predict == "-" and sys.stdin.isatty()     # then each line is answered at once
-    while block := list(itertools.islice(lines, 1 if is_dialogue else READ_AT_ONCE)):
-        for result in predictor.predict(block):
-            is_for_people = sys.stdout.isatty()
-            shown = predictor.kind.show(result) if is_for_people else json.dumps(result, ensure_ascii=False)
-            print(shown, flush=is_dialogue)
+    if is_dialogue:
+        say("reading from the terminal: type a line and Enter; Ctrl-D ends")
+    while True:
+        block: list[tuple[Line, list]] = []
+        try:
+            for line in itertools.islice(lines, 1 if is_dialogue else READ_AT_ONCE):
+                is_empty, read = not line.text.strip(), predictor.kind.raw_examples
+                block.append((line, [] if is_empty else read(line, predictor.tokenizer)))
+        finally:            # when a line cannot be read, the results of the lines before it are still printed
+            for result in predictor.predict(block):
+                print(json.dumps(result, ensure_ascii=False), flush=is_dialogue)
+        if not block:
+            return
 
 
 # --- 6. Command line ---
@@ -1937,11 +1831,16 @@ def run(options: Options) -> int:
     """
     if options.predict is not None:
         predict_lines(options)
-    elif options.curve:
-        print(score_curve(options), flush=True)
-    else:
-        table, _ = run_seeds(search(options) if options.search else options)
-        print(table, flush=True)
+        return 0
+    with data.only_process(Path(options.out)):
+        if options.curve:
+            result = score_curve(options)
+        else:
+            chosen = search(options) if options.search else options
+            result, _ = run_seeds(chosen)
+            if options.search:                  # so that --predict finds the best model where it looks
+                copy_files(Path(chosen.out) / "model", Path(options.out) / "model")
+    print(result, flush=True)
     return 0
 
 
@@ -1953,19 +1852,15 @@ def check(options: Options) -> None:
         for name in kind.own_options:
             is_given = getattr(options, name) != getattr(Options(), name)
             if is_given and name not in KINDS[task.kind].own_options:
-                raise ValueError(f"--{name.replace('_', '-')} is for {kind.purpose}; "
-                                 f"{options.task} is of the kind {task.kind}")
-    # 2. Of these three things only one can be done at a time.
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{flag} is for {kind.purpose}; {options.task} is of the kind {task.kind}")
+    # 2. Three things to do, of which a command can do one.
     asked = [options.search is not None, options.curve, options.predict is not None]
     if asked.count(True) > 1:
         raise ValueError("--search, --curve and --predict are three different things to do: choose one")
-    # 3. A search draws no more points than the grid has, and draws all the values itself.
-    size = math.prod(map(len, GRID.values()))
-    if options.search and options.search > size:
-        raise ValueError(f"--search {options.search}: the grid has {size} points")
-    given = [name for name in GRID if getattr(options, name) is not None]
-    if options.search and given:
-        raise ValueError(f"--search draws --{given[0].replace('_', '-')} itself: drop one of the two")
+    # 3. A search draws these values itself.
+    if options.search and any(getattr(options, name) is not None for name in GRID):
+        raise ValueError("--search draws --learning-rate, --epochs and --batch-size itself: drop these")
 
 
 def complete(options: Options) -> Options:
@@ -1987,8 +1882,10 @@ def complete(options: Options) -> Options:
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and run; return the exit status."""
     # Options are parsed inside the command, because their errors too become one line and exit status 2.
+    tables = {f"{protocol} {part}".strip(): values for protocol, parts in PROTOCOLS.items()
+              for part, values in parts.items()}
     return data.run_command(lambda: run(complete(
-        data.parse_options(Options, "Fine-tune ELECTRA on a task.", arguments))))
+        data.parse_options(Options, "Fine-tune ELECTRA on a task.", arguments, tables))))
 
 
 if __name__ == "__main__":

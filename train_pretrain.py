@@ -24,6 +24,7 @@ Sources: ELECTRAMed Table 1, Bio-ELECTRA section 3, TF run_pretraining.py and co
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import math
@@ -46,12 +47,14 @@ import torch
 import data
 import metrics
 from data import option, say
-from electramed import (PRECISIONS, PRESETS, Adam, Device, ElectraConfig, ElectraForPretraining, MaskedBatch,
-                        MaskedLanguageModel, PretrainOutput, learning_rate_at, load_checkpoint, load_initial,
-                        mask_tokens, model_folder, parameter_groups, save_checkpoint, save_pretrained)
-from tokenizer import Tokenizer, learn_vocab, preprocess_bluebert
+from electramed import (
+    CHECKPOINTS, PRECISIONS, PRESETS, Adam, Device, ElectraConfig, ElectraForPretraining, MaskedBatch,
+    MaskedLanguageModel, PretrainOutput, learning_rate_at, load_checkpoint, load_initial, mask_tokens,
+    model_folder, parameter_groups, read_config, save_checkpoint, save_pretrained)
+from tokenizer import Tokenizer, preprocess_bluebert
 
-Model = ElectraForPretraining | MaskedLanguageModel         # --objective electra or mlm
+Model = ElectraForPretraining | MaskedLanguageModel
+OBJECTIVES: dict[str, type[Model]] = {"electra": ElectraForPretraining, "mlm": MaskedLanguageModel}
 
 
 # --- 1. Options and presets ---
@@ -66,9 +69,8 @@ class Options:
 
     # What is read, and where results go.
     preset: str = option("tiny", "model sizes and schedule to start from", choices=list(PRESETS))
-    corpus: list[str] = option([], "files and folders of text (one sentence per line, an empty line between "
-                               "documents) or of PubMed or PMC XML, also as .gz, .xz or .tar; or one shard "
-                               "folder (default: a built-in synthetic corpus)")
+    corpus: list[str] = option([], "text (one sentence per line, an empty line between documents), PubMed or "
+                               "PMC XML; .gz, .xz, .tar; or folders of these, or shards (default: synthetic)")
     min_pmid: int = option(0, "skip PubMed records with a smaller PMID (Bio-ELECTRA: 10000000)")
     language: str | None = option(None, "skip PubMed records in other languages than this one, such as eng")
     bluebert: bool = option(False, "lower-case the text and split words as in the corpus of ELECTRAMed")
@@ -76,8 +78,7 @@ class Options:
     vocab_size: int = option(None, "number of wordpieces to learn when there is no --vocab", at_least=1)
     cased: bool = option(None, "keep capital letters and accents (the bio-electra presets always do)")
     out: str = option("runs/pretrain", "run folder; repeat the command to continue the run in it")
-    init: str | None = option(None, "start from the weights and vocabulary of this run or model folder, "
-                              "with a new schedule: for other text, or for 512 tokens after 128")
+    init: str | None = option(None, "run or model folder: start from its weights, with a new schedule")
     objective: str = option("electra", "electra, or mlm: one network, as BERT", choices=["electra", "mlm"])
 
     # Sizes of the networks.
@@ -94,8 +95,7 @@ class Options:
     # The schedule.
     steps: int = option(None, "number of updates", at_least=1)
     batch_size: int = option(None, "examples in a batch, on all devices together", at_least=1)
-    accumulate: int = option(1, "parts in which a device computes its share of a batch, one after another; "
-                             "double it until the memory suffices: the result is the same", at_least=1)
+    accumulate: int = option(1, "parts of a device's share of a batch; more take less memory", at_least=1)
     max_length: int = option(None, "tokens of the longest example", at_least=8)
     learning_rate: float = option(None, "peak learning rate", at_least=0)
     warmup_steps: int = option(None, "updates until the peak is reached", at_least=0)
@@ -119,8 +119,7 @@ class Options:
 # Which options may change when the command is repeated? That depends on what the run folder already holds:
 #   shards      fix DATA_FIELDS, because other text, another vocabulary or another length gives other shards;
 #   steps done  fix everything except FREE: where it is computed, and how often something is written.
-DATA_FIELDS = ("corpus", "min_pmid", "language", "bluebert", "vocab", "vocab_size", "cased", "max_length",
-               "seed")
+DATA_FIELDS = "corpus min_pmid language bluebert vocab vocab_size cased max_length seed".split()
 FREE = ("out", "log_every", "eval_every", "checkpoint_every", "keep_every", "max_minutes", "accumulate",
         "device", "tpu", "precision", "compile")
 NAMES = [field.name for field in dataclasses.fields(Options)]
@@ -135,7 +134,7 @@ ELECTRA_SMALL = {"steps": 1_000_000, "batch_size": 128, "max_length": 128, "lear
 ELECTRA_BASE = {**ELECTRA_SMALL, "batch_size": 256, "max_length": 512, "learning_rate": 2e-4}
 BIO_ELECTRA = {**ELECTRA_SMALL, "steps": 1_800_000, "batch_size": 64, "max_length": 256, "cased": True}
 SCHEDULES: dict[str, dict[str, Any]] = {
-    # Ours: minutes on two cores.
+    # Ours: two minutes on two cores.
     "tiny": {**ELECTRA_SMALL, "steps": 3_000, "batch_size": 16, "warmup_steps": 300, "vocab_size": 2_000},
     "small": ELECTRA_SMALL,
     "base": ELECTRA_BASE,
@@ -144,6 +143,13 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "bio-electra": BIO_ELECTRA,
     "bio-electra-pp": BIO_ELECTRA,          # the same schedule a second time, on full papers
 }
+
+
+def preset_values(preset: str) -> dict[str, Any]:
+    """Return what a preset says: its model, then its schedule, which may overwrite values (cased, say)."""
+    config = PRESETS[preset]
+    sizes = {name: getattr(config, name) for name in MODEL_FIELDS}
+    return {**sizes, "dropout": config.hidden_dropout_prob, "cased": False, **SCHEDULES[preset]}
 
 
 def complete(options: Options) -> Options:
@@ -155,15 +161,11 @@ def complete(options: Options) -> Options:
     >>> options.batch_size, options.max_length, options.hidden_size, options.keep_every
     (64, 512, 768, 100000)
     """
-    # 1. Collect what the preset says: its model, then its schedule, which may overwrite values (cased, say).
-    config, schedule = PRESETS[options.preset], SCHEDULES[options.preset]
-    values = {name: getattr(config, name) for name in MODEL_FIELDS}
-    values |= {"dropout": config.hidden_dropout_prob, "cased": False, **schedule}
+    # 1. Collect what the preset says. Keep ten models for good, whatever the number of steps is.
+    values = preset_values(options.preset)
+    values["keep_every"] = max(1, (options.steps or values["steps"]) // 10)
 
-    # 2. Keep ten models for good, whatever the number of steps is.
-    values["keep_every"] = max(1, (options.steps or schedule["steps"]) // 10)
-
-    # 3. Take these values only where the command line says nothing.
+    # 2. Take these values only where the command line says nothing.
     missing = {name: value for name, value in values.items() if getattr(options, name) is None}
     return dataclasses.replace(options, **missing)
 
@@ -175,12 +177,12 @@ def network(options: Options) -> ElectraConfig:
     configuration follows from this one (ElectraConfig.generator).
     """
     preset = PRESETS[options.preset]
+    sizes = {name: getattr(options, name) for name in MODEL_FIELDS}
     # The table of positions is made longer than the preset's where needed, never shorter: a model that was
     # trained on 128 tokens can then still be fine-tuned on 512.
-    return dataclasses.replace(
-        preset, **{name: getattr(options, name) for name in MODEL_FIELDS},
-        hidden_dropout_prob=options.dropout, attention_probs_dropout_prob=options.dropout,
-        max_position_embeddings=max(options.max_length, preset.max_position_embeddings))
+    sizes["max_position_embeddings"] = max(options.max_length, preset.max_position_embeddings)
+    return dataclasses.replace(preset, **sizes, hidden_dropout_prob=options.dropout,
+                               attention_probs_dropout_prob=options.dropout)
 
 
 def with_vocabulary(config: ElectraConfig, tokenizer: Tokenizer) -> ElectraConfig:
@@ -218,13 +220,11 @@ def prepare_data(options: Options) -> tuple[Tokenizer, data.Shards]:
             data.write_bytes(corpus[0], data.synthetic_corpus(SYNTHETIC_DOCUMENTS, options.seed).encode())
     files = data.corpus_files(corpus)
 
-    # 2. The vocabulary. The sentences are read one by one, so they need not fit into memory.
+    # 2. The vocabulary.
     if not options.vocab and not (out / "vocab.txt").exists():
-        documents = (document for file in files for document in data.read_documents(file, reading))
-        sentences = (sentence for document in documents for sentence in document)
         say(f"learning a vocabulary of {options.vocab_size:,} wordpieces")
-        pieces = learn_vocab(sentences, options.vocab_size, lowercase=not options.cased)
-        Tokenizer(pieces, lowercase=not options.cased).save(out)
+        learnt, _ = data.learn_vocabulary(files, options.vocab_size, not options.cased, reading)
+        learnt.save(out)
     tokenizer = load_tokenizer(options.vocab or str(out), options)
 
     # 3. The shards. The synthetic corpus is so small that starting more processes would take longer.
@@ -254,8 +254,7 @@ def open_ready_shards(folder: Path, options: Options, reading: data.Reading) -> 
     # 3. --min-pmid, --language and --bluebert took effect when the shards were built. The user may repeat the
     #    same values here. Other values would have no effect, so they are refused.
     if reading != data.Reading() and data.describe_reading(reading) != shards.index["text"]:
-        raise ValueError(f"{folder} was built with {shards.index['text']}: drop --min-pmid, --language and "
-                         "--bluebert, or pass the text")
+        raise ValueError(f"{folder} was built with {shards.index['text']}: pass these options, or none")
     return tokenizer, shards
 
 
@@ -305,8 +304,7 @@ class BatchOrder:
         self.lengths = shards.lengths[shards.train]                     # (examples,) tokens
         self.per_epoch = len(self.lengths) // options.batch_size        # steps
         if not self.per_epoch:
-            raise ValueError(f"the corpus gives {len(self.lengths)} training examples, fewer than one batch "
-                             f"of {options.batch_size}: lower --batch-size or use more text")
+            raise ValueError(f"only {len(self.lengths)} training examples: lower --batch-size, or add text")
 
     @functools.lru_cache(maxsize=1)             # it remembers the current epoch: every step asks for it
     def plan(self, epoch: int) -> list[tuple[int, np.ndarray]]:
@@ -440,16 +438,20 @@ CHECKPOINT_SECONDS = 600            # a run that is killed loses no more than th
 
 
 class Stop:
-    """Record Ctrl-C (SIGINT) and SIGTERM inside a `with` block, where they would otherwise end the program.
+    """Record Ctrl-C (SIGINT), SIGTERM and SIGHUP inside a `with` block, where they would end the program.
 
     The loop looks at `signal` after each step; then it saves and exits. A second signal interrupts at once.
-    SIGTERM is what torchrun and the schedulers of clusters send before they kill a process.
+    SIGTERM is what torchrun and the schedulers of clusters send before they kill a process. SIGHUP comes when
+    the terminal is closed, often twice: from the system, and from the shell.
     """
 
     def __enter__(self) -> Stop:
         self.signal: int | None = None
+        signals = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:              # nohup ignores it: leave it so
+            signals.append(signal.SIGHUP)
         # signal.signal returns the handler that was there before.
-        self.before = {each: signal.signal(each, self.record) for each in (signal.SIGINT, signal.SIGTERM)}
+        self.before = {each: signal.signal(each, self.record) for each in signals}
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -458,7 +460,7 @@ class Stop:
 
     def record(self, number: int, frame: Any) -> None:
         """Record a signal; raise KeyboardInterrupt when it is the second one."""
-        if self.signal is not None:
+        if self.signal is not None and number != signal.SIGHUP:
             raise KeyboardInterrupt
         self.signal = number
 
@@ -476,9 +478,9 @@ class CsvLog:
 
     def __init__(self, path: Path, step: int, columns: tuple[str, ...]) -> None:
         self.path = path
-        before = path.read_text().splitlines()[1:] if path.exists() else []
-        whole = [row for row in before if row.count(",") == len(columns) - 1]
-        kept = [row for row in whole if int(row.split(",")[0]) <= step]
+        before = path.read_text(errors="replace").splitlines()[1:] if path.exists() else []
+        whole = [row.split(",") for row in before if row.count(",") == len(columns) - 1]
+        kept = [",".join(row) for row in whole if row[0].isdecimal() and int(row[0]) <= step]
         data.write_bytes(path, ("\n".join([",".join(columns), *kept]) + "\n").encode())
 
     def write(self, step: int, *values: float) -> None:
@@ -505,7 +507,10 @@ def run_steps(run: Run, step: int, stop: Stop, deadline: float) -> int:
     if is_writer:
         log = CsvLog(run.out / "log.csv", step, LOG_COLUMNS)
         evaluations = CsvLog(run.out / "eval.csv", step, Evaluation._fields)
-        say(describe_start(run, step))
+        parameters = sum(weight.numel() for weight in model.parameters())
+        where = f"{device.kind} {device.precision} x {device_count(device)}".removesuffix(" x 1")
+        note = f", continuing after step {step:,}" if step else ""
+        say(f"{parameters:,} parameters, {len(run.shards.train):,} examples, {where}{note}")
     progress = data.Progress(options.steps, "steps", step)
     unchecked: list[torch.Tensor] = []          # results of the last steps, which the host has not read yet
     tokens, since = 0.0, time.monotonic()       # real tokens in the steps since this time, for the log
@@ -541,14 +546,17 @@ def run_steps(run: Run, step: int, stop: Stop, deadline: float) -> int:
             is_kept = step % options.keep_every == 0
             # A checkpoint. It limits what a crash can cost: in steps, and in time, since a step of a large
             # model may take a minute. When the run is stopped or done, the last step must not be lost.
-            is_saved = (step % options.checkpoint_every == 0 or now - saved_at >= CHECKPOINT_SECONDS
-                        or is_stopped or is_last)
+            is_due = step % options.checkpoint_every == 0 or now - saved_at >= CHECKPOINT_SECONDS
+            is_saved = is_due or is_stopped or is_last
 
             # 5. Check the results before anything is written. If weights of nan were saved, the run could
-            #    not be continued any more. To read the results means to wait until the device has caught
-            #    up; therefore they are not read after every step, and the clock is read again.
+            #    not be continued any more. Reading the results waits until the device has caught up, so it
+            #    is not done after every step. It may have taken a while: the clock is read again.
             if is_logged or is_evaluated or is_kept or is_saved:
                 last = check_results(unchecked, step, order)
+                sums = [weight.detach().sum() for weight in model.parameters()]
+                if not math.isfinite(torch.stack(sums).sum()):
+                    raise ValueError(f"step {step}: weights not finite: lower --learning-rate, new --out")
                 unchecked, now = [], time.monotonic()
 
             # 6. Write it.
@@ -559,25 +567,22 @@ def run_steps(run: Run, step: int, stop: Stop, deadline: float) -> int:
                 progress.show(step, f"generator {last.mlm_loss:.2f}, "
                                     f"discriminator {last.discriminator_loss:.3f} nats")
             if is_evaluated:
-                evaluations.write(*evaluate(step, held_out_outputs(run)))
+                outputs = held_out_outputs(run)
+                scores = evaluate(step, outputs)
+                evaluations.write(*scores)
+                if options.objective == "electra":
+                    say(f"{progress.rewind}step {step:,}: {describe_discriminator(scores, outputs)}")
             if is_kept:
                 save_pretrained(model, run.out / "models" / f"step-{step:08d}", run.tokenizer)
             if is_saved:
                 save_checkpoint(run.out, step, model, run.optimizer)
                 saved_at = time.monotonic()
-            # Writing took from `now` to this moment. tokens_per_second leaves it out: `since` moves on by it.
+            # The writing took from `now` to this moment. tokens_per_second leaves this time out: `since` is
+            # moved on by it.
             since += time.monotonic() - now
     if is_writer:
         progress.finish()
     return step
-
-
-def describe_start(run: Run, step: int) -> str:
-    """Return the line that a run begins with, such as: 17,665 parameters, 615 examples, cpu float32."""
-    parameters, count = sum(weight.numel() for weight in run.model.parameters()), device_count(run.device)
-    text = f"{parameters:,} parameters, {len(run.shards.train):,} examples, "
-    text += f"{run.device.kind} {run.device.precision}" + (f" x {count}" if count > 1 else "")
-    return text + (f", continuing after step {step:,}" if step else "")
 
 
 def device_count(device: Device) -> int:
@@ -597,12 +602,11 @@ def check_results(results: list[torch.Tensor], step: int, order: BatchOrder) -> 
         # The sum is finite only if both of them are.
         if not math.isfinite(result.loss + result.gradient_norm):
             width, examples = order.examples(number - 1)                # counted from 0 there, from 1 here
-            more = f" and {len(examples) - 8} more" if len(examples) > 8 else ""
-            good = max(Path(order.options.out).glob("checkpoint-*.pt"), default="none")
+            good = max(Path(order.options.out).glob(CHECKPOINTS), default="none")
             raise ValueError(
                 f"step {number} is not finite: generator {result.mlm_loss}, discriminator "
                 f"{result.discriminator_loss}, gradient norm {result.gradient_norm}; its batch: seed "
-                f"{order.options.seed}, {width} tokens, examples {' '.join(map(str, examples[:8]))}{more}; "
+                f"{order.options.seed}, {width} tokens, first examples {' '.join(map(str, examples[:8]))}; "
                 f"last good checkpoint: {good}; start again with a lower --learning-rate and another --out")
     return result
 
@@ -611,15 +615,17 @@ def check_results(results: list[torch.Tensor], step: int, order: BatchOrder) -> 
 
 EVALUATION_EXAMPLES = 1024          # at most; the first held-out examples, the same ones each time
 EVALUATION_BATCH = 64               # rows
+COLLAPSED_SD = 0.01                 # of the logits; in a discriminator that learns it is 1 to 3
+PLATEAU_MARGIN = 0.02               # of AUC: with so much more than by frequencies the context is surely used
 EVALUATION_STEP = 2 ** 32           # batch i is masked as that of step 2^32 + i, which no training reaches
 
 
 class Evaluation(NamedTuple):
     """Hold one row of eval.csv, measured on held-out documents.
 
-    Precision, recall and AUC measure how well replaced tokens are found. Padding is left out of all columns,
-    while TF's AUC counts it among the original tokens. With --objective mlm there is no discriminator, and
-    the columns about it are nan.
+    Precision, recall and AUC measure how well replaced tokens are found. Padding is left out of all columns;
+    TF's AUC counts it among the original tokens. With --objective mlm there is no discriminator, and the
+    columns about it are nan.
 
         step,mlm_loss,mlm_accuracy,discriminator_loss,discriminator_accuracy,discriminator_precision,...
         24,5.04729,0.027379,0.398006,0.859352,0.692737,...
@@ -633,7 +639,7 @@ class Evaluation(NamedTuple):
     discriminator_precision: float = math.nan
     discriminator_recall: float = math.nan
     discriminator_auc: float = math.nan
-    discriminator_logit_sd: float = math.nan        # over all tokens; near 0: it does not look at the text
+    discriminator_logit_sd: float = math.nan        # over all tokens; near 0: all tokens get the same logit
 
 
 class HeldOut(NamedTuple):
@@ -641,6 +647,7 @@ class HeldOut(NamedTuple):
 
     nll: np.ndarray                     # (slots,) -ln p(original) by the generator, nats
     is_right: np.ndarray                # (slots,) bool, whether the generator's best guess is the original
+    ids: np.ndarray                     # (tokens,) what the discriminator sees
     logits: np.ndarray                  # (tokens,) of the discriminator, above 0 for "replaced"; or nan
     is_replaced: np.ndarray             # (tokens,) bool, the truth
 
@@ -662,13 +669,13 @@ def held_out_outputs(run: Run) -> HeldOut:
             batch = read_batch(shards, numbers[rows], width, model.config, run.options.seed, step)
             parts += run.device.side_by_side(functools.partial(outputs_of, run, batch), range(len(rows)))
     model.train()
-    # zip turns a list of parts into four lists of arrays, one for each field; each becomes one long array.
+    # zip turns a list of parts into five lists of arrays, one for each field; each becomes one long array.
     return HeldOut(*(np.concatenate(arrays) for arrays in zip(*parts)))
 
 
 @torch.no_grad()
 def outputs_of(run: Run, batch: HostBatch, rows: range) -> HeldOut:
-    """Run the model over some rows of a batch."""
+    """Run the model over some rows of a batch; return its outputs at used slots and real tokens."""
     # 1. On the device: shapes are fixed, so unused slots and padding are computed too.
     output = forward(run, batch, rows)
     logits, originals = output.generator_logits, output.masked.original_ids        # (b, N, V) and (b, N)
@@ -681,13 +688,13 @@ def outputs_of(run: Run, batch: HostBatch, rows: range) -> HeldOut:
     # 2. On the host: keep the used slots and the real tokens.
     is_slot = batch.masked.weights[rows.start:rows.stop].bool()                    # (b, N)
     is_real = batch.attention_mask[rows.start:rows.stop].bool()                    # (b, T)
-    judged, is_replaced = output.discriminator_logits, output.is_replaced          # (b, T) each
+    judged = (output.corrupted_ids, output.discriminator_logits, output.is_replaced)       # (b, T) each
     return HeldOut(nll.cpu()[is_slot].numpy(), is_right.cpu()[is_slot].numpy(),
-                   judged.cpu()[is_real].numpy(), is_replaced.cpu()[is_real].numpy())
+                   *(tensor.cpu()[is_real].numpy() for tensor in judged))
 
 
 def evaluate(step: int, outputs: HeldOut) -> Evaluation:
-    """Compute the losses and scores of both networks."""
+    """Compute the losses and scores of both networks: a row of eval.csv."""
     # 1. The generator.
     mlm_loss, mlm_accuracy = float(outputs.nll.mean()), float(outputs.is_right.mean())
     if np.isnan(outputs.logits).all():                  # --objective mlm: there is no discriminator
@@ -703,6 +710,40 @@ def evaluate(step: int, outputs: HeldOut) -> Evaluation:
                       precision, recall, metrics.roc_auc(truth, outputs.logits), float(outputs.logits.std()))
 
 
+def frequency_auc(outputs: HeldOut) -> float:
+    """Compute the AUC of a judge that knows how often each wordpiece is a replacement, but sees no context.
+
+    The generator writes some wordpieces more often than authors do, so an AUC above 0.5 alone does not show
+    that a discriminator looks at the text. Each half of the held-out tokens is judged by the counts of the
+    other half. A wordpiece gets the share of its occurrences there that were replaced, after five occurrences
+    with the mean share have been added; so one that is rare there gets about the mean.
+    """
+    size, rate, half = outputs.ids.max() + 1, outputs.is_replaced.mean(), len(outputs.ids) // 2
+    scores = np.empty(len(outputs.ids))
+    for known, judged in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
+        occurrences = np.bincount(outputs.ids[known], minlength=size)                      # (largest id + 1,)
+        replaced = np.bincount(outputs.ids[known], outputs.is_replaced[known], minlength=size)     # the same
+        scores[judged] = ((replaced + 5 * rate) / (occurrences + 5))[outputs.ids[judged]]
+    return metrics.roc_auc(outputs.is_replaced, scores)
+
+
+def describe_discriminator(result: Evaluation, outputs: HeldOut) -> str:
+    """Name the state of a discriminator, because a user could lose days over one that does not learn.
+
+    collapsed           it gives every token the same logit, whatever the text. The losses look healthy then:
+                        the generator goes on learning, and the discriminator has the loss of a blind one
+    on a blind plateau  it knows which wordpieces are suspicious, and does not use the context yet. Each run
+                        passes through this state; a large learning rate can keep it there
+    learning            it uses the context
+    """
+    auc, blind = result.discriminator_auc, frequency_auc(outputs)
+    if result.discriminator_logit_sd < COLLAPSED_SD:
+        return ("the discriminator has collapsed: its logits do not depend on the text; start again with a "
+                "lower --learning-rate and a longer --warmup-steps")
+    state = "is learning" if auc > blind + PLATEAU_MARGIN else "is on a blind plateau"
+    return f"the discriminator {state}: AUC {auc:.3f}, {blind:.3f} by frequencies alone"
+
+
 def blind_baselines(run: Run, is_replaced: np.ndarray) -> tuple[float, float]:
     """Compute the best losses, in nats, that a model could reach blind: without looking at the context.
 
@@ -712,9 +753,8 @@ def blind_baselines(run: Run, is_replaced: np.ndarray) -> tuple[float, float]:
                   replaced-token loss, by giving each token the same probability of being replaced: the
                   entropy of the share of replaced tokens
     """
-    sample = run.shards.train[:100_000]
-    ids = np.concatenate([run.shards.example(number)[0] for number in sample])     # (tokens,)
-    counts = np.bincount(ids)                                                      # (V,) or shorter
+    ids = np.concatenate([run.shards.example(number)[0] for number in run.shards.train[:100_000]])
+    counts = np.bincount(ids)                                       # (tokens,) -> (V,) or shorter
     # [CLS] and [SEP] are in every example but are never masked, so nobody has to guess them.
     counts[[run.tokenizer.cls_id, run.tokenizer.sep_id]] = 0
     return metrics.unigram_entropy(counts), metrics.binary_entropy(float(is_replaced.mean()))
@@ -736,35 +776,44 @@ def train(options: Options) -> int:
         models/step-00000300/       models from all along the way, every --keep-every steps
         model/                      the final model
     """
-    began = time.monotonic()
-
     # 1. Options and device. What cannot work is refused here, before anything is written.
     if options.tpu and (options.device != "auto" or options.compile):
         raise ValueError("--tpu chooses the device, and XLA always compiles: drop --device and --compile")
     options = from_initial(options)
     out, config = Path(options.out), network(options)
+    data.refuse_inside(out, options.corpus)
     device = Device.choose(options.device, options.precision, options.tpu).join()
-    parts = device_count(device) * options.accumulate
-    if options.batch_size % parts:
-        raise ValueError(f"--batch-size {options.batch_size} does not divide by {parts} (devices times "
-                         "--accumulate): all parts of a batch must have the same number of rows")
+    # All parts of a batch must have the same number of rows.
+    rows, parts = options.batch_size, device_count(device) * options.accumulate
+    if rows % parts:
+        raise ValueError(f"--batch-size {rows} does not divide by {parts} (--accumulate x devices)")
+
+    # Of several processes of one run the first one writes; no process of another run may.
+    with data.only_process(out) if device.rank == 0 else contextlib.nullcontext():
+        return train_on(device, config, options)
+
+
+def train_on(device: Device, config: ElectraConfig, options: Options) -> int:
+    """Carry out steps 2 to 6 of `train` on a device, in a run folder that is held for this run alone."""
+    began, out = time.monotonic(), Path(options.out)
 
     # Of several processes the first one does steps 2 to 4 alone. Then the others do them without messages,
     # and find the files that it made.
     with device.in_turn():
         # 2. Data. What the run folder holds decides which options must still be the same. If an earlier
         #    command failed before it made anything, all options may be other ones.
-        has_begun = any(out.glob("checkpoint-*.pt"))
+        has_begun = any(out.glob(CHECKPOINTS))
         has_data = any((out / name).exists() for name in ("corpus.txt", "vocab.txt", "shards"))
-        fixed = FIXED if has_begun else DATA_FIELDS if has_data else ()
+        fixed = FIXED if has_begun else DATA_FIELDS if has_data else []
         if device.rank == 0:
-            data.claim_run_folder(out, dataclasses.asdict(options), fixed)
+            data.record_run(out, dataclasses.asdict(options), fixed)
         tokenizer, shards = prepare_data(options)
+        if device.rank == 0:                    # the index has the hashes of the text and the vocabulary, too
+            data.record_run(out, dataclasses.asdict(options), fixed, {"index.json": shards.index["sha256"]})
 
         # 3. Model and optimiser. Weights are drawn from --seed; --init replaces them when a run begins.
         torch.manual_seed(data.seed_for(options.seed, 0, "weights"))
-        kind = ElectraForPretraining if options.objective == "electra" else MaskedLanguageModel
-        model = kind(with_vocabulary(config, tokenizer))
+        model = OBJECTIVES[options.objective](with_vocabulary(config, tokenizer))
         if options.init and not has_begun:
             load_initial(model, options.init)
         model.to(device.kind)
@@ -788,9 +837,8 @@ def train(options: Options) -> int:
     try:
         with Stop() as stop:
             step = run_steps(run, step, stop, deadline)
-    except torch.OutOfMemoryError:
-        raise ValueError(f"the GPU's memory does not suffice: repeat the command with --accumulate "
-                         f"{2 * options.accumulate}; the result is the same") from None
+    except torch.OutOfMemoryError:          # a batch in smaller parts gives the same result
+        raise ValueError(f"out of GPU memory: repeat with --accumulate {2 * options.accumulate}") from None
     if step < options.steps:
         say(f"stopped after step {step:,} of {options.steps:,}; the same command continues")
         return 130 if stop.signal == signal.SIGINT else 0
@@ -810,16 +858,18 @@ def from_initial(options: Options) -> Options:
     """
     if not options.init:
         if options.preset == "bio-electra-pp":
-            raise ValueError("--preset bio-electra-pp continues a bio-electra run on full papers: pass its "
-                             "folder by --init, or start with --preset bio-electra")
+            raise ValueError("--preset bio-electra-pp continues a bio-electra run: pass its folder by --init")
         return options
     # Weights are of use only with the vocabulary they were trained with. It lies beside them in our folders.
     folder = model_folder(options.init)
-    if not (folder / "vocab.txt").is_file():
+    if not any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
         if not options.vocab:
             raise ValueError(f"{folder} has no vocab.txt: pass --vocab, the vocabulary of this model")
     elif options.vocab and Tokenizer.from_file(options.vocab).pieces != Tokenizer.from_file(folder).pieces:
         raise ValueError(f"--init {options.init} was trained with another vocabulary: drop --vocab")
+    # Try it once: what does not fit is refused now, and not after hours of tokenizing.
+    config = dataclasses.replace(network(options), vocab_size=read_config(folder).vocab_size)
+    load_initial(OBJECTIVES[options.objective](config), folder)
     return dataclasses.replace(options, vocab=options.vocab or str(folder))
 
 
@@ -830,7 +880,9 @@ def summarise(run: Run) -> None:
         masked-token loss           3.051    5.275  nats (unigram entropy)
         masked-token accuracy       0.471
         replaced-token loss         0.234    0.338  nats (entropy of the replaced rate, 0.106)
-        replaced-token AUC          0.835    0.500
+        replaced-token AUC          0.835    0.500  (0.622 by frequencies alone)
+
+    (The figures are an example; README.md has those of the default run.)
     """
     if len(run.shards.held_out):
         outputs = held_out_outputs(run)
@@ -842,10 +894,10 @@ def summarise(run: Run) -> None:
         if run.options.objective == "electra":
             print(f"replaced-token loss       {result.discriminator_loss:7.3f}  {blind_replaced:7.3f}  nats "
                   f"(entropy of the replaced rate, {outputs.is_replaced.mean():.3f})\n"
-                  f"replaced-token AUC        {result.discriminator_auc:7.3f}  {0.5:7.3f}")
+                  f"replaced-token AUC        {result.discriminator_auc:7.3f}  {0.5:7.3f}  "
+                  f"({frequency_auc(outputs):.3f} by frequencies alone)")
     else:
-        print("\nno held-out documents to measure on: the corpus has fewer than "
-              f"{data.HELD_OUT_EVERY} (an empty line ends a document)")
+        print(f"\nno held-out documents: the corpus has under {data.HELD_OUT_EVERY}; empty lines part them")
     # The demo tasks are about the synthetic corpus; a model of other text is for other tasks.
     task = "--task ncbi-disease --data FOLDER" if run.options.corpus else "--task demo-ner"
     # train_finetune.py finds the default folder by itself.
@@ -855,9 +907,10 @@ def summarise(run: Run) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and run; return the exit status."""
+    tables = {preset: preset_values(preset) for preset in PRESETS}              # for --help
+    what = "Pre-train ELECTRA on a corpus."
     # Options are parsed inside the command, because their errors too become one line and exit status 2.
-    return data.run_command(lambda: train(complete(
-        data.parse_options(Options, "Pre-train ELECTRA on a corpus.", arguments))))
+    return data.run_command(lambda: train(complete(data.parse_options(Options, what, arguments, tables))))
 
 
 if __name__ == "__main__":

@@ -6,14 +6,19 @@
     4. Relations, yes/no, ranking      10. Whole runs
     5. Answers                         11. Search and curve
     6. Gold fed back as predictions    12. Raw text
-                                       13. Files of one's own, and wrong input
+    13. Files of one's own, and wrong input
+    14. Nothing wrong is silent: changed files, nan, labels, questions, every line of raw text
 """
 import csv
 import doctest
 import io
 import json
 import math
+import os
 import re
+import shutil
+import tarfile
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -24,13 +29,15 @@ from hypothesis import given, strategies as st
 
 import data
 import electramed
+import metrics
 import train_finetune
 from data import TASKS, LabelledText, Question, TaggedSentence, Task
 from electramed import IGNORED_LABEL
 from metrics import bioasq_question_id, spans_from_tags
 from tokenizer import SPECIAL_TOKENS, Tokenizer, learn_vocab
 from train_finetune import (
-    KINDS, Answer, Answers, Feature, Kind, Ranking, Relations, Tagging, YesNo, best_windows, split_windows)
+    KINDS, Answer, Answers, Feature, Kind, Ranking, Relations, Tagging, YesNo, best_windows, locate_words,
+    split_windows)
 
 QUICK = ["--epochs", "1", "--learning-rate", "1e-3"]
 LETTERS = "abcdef"
@@ -156,7 +163,7 @@ def test_labels_stand_on_first_wordpieces_as_on_paper():
     assert [SPELLER.pieces[i] for i in feature.input_ids] == "[CLS] a ##b [UNK] abc ##d [SEP]".split()
     assert feature.labels == [IGNORED_LABEL, 1, IGNORED_LABEL, 2, 0, IGNORED_LABEL, IGNORED_LABEL]
     assert (feature.example, feature.first_length, feature.spots) == (0, 7, [(1, 0), (3, 1), (4, 2)])
-    assert TAGGING.describe_features([feature], 16).startswith("0 sentences longer than 16")
+    assert TAGGING.describe_features([feature], 16) == "0 read in several windows of 16 tokens, 0 cut"
 
 
 def test_a_long_sentence_is_read_in_windows_that_share_no_label():
@@ -166,7 +173,7 @@ def test_a_long_sentence_is_read_in_windows_that_share_no_label():
         "a b c d", "c d e f", "e f a b", "a b c d"]
     words = [[spot.word for spot in feature.spots] for feature in features]
     assert words == [[0, 1, 2], [3, 4], [5, 6], [7, 8, 9]]
-    assert TAGGING.describe_features(features, 6).startswith("1 sentences longer than 6")
+    assert TAGGING.describe_features(features, 6) == "1 read in several windows of 6 tokens, 0 cut"
 
 
 @pytest.mark.parametrize("max_length", [2, 3])
@@ -222,8 +229,7 @@ def test_every_gold_entity_is_found_when_gold_is_fed_back(sentences, max_length)
     predictions = TAGGING.decode(examples, features, gold_outputs(TAGGING, features))
     count = sum(len(spans_from_tags(example.tags)) for example in examples)
     assert TAGGING.score(examples, predictions)["recall"] == (count > 0)
-    errors, note = TAGGING.errors(examples, features, predictions)
-    assert errors == [] and note.startswith(f"Of {count} entities {count} found")
+    assert TAGGING.errors(examples, predictions) == []
 
 
 def test_what_the_model_says_at_other_positions_changes_no_tag():
@@ -247,7 +253,7 @@ def test_a_text_is_one_row_and_cuts_are_counted(tiny_tokenizer):
         [2, the, drug, 3], [2, *[the, gene] * 3, 3], [2, 3], [2, *[the] * 6, 3]]
     assert [(f.example, f.labels, f.first_length, f.is_cut) for f in features] == [
         (0, 1, 4, False), (1, 0, 8, True), (2, 0, 2, False), (3, 1, 8, False)]
-    assert kind.describe_features(features, 8) == "1 cut at 8 tokens"
+    assert kind.describe_features(features, 8) == "0 read in several windows of 8 tokens, 1 cut"
 
 
 def test_of_a_pair_the_longer_part_is_cut_piece_by_piece(tiny_tokenizer):
@@ -261,7 +267,7 @@ def test_of_a_pair_the_longer_part_is_cut_piece_by_piece(tiny_tokenizer):
     assert [feature.input_ids for feature in features] == [
         [2, *[the] * first, 3, *[drug] * second, 3] for first, second in rows]
     assert [feature.first_length for feature in features] == [first + 2 for first, _ in rows]
-    assert kind.describe_features(features, 9) == "3 cut at 9 tokens"
+    assert kind.describe_features(features, 9) == "0 read in several windows of 9 tokens, 3 cut"
     batch = train_finetune.pad_features(features[:1], 8, 0)
     assert batch.token_type_ids.tolist() == [[0, 0, 0, 1, 1, 0, 0, 0]]
 
@@ -290,7 +296,7 @@ def test_a_question_is_encoded_as_on_paper():
         "[CLS] a ##b ? [SEP] [UNK] abc ##d , e [SEP]".split())
     assert feature.first_length == 5 and feature.labels == (6, 7)
     assert feature.spots == [
-        (5, 0, 3, True), (6, 4, 7, True), (7, 7, 8, True), (8, 8, 9, True), (9, 10, 11, True)]
+        (5, 0, 3, True), (6, 4, 8, True), (7, 4, 8, True), (8, 8, 9, True), (9, 10, 11, True)]
     logits = np.zeros((11, 2))
     logits[6, 0] = logits[7, 1] = 9
     [answers] = ANSWERS.decode([example], [feature], [logits])
@@ -311,7 +317,7 @@ def test_windows_follow_the_stride_and_answers_out_of_reach_are_told():
     assert [SPELLER.decode(f.input_ids[4:]) for f in features[:3]] == ["a b c d e", "c d e f a", "e f a b c"]
     assert [f.labels for f in features] == [(7, 8), (5, 6), (0, 0), (0, 0), (5, 7), (0, 0), *[(0, 0)] * 6]
     assert [f.example for f in features] == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
-    assert ANSWERS.describe_features(features, 10) == "12 windows"
+    assert ANSWERS.describe_features(features, 10) == "4 read in several windows of 10 tokens, 0 cut"
     assert ANSWERS.findable(examples, features) == [[Answer("d e", 6, 9, 1.0)], [], [], []]
 
 
@@ -327,15 +333,58 @@ def test_a_question_is_cut_to_64_pieces():
     assert feature.first_length == 5
 
 
-def test_a_question_that_leaves_no_room_for_the_passage_is_refused():
-    with pytest.raises(ValueError, match="q7 of 64 pieces leaves no room for a passage in 68 tokens"):
-        ANSWERS.encode([Question("q7", "ab " * 40, "c d e f", [])], SPELLER, 68)
+def test_a_long_question_leaves_room_for_its_passage():
+    """In rows of 16 tokens a question of 40 pieces keeps 9, and 4 are left for the passage."""
+    first, *_ = features = ANSWERS.encode([Question("q7", "ab " * 40, "c d e f a b", [])], SPELLER, 16)
+    assert (first.first_length, first.is_cut, len(first.input_ids), len(features)) == (11, True, 16, 2)
 
 
-def test_an_answer_inside_a_word_is_widened_to_its_pieces_and_one_of_white_space_is_none():
+def test_labels_are_read_by_their_numbers_wherever_they_stand(pretrained, tmp_path, capsys):
+    """jq -S sorts the keys of config.json as texts: "10" before "2"."""
+    assert run("demo-ner", pretrained, tmp_path / "out") == 0
+    path = tmp_path / "out" / "model" / "config.json"
+    before = read(tmp_path / "out", "Jorganux slowed fever.\n", tmp_path, capsys)
+    content = json.loads(path.read_text())
+    content["id2label"] = dict(reversed(content["id2label"].items()))
+    path.write_text(json.dumps(content))
+    assert read(tmp_path / "out", "Jorganux slowed fever.\n", tmp_path, capsys) == before
+    content["id2label"].pop("3")
+    path.write_text(json.dumps(content))
+    (tmp_path / "line").write_text("fever\n")
+    assert train_finetune.main(["--out", str(tmp_path / "out"), "--predict", str(tmp_path / "line")]) == 2
+    assert "not a run of train_finetune.py (KeyError(3))" in capsys.readouterr().err
+
+
+def test_a_vocabulary_of_another_size_than_the_model_is_refused_before_training(pretrained, tmp_path, capsys):
+    """transformers' add_tokens makes such a folder: its tokenizer.json holds the added ones elsewhere."""
+    folder = tmp_path / "model"
+    shutil.copytree(pretrained, folder)
+    pieces = (folder / "vocab.txt").read_text().splitlines()
+    (folder / "tokenizer.json").write_text(json.dumps({
+        "model": {"type": "WordPiece", "vocab": {piece: number for number, piece in enumerate(pieces[:-1])}},
+        "normalizer": {"type": "BertNormalizer", "lowercase": True},
+        "pre_tokenizer": {"type": "BertPreTokenizer"}}))
+    (folder / "vocab.txt").unlink()
+    assert run("demo-re", folder, tmp_path / "out") == 2
+    assert f"{len(pieces) - 1} pieces, vocab_size {len(pieces)}" in capsys.readouterr().err
+
+
+def test_xml_on_standard_input_is_refused(pretrained, tmp_path, capsys, monkeypatch):
+    assert run("demo-ner", pretrained, tmp_path / "out") == 0
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"<?xml version='1.0'?>\n<article/>\n")))
+    assert train_finetune.main(["--out", str(tmp_path / "out"), "--predict", "-"]) == 2
+    assert "standard input holds XML" in capsys.readouterr().err
+
+
+def test_an_answer_inside_a_word_is_completed_and_one_of_white_space_is_none():
     inside, blank = Question("1", "a", "a bcd e", [("c", 3)]), Question("2", "a", "a  b", [(" ", 2)])
     first, second = ANSWERS.encode([inside, blank], SPELLER, 16)
-    assert (first.labels, second.labels) == ((5, 5), (0, 0))        # [CLS] a [SEP] a b ##c
+    assert (first.labels, second.labels) == ((4, 6), (0, 0))        # [CLS] a [SEP] a b ##c ##d e
+    logits = np.zeros((9, 2))
+    logits[5] = 9                                                   # the model points at ##c
+    [answers] = ANSWERS.decode([inside], [first], [logits])
+    assert (answers[0].text, answers[0].start, answers[0].end) == ("bcd", 2, 5)
+    assert len({(answer.start, answer.end) for answer in answers}) == len(answers)
 
 
 @st.composite
@@ -394,12 +443,16 @@ def test_every_gold_answer_is_whole_in_some_window(example, max_length):
 @given(questions_with_gold(most_words=9), st.integers(9, 40), st.integers(1, 12))
 def test_an_answer_is_decoded_unless_it_is_told_to_be_out_of_reach(example, max_length, stride):
     features = ANSWERS.encode([example], SPELLER, max_length, stride)
-    is_found = decode_gold(example, features) == example.answers[0]
-    assert is_found == bool(ANSWERS.findable([example], features)[0])
+    found = ANSWERS.findable([example], features)
+    if found[0]:
+        [answers] = ANSWERS.decode([example], features, gold_span_outputs(features, found))
+        assert (answers[0].text, answers[0].start) == example.answers[0]
+    else:
+        assert decode_gold(example, features) != example.answers[0]
 
 
 def test_synonyms_are_found_wherever_the_passage_reads_like_one():
-    """The piece borders decide: "c" stands inside the piece ##cd alone, and is no answer there."""
+    """The word borders decide: "c" stands inside the word bcd alone, and is no answer there."""
     speller = Tokenizer([*SPECIAL_TOKENS, "a", "b", "##cd"])
     example = Question("q_1", "a", "b A bcd B", [], 1, ["a", "C", "BCD b"])
     features = ANSWERS.encode([example], speller, 16)
@@ -408,13 +461,14 @@ def test_synonyms_are_found_wherever_the_passage_reads_like_one():
 
 @given(questions_with_gold(), st.integers(1, 5), st.integers(1, 3), seeds)
 def test_answers_equal_a_search_over_all_allowed_spans(example, max_pieces, stride, seed):
-    """In rows of 12 to 20 tokens the 20 best starts and ends are all there are."""
+    """In rows of 12 to 20 tokens the 20 best starts and ends are all there are. Answers are whole words."""
     rng = np.random.default_rng(seed)
     features = ANSWERS.encode([example], SPELLER, 12 + seed % 9, stride)
     logits = [rng.normal(size=(len(feature.input_ids), 2)) for feature in features]
     for scores in logits:
         scores[:4] += 100                                           # the question is never an answer
-    _, offsets = SPELLER.encode_with_offsets(example.context)
+    _, word_of, words = locate_words(example.context, SPELLER)
+    offsets = [words[word] for word in word_of]
     windows = [(n * stride, n * stride + len(f.input_ids) - 5) for n, f in enumerate(features)]
     owner = best_windows(len(offsets), windows)
     spans = []
@@ -424,7 +478,10 @@ def test_answers_equal_a_search_over_all_allowed_spans(example, max_pieces, stri
                 if owner[i] == number:
                     score = scores[4 + i - begin, 0] + scores[4 + j - begin, 1]
                     spans.append((score, offsets[i][0], offsets[j][1]))
-    spans = sorted(spans, reverse=True)[:20]
+    distinct = {}
+    for score, first, last in sorted(spans, reverse=True):
+        distinct.setdefault((first, last), (score, first, last))
+    spans = list(distinct.values())[:20]
     [answers] = ANSWERS.decode([example], features, logits, max_pieces=max_pieces)
     assert [(answer.start, answer.end) for answer in answers] == [(start, end) for _, start, end in spans]
     assert all(answer.text == example.context[answer.start:answer.end] for answer in answers)
@@ -470,7 +527,7 @@ def gold_outputs(kind: Kind, features: list[Feature]) -> list[np.ndarray]:
 @pytest.mark.parametrize("max_length", [24, 128])
 def test_gold_fed_back_scores_one_through_the_whole_pipeline(name, max_length, pretrained, tmp_path):
     if (name, max_length) == ("demo-qa", 24):
-        pytest.skip("a question leaves no room for a passage in 24 tokens")
+        pytest.skip("beside a question, rows of 24 tokens have less room than some answers need")
     kind, tokenizer, examples = kind_of(name), Tokenizer.from_file(pretrained), data.read_task(name, "test")
     features = kind.encode(examples, tokenizer, max_length)
     predictions = kind.decode(examples, features, gold_outputs(kind, features))
@@ -522,8 +579,8 @@ def test_gold_of_the_published_files_fed_back_scores_one(name, real_data, tmp_pa
 
 @pytest.mark.parametrize("name, measure, answerable, right", [
     ("squad", "exact_match", 1189, 1189),
-    # of BioASQ's hundred four are sentences or end in a full stop, which its own post-processing drops
-    ("bioasq7b", "lenient_accuracy", 100, 96)])
+    # of BioASQ's hundred five are sentences or end in a full stop, which its own post-processing drops
+    ("bioasq7b", "lenient_accuracy", 100, 95)])
 def test_gold_answers_of_the_published_files_score_one_where_a_span_can_give_them(
         name, measure, answerable, right, real_data):
     kind, tokenizer = kind_of(name), Tokenizer.from_file(real_data / "vocab" / "scivocab.txt")
@@ -582,175 +639,132 @@ def test_a_type_that_only_one_seed_predicts_is_in_the_table_and_zero_for_the_oth
 
 def test_the_table_has_a_column_for_each_paper_that_has_the_task():
     lines = train_finetune.score_table(options_for("ncbi-disease"), [{"f1": 0.5}]).splitlines()
-    assert lines[1].split() == ["mean", "sd", "ELECTRAMed", "Bio-ELECTRA", "++", "++", "tuned"]
-    assert lines[2].split() == ["f1", "50.00", "0.00", "87.54", "78.32", "80.01", "84.85"]
+    assert lines[1].split() == ["mean", "ELECTRAMed", "Bio-ELECTRA", "++", "++", "tuned"]
+    assert lines[2].split() == ["f1", "50.00", "87.54", "78.32", "80.01", "84.85"]     # no deviation
     assert train_finetune.PUBLISHED.keys() <= TASKS.keys()
 
 
 # --- 8. The error report ---
 
-def report(tmp_path, task, examples, predictions, features=()) -> str:
+def report(tmp_path, task, examples, predictions) -> str:
     """What errors.md says below its title."""
-    errors, note = kind_of(task).errors(examples, features, predictions)
-    train_finetune.write_errors(tmp_path / "errors.md", "Errors", errors, note)
-    return (tmp_path / "errors.md").read_text().removeprefix("# Errors\n\n")
+    train_finetune.write_errors(tmp_path / "errors.md", "Errors", kind_of(task).errors(examples, predictions))
+    return (tmp_path / "errors.md").read_text().split("\n\n", 1)[1]
 
 
 def test_errors_of_entities_worked_by_hand(tmp_path):
-    """Two drugs missed, one of them twice; one too long, one taken for a gene; and a gene in nothing."""
-    sentences = [("the gout drug jor and kel", "O O O B-Drug O B-Drug", "O O O O O B-Drug"),
-                 ("jor [ 3 ] helps", "B-Drug O O O O", "O O O O O"),
-                 ("kel acid for fever", "B-Drug O O B-Disease", "B-Drug I-Drug O O"),
-                 ("kel acid for jor", "B-Drug I-Drug O B-Drug", "O B-Gene O O"),
+    """One drug is missed, one is too long, one is taken for a gene; and a gene stands in nothing."""
+    sentences = [("jor [ 3 ] helps", "B-Drug O O O O", "O O O O O"),
+                 ("kel acid for fever", "B-Drug O O B-Disease", "B-Drug I-Drug O B-Disease"),
+                 ("kel acid for jor", "B-Drug I-Drug O B-Drug", "O B-Gene O B-Drug"),
                  ("so is * it", "O O O O", "O O B-Gene I-Gene")]
     examples = [TaggedSentence(words.split(), gold.split()) for words, gold, _ in sentences]
     assert report(tmp_path, "demo-ner", examples, [predicted.split() for *_, predicted in sentences]) == r"""
-Of 7 entities 1 found, 4 missed, 1 with another boundary, 1 taken for another type; 1 spurious.
-The gold entity stands in **bold**, the predicted one in [brackets].
+## 1 x jor (Drug) -> nothing
 
-## Drug: 5
+- jor \[ 3 \] helps
 
-### missed: 3
-- 3 x jor
-  - the gout drug **jor** and kel
-  - **jor** \[ 3 \] helps
-  - kel acid for **jor**
+## 1 x kel (Drug) -> nothing
 
-### boundary: 1
-- kel
-  - [**kel** acid] for fever
+- kel acid for fever
 
-### taken for Gene: 1
-- kel acid
-  - **kel [acid**] for jor
+## 1 x nothing -> kel acid (Drug)
 
-## Disease: 1
+- kel acid for fever
 
-### missed: 1
-- fever
-  - kel acid for **fever**
+## 1 x kel acid (Drug) -> nothing
 
-## Gene: 1
+- kel acid for jor
 
-### spurious: 1
-- \* it
-  - so is [\* it]
+## 1 x nothing -> acid (Gene)
+
+- kel acid for jor
+
+## 1 x nothing -> \* it (Gene)
+
+- so is \* it
 """[1:]
 
 
+TAG_PAIRS = st.lists(st.tuples(*[st.sampled_from(["O", "B-Drug", "I-Drug", "B-Gene"])] * 2), min_size=1)
+
+
+@given(TAG_PAIRS)
+def test_every_false_positive_and_false_negative_is_listed_once(pairs):
+    gold, predicted = map(list, zip(*pairs))
+    mistakes = TAGGING.errors([TaggedSentence(["w"] * len(gold), gold)], [predicted])
+    scores = metrics.entity_scores([gold], [predicted])
+    assert len(mistakes) == scores.false_positives + scores.false_negatives
+
+
 def test_errors_of_relations_worked_by_hand(tmp_path):
-    rows = [("a", "false", "treats"), ("b", "treats", "treats"), ("c", "treats", "causes"),
-            ("d", "causes", "false"), ("e", "treats", "false"), ("f", "causes", "false"),
-            ("d", "causes", "false")]
-    examples = [LabelledText(str(i), f"sentence {text}", gold) for i, (text, gold, _) in enumerate(rows)]
+    rows = [("a", "false", "treats"), ("b", "treats", "treats"), ("d", "causes", "false"),
+            ("f", "causes", "false")]
+    examples = [LabelledText("", f"sentence {text}", gold) for text, gold, _ in rows]
     assert report(tmp_path, "demo-re", examples, [predicted for *_, predicted in rows]) == """
-6 of 7 texts have another label than the gold one.
+## 2 x causes -> false
 
-## false negatives: 4
-
-### false for causes: 3
-- 2 x sentence d
+- sentence d
 - sentence f
 
-### false for treats: 1
-- sentence e
+## 1 x false -> treats
 
-## false positives: 1
-
-### treats for false: 1
 - sentence a
-
-## one for another: 1
-
-### causes for treats: 1
-- sentence c
 """[1:]
 
 
 def test_errors_of_yes_no_questions_stand_with_their_answers(tmp_path):
-    examples = [LabelledText(str(i), "is it?", gold, f"because {i}") for i, gold in enumerate("01111")]
-    assert report(tmp_path, "yesno", examples, list("10000")).splitlines()[:9] == [
-        "5 of 5 texts have another label than the gold one.",
-        "Of equal errors the first 3 places are shown, 1 are left out.", "",
-        "## false negatives: 4", "", "### 0 for 1: 4", "- 4 x is it?", "  - because 1", "  - because 2"]
+    examples = [LabelledText("", "is it?", "1", "because")]
+    assert report(tmp_path, "yesno", examples, ["0"]).splitlines()[-1] == "- is it? because"
 
 
-def test_errors_of_questions_worked_by_hand(tmp_path, tiny_tokenizer):
-    """An answer too long, two that stand elsewhere, a gold that ends inside a piece, and a right one."""
-    context = "the drug treats fever in patients"
-    rows = [("q1", "fever", ["fever in", "drug"]), ("q2", "drug", ["fever"]), ("q3", "patient", ["patients"]),
-            ("q4", "the drug", ["fever"]), ("q5", "fever", ["the fever"])]
+def test_errors_of_questions_worked_by_hand(tmp_path):
+    context = "the drug treats fever"
+    rows = [("q1", "fever", ["treats", "fever"]), ("q2", "drug", ["fever"]), ("q5", "fever", ["the fever"])]
     examples = [Question(name, f"what is {name} ?", context, [(gold, context.index(gold))])
                 for name, gold, _ in rows]
-    features = ANSWERS.encode(examples, tiny_tokenizer, 64)
-    predictions = [[Answer(text, context.find(text), context.find(text) + len(text), 0.5) for text in texts]
-                   for *_, texts in rows]
-    assert report(tmp_path, "demo-qa", examples, predictions, features) == """
-4 of 5 questions are answered wrongly.
-Boundary: the best answer overlaps a gold one; out of reach: no gold answer is a span of a window.
+    predictions = [[Answer(text, 0, 0, 0.5) for text in texts] for *_, texts in rows]
+    assert report(tmp_path, "demo-qa", examples, predictions) == """
+## 1 x fever -> treats | fever
 
-## elsewhere: 2
-- what is q2 ?
-  - gold: drug
-  - predicted: fever
-- what is q4 ?
-  - gold: the drug
-  - predicted: fever
-
-## boundary: 1
 - what is q1 ?
-  - gold: fever
-  - predicted: fever in | drug
 
-## out of reach: 1
-- what is q3 ?
-  - gold: patient
-  - predicted: patients
+## 1 x drug -> fever
+
+- what is q2 ?
 """[1:]
 
 
-def test_a_bioasq_question_is_one_error_whatever_its_snippets(tmp_path, tiny_tokenizer):
-    """q1 has the right answer second; q2 a wrong one, and no snippet that holds a synonym; q3 is right."""
-    rows = [("q1_0", "fever in patients", ["fever"], ["patients", "fever"]),
-            ("q1_1", "drug", ["fever"], ["drug"]),
-            ("q2_0", "the gene", ["gout", "podagra"], ["gene"]),
-            ("q3_0", "a gene", ["Gene"], ["gene"])]
-    examples = [Question(name, f"which is {name[:2]} ?", context, [], 1, gold)
-                for name, context, gold, _ in rows]
-    features = ANSWERS.encode(examples, tiny_tokenizer, 32)
-    predictions = [[Answer(text, context.index(text), context.index(text) + len(text), 0.9 - 0.1 * rank)
-                    for rank, text in enumerate(texts)] for _, context, _, texts in rows]
-    assert report(tmp_path, "bioasq7b", examples, predictions, features).split("\n\n", 1)[1] == """
-## right, but not first: 1
-- which is q1 ?
-  - gold: fever
-  - predicted: patients | drug | fever
+def test_a_bioasq_question_is_one_error_whatever_its_snippets(tmp_path):
+    """q1 has the right answer second; q2 a wrong one; q3 is right."""
+    rows = [("q1_0", ["fever"], ["patients", "fever"]), ("q1_1", ["fever"], ["drug"]),
+            ("q2_0", ["gout", "podagra"], ["gene"]), ("q3_0", ["Gene"], ["gene"])]
+    examples = [Question(name, f"which is {name[:2]} ?", "", [], 1, gold) for name, gold, _ in rows]
+    predictions = [[Answer(text, 0, 0, 0.9 - 0.1 * rank) for rank, text in enumerate(texts)]
+                   for *_, texts in rows]
+    assert report(tmp_path, "bioasq7b", examples, predictions) == """
+## 1 x fever -> patients | drug | fever
 
-## out of reach: 1
+- which is q1 ?
+
+## 1 x gout | podagra -> gene
+
 - which is q2 ?
-  - gold: gout | podagra
-  - predicted: gene
 """[1:]
 
 
 def test_errors_of_rankings_worked_by_hand(tmp_path):
-    rows = [("q1", "a", "0", 0.9), ("q1", "b", "1", 0.8), ("q2", "c", "0", 0.5), ("q2", "d", "1", 0.1),
-            ("q2", "e", "0", 0.3), ("q3", "f", "1", 0.2), ("q3", "g", "0", 0.1), ("q4", "h", "0", 0.7)]
+    rows = [("q2", "c", "0", 0.5), ("q2", "d", "1", 0.1), ("q2", "e", "0", 0.3),
+            ("q3", "f", "1", 0.2), ("q3", "g", "0", 0.1), ("q4", "h", "0", 0.7)]
     examples = [data.Candidate(question, question, text, label) for question, text, label, _ in rows]
     assert report(tmp_path, "rerank", examples, [probability for *_, probability in rows]) == """
-3 of 4 questions have no right candidate in the first place.
+## 1 x nothing -> h
 
-## not ranked first: 2
-- q2
-  - right, rank 3 of 3: d
-  - ranked first: c
-- q1
-  - right, rank 2 of 2: b
-  - ranked first: a
-
-## no right candidate: 1
 - q4
-  - ranked first: h
+
+## 1 x d -> c
+
+- q2
 """[1:]
 
 
@@ -759,21 +773,13 @@ def test_the_errors_of_a_run_agree_with_its_scores_and_are_named_last(task, pret
     assert run(task, pretrained, tmp_path) == 0
     assert "errors.md" in capsys.readouterr().err.splitlines()[-1]
     text, measured = (tmp_path / "seed-0" / "errors.md").read_text(), scores(tmp_path)["test"]
-    title, note = text.splitlines()[0], text.splitlines()[2]
+    title, wrong = text.splitlines()[0].split(": ")
     assert title == f"# Errors of {task}, test set, seed 0"
-    numbers = [int(number) for number in re.findall(r"\d+", note)]
-    if task == "demo-ner":
-        gold, hits, missed, boundary, other_type, spurious = numbers
-        assert gold == hits + missed + boundary + other_type
-        assert measured["recall"] == pytest.approx(hits / gold)
-        predicted = hits + boundary + other_type + spurious
-        assert hits == 0 or measured["precision"] == pytest.approx(hits / predicted)
-    elif task == "demo-qa":
-        assert measured["exact_match"] == pytest.approx(1 - numbers[0] / numbers[1])
-    wrong = gold - hits + spurious if task == "demo-ner" else numbers[0]
-    groups = [int(number) for number in re.findall(r"^## .*: (\d+)$", text, re.M)]
-    assert groups == sorted(groups, reverse=True) and sum(groups) == wrong > 0
-    assert sum(int(number or 1) for number in re.findall(r"^- (?:(\d+) x )?", text, re.M)) == wrong
+    if task == "demo-qa":
+        questions = data.read_task("demo-qa", "test")
+        assert measured["exact_match"] == pytest.approx(1 - int(wrong) / len(questions))
+    groups = [int(number) for number in re.findall(r"^## (\d+) x ", text, re.M)]
+    assert groups == sorted(groups, reverse=True) and sum(groups) == text.count("\n- ") == int(wrong) > 0
 
 
 # --- 9. What a span can give at most ---
@@ -801,7 +807,7 @@ def test_questions_that_no_span_can_answer_are_counted_before_training(pretraine
         (tmp_path / f"{split}.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
     assert run("qa", pretrained, tmp_path / "out", "--data", str(tmp_path), "--max-length", "64") == 0
     assert ("test: 2 of 4 questions have no gold answer that is a span of a window; "
-            "gold fed back scores f1 50.00" in capsys.readouterr().err)
+            "the ceiling is f1 50.00" in capsys.readouterr().err)
 
 
 def test_synonyms_fed_back_score_what_the_spans_among_them_can(pretrained):
@@ -827,7 +833,8 @@ def test_synonyms_fed_back_score_what_the_spans_among_them_can(pretrained):
 def test_a_run_writes_scores_predictions_a_table_and_a_model(
         task, written, measure, pretrained, tmp_path, capsys):
     assert run(task, pretrained, tmp_path, "--seeds", "2") == 0
-    assert {"dev", "test"} == scores(tmp_path).keys() and 0 <= scores(tmp_path)["test"][measure] <= 1
+    assert {"task", "test_set", "dev", "test"} == scores(tmp_path).keys()
+    assert 0 <= scores(tmp_path)["test"][measure] <= 1
     assert (tmp_path / "seed-1" / written).is_file()
     with open(tmp_path / "seed-0" / "log.csv") as file:
         row, = csv.DictReader(file)
@@ -865,7 +872,7 @@ def test_finished_seeds_are_not_mixed_with_those_of_another_starting_model(pretr
     assert run("demo-re", start, out) == 0
     electramed.save_pretrained(electramed.load_pretrained(pretrained), start, tokenizer)
     assert run("demo-re", start, out, "--seeds", "2") == 2
-    assert "--starting-model" in capsys.readouterr().err
+    assert "made from other files: model.safetensors changed" in capsys.readouterr().err
 
 
 def test_the_same_seed_gives_the_same_scores_and_weights(pretrained, tmp_path):
@@ -958,10 +965,9 @@ def test_a_trial_of_a_search_never_sees_the_test_set(pretrained, tmp_path, monke
 
 def test_a_search_says_what_it_cannot_do(pretrained, tmp_path, capsys):
     assert run("demo-re", pretrained, tmp_path, "--search", "2") == 2
-    assert "--search draws --learning-rate itself" in capsys.readouterr().err
+    assert "--search draws --learning-rate, --epochs and --batch-size itself" in capsys.readouterr().err
     start = ["--task", "ncbi-disease", "--init", str(pretrained), "--out", str(tmp_path / "out")]
-    assert train_finetune.main([*start, "--search", "65"]) == 2
-    assert "the grid has 64 points" in capsys.readouterr().err
+    assert len(train_finetune.draw_trials(train_finetune.Options(out="out", search=100))) == 64
     assert train_finetune.main([*start, "--search", "2", "--curve"]) == 2
     assert "choose one" in capsys.readouterr().err
     folder = disease_folder(tmp_path)
@@ -989,21 +995,13 @@ def test_the_curve_has_a_row_for_each_model_a_run_kept(pretrained, tmp_path, cap
     assert "holds no models" in capsys.readouterr().err
 
 
-def test_the_curve_is_drawn_where_matplotlib_is(pretrained, tmp_path):
-    pytest.importorskip("matplotlib")
-    kept = tmp_path / "run" / "models" / "step-00000001"
-    electramed.save_pretrained(electramed.load_pretrained(pretrained), kept, Tokenizer.from_file(pretrained))
-    assert run("demo-re", tmp_path / "run", tmp_path / "out", "--curve", "--seeds", "2") == 0
-    assert "<svg" in (tmp_path / "out" / "curve.svg").read_text()
-
-
 # --- 12. Raw text ---
 
 def read(out: Path, lines: str, tmp_path: Path, capsys) -> list[dict]:
     (tmp_path / "input.txt").write_text(lines)
     capsys.readouterr()
     assert train_finetune.main(["--out", str(out), "--predict", str(tmp_path / "input.txt")]) == 0
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return [json.loads(line) for line in capsys.readouterr().out.split("\n")[:-1]]
 
 
 def test_entities_of_raw_text_stand_at_their_characters(pretrained, tmp_path, capsys):
@@ -1021,7 +1019,8 @@ def test_entities_of_raw_text_stand_at_their_characters(pretrained, tmp_path, ca
     assert scores(out)["test"]["f1"] == 1
     text = "Jorganux slowed  Chronic kelmarin FEVER in adults.  Jorganux slowed ganbael in adults."
     long = " ".join([text] * 20)
-    first, second = read(out, f"{text}\n\n{long}\n", tmp_path, capsys)
+    first, empty, second = read(out, f"{text}\n\n{long}\n", tmp_path, capsys)
+    assert [first["line"], empty, second["line"]] == [1, {"line": 2, "text": "", "entities": []}, 3]
     assert [(entity["text"], entity["type"]) for entity in first["entities"]] == [
         ("Chronic kelmarin FEVER", "Disease"), ("ganbael", "Disease")]
     assert len(second["entities"]) == 40                        # however long the text
@@ -1029,14 +1028,12 @@ def test_entities_of_raw_text_stand_at_their_characters(pretrained, tmp_path, ca
         for entity in result["entities"]:
             assert result["text"][entity["start"]:entity["end"]] == entity["text"]
             assert 0.5 < entity["score"] <= 1
-    marked = TAGGING.show(first)
-    assert "slowed  \x1b[1mChronic kelmarin FEVER\x1b[0m [Disease] in adults." in marked
 
 
 @pytest.mark.parametrize("loss, probability", [("softmax", 0.6652), ("binary", 0.8808)])
 def test_scores_are_the_probabilities_the_tagger_was_trained_to_give(loss, probability):
     """Of logits 1, 2 and 0: e^2 / (e^1 + e^2 + e^0), or a sigmoid of the 2 alone."""
-    example = train_finetune.RawSentence(["abc"], ["O"], [(0, 3)], 0, "abc")
+    example = train_finetune.RawSentence(["abc"], ["O"], [(0, 3)], "abc")
     feature = Feature(0, [0, 1, 0], 3, [], [train_finetune.WordSpot(1, 0)])
     output = np.array([[0.0, 0.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
     [result] = TAGGING.results([example], [feature], [output], train_finetune.Options(tag_loss=loss))
@@ -1056,7 +1053,6 @@ def test_relations_answers_and_pairs_are_read_from_lines(pretrained, tmp_path, c
     results = read(tmp_path / "re", "@DRUG$ slowed @DISEASE$ .\n" * 2, tmp_path, capsys)
     assert len(results) == 2 and results[0]["label"] in TASKS["demo-re"].labels
     assert 0.25 <= results[0]["score"] <= 1
-    assert kind_of("demo-re").show(results[0]).endswith("@DRUG$ slowed @DISEASE$ .")
     pair = json.dumps({"question": "what was slowed ?", "passage": "Jorganux slowed ganbael. " * 40})
     assert run("demo-qa", pretrained, tmp_path / "qa", "--max-length", "64") == 0
     result, = read(tmp_path / "qa", pair + "\n", tmp_path, capsys)
@@ -1065,15 +1061,13 @@ def test_relations_answers_and_pairs_are_read_from_lines(pretrained, tmp_path, c
         assert result["passage"][answer["start"]:answer["end"]] == answer["text"]
     chances = [answer["score"] for answer in result["answers"]]
     assert chances == sorted(chances, reverse=True)
-    best = result["answers"][0]
-    assert f"\x1b[1m{best['text']}\x1b[0m" in ANSWERS.show(result)
     (tmp_path / "train.tsv").write_text("1\tis it?\tit is\n0\tis it?\tnot\n")
     (tmp_path / "test.tsv").write_text("1\tis it?\tit is\n0\tis it?\tnot\n")
     for kind in ("classify", "rank"):
         assert run(kind, pretrained, tmp_path / kind, "--data", str(tmp_path)) == 0
         result, = read(tmp_path / kind, pair + "\n", tmp_path, capsys)
-        assert result["label"] == "1" or kind == "classify" and result["label"] == "0"
-    monkeypatch.setattr("sys.stdin", io.StringIO(pair + "\n" + pair + "\n"))
+        assert 0 < result["probability"] < 1 if kind == "rank" else result["label"] in ("0", "1")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{pair}\n{pair}\n".encode())))
     assert train_finetune.main(["--out", str(tmp_path / "qa"), "--predict", "-"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
 
@@ -1084,9 +1078,10 @@ def test_raw_text_and_models_that_cannot_be_read_are_named(pretrained, tmp_path,
     assert train_finetune.main(["--out", str(pretrained), "--predict", "x"]) == 2
     assert "not a run of train_finetune.py" in capsys.readouterr().err
     assert run("demo-qa", pretrained, tmp_path / "qa") == 0
-    empty_variable = ""                                         # of a shell
-    assert train_finetune.main(["--out", str(tmp_path / "qa"), "--predict", empty_variable]) == 2
-    assert "No such file" in capsys.readouterr().err
+    for flag in ("--predict", "--init", "--out", "--data"):     # a variable of the shell that is not set
+        with pytest.raises(SystemExit) as stop:
+            train_finetune.main(["--out", str(tmp_path / "qa"), flag, ""])
+        assert stop.value.code == 2 and f"{flag}: is empty" in capsys.readouterr().err
     ask = ["--out", str(tmp_path / "qa"), "--predict", str(tmp_path / "input.txt")]
     assert train_finetune.main(ask) == 2
     assert "input.txt" in capsys.readouterr().err
@@ -1094,6 +1089,12 @@ def test_raw_text_and_models_that_cannot_be_read_are_named(pretrained, tmp_path,
         (tmp_path / "input.txt").write_text(f"\n{line}\n")
         assert train_finetune.main(ask) == 2
         assert "input.txt line 2: expected {\"question\"" in capsys.readouterr().err
+
+
+def test_a_second_process_on_one_run_folder_is_refused(pretrained, tmp_path, capsys):
+    with data.only_process(tmp_path / "ner"):
+        assert run("demo-ner", pretrained, tmp_path / "ner") == 2
+        assert f"is in use by process {os.getpid()}: wait" in capsys.readouterr().err
 
 
 # --- 13. Files of one's own, and wrong input ---
@@ -1132,7 +1133,7 @@ def test_a_custom_set_of_each_kind_finds_its_labels(pretrained, tmp_path, capsys
         assert run(kind, pretrained, tmp_path / f"out-{kind}", "--data", str(folder)) == 0
     said = capsys.readouterr().err
     assert "labels of the training set: O, B-X\n" in said and "B-Y: not in the training set" in said
-    assert 'none, r; none is taken for "no relation"' in said
+    assert 'none, r, \'none\' taken for "no relation"' in said
 
 
 def test_where_there_is_no_published_split_each_seed_tests_a_part_and_the_table_says_so(
@@ -1140,8 +1141,8 @@ def test_where_there_is_no_published_split_each_seed_tests_a_part_and_the_table_
     (tmp_path / "dev.tsv").write_text("".join(f"{i % 2}\tquestion {i // 2}\tanswer {i}\n" for i in range(20)))
     more = ("--data", str(tmp_path), "--seeds", "2", "--class-weights")
     assert run("rerank", pretrained, tmp_path / "out", *more) == 0
-    assert "part 2 of 5 of its dev file: not the published split ***" in capsys.readouterr().err
-    assert "not the published split" in (tmp_path / "out" / "table.txt").read_text()
+    assert "part 2 of 5 of its dev file: a cut of our own ***" in capsys.readouterr().err
+    assert "a cut of our own" in (tmp_path / "out" / "table.txt").read_text()
     asked = [{line.split("\t")[1] for line in (tmp_path / "out" / f"seed-{seed}" / "predictions.tsv")
               .read_text().splitlines()[1:]} for seed in (0, 1)]
     assert len(asked[0]) == len(asked[1]) == 2 and not asked[0] & asked[1]
@@ -1161,7 +1162,7 @@ def test_a_published_set_that_is_not_there_is_fetched_unless_offline(
     monkeypatch.setattr(data, "fetch_task", fetch)
     root, offline = tmp_path / "root", ("--offline", "--data", str(tmp_path / "root"))
     assert run("yesno", pretrained, tmp_path / "out", *offline) == 2
-    remedy = f"finetuning_data/yesno/{{dev.tsv,test.tsv,train.tsv}} into {root}/qa/yesno"
+    remedy = f"finetuning_data/yesno into {root}/qa/yesno"
     assert remedy in capsys.readouterr().err
     assert run("rerank", pretrained, tmp_path / "out", *offline) == 2 and not root.exists()
     assert "no train file" in capsys.readouterr().err
@@ -1210,7 +1211,7 @@ def disease_folder(folder: Path) -> Path:
 def test_long_sentences_lose_no_entity(pretrained, tmp_path, capsys):
     folder = disease_folder(tmp_path)
     assert run("ncbi-disease", pretrained, tmp_path / "out", "--data", str(folder), "--max-length", "40") == 0
-    assert "1 sentences longer than 40 tokens" in capsys.readouterr().err
+    assert "1 read in several windows of 40 tokens" in capsys.readouterr().err
     written = (tmp_path / "out" / "seed-0" / "predictions.txt").read_text()
     assert written.count("B-Disease") >= 5 and "gout B-Disease" in written
 
@@ -1229,7 +1230,7 @@ def test_wrong_input_is_named_on_one_line(pretrained, tmp_path, capsys):
 
     folder, out = disease_folder(tmp_path), tmp_path / "out"
     (folder / "train.txt").write_text("fever B-Disease\nx B-Gene\n")
-    assert "train.txt line 2: label 'B-Gene' is not in the task's set" in fails(
+    assert "train.txt line 2: label 'B-Gene', expected one of O" in fails(
         "ncbi-disease", pretrained, out, "--data", str(folder))
     (folder / "train.txt").write_text("fever\n")
     assert "train.txt line 1: expected a word and O, B-TYPE or I-TYPE" in fails(
@@ -1250,3 +1251,277 @@ def test_other_options_on_a_finished_run_are_refused_by_name(pretrained, tmp_pat
     assert run("demo-re", pretrained, tmp_path) == 0
     assert run("demo-re", pretrained, tmp_path, "--batch-size", "4") == 2
     assert "--batch-size" in capsys.readouterr().err
+
+
+# --- 14. Nothing wrong is silent ---
+
+def relations_folder(folder: Path, labels: str = "10", rows: int = 6) -> Path:
+    """Write train.tsv and test.tsv with as many rows of each label."""
+    folder.mkdir(exist_ok=True)
+    lines = [f"@GENE$ causes @DISEASE$ {number} .\t{label}" for number in range(rows) for label in labels]
+    for split in ("train", "test"):
+        (folder / f"{split}.tsv").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize("change", ["labels renamed", "half of the test labels blanked", "a file more"])
+def test_files_that_changed_behind_the_same_path_are_refused_by_name(change, pretrained, tmp_path, capsys):
+    folder, out = relations_folder(tmp_path / "set"), tmp_path / "out"
+    assert run("re", pretrained, out, "--data", str(folder)) == 0
+    if change == "labels renamed":
+        relations_folder(folder, labels="YN")
+    elif change == "a file more":
+        (folder / "dev.tsv").write_bytes((folder / "train.tsv").read_bytes())
+    else:
+        text = (folder / "test.tsv").read_text()
+        (folder / "test.tsv").write_text(text[:len(text) // 2] + text[len(text) // 2:].replace("\t1", "\t0"))
+    capsys.readouterr()
+    assert run("re", pretrained, out, "--data", str(folder), "--seeds", "2") == 2
+    changed = {"labels renamed": "test.tsv, train.tsv", "a file more": "dev.tsv"}.get(change, "test.tsv")
+    assert f"made from other files: {changed} changed: bring them back" in capsys.readouterr().err
+    assert not (out / "seed-1").exists()
+
+
+def test_where_all_seeds_are_finished_the_run_says_that_nothing_was_trained(pretrained, tmp_path, capsys):
+    for expected in (False, True):
+        assert run("demo-re", pretrained, tmp_path) == 0
+        assert ("nothing was trained" in capsys.readouterr().err) == expected
+
+
+@pytest.mark.parametrize("content, message", [
+    ({"task": "demo-ner", "test": {"f1": 0.9}}, "scores of demo-ner, not of demo-re"),
+    ({"dev": {}, "test": {"f1": 0.9}}, "no 'task'"), ({"task": "demo-re"}, "no 'test_set'"),
+    ({"task": "demo-re", "test_set": "", "dev": {}, "test": {"mrr": 0.9}}, "no 'f1'"),
+    ({"task": "demo-re", "test_set": "", "dev": {"f1": "a"}, "test": {}}, "'f1' is a"),
+    ({"task": "demo-re", "test_set": "", "dev": {}, "test": 5}, "'test' is 5")])
+def test_scores_of_another_task_are_not_averaged_in(content, message, pretrained, tmp_path, capsys):
+    assert run("demo-re", pretrained, tmp_path) == 0
+    (tmp_path / "seed-1").mkdir()
+    (tmp_path / "seed-1" / "scores.json").write_text(json.dumps(content))
+    assert run("demo-re", pretrained, tmp_path, "--seeds", "2") == 2
+    said = capsys.readouterr().err
+    assert message in said and "seed-1/scores.json" in said
+
+
+@pytest.mark.parametrize("task", ["demo-ner", "demo-re", "demo-qa", "classify", "rank"])
+@pytest.mark.parametrize("search", [(), ("--search", "1")])
+def test_a_loss_that_is_not_finite_ends_every_task_without_a_score(
+        task, search, pretrained, tmp_path, capsys, monkeypatch):
+    """From the second step on the loss is nan: the sixty demo examples have several steps in an epoch."""
+    if task in ("classify", "rank"):
+        for split in ("train", "dev", "test"):
+            (tmp_path / f"{split}.tsv").write_text(f"1\tis it ?\t{split}\n0\tis it ?\tno\n" * 9)
+    monkeypatch.setattr(train_finetune, "GRID", {"batch_size": (4,)})
+    original, calls = electramed.Device.backward, []
+
+    def backward(self, *arguments):
+        calls.append(1)
+        losses = original(self, *arguments)
+        return [losses[0] * (float("nan") if len(calls) >= 2 else 1)]
+    monkeypatch.setattr(electramed.Device, "backward", backward)
+    more = search or ("--batch-size", "4")
+    assert run(task, pretrained, tmp_path / "out", "--data", str(tmp_path), *more) == 2
+    assert "seed 0, epoch 1, step 2: the loss or the weights are not finite" in capsys.readouterr().err
+    assert not [*tmp_path.rglob("scores.json"), *tmp_path.rglob("dev.json"), *tmp_path.rglob("table.txt")]
+
+
+def test_weights_that_overflow_in_the_last_step_are_found(pretrained, tmp_path, capsys):
+    assert run("demo-re", pretrained, tmp_path, "--learning-rate", "1e38", "--batch-size", "60") == 2
+    assert re.search(r"seed 0, epoch 1, step \d+: the loss or the weights", capsys.readouterr().err)
+
+
+def test_prediction_never_writes_nan(pretrained, tmp_path, capsys):
+    assert run("demo-re", pretrained, tmp_path / "out") == 0
+    model = train_finetune.open_predictor(train_finetune.Options(out=str(tmp_path / "out"))).model
+    with torch.no_grad():
+        model.electra.embeddings.word_embeddings.weight.fill_(float("nan"))
+    features = [Feature(0, [1, 2, 3], 3, 0)]
+    with pytest.raises(ValueError, match="output is not finite"):
+        train_finetune.predict(model, features, options_for("demo-re"), 0, electramed.Device.choose("cpu"))
+
+
+def test_linear_windows_equal_the_plain_ones():
+    """The plain version looks at all windows for each piece, and takes the first of the best."""
+    for length, capacity, stride in [(1, 1, 1), (20, 7, 3), (97, 10, 5), (50, 8, 8), (33, 9, 1)]:
+        windows = split_windows(length, capacity, stride)
+        plain = []
+        for piece in range(length):
+            context = [min(piece - start, end - 1 - piece) for start, end in windows]
+            plain.append(context.index(max(context)))
+        assert best_windows(length, windows).tolist() == plain
+
+
+def test_a_sentence_of_20000_words_is_encoded_in_linear_memory():
+    words = ["ab"] * 20_000
+    tracemalloc.start()
+    features = TAGGING.encode([TaggedSentence(words, ["O"] * len(words))], SPELLER, 64)
+    assert tracemalloc.get_traced_memory()[1] < 100e6           # 1,290 windows by 40,000 pieces are 400 MB
+    tracemalloc.stop()
+    assert sum(len(feature.spots) for feature in features) == len(words)
+
+
+@pytest.mark.parametrize("counts, negative, asked", [
+    ({"1": 9, "0": 2}, "0", None), ({"causes": 5, "None": 1, "treats": 7}, "None", None),
+    ({"yes": 5, "no": 4}, "no", None), ({"x": 5, "NA": 1}, "NA", None), ({"x": 5, "y": 6}, "y", None),
+    ({"x": 5, "y": 6}, "x", "x"), ({"0": 5, "false": 6}, "false", None)])
+def test_the_negative_label_is_the_one_asked_for_then_one_by_name_then_the_most_frequent(
+        counts, negative, asked):
+    relations = [LabelledText("", "", label) for label, count in counts.items() for _ in range(count)]
+    assert Relations(Task("re", negative=asked), relations).labels[0] == negative
+
+
+def test_the_table_says_which_label_means_no_relation_and_one_that_is_not_there_is_refused(
+        pretrained, tmp_path, capsys):
+    folder = relations_folder(tmp_path / "set", "110")
+    assert run("re", pretrained, tmp_path / "a", "--data", str(folder)) == 0
+    assert """re, test set, '0' taken for "no relation", 1 seed""" in capsys.readouterr().out
+    assert run("re", pretrained, tmp_path / "b", "--data", str(folder), "--negative", "1") == 0
+    assert """'1' taken for "no relation\"""" in (tmp_path / "b" / "table.txt").read_text()
+    assert run("re", pretrained, tmp_path / "c", "--data", str(folder), "--negative", "2") == 2
+    assert "--negative 2: the labels are 0, 1" in capsys.readouterr().err
+    assert run("demo-ner", pretrained, tmp_path / "d", "--negative", "O") == 2
+    assert "--negative is for relations" in capsys.readouterr().err
+
+
+def test_classify_takes_the_labels_of_its_training_file(pretrained, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.tsv").write_text("".join(
+            f"{label}\tis it ?\tsome say {label}\n" for label in ("yes", "no", "maybe") for _ in range(3)))
+    assert run("classify", pretrained, tmp_path / "out", "--data", str(tmp_path)) == 0
+    test = scores(tmp_path / "out")["test"]
+    each = [test[f"{label} f1"] for label in ("yes", "no", "maybe")]
+    assert test["macro_f1"] == pytest.approx(sum(each) / 3)
+    examples = [LabelledText("", "", label) for label in ("yes", "no", "maybe", "maybe")]
+    kind = YesNo(TASKS["classify"], examples)
+    assert kind.labels == ("maybe", "no", "yes")
+    measures = kind.score(examples, ["yes", "yes", "maybe", "no"])
+    assert (measures["accuracy"], measures["yes f1"], measures["no f1"]) == (0.5, pytest.approx(2 / 3), 0)
+
+
+def test_what_cannot_be_found_is_left_out_of_training_and_still_scored(pretrained, tmp_path, capsys):
+    def paragraph(name, answer):
+        return {"context": "the drug slowed the fever .", "qas": [{
+            "id": name, "question": "what " + "is it " * 40,
+            "answers": [{"text": answer, "answer_start": 0}]}]}
+    content = {"data": [{"paragraphs": [paragraph(1, "fever"), paragraph(2, "gout")]}]}
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+    questions = data.read_task("qa", "train", tmp_path)
+    lost = ANSWERS.encode(questions, SPELLER, 384)
+    assert [feature.labels is None for feature in lost] == [False, True]
+    assert run("qa", pretrained, tmp_path / "out", "--data", str(tmp_path)) == 0
+    said = capsys.readouterr().err
+    assert "tokens, 2 cut" in said
+    assert "test: 1 of 2 questions have no gold answer that" in said
+    assert scores(tmp_path / "out")["test"]["exact_match"] <= 0.5
+    content["data"][0]["paragraphs"].pop(0)
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    assert run("qa", pretrained, tmp_path / "none", "--data", str(tmp_path)) == 2
+    assert "no training example has an answer that is in its passage" in capsys.readouterr().err
+
+
+def test_impossible_questions_do_not_miss_golden_files(pretrained, tmp_path, capsys):
+    Answers(TASKS["qa"]).announce("test", [Question("1", "?", "a", [], gold=[])], [])
+    assert "golden files are missing" not in capsys.readouterr().err
+
+
+def test_every_line_has_a_result_with_its_number_and_offsets_into_it_as_it_is(pretrained, tmp_path, capsys):
+    assert run("demo-ner", pretrained, tmp_path / "out", "--epochs", "2") == 0
+    lines = ["\ufeff   Jorganux slowed kelmarin fever.  ", "", "  \t",
+             "\tJorganux\u2028slowed kelmarin fever."]
+    assert [result["line"] for result in read(tmp_path / "out", "\n\n", tmp_path, capsys)] == [1, 2]
+    results = read(tmp_path / "out", "\r\n".join(lines), tmp_path, capsys)
+    assert [result["line"] for result in results] == [1, 2, 3, 4]
+    assert [result["text"] for result in results] == [lines[0][1:], *lines[1:]]
+    for result in results:
+        for entity in result["entities"]:
+            assert result["text"][entity["start"]:entity["end"]] == entity["text"]
+
+
+@pytest.mark.parametrize("bad, message", [
+    (b"\xe9t\xe9", "line 3 byte 0: not UTF-8"), (b"[1]", 'line 3: expected {"question"'),
+    (b'{"question": "\\ud83d", "passage": "a"}', "line 3: "), (b"[" * 5000, "line 3: ")])
+@pytest.mark.parametrize("from_stdin", [True, False])
+def test_a_bad_line_is_told_by_number_and_the_results_before_it_are_kept(
+        bad, message, from_stdin, pretrained, tmp_path, capsys, monkeypatch):
+    assert run("demo-qa", pretrained, tmp_path / "out", "--max-length", "32") == 0
+    pair = json.dumps({"question": "what ?", "passage": "the drug"}).encode()
+    content = b"\xef\xbb\xbf" + pair + b"\n\n" + bad + b"\n" + pair
+    (tmp_path / "input").write_bytes(content)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    capsys.readouterr()
+    source = "-" if from_stdin else str(tmp_path / "input")
+    assert train_finetune.main(["--out", str(tmp_path / "out"), "--predict", source]) == 2
+    printed = capsys.readouterr()
+    first, second = map(json.loads, printed.out.splitlines())
+    assert (first["line"], first["passage"]) == (1, "the drug") and second["answers"] == []
+    assert message in printed.err
+
+
+def test_documents_of_xml_and_archives_have_a_result_each_with_their_id(pretrained, tmp_path, capsys):
+    assert run("demo-ner", pretrained, tmp_path / "out") == 0
+    records = "".join(f"<MedlineCitation><PMID>{pmid}</PMID><Article><ArticleTitle>On gout {pmid}."
+                      "</ArticleTitle></Article></MedlineCitation>" for pmid in (7, 8))
+    pubmed = f"<MedlineCitationSet>{records}</MedlineCitationSet>"
+    paper = ('<article><front><article-meta><article-id pub-id-type="doi">10.1/x</article-id>'
+             '<article-id pub-id-type="pmc">9</article-id></article-meta></front>'
+             "<body><p>It hurts. It passes.</p></body></article>")
+    with tarfile.open(tmp_path / "all.tar.gz", "w:gz") as archive:
+        for name, text in (("a.xml", pubmed), ("b.nxml", paper), ("c.txt", "A line.\n\nAnother.\n")):
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    capsys.readouterr()
+    packed = str(tmp_path / "all.tar.gz")
+    assert train_finetune.main(["--out", str(tmp_path / "out"), "--predict", packed]) == 0
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [result["text"] for result in results] == [
+        "On gout 7.", "On gout 8.", "It hurts.\n\nIt passes.", "A line.", "Another."]
+    assert [result["document"] for result in results] == [1, 2, 3, 4, 5]
+    assert [result.get("pmid") for result in results] == ["7", "8", None, None, None]
+    assert results[2]["pmcid"] == "PMC9"
+
+
+def test_a_model_folder_or_a_seed_is_enough_to_predict(pretrained, tmp_path, capsys):
+    assert run("demo-re", pretrained, tmp_path / "out", "--max-length", "24") == 0
+    expected = read(tmp_path / "out", "@DRUG$ slowed @DISEASE$ .\n", tmp_path, capsys)
+    shutil.copytree(tmp_path / "out" / "model", tmp_path / "elsewhere")
+    for folder in (tmp_path / "elsewhere", tmp_path / "out" / "seed-0", tmp_path / "out" / "model"):
+        assert read(folder, "@DRUG$ slowed @DISEASE$ .\n", tmp_path, capsys) == expected
+
+
+def test_reading_from_a_terminal_says_that_it_waits(pretrained, tmp_path, capsys, monkeypatch):
+    assert run("demo-re", pretrained, tmp_path / "out") == 0
+    keyboard = io.TextIOWrapper(io.BytesIO(b"@DRUG$ slowed @DISEASE$ .\n"))
+    monkeypatch.setattr(keyboard, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", keyboard)
+    assert train_finetune.main(["--out", str(tmp_path / "out"), "--predict", "-"]) == 0
+    assert "reading from the terminal" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["model", "models/step-100"])
+def test_a_real_task_that_starts_from_the_synthetic_corpus_says_so_loudly(
+        place, pretrained, tmp_path, capsys):
+    shutil.copytree(pretrained, tmp_path / "run" / place)
+    for corpus, is_told in (([], True), (["pubmed"], False)):
+        (tmp_path / "run" / "options.json").write_text(json.dumps({"corpus": corpus}))
+        for task in ("ncbi-disease", "demo-ner"):
+            train_finetune.find_start(train_finetune.Options(task=task, init=str(tmp_path / "run" / place)))
+            loud = "KNOWS THE SYNTHETIC CORPUS ALONE" in capsys.readouterr().err
+            assert loud == (is_told and task == "ncbi-disease")
+
+
+def test_after_a_search_the_best_model_is_where_prediction_looks(pretrained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train_finetune, "GRID", {"epochs": (1, 2)})
+    arguments = ["--task", "demo-re", "--init", str(pretrained), "--out", str(tmp_path / "out")]
+    assert train_finetune.main([*arguments, "--search", "2"]) == 0
+    result, = read(tmp_path / "out", "@DRUG$ slowed @DISEASE$ .\n", tmp_path, capsys)
+    assert result["label"] in TASKS["demo-re"].labels
+
+
+def test_help_shows_the_values_that_depend_on_the_task(capsys):
+    with pytest.raises(SystemExit):
+        train_finetune.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "examples in a batch (electramed, bio-electra gad: 32; electramed qa," in text
+    assert "passes over the training set (electramed, bio-electra: 3; electramed qa, " in text

@@ -136,6 +136,17 @@ def test_the_command_line_wins_over_the_preset():
     assert (options.learning_rate, options.dropout, options.batch_size) == (1e-5, 0.0, 256)
 
 
+def test_help_shows_the_values_of_each_preset(capsys):
+    with pytest.raises(SystemExit):
+        train_pretrain.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split()).replace("- ", "-")        # as if it were on one line
+    for part in ("number of updates (tiny: 3000; small, base, large, electramed: 1000000; bio-electra, "
+                 "bio-electra-pp: 1800000)", "base, electramed: 256; large: 2048;", "electramed: 31090;"):
+        assert part in text
+    open_fields = [name for name in train_pretrain.preset_values("tiny") if name != "keep_every"]
+    assert text.count("(tiny") == len(open_fields)
+
+
 @given(preset=st.sampled_from(sorted(train_pretrain.SCHEDULES)), steps=st.none() | st.integers(1, 10**7),
        dropout=st.none() | st.floats(0, 0.9), cased=st.none() | st.booleans())
 def test_completed_options_keep_what_was_given_and_leave_nothing_open(preset, steps, dropout, cased):
@@ -301,9 +312,70 @@ def test_the_blind_masked_token_loss_is_the_entropy_of_the_ordinary_tokens(untra
     assert blind_replaced == pytest.approx(-0.25 * math.log(0.25) - 0.75 * math.log(0.75))
 
 
+def held_out(ids, is_replaced, logits) -> train_pretrain.HeldOut:
+    """What two networks said about tokens; the generator's part does not matter here."""
+    tokens = [np.asarray(values) for values in (ids, logits, is_replaced)]
+    return train_pretrain.HeldOut(np.ones(3), np.ones(3, bool), *tokens)
+
+
+def test_the_frequency_baseline_worked_by_hand():
+    """Wordpiece 1 was replaced twice in three times in the first half, wordpiece 2 never; the rate is 3 / 8.
+
+    The second half is judged by these counts: 1 gets (2 + 5 * 3 / 8) / (3 + 5) = 0.48, 2 gets 1.875 / 6,
+    and 3, which was not seen, 0.375. The first half by those of the second: 0.36 for 1, 0.31 for 2.
+    """
+    ids, is_replaced = [1, 1, 1, 2, 1, 1, 2, 3], np.array([1, 1, 0, 0, 0, 0, 0, 1], bool)
+    scores = [1.875 / 7] * 3 + [1.875 / 6] + [3.875 / 8] * 2 + [1.875 / 6, 0.375]
+    expected = train_pretrain.metrics.roc_auc(is_replaced, scores)
+    assert train_pretrain.frequency_auc(held_out(ids, is_replaced, scores)) == pytest.approx(expected)
+
+
+@given(st.integers(0, 2 ** 32))
+def test_frequencies_alone_say_all_where_they_decide_and_nothing_where_they_do_not(seed):
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, 4, 4000)
+    assert train_pretrain.frequency_auc(held_out(ids, ids > 2, ids)) == 1
+    by_chance = rng.random(4000) < 0.2
+    blind = train_pretrain.frequency_auc(held_out(ids, by_chance, ids))
+    assert abs(blind - 0.5) < 0.05                      # about four standard errors
+
+
+def described(ids, is_replaced, logits) -> str:
+    outputs = held_out(ids, is_replaced, logits)
+    return train_pretrain.describe_discriminator(train_pretrain.evaluate(1, outputs), outputs)
+
+
+def test_the_state_of_a_discriminator_is_named():
+    """Wordpiece 1 is suspicious: who knows that alone is on the plateau, who sees more is learning."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 2, 4000)
+    is_replaced = rng.random(4000) < np.where(ids, 0.3, 0.1)
+    assert "has collapsed: its logits do not depend" in described(ids, is_replaced, np.full(4000, -2.0))
+    assert "is on a blind plateau: AUC 0.6" in described(ids, is_replaced, ids - 2.0)
+    assert "is learning: AUC 0.7" in described(ids, is_replaced, is_replaced + rng.normal(size=4000))
+
+
+def test_a_discriminator_that_collapses_while_it_trains_is_named(corpus, tmp_path, capsys):
+    """At fifty times the right learning rate its last layers forget the text within a few steps."""
+    arguments = flags(corpus, tmp_path, "--learning-rate", "0.1", "--warmup-steps", "1", "--steps", "120",
+                      "--num-hidden-layers", "4", "--eval-every", "120")
+    assert train_pretrain.main(arguments) == 0
+    assert "step 120: the discriminator has collapsed" in capsys.readouterr().err
+    [row] = rows(tmp_path / "eval.csv")
+    assert float(row["discriminator_logit_sd"]) < 0.01 and float(row["mlm_loss"]) < 10
+
+
+def test_weights_that_are_not_finite_are_never_saved(corpus, tmp_path, capsys):
+    """The loss of the step is still finite; the update that follows from it is not."""
+    steps = ("--steps", "1", "--warmup-steps", "0", "--learning-rate", "1e39")
+    said = fails(flags(corpus, tmp_path, *steps), capsys)
+    assert "step 1: weights not finite" in said
+    assert not list(tmp_path.glob("*.pt")) and not (tmp_path / "model").exists()
+
+
 # --- Stopping and resuming ---
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 0), (signal.SIGHUP, 0), (signal.SIGINT, 130)])
 def test_a_stopped_run_continues_to_the_same_weights(number, status, corpus, finished, tmp_path):
     process = subprocess.Popen(command(corpus, tmp_path), stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "log.csv").exists():
@@ -378,6 +450,17 @@ def test_a_run_killed_twenty_times_continues_to_the_same_weights(corpus, finishe
     assert_same_run(tmp_path, finished)
 
 
+def test_copies_of_checkpoints_that_the_user_made_are_left_alone(corpus, tmp_path, capsys):
+    assert train_pretrain.main(flags(corpus, tmp_path)) == 0
+    content = (tmp_path / "checkpoint-00000008.pt").read_bytes()
+    for name in ("checkpoint-00000008-good.pt", "checkpoint-backup.pt"):
+        (tmp_path / name).write_bytes(content)
+    assert train_pretrain.main(flags(corpus, tmp_path)) == 0
+    assert "continuing after step 12" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.glob("*.pt")} == {
+        f"checkpoint-{name}.pt" for name in ("00000008-good", "00000008", "00000012", "backup")}
+
+
 def test_max_minutes_stops_and_the_same_command_continues(corpus, finished, tmp_path, capsys):
     arguments = flags(corpus, tmp_path)
     assert train_pretrain.main([*arguments, "--max-minutes", "0"]) == 0
@@ -438,7 +521,7 @@ def test_after_a_damaged_checkpoint_the_run_continues_from_the_one_before_it(
 
 def test_when_all_checkpoints_are_damaged_nothing_is_renamed(corpus, finished, tmp_path, capsys):
     without_the_last_checkpoint(finished, tmp_path).write_bytes(b"")
-    assert "none of its checkpoints is readable" in fails(flags(corpus, tmp_path), capsys)
+    assert "no checkpoint is readable" in fails(flags(corpus, tmp_path), capsys)
     assert [path.name for path in tmp_path.glob("checkpoint*")] == ["checkpoint-00000008.pt"]
 
 
@@ -452,7 +535,7 @@ def test_a_full_disk_is_reported_and_leaves_the_earlier_checkpoint_whole(corpus,
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "checkpoint-00000012.pt could not be written" in message and "make room" in message
-    assert list(tmp_path.glob("checkpoint*")) == [good] and not list(tmp_path.glob("*.tmp"))
+    assert list(tmp_path.glob("checkpoint*")) == [good] and not list(tmp_path.rglob("*.unfinished"))
     assert train_pretrain.main(flags(corpus, tmp_path)) == 0
     assert_same_run(tmp_path, finished)
 
@@ -525,9 +608,40 @@ def test_torchrun_saves_on_sigterm_and_ends_with_an_error_when_a_process_dies(co
                               capture_output=True, text=True)
     os.kill(int(children.stdout.split()[1]), signal.SIGKILL)
     _, said = process.communicate(timeout=60)
-    assert process.returncode != 0 and "error: process 0 lost one of the 2" in said
+    assert process.returncode != 0 and "error: process 0 lost one of 2, which says why above" in said
     steps = [int(row["step"]) for row in rows(tmp_path / "log.csv")]
     assert steps == list(range(1, len(steps) + 1))                      # none lost, none twice
+
+
+def test_a_second_process_is_refused_at_once_by_the_first_ones_number(corpus, tmp_path, capsys):
+    long = command(corpus, tmp_path, "--steps", "100000")
+    first = subprocess.Popen(long, stderr=subprocess.PIPE, text=True)
+    wait_for_rows(first, tmp_path / "log.csv", 2)
+    assert f"is in use by process {first.pid}: wait until it ends" in fails(flags(corpus, tmp_path), capsys)
+    first.kill()                                    # the lock goes with its holder
+    first.communicate()
+    (tmp_path / "models").mkdir(exist_ok=True)
+    for name in ("checkpoint-00000004.pt", "models/config.json"):
+        (tmp_path / f"{name}.{first.pid}.unfinished").write_text("half")
+    assert train_pretrain.main(flags(corpus, tmp_path)) == 0
+    assert not list(tmp_path.rglob("*.unfinished"))
+
+
+def test_a_run_saves_when_its_terminal_closes_and_goes_on_when_nobody_reads(corpus, finished, tmp_path):
+    closed = subprocess.Popen(command(corpus, tmp_path / "a", "--steps", "100000"), stderr=subprocess.PIPE,
+                              text=True)
+    wait_for_rows(closed, tmp_path / "a" / "log.csv", 2)
+    closed.stderr.close()
+    closed.send_signal(signal.SIGHUP)
+    closed.send_signal(signal.SIGHUP)
+    assert closed.wait(timeout=60) == 0
+    last = int(rows(tmp_path / "a" / "log.csv")[-1]["step"])
+    assert (tmp_path / "a" / f"checkpoint-{last:08d}.pt").exists()
+    without = subprocess.Popen(command(corpus, tmp_path / "b"), stderr=subprocess.PIPE,
+                               stdout=subprocess.DEVNULL)
+    without.stderr.close()
+    assert without.wait(timeout=60) == 0
+    assert_same_run(tmp_path / "b", finished)
 
 
 def test_a_batch_that_does_not_divide_is_refused(corpus, tmp_path, capsys):
@@ -709,6 +823,75 @@ def test_a_shard_folder_needs_the_vocabulary_it_was_built_with(finished, tmp_pat
     assert_same_run(tmp_path / "c", finished)
 
 
+def test_a_shard_folder_rebuilt_from_other_text_is_refused(corpus, finished, tmp_path, capsys):
+    shards, tokenizer = tmp_path / "shards", Tokenizer.from_file(finished)
+    arguments = [*SMALL, "--corpus", str(shards), "--vocab", str(finished), "--out", str(tmp_path / "run")]
+    data.build_shards([corpus], tokenizer, shards, max_length=48)
+    assert train_pretrain.main(arguments) == 0
+    shutil.rmtree(shards)
+    data.build_shards([corpus], tokenizer, shards, max_length=48, workers=1)
+    assert train_pretrain.main(arguments) == 0                     # from the same text: nothing has changed
+    other = tmp_path / "corpus.txt"
+    other.write_text(corpus.read_text().replace(" mg", " kg"))
+    shutil.rmtree(shards)
+    data.build_shards([other], tokenizer, shards, max_length=48)
+    message = fails(arguments, capsys)
+    assert "made from other files: index.json changed: bring them back" in message
+
+
+def test_shards_that_were_removed_after_the_text_has_changed_are_missed(tmp_path, corpus, capsys):
+    text = tmp_path / "text.txt"
+    text.write_bytes(corpus.read_bytes())
+    out = tmp_path / "out"
+    assert train_pretrain.main(flags(text, out, "--max-minutes", "0")) == 0
+    assert train_pretrain.main(flags(text, out)) == 0
+    text.write_text(data.synthetic_corpus(150, seed=1))
+    shutil.rmtree(out / "shards")
+    assert "made from other files: index.json changed" in fails(flags(text, out), capsys)
+
+
+def test_an_initial_model_of_other_sizes_is_refused_before_the_corpus_is_tokenized(
+        corpus, finished, tmp_path, capsys):
+    for more in (["--hidden-size", "32"], ["--objective", "mlm"]):
+        said = fails(flags(corpus, tmp_path / "out", "--init", str(finished), *more), capsys)
+        assert "its hidden_size is 16" in said or "do both files belong to one model?" in said
+        assert not (tmp_path / "out" / "shards").exists()
+
+
+def test_text_that_changes_behind_its_name_is_refused(corpus, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text(corpus.read_text())
+    assert train_pretrain.main(flags(text, tmp_path / "run")) == 0
+    text.write_text(corpus.read_text().replace(" mg", " kg"))
+    assert "another sources (text.txt, SHA-256 " in fails(flags(text, tmp_path / "run"), capsys)
+
+
+def test_a_run_folder_inside_its_corpus_is_refused_before_anything_is_written(corpus, tmp_path, capsys):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    shutil.copy(corpus, folder)
+    message = fails(flags(folder, folder / "run"), capsys)
+    assert "all files of which are corpus: choose another --out" in message
+    assert [path.name for path in folder.iterdir()] == ["corpus.txt"]
+
+
+@pytest.mark.parametrize("flag", ["--init", "--out", "--vocab", "--corpus"])
+def test_a_variable_that_is_not_set_is_refused(flag, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit:
+        train_pretrain.main([*SMALL, flag, ""])
+    assert exit.value.code == 2 and f"{flag}: is empty" in capsys.readouterr().err
+    assert not os.listdir(tmp_path)
+
+
+def test_a_vocabulary_that_came_out_smaller_says_so(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("aspirin helps patients\n\n" * 120)
+    assert train_pretrain.main(flags(text, tmp_path / "run")) == 0
+    size = len((tmp_path / "run" / "vocab.txt").read_text().splitlines())
+    assert f"{size} pieces were found, not 200: no other two are neighbours twice" in capsys.readouterr().err
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_batch_and_last_good_checkpoint(
         corpus, tmp_path, capsys):
     """The first update has learning rate 0, the second makes the weights huge, the third loss is infinite.
@@ -721,7 +904,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_batch_and_last_g
     width, examples = train_pretrain.BatchOrder(data.open_shards(tmp_path / "shards"), options).examples(2)
     assert "step 3 is not finite" in message
     assert f"last good checkpoint: {tmp_path / 'checkpoint-00000002.pt'};" in message
-    assert f"seed 0, {width} tokens, examples {' '.join(map(str, examples))};" in message
+    assert f"seed 0, {width} tokens, first examples {' '.join(map(str, examples))};" in message
 
 
 def test_wrong_input_gives_one_line_status_2_and_no_traceback(tmp_path):
@@ -747,5 +930,5 @@ def test_bluebert_text_is_used_for_vocabulary_and_shards_and_another_choice_is_r
     ready = dataclasses.replace(options, corpus=[f"{run}/shards"], vocab=run)
     assert train_pretrain.prepare_data(ready)[1].index == shards.index
     assert train_pretrain.prepare_data(dataclasses.replace(ready, bluebert=False))[1].index == shards.index
-    with pytest.raises(ValueError, match="shards was built with .*: drop --min-pmid, --language and --blue"):
+    with pytest.raises(ValueError, match="shards was built with {'min_pmid': 0, .*: pass these options, or"):
         train_pretrain.prepare_data(dataclasses.replace(ready, language="eng"))
