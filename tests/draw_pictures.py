@@ -1,10 +1,11 @@
 """Draw the README's pictures from what runs wrote: SVG below 100 kB in .github/.
 
     python tests/draw_pictures.py sentence runs/best "A sentence to follow through one step."
-    python tests/draw_pictures.py losses runs/best 6.9                        # and the unigram entropy, nats
+    python tests/draw_pictures.py losses 6.76 ELECTRA=runs/electra MLM=runs/mlm       # 6.76: unigram entropy
     python tests/draw_pictures.py scores ELECTRA=runs/curve/curve.csv MLM=runs/curve-mlm/curve.csv
+    python tests/draw_pictures.py looks ELECTRA=models.csv MLM=models-mlm.csv         # of bench_models.py
 
-The first needs no package but the project's own, the others matplotlib.
+The first needs only the packages of the project itself, the others matplotlib too.
 """
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ PICTURES = Path(__file__).resolve().parent.parent / ".github"
 # --- 1. A sentence through one step ---
 
 class Followed(NamedTuple):
-    """One token on its way through a step."""
+    """Hold one token on its way through a step."""
 
     original: str
     masked: str                 # what the generator reads
@@ -62,7 +63,7 @@ NAMES = ("the text", "masked", "sampled", "judged")
 
 
 def colour(belief: float) -> str:
-    """White at 0, a strong orange at 1."""
+    """Return the colour of a probability: white at 0, a strong orange at 1."""
     return "#" + "".join(f"{round(255 + (end - 255) * belief):02x}" for end in (240, 110, 30))
 
 
@@ -102,14 +103,14 @@ def sentence_svg(tokens: list[Followed], title: str) -> str:
 # --- 2. Curves ---
 
 def read_columns(path: str | Path) -> dict[str, np.ndarray]:
-    """The columns of a CSV file with a head line."""
+    """Read the columns of a CSV file with a header, by name."""
     head, *rows = Path(path).read_text().splitlines()
     values = np.array([[float(value) for value in row.split(",")] for row in rows])
     return dict(zip(head.split(","), values.T))
 
 
 def new_figure(count: int) -> tuple[Any, list[Any]]:
-    """A matplotlib figure with `count` plots beside each other; its text stays text."""
+    """Return a matplotlib figure with `count` plots beside each other, whose text stays text."""
     import matplotlib
     from matplotlib.figure import Figure
     # The same text gives the same file every time.
@@ -118,21 +119,46 @@ def new_figure(count: int) -> tuple[Any, list[Any]]:
     return figure, [figure.add_subplot(1, count, number + 1) for number in range(count)]
 
 
-def draw_losses(run: str, blind: float) -> Any:
-    """Both networks on held-out documents against steps: eval.csv of a run."""
-    found = read_columns(Path(run) / "eval.csv")
+def draw_losses(blind: float, runs: list[str]) -> Any:
+    """Draw held-out scores of runs of equal batches, NAME=RUN each, against their steps: their eval.csv."""
     figure, (left, right) = new_figure(2)
-    left.plot(found["step"], found["mlm_loss"])
+    for run in runs:
+        name, _, folder = run.partition("=")
+        found = read_columns(Path(folder) / "eval.csv")
+        left.plot(found["step"], found["mlm_loss"], label=name)
+        right.plot(found["step"], found["discriminator_auc"])       # nan, and so no line, for --objective mlm
     left.axhline(blind, color="grey", linestyle="--")
-    left.set(xlabel="steps", ylabel="nats", title="masked-token loss (dashed: unigram entropy)")
-    right.plot(found["step"], found["discriminator_auc"])
+    left.set(xlabel="steps", ylabel="nats", title="masked-token loss (dashed: blind)")
+    left.legend()
     right.axhline(0.5, color="grey", linestyle="--")
     right.set(xlabel="steps", title="replaced-token AUC (dashed: chance)")
     return figure
 
 
+def draw_looks(tables: list[str]) -> Any:
+    """Draw what [CLS] looks at in the last layer, and how much its state varies from text to text.
+
+    tables   NAME=models.csv each, written by bench_models.py
+    """
+    figure, (left, right) = new_figure(2)
+    for table in tables:
+        name, _, path = table.partition("=")
+        found = read_columns(path)
+        share = found["step"] / found["step"].max()
+        last = [column for column in found if column.startswith("cls_on_words_")][-1]
+        left.plot(share, found[last], marker="o", markersize=3, label=name)
+        right.plot(share, found["cls_sd"] / found["word_sd"], marker="o", markersize=3)
+    left.set(xlabel="share of the compute", ylim=(0, 1), title="attention of [CLS] that goes to words")
+    left.legend()
+    right.set(xlabel="share of the compute", ylim=(0, None), title="[CLS] varies over texts / a word does")
+    return figure
+
+
 def draw_scores(curves: list[str]) -> Any:
-    """Test scores against pre-training steps, NAME=curve.csv each, with their 95 % intervals."""
+    """Draw test scores against the share of the pre-training compute, with their 95 % intervals.
+
+    curves   NAME=curve.csv each, written by train_finetune.py --curve
+    """
     figure, (axes,) = new_figure(1)
     for curve in curves:
         name, _, path = curve.partition("=")
@@ -147,14 +173,16 @@ def draw_scores(curves: list[str]) -> Any:
 
 
 def main(arguments: list[str]) -> int:
-    """Draw one picture; returns the exit status."""
+    """Draw one picture; return the exit status."""
     match arguments:
         case ["sentence", run, text]:
             tokens = follow(run, text, seed=0)
             svg = sentence_svg(tokens, "one step of replaced-token detection, token by token")
             data.write_bytes(PICTURES / "sentence.svg", svg.encode())
-        case ["losses", run, blind]:
-            draw_losses(run, float(blind)).savefig(PICTURES / "losses.svg", metadata={"Date": None})
+        case ["losses", blind, *runs] if runs:
+            draw_losses(float(blind), runs).savefig(PICTURES / "losses.svg", metadata={"Date": None})
+        case ["looks", *tables] if tables:
+            draw_looks(tables).savefig(PICTURES / "looks.svg", metadata={"Date": None})
         case ["scores", *curves] if curves:
             draw_scores(curves).savefig(PICTURES / "scores.svg", metadata={"Date": None})
         case _:

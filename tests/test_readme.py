@@ -1,4 +1,5 @@
-"""Checks that the README keeps its word: its quick commands run, its options exist, its links work."""
+"""Checks that README.md and RESULTS.md keep their word: commands parse, the quick ones run, links work."""
+import argparse
 import gzip
 import importlib
 import os
@@ -17,7 +18,13 @@ import draw_pictures
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+RECORD_FILE = Path(__file__).with_name("RESULTS.md")
+RESULTS = RECORD_FILE.read_text()
+A_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCKS = A_BLOCK.findall(README)
+# How a line of the shell begins, beside the output that a block may show below its commands.
+WORDS = "|".join(["pip", "python", "torchrun", "echo", "for", *re.findall(r"^(\w+)\(\) \{", RESULTS, re.M)])
+A_COMMAND = re.compile(rf"({WORDS}) |done\b|\w+\(\) |[A-Z_]+=|    \S")
 
 # Run one after the other in one folder; what the README marks with minutes or hours is not among them.
 QUICK = [
@@ -26,7 +33,7 @@ QUICK = [
     "python data.py info shards",
     "python data.py verify shards",
     "python train_finetune.py --task demo-ner",
-    'echo "Sulloene slowed ganbael in adults." | '
+    'echo "Quixanol slowed xanhuan in adults." | '
     "python train_finetune.py --out runs/finetune/demo-ner --predict -",
 ]
 
@@ -43,38 +50,65 @@ torchrun() { while [[ $1 != *.py ]]; do shift; done; python "$@"; }
 """
 
 
-def commands() -> list[list[str]]:
-    """The script and the arguments of every call in the README, its loops and shell functions carried out."""
-    blocks = [block for _, block in BLOCKS if re.match(r"(pip|python|torchrun|echo|for|\w+\(\)) |C=", block)]
-    script = RECORDED + "".join(blocks)
-    recorded = subprocess.run(["bash", "-c", script], env={"PATH": ""}, capture_output=True, text=True,
-                              executable=shutil.which("bash")).stdout
-    calls = [line.rstrip("\t").split("\t") for line in recorded.splitlines()]
+def commands(text: str) -> list[list[str]]:
+    """Return script and arguments of every call in a Markdown text; loops and functions are carried out."""
+    blocks = [block for language, block in A_BLOCK.findall(text) if not language]
+    lines = [line for block in blocks for line in block.splitlines() if A_COMMAND.match(line)]
+    recorded = subprocess.run(["bash", "-c", RECORDED + "\n".join(lines)], env={"PATH": ""},
+                              capture_output=True, text=True, executable=shutil.which("bash"))
+    assert not recorded.stderr
+    calls = [line.rstrip("\t").split("\t") for line in recorded.stdout.splitlines()]
     return [[word for word in call if word != "..."] for call in calls if call[0].endswith(".py")]
 
 
-def test_every_command_of_the_readme_can_be_parsed():
-    called = [call[0] for call in commands()]
-    assert called.count("train_pretrain.py") >= 17 and called.count("train_finetune.py") >= 34
-    for script, *arguments in commands():
-        assert (ROOT / script).is_file()
+class Parsed(Exception):
+    """Raised in place of what a program would do after it has parsed its options."""
+
+
+def parse_only(monkeypatch) -> None:
+    """Let every parser of options end with Parsed."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(parser, *arguments):
+        parse(parser, *arguments)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+
+
+@pytest.mark.parametrize("text, least", [
+    (README, {"train_pretrain.py": 7, "train_finetune.py": 5, "data.py": 4}),
+    (RESULTS, {"train_pretrain.py": 11, "train_finetune.py": 36, "data.py": 7, "tests/bench_pretrain.py": 4}),
+], ids=["README.md", "RESULTS.md"])
+def test_every_command_can_be_parsed(text, least, monkeypatch):
+    called = [script for script, *_ in commands(text)]
+    found = {script: called.count(script) for script in least}
+    assert all(found[script] >= number for script, number in least.items()), found
+    for script, *arguments in commands(text):
+        assert (ROOT / script).is_file(), script
         if script.startswith("train_"):
             trainer = importlib.import_module(script.removesuffix(".py"))
             trainer.complete(data.parse_options(trainer.Options, "", arguments))
-        else:
+        elif script == "data.py":
+            with monkeypatch.context() as patch, pytest.raises(Parsed):
+                parse_only(patch)
+                data.main(arguments)
+        else:       # benchmarks set how threads wait when they are imported: their options are looked up
             known = re.findall(r"\"(--[a-z-]+)\"", (ROOT / script).read_text())
             assert {word for word in arguments if word.startswith("--")} <= set(known), (script, arguments)
 
 
 def test_links_lead_somewhere_and_pictures_are_small_and_well_formed():
-    targets = re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", README)
-    local = {first or second for first, second in targets if "://" not in first + second}
-    assert {"electramed.py", ".github/sentence.svg"} <= local
+    local = set()
+    for text, folder in ((README, ROOT), (RESULTS, RECORD_FILE.parent)):
+        targets = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
+        local |= {(folder / target).resolve() for target in targets}
+    assert {ROOT.resolve() / name for name in ("electramed.py", ".github/sentence.svg")} <= local
     for target in local:
-        assert (ROOT / target).exists(), target
+        assert target.exists(), target
     for picture in (ROOT / ".github").glob("*.svg"):
         assert ElementTree.parse(picture).getroot().tag.endswith("svg")
-        assert picture.stat().st_size < 100_000 and str(picture.relative_to(ROOT)) in local
+        assert picture.stat().st_size < 100_000 and picture.resolve() in local
 
 
 @pytest.fixture(scope="module")
@@ -108,17 +142,18 @@ def test_quick_commands_run_as_they_stand(place):
         assert is_in_block or f"`{command}`" in README, command
         printed = run_in(place, command)
         assert printed, command
-    assert '"text": "Sulloene slowed ganbael in adults."' in printed
+    assert '"text": "Quixanol slowed xanhuan in adults."' in printed
 
 
 def test_the_python_example_runs_as_it_stands(place):
     (code,) = [block for language, block in BLOCKS if language == "python"]
     (place / "example.py").write_text(code)
-    assert "tensor" in run_in(place, "python example.py")
+    printed = run_in(place, "python example.py")
+    assert re.match(r"\[CLS\] [01]\.\d\d ", printed) and " mg " in printed
 
 
 def test_the_picture_follows_a_sentence_as_training_does(place, tmp_path, monkeypatch):
-    text = "Sulloene slowed ganbael in adults and in children with fever."
+    text = "Quixanol slowed xanhuan in adults and in children with fever."
     tokens = draw_pictures.follow(str(place / "runs" / "pretrain"), text, seed=1)
     assert [tokens[0].original, tokens[-1].original] == ["[CLS]", "[SEP]"]
     chosen = sum(token.is_chosen for token in tokens)
@@ -138,8 +173,11 @@ def test_curves_are_drawn_from_what_runs_wrote(place, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: no curves")
     monkeypatch.setattr(draw_pictures, "PICTURES", tmp_path)
     (tmp_path / "curve.csv").write_text("step,f1,low,high\n10,20.5,18,23\n20,30,27,33\n")
-    assert draw_pictures.main(["losses", str(place / "runs" / "pretrain"), "5.3"]) == 0
+    assert draw_pictures.main(["losses", "5.3", f"one={place / 'runs' / 'pretrain'}"]) == 0
+    models = tmp_path / "models.csv"
+    models.write_text("step,cls_on_words_1,cls_sd,word_sd\n10,0.5,0.1,0.3\n20,0.6,0.2,0.4\n")
+    assert draw_pictures.main(["looks", f"one={models}"]) == 0
     curve = tmp_path / "curve.csv"
     assert draw_pictures.main(["scores", f"one={curve}", f"two={curve}"]) == 0
-    for name in ("losses", "scores"):
+    for name in ("losses", "looks", "scores"):
         assert ElementTree.parse(tmp_path / f"{name}.svg").getroot().tag.endswith("svg")
