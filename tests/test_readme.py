@@ -1,5 +1,6 @@
 """Checks that README.md and RESULTS.md keep their word: commands parse, the quick ones run, links work."""
 import argparse
+import dataclasses
 import gzip
 import importlib
 import os
@@ -15,6 +16,7 @@ import pytest
 
 import data
 import draw_pictures
+import train_pretrain
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -25,6 +27,7 @@ BLOCKS = A_BLOCK.findall(README)
 # How a line of the shell begins, beside the output that a block may show below its commands.
 WORDS = "|".join(["pip", "python", "torchrun", "echo", "for", *re.findall(r"^(\w+)\(\) \{", RESULTS, re.M)])
 A_COMMAND = re.compile(rf"({WORDS}) |done\b|\w+\(\) |[A-Z_]+=|    \S")
+A_REDIRECTION = re.compile(r" > \S+")      # the recorded commands write no files
 
 # Run one after the other in one folder; what the README marks with minutes or hours is not among them.
 QUICK = [
@@ -54,7 +57,8 @@ def commands(text: str) -> list[list[str]]:
     """Return script and arguments of every call in a Markdown text; loops and functions are carried out."""
     blocks = [block for language, block in A_BLOCK.findall(text) if not language]
     lines = [line for block in blocks for line in block.splitlines() if A_COMMAND.match(line)]
-    recorded = subprocess.run(["bash", "-c", RECORDED + "\n".join(lines)], env={"PATH": ""},
+    script = A_REDIRECTION.sub("", RECORDED + "\n".join(lines))
+    recorded = subprocess.run(["bash", "-c", script], env={"PATH": ""},
                               capture_output=True, text=True, executable=shutil.which("bash"))
     assert not recorded.stderr
     calls = [line.rstrip("\t").split("\t") for line in recorded.stdout.splitlines()]
@@ -94,7 +98,11 @@ def test_every_command_can_be_parsed(text, least, monkeypatch):
                 parse_only(patch)
                 data.main(arguments)
         else:       # benchmarks set how threads wait when they are imported: their options are looked up
-            known = re.findall(r"\"(--[a-z-]+)\"", (ROOT / script).read_text())
+            source = (ROOT / script).read_text()
+            known = re.findall(r"\"(--[a-z-]+)\"", source)
+            if "parse_options(train_pretrain.Options" in source:
+                names = [field.name for field in dataclasses.fields(train_pretrain.Options)]
+                known += ["--" + name.replace("_", "-") for name in names]
             assert {word for word in arguments if word.startswith("--")} <= set(known), (script, arguments)
 
 
