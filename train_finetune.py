@@ -1849,18 +1849,19 @@ def check(options: Options) -> None:
     # 1. Options that only one kind of task has: with another kind they would silently do nothing.
     task = data.TASKS[options.task]
     for kind in KINDS.values():
-        for name in kind.own_options:
-            is_given = getattr(options, name) != getattr(Options(), name)
-            if is_given and name not in KINDS[task.kind].own_options:
+        for name in sorted(set(kind.own_options) - set(KINDS[task.kind].own_options)):
+            if getattr(options, name) != getattr(Options(), name):
                 flag = "--" + name.replace("_", "-")
                 raise ValueError(f"{flag} is for {kind.purpose}; {options.task} is of the kind {task.kind}")
     # 2. Three things to do, of which a command can do one.
-    asked = [options.search is not None, options.curve, options.predict is not None]
-    if asked.count(True) > 1:
+    if sum([options.search is not None, options.curve, options.predict is not None]) > 1:
         raise ValueError("--search, --curve and --predict are three different things to do: choose one")
     # 3. A search draws these values itself.
     if options.search and any(getattr(options, name) is not None for name in GRID):
         raise ValueError("--search draws --learning-rate, --epochs and --batch-size itself: drop these")
+    # 4. Beside a model to start from, the sizes of another one would silently do nothing.
+    if options.like and options.init != "none":
+        raise ValueError("--like gives the sizes of a model from scratch: add --init none")
 
 
 def complete(options: Options) -> Options:

@@ -863,6 +863,11 @@ def test_the_binary_tag_loss_trains_another_tagger_and_is_refused_elsewhere(pret
     assert "--tag-loss is for entities; demo-re is of the kind re" in capsys.readouterr().err
 
 
+def test_sizes_of_another_model_are_refused_beside_one_to_start_from(pretrained, tmp_path, capsys):
+    assert run("demo-re", pretrained, tmp_path / "re", "--like", str(pretrained)) == 2
+    assert "--like gives the sizes of a model from scratch: add --init none" in capsys.readouterr().err
+
+
 def test_finished_seeds_are_not_mixed_with_those_of_another_starting_model(pretrained, tmp_path, capsys):
     start, out = tmp_path / "start", tmp_path / "out"
     tokenizer = Tokenizer.from_file(pretrained)
