@@ -2,7 +2,7 @@
 
     python tests/bench_models.py runs/electra --corpus shards --vocab vocab > models.csv
 
-One row for each model in RUN/models and for RUN/model, on the same held-out examples with the same masks:
+One row for each model in RUN/models, on the same held-out examples with the same masks:
 
     step, mlm_loss, discriminator_auc     as in eval.csv
     cls_on_words_1, cls_on_words_2, ...   for each layer: the share of the attention of [CLS] that goes to
