@@ -1179,11 +1179,11 @@ def map_in_processes(job: Callable[[Block], dict], blocks: Iterable[Block], work
 
 
 def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, out: str | os.PathLike,
-                 max_length: int = 128, seed: int = 0, workers: int | None = None,
+                 max_length: int = 128, seed: int = 0, workers: int = 0,
                  reading: Reading = Reading()) -> None:
     """Tokenize a corpus into a shard folder; the same call on a half-built folder completes it.
 
-    workers   processes; None for one on each core, fewer when the corpus is small
+    workers   processes; 0 for one on each core, fewer when the corpus is small
     raises    ValueError when `out` was built from something else, or the vocabulary does not fit into uint16;
               OSError when a worker was killed
     """
@@ -2412,7 +2412,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--language", help="take only PubMed records in this language, such as eng (default: all)")
     add("--bluebert", action="store_true", help="lower-case ASCII, Treebank tokens: as ELECTRAMed's corpus")
     add("--seed", type=int, default=0, help="of the random choices of segments and lengths (default: 0)")
-    add("--workers", type=int, help="processes (default: one on each core)")
+    add("--workers", type=int, default=0, help="processes (default: 0, for one on each core)")
 
     add_command(info_command, "print what a shard folder holds").add_argument("shards", help="shard folder")
     add_command(verify_command, "compare shards to their SHA-256").add_argument("shards", help="shard folder")

@@ -1636,8 +1636,7 @@ def run_seeds(options: Options) -> tuple[str, list[Measures]]:
     # 2. The table of all seeds, also of those that were finished before.
     results = [read_scores(folder / "scores.json", options) for folder in folders]
     tests = [result["test"] for result in results]
-    test_sets = dict.fromkeys(result["test_set"] for result in results)
-    table = score_table(options, tests, "; ".join(test_sets))
+    table = score_table(options, tests, "; ".join(dict.fromkeys(result["test_set"] for result in results)))
     write_lines(out / "table.txt", [table])
 
     # 3. The model to use: that of the seed with the best development score (the test set never chooses).
@@ -1692,14 +1691,13 @@ def search(options: Options) -> Options:
         score = data.take(data.read_json(record), metric, float, str(record))
         say(f"trial {number} of {len(trials)}: {record.parent.name}: dev {metric} {100 * score:.2f}")
         scored.append((score, trial))
-    # 2. The table of the trials, and the best one.
+    # 2. The table of the trials; the first of them is the best one.
     scored.sort(key=lambda pair: -pair[0])                          # of equal ones the first that was drawn
     lines = [",".join([*GRID, f"dev_{metric}"])]
     for score, trial in scored:
         lines.append(",".join([*(f"{getattr(trial, name):g}" for name in GRID), f"{score:.6g}"]))
     write_lines(Path(options.out) / "search.csv", lines)
-    _, best = scored[0]
-    return best
+    return scored[0][1]
 
 
 def score_curve(options: Options) -> str:
@@ -1862,6 +1860,9 @@ def check(options: Options) -> None:
     # 4. Beside a model to start from, the sizes of another one would silently do nothing.
     if options.like and options.init != "none":
         raise ValueError("--like gives the sizes of a model from scratch: add --init none")
+    # 5. The demo tasks are invented, and read no files: with --data, another task was meant.
+    if options.task.startswith("demo-") and options.data not in (None, DATA_ROOT):
+        raise ValueError(f"--data: {options.task} reads no files: choose a --task of {options.data}")
 
 
 def complete(options: Options) -> Options:

@@ -230,7 +230,7 @@ def prepare_data(options: Options) -> tuple[Tokenizer, data.Shards]:
     # 3. The shards. The synthetic corpus is so small that starting more processes would take longer.
     say(f"tokenizing into {out / 'shards'}")
     data.build_shards(corpus, tokenizer, out / "shards", options.max_length, options.seed,
-                      workers=None if options.corpus else 1, reading=reading)
+                      workers=0 if options.corpus else 1, reading=reading)
     return tokenizer, data.open_shards(out / "shards")
 
 
@@ -901,16 +901,16 @@ def summarise(run: Run) -> None:
     # The demo tasks are about the synthetic corpus; a model of other text is for other tasks.
     task = "--task ncbi-disease --data FOLDER" if run.options.corpus else "--task demo-ner"
     # train_finetune.py finds the default folder by itself.
-    init = "" if run.out == Path("runs/pretrain") else f" --init {run.out}"
+    init = "" if run.out == Path("runs/pretrain") else f' --init "{run.out}"'
     print(f"\nthe model is in {run.out / 'model'}; next: python train_finetune.py {task}{init}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and run; return the exit status."""
     tables = {preset: preset_values(preset) for preset in PRESETS}              # for --help
-    what = "Pre-train ELECTRA on a corpus."
     # Options are parsed inside the command, because their errors too become one line and exit status 2.
-    return data.run_command(lambda: train(complete(data.parse_options(Options, what, arguments, tables))))
+    return data.run_command(lambda: train(complete(
+        data.parse_options(Options, "Pre-train ELECTRA on a corpus.", arguments, tables))))
 
 
 if __name__ == "__main__":

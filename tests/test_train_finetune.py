@@ -868,6 +868,12 @@ def test_sizes_of_another_model_are_refused_beside_one_to_start_from(pretrained,
     assert "--like gives the sizes of a model from scratch: add --init none" in capsys.readouterr().err
 
 
+def test_a_data_folder_is_refused_beside_a_demo_task_which_reads_no_files(pretrained, tmp_path, capsys):
+    assert run("demo-ner", pretrained, tmp_path / "out", "--data", str(tmp_path)) == 2
+    expected = f"--data: demo-ner reads no files: choose a --task of {tmp_path}"
+    assert expected in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_finished_seeds_are_not_mixed_with_those_of_another_starting_model(pretrained, tmp_path, capsys):
     start, out = tmp_path / "start", tmp_path / "out"
     tokenizer = Tokenizer.from_file(pretrained)
@@ -1325,7 +1331,9 @@ def test_a_loss_that_is_not_finite_ends_every_task_without_a_score(
         return [losses[0] * (float("nan") if len(calls) >= 2 else 1)]
     monkeypatch.setattr(electramed.Device, "backward", backward)
     more = search or ("--batch-size", "4")
-    assert run(task, pretrained, tmp_path / "out", "--data", str(tmp_path), *more) == 2
+    if task in ("classify", "rank"):
+        more += ("--data", str(tmp_path))
+    assert run(task, pretrained, tmp_path / "out", *more) == 2
     assert "seed 0, epoch 1, step 2: the loss or the weights are not finite" in capsys.readouterr().err
     assert not [*tmp_path.rglob("scores.json"), *tmp_path.rglob("dev.json"), *tmp_path.rglob("table.txt")]
 
