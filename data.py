@@ -168,7 +168,7 @@ def decompressed(file: Any, name: str = "") -> io.BufferedReader:
         xz._buffer.raw._trailing_error = ()
         content = io.BufferedReader(xz, READ_BYTES)
     with damage_named(lambda: f"{name} after line 0"):
-        if not content.peek(512) and name.lower().endswith((".gz", ".xz", ".tgz", ".txz", ".tar", ".xml")):
+        if not content.peek(512) and name.lower().endswith((".gz", ".xz", ".tgz", ".txz", ".tar", "xml")):
             raise EOFError("it holds nothing")
     return content
 
@@ -518,7 +518,7 @@ def corpus_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
 
 BLOCK_BYTES = 1 << 24                   # of text in one shard: about 4 million tokens, seconds of one core
 XML_MEMBER_BYTES = 1 << 29              # of one XML file in an archive: it is held in memory as a whole
-IS_XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:[?]xml|!DOCTYPE|!--|[A-Za-z_][\w.:-]*(?:\s|/?>))")
+IS_XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:[?][A-Za-z]|!DOCTYPE|!--|[A-Za-z_][\w.:-]*(?:\s|/?>))")
 
 
 class FilePart(NamedTuple):
@@ -549,9 +549,10 @@ def detect_format(head: bytes) -> str:
         return "tar"
     if IS_XML.match(head):
         return "xml"
-    # The head may end inside a character: what the last one decodes to does not count.
-    is_text = b"\0" not in head and "\ufffd" not in head.decode(errors="replace")[:-1]
-    return "text" if is_text else "binary"
+    # Bytes that are not UTF-8 are decoded to surrogates. The head may end inside a character, of three bytes
+    # at most.
+    decoded = head.decode(errors="surrogateescape")[:-3]
+    return "binary" if b"\0" in head or re.search("[\ud800-\udfff]", decoded) else "text"
 
 
 def cut_text(file: io.BufferedReader, name: str, raw: io.FileIO) -> Iterator[FilePart]:
@@ -582,8 +583,8 @@ def read_members(file: io.BufferedReader, path: str, raw: io.FileIO) -> Iterator
     """Cut the members of a tar archive into parts, each read as a file of its own would be.
 
     The archive is read as a stream and nothing is unpacked, so a member's name ("../../etc") can do no harm.
-    Members that hold no text (pictures, links, devices) are left out, and named. One whose name promises text
-    is read as such: if it is damaged, an error names its line.
+    Members that hold no text (pictures, links, devices, the "._" files of a Mac) are left out, and named. One
+    whose name promises text is read as such: if it is damaged, an error names its line.
     """
     name = f"{path} after line 0"
     left_out: list[str] = []
@@ -592,7 +593,8 @@ def read_members(file: io.BufferedReader, path: str, raw: io.FileIO) -> Iterator
         while (member := archive.next()) is not None:
             archive.members.clear()                          # or memory would grow with the number of members
             name, format = f"{path}: {member.name}", "binary"
-            if member.isfile():
+            is_file = member.isfile() and not os.path.basename(member.name).startswith("._")
+            if is_file:
                 content = decompressed(archive.extractfile(member), name)
                 format = detect_format(content.peek(512)[:512])
             if format == "xml":
@@ -600,7 +602,7 @@ def read_members(file: io.BufferedReader, path: str, raw: io.FileIO) -> Iterator
                 if len(xml) > XML_MEMBER_BYTES:
                     raise ValueError(f"{name}: XML over {XML_MEMBER_BYTES:,} bytes: unpack the archive")
                 yield FilePart(name, 1, "xml", xml, raw.tell())
-            elif format == "text" or member.name.lower().endswith((".txt", ".xml", ".gz", ".xz")):
+            elif is_file and (format == "text" or name.lower().endswith((".txt", "xml", ".gz", ".xz"))):
                 yield from cut_text(content, name, raw)
             elif not member.isdir():
                 left_out.append(member.name)
@@ -807,12 +809,12 @@ class XmlReader:
     def end_mark(self, start: int, is_citation: bool) -> None:
         """Put NUL, which XML cannot hold, in place of a numbered citation; write 10<sup>6</sup> as 10^6.
 
-        Citations with names, "Old et al. (1999)", are a part of the sentence and stay.
+        Citations with names or years, "Old et al. (1999)", are a part of the sentence and stay.
         """
         content = "".join(self.text[start:])
-        if is_citation and not any(map(str.isalpha, content)):
+        if is_citation and not re.search(r"[^\W\d_]|\b(?:19|20)\d\d\b", content):
             self.text[start:] = ["\0"]
-        elif re.match(r"[-−+]?\d", content) and start and self.text[start - 1][-1].isdigit():
+        elif re.match(r"[-‐-―−+]?\d", content) and start and self.text[start - 1][-1].isdigit():
             self.text.insert(start, "^")
 
     def end_paragraph(self, tag: str) -> None:
@@ -823,7 +825,7 @@ class XmlReader:
         self.marks = [(0, is_citation) for _, is_citation in self.marks]
         # Citation marks such as [3] are dropped, with their brackets: "[\0, \0–\0]" -> "[\0]" -> "".
         if "\0" in text:
-            text = CITATIONS.sub("", re.sub(r"\0(?:[ ,;–-]*\0)+", "\0", text))
+            text = CITATIONS.sub("", re.sub(r"\0(?:[ ,;‐-―−-]*\0)+", "\0", text))
         if tag == "PMID":
             self.document.id = {"pmid": text}
         elif tag == "article-id":
@@ -831,9 +833,10 @@ class XmlReader:
         elif tag == "Language":
             self.languages.append(text)
         else:
-            # PubMed puts the titles of articles that are not in English into brackets: "[On gout.]".
+            # PubMed puts the titles of articles that are not in English into brackets: "[On gout.]". The two
+            # of "[3H]Ouabain and [14C]" are no pair.
             if tag == "ArticleTitle":
-                text = re.sub(r"^\[(.*)\]\.?$", r"\1", text)
+                text = re.sub(r"^\[((?:[^][]|\[[^][]*\])*)\]\.?$", r"\1", text)
                 text = "" if text.rstrip(".") in ("Not Available", "In Process Citation") else text
             self.document += [text[start:end] for start, end in split_sentences(text)]
 
@@ -1179,11 +1182,11 @@ def map_in_processes(job: Callable[[Block], dict], blocks: Iterable[Block], work
 
 
 def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, out: str | os.PathLike,
-                 max_length: int = 128, seed: int = 0, workers: int = 0,
+                 max_length: int = 128, seed: int = 0, workers: int | None = None,
                  reading: Reading = Reading()) -> None:
     """Tokenize a corpus into a shard folder; the same call on a half-built folder completes it.
 
-    workers   processes; 0 for one on each core, fewer when the corpus is small
+    workers   processes; None or 0 for one on each core, fewer when the corpus is small
     raises    ValueError when `out` was built from something else, or the vocabulary does not fit into uint16;
               OSError when a worker was killed
     """
@@ -1192,7 +1195,7 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, out: 
     if not 8 <= max_length < 2 ** 16:
         raise ValueError(f"max_length {max_length}: less than 8 leaves no room for text, 65535 is the most")
     # 1. What the shards are made from; a folder made from something else is refused.
-    folder, files = Path(out), corpus_files(paths)
+    folder, files = Path(out), corpus_files(paths := list(paths))
     refuse_inside(folder, paths)
     names = (file.name.encode(errors="backslashreplace").decode() for file in files)
     wanted = {"format": FORMAT_VERSION, "vocabulary": vocabulary_hash(tokenizer), "max_length": max_length,
@@ -1799,8 +1802,7 @@ TASKS = {
     # The kinds themselves, for data sets of one's own
     "ner": Task("ner"), "re": Task("re"), "qa": Task("qa"),
     "classify": Task("classify", metric="macro_f1"),
-    "rank": Task("rank", labels=("0", "1"), metric="mrr"),
-}
+    "rank": Task("rank", labels=("0", "1"), metric="mrr")}
 
 
 def find_task(name: str) -> Task:
@@ -2070,8 +2072,7 @@ TEMPLATES = {
         in conclusion , {drug} {relieved} {disease} and {blocked} {gene} in {cell} cells .
         we conclude that {drug} {relieved} {disease} but {caused} {effect} at {dose} .""",
     # Entities in lists, where only other lists and the rest of the abstract tell their type.
-    "keywords": """
-        keywords : {drug}/{gene}/{site} , {disease}/{effect}/{trial} , {cell}/{rival}/{failed} ."""}
+    "keywords": "keywords : {drug}/{gene}/{site} , {disease}/{effect}/{trial} , {cell}/{rival}/{failed} ."}
 OPTIONAL = ("aim", "selectivity", "null", "summary", "conclusion", "keywords")     # none to three of them
 # Slot that holds the answer -> question.
 QUESTIONS = {"gene": "which gene was {blocked} by {drug} ?", "disease": "what was {relieved} by {drug} ?",
@@ -2379,7 +2380,7 @@ def fetch_command(options: argparse.Namespace) -> None:
     """Download what is missing of published data sets."""
     for name in options.tasks:
         fetch_task(name, options.data)
-        print(f"{name}: nothing is missing in {options.data}")
+        print(f"{name}: nothing is missing beside {find_split(name, 'train', options.data)[0]}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -197,8 +197,7 @@ PRESETS = {
                            num_attention_heads=16, intermediate_size=4096, mask_prob=0.25),
     "electramed": dataclasses.replace(BASE, vocab_size=31090),          # ELECTRAMed, Table 1
     "bio-electra": dataclasses.replace(SMALL, vocab_size=31620),
-    "bio-electra-pp": dataclasses.replace(SMALL, vocab_size=31620),     # the same, continued on full papers
-}
+    "bio-electra-pp": dataclasses.replace(SMALL, vocab_size=31620)}     # the same, continued on full papers
 
 
 # --- 2. Encoder ---
@@ -413,7 +412,8 @@ class ElectraEncoder(nn.Module):
                              f"{self.config.max_position_embeddings} positions")
         x = self.embeddings(input_ids, token_type_ids)                              # (B, T, E)
         if self.embeddings_project is not None:
-            x = self.embeddings_project(x)                                          # (B, T, E) -> (B, T, H)
+            # Under autocast the product is bfloat16: too coarse for the sums that go from layer to layer.
+            x = self.embeddings_project(x).to(x.dtype)                              # (B, T, E) -> (B, T, H)
         may_attend = attention_mask[:, None, None, :].bool()                        # (B, T) -> (B, 1, 1, T)
         for layer in self.encoder["layer"]:
             x = layer(x, may_attend)
@@ -466,8 +466,9 @@ def mask_tokens(input_ids: Tensor, attention_mask: Tensor, config: ElectraConfig
 
     # 2. How many? 15 % of all real tokens, at least one, and no more than there are slots and candidates. TF
     #    counts [CLS] and [SEP] among the tokens although they are never chosen. Halves are rounded to the
-    #    even neighbour, by torch.round as by TF: of 10 tokens 1.5 gives 2, of 30 tokens 4.5 gives 4. In
-    #    float32 some halves would come out a little larger: 28.5, of 190 tokens, would be rounded to 29.
+    #    even neighbour, by torch.round as by TF: of 10 tokens 1.5 gives 2, of 30 tokens 4.5 gives 4. TF
+    #    multiplies in float32, where some halves come out a little larger: up to 512 tokens, rows of 190,
+    #    350 and 390 get one token more there.
     wanted = (config.mask_prob * attention_mask.sum(1).double()).round().clamp(1, N)  # (B,)
     wanted = torch.minimum(wanted, available.double())
 
@@ -546,7 +547,7 @@ class Generator(nn.Module):
     def predict(self, hidden: Tensor) -> Tensor:
         """Return the (..., V) logits of (..., Hg) hidden states; a dense layer brings them to width E."""
         embedded = F.gelu(self.generator_predictions["dense"](hidden))              # (..., Hg) -> (..., E)
-        embedded = self.generator_predictions["LayerNorm"](embedded)
+        embedded = self.generator_predictions["LayerNorm"](embedded.to(hidden.dtype))
         return self.generator_lm_head(embedded)                                     # (..., E) -> (..., V)
 
     def masked_loss(self, masked: MaskedBatch, attention_mask: Tensor, token_type_ids: Tensor,
@@ -1239,16 +1240,19 @@ def network_configs(model: nn.Module) -> list[ElectraConfig]:
 def load_initial(model: nn.Module, directory: str | os.PathLike) -> None:
     """Copy the weights of another pre-training model of the same kind into `model`, to start from them.
 
+    A published ELECTRA may come without its generator. Then that of `model` stays as it was drawn, but for
+    the embeddings, which it shares with the discriminator.
     raises   ValueError naming a size that differs
     """
-    # 1. Read the other model.
+    # 1. Read the other model: both networks, or the one there is.
     folder = model_folder(directory)
+    if isinstance(model, ElectraForPretraining) and not (folder / "generator").is_dir():
+        print(f"{folder} has no generator/: a new generator is drawn", file=sys.stderr)
+        model = model.discriminator
     if isinstance(model, ElectraForPretraining):
         source: nn.Module = load_pretrained(folder)
-        if not (folder / "generator").is_dir():
-            print(f"{folder} has no generator/: a new generator is drawn", file=sys.stderr)
     else:
-        source = MaskedLanguageModel(read_config(folder))
+        source = type(model)(read_config(folder))           # a Discriminator or a MaskedLanguageModel
         load_weights(source, folder)
     # 2. Check that its networks have the sizes of ours: the discriminator's first, then the generator's.
     for kind, theirs, ours in zip(("", "generator's "), network_configs(source), network_configs(model)):
@@ -1580,7 +1584,7 @@ class Device:
     def autocast(self) -> contextlib.AbstractContextManager:
         """Return the `with` block in which matrices are multiplied in this device's precision.
 
-        Weights, LayerNorm and losses stay float32 also under bfloat16.
+        Weights, LayerNorm, the sums between the layers and losses stay float32 also under bfloat16.
         """
         if self.precision == "float32":
             return contextlib.nullcontext()

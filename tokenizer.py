@@ -213,11 +213,12 @@ def read_object(path: Path) -> dict[str, Any]:
 
 # Settings of a tokenizer that change ids -> the values that are possible here, the usual one first. The three
 # that Casing has can be chosen. Each of the others must have its usual value; null means the same (and so
-# does [] for never_split, words that are not to be cut: there must be none).
+# does [] for lists of words that are not to be cut: there must be none).
 SETTINGS: dict[str, tuple[Any, ...]] = {
     "do_lower_case": (True, False), "tokenize_chinese_chars": (True, False), "clean_text": (True, None),
     "strip_accents": (None, True, False), "do_basic_tokenize": (True, None), "never_split": (None, []),
     "wordpieces_prefix": ("##", None), "continuing_subword_prefix": ("##", None),
+    "additional_special_tokens": ([], None), "extra_special_tokens": ([], {}, None),
     "unk_token": ("[UNK]", None), "max_input_chars_per_word": (MAX_WORD_LENGTH, None)}
 
 
@@ -256,8 +257,10 @@ def read_tokenizer_json(path: Path) -> tuple[list[str], Casing]:
     vocab = model.get("vocab")
     if not isinstance(vocab, dict) or sorted(vocab.values(), key=str) != sorted(range(len(vocab)), key=str):
         raise ValueError(f"{path}: model.vocab: expected pieces with the ids 0, 1, 2, ...")
+    added = [str(token["content"]) for token in read_object(path).get("added_tokens") or []]
     settings = {**model, **normaliser, "do_lower_case": normaliser.get("lowercase", True),
-                "tokenize_chinese_chars": normaliser.get("handle_chinese_chars", True)}
+                "tokenize_chinese_chars": normaliser.get("handle_chinese_chars", True),
+                "extra_special_tokens": sorted({*added} - {*SPECIAL_TOKENS})}
     return sorted(vocab, key=vocab.__getitem__), check_casing(path, settings)
 
 
@@ -349,7 +352,8 @@ class Tokenizer:
     def from_file(cls, path: str | os.PathLike[str], lowercase: bool | None = None) -> "Tokenizer":
         """Read a vocab.txt, or the one in a folder; in a folder without one, its tokenizer.json.
 
-        lowercase   None takes the casing of the tokenizer_config.json beside the file, lower case without one
+        lowercase   None takes the casing of the tokenizer_config.json beside the file, lower case without
+                    one; accents go with the case
         raises      OSError naming the file that is missing; ValueError naming path, finding and remedy
         """
         path = Path(path)
@@ -360,10 +364,12 @@ class Tokenizer:
         if path.name == "tokenizer.json":
             pieces, casing = read_tokenizer_json(path)
         else:
-            settings = read_object(config) if lowercase is None and config.exists() else {}
+            settings = read_object(config) if config.exists() else {}
             pieces, casing = read_vocab(path), check_casing(config, settings)
         try:
-            return cls(pieces, casing if lowercase is None else lowercase)
+            if lowercase is not None:
+                casing = casing._replace(do_lower_case=lowercase, strip_accents=None)
+            return cls(pieces, casing)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -658,8 +664,7 @@ TREEBANK_RULES = [(re.compile(pattern), replacement) for pattern, replacement in
     (r"(?i)\b(can(?=not)|d(?='ye)|gim(?=me)|gon(?=na)|got(?=ta)|lem(?=me)|more(?='n)|wan(?=na\s))"
      r"(not|'ye|me|na|ta|'n)\b", r" \1 \2 "),                        # can not
     (r"(?i) ('t)(is)\b", r" \1 \2 "),                  # 't is
-    (r"(?i) ('t)(was)\b", r" \1 \2 "),                 # 't was
-)]
+    (r"(?i) ('t)(was)\b", r" \1 \2 "))]                # 't was
 
 
 def treebank_tokenize(text: str) -> list[str]:

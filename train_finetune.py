@@ -90,15 +90,12 @@ PROTOCOLS: dict[str, dict[str, dict[str, Any]]] = {
     "electramed": {
         "": TABLE_5,
         "qa": {"epochs": 2, "batch_size": 16, "max_length": 384, "learning_rate": 3e-5},
-        "bioasq7b": {"learning_rate": 5e-6},
-    },
+        "bioasq7b": {"learning_rate": 5e-6}},
     "bio-electra": {
         "": {**TABLE_5, "batch_size": 12, "learning_rate": 1e-4, "weight_decay": 0.01},
         "qa": {"epochs": 2, "max_length": 192}, "classify": {"max_length": 192}, "rank": {"max_length": 64},
         "linnaeus": {"max_length": 192}, "gad": {"batch_size": 32}, "chemprot": {"batch_size": 24},
-        "chemprot-tsv": {"batch_size": 24},
-    },
-}
+        "chemprot-tsv": {"batch_size": 24}}}
 # The grid of Bio-ELECTRA, from which --search draws.
 GRID: dict[str, tuple[Any, ...]] = {"learning_rate": (1e-5, 5e-5, 1e-4, 5e-4), "epochs": (3, 5, 15, 20),
                                     "batch_size": (12, 24, 32, 64)}
@@ -123,8 +120,7 @@ PUBLISHED: dict[str, dict[str, tuple[float | None, ...]]] = {
     "gad": {"f1": (None, 81.66, 80.96)},
     "bioasq8b": {"exact_match": (None, 57.51, 57.93), "f1": (None, 66.87, 67.48)},
     "yesno": {"yes f1": (None, 92.66, 93.19), "no f1": (None, 58.18, 69.84)},
-    "rerank": {"mrr": (None, 32.5, 33.5, None, 33.2)},
-}
+    "rerank": {"mrr": (None, 32.5, 33.5, None, 33.2)}}
 # ELECTRAMed's scores on the five test batches of BioASQ 7b.
 BATCH_MEASURES = ("strict_accuracy", "lenient_accuracy", "mrr")
 BATCH_SCORES = {1: (44.62, 51.28, 47.95), 2: (46.40, 62.40, 53.16), 3: (37.93, 58.62, 46.62),

@@ -70,7 +70,7 @@ class Options:
     # What is read, and where results go.
     preset: str = option("tiny", "model sizes and schedule to start from", choices=list(PRESETS))
     corpus: list[str] = option([], "text (one sentence per line, an empty line between documents), PubMed or "
-                               "PMC XML; .gz, .xz, .tar; or folders of these, or shards (default: synthetic)")
+                               "PMC XML; .gz, .xz, .tar; folders; or a shard folder (default: synthetic)")
     min_pmid: int = option(0, "skip PubMed records with a smaller PMID (Bio-ELECTRA: 10000000)")
     language: str | None = option(None, "skip PubMed records in other languages than this one, such as eng")
     bluebert: bool = option(False, "lower-case the text and split words as in the corpus of ELECTRAMed")
@@ -78,7 +78,7 @@ class Options:
     vocab_size: int = option(None, "number of wordpieces to learn when there is no --vocab", at_least=1)
     cased: bool = option(None, "keep capital letters and accents (the bio-electra presets always do)")
     out: str = option("runs/pretrain", "run folder; repeat the command to continue the run in it")
-    init: str | None = option(None, "run or model folder: start from its weights, with a new schedule")
+    init: str | None = option(None, "run or model folder to start from; resuming needs it, too")
     objective: str = option("electra", "electra, or mlm: one network, as BERT", choices=["electra", "mlm"])
 
     # Sizes of the networks.
@@ -141,8 +141,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "large": {**ELECTRA_BASE, "batch_size": 2048},
     "electramed": ELECTRA_BASE,             # ELECTRAMed, Table 1
     "bio-electra": BIO_ELECTRA,
-    "bio-electra-pp": BIO_ELECTRA,          # the same schedule a second time, on full papers
-}
+    "bio-electra-pp": BIO_ELECTRA}          # the same schedule a second time, on full papers
 
 
 def preset_values(preset: str) -> dict[str, Any]:
@@ -161,7 +160,7 @@ def complete(options: Options) -> Options:
     >>> options.batch_size, options.max_length, options.hidden_size, options.keep_every
     (64, 512, 768, 100000)
     """
-    # 1. Collect what the preset says. Keep ten models for good, whatever the number of steps is.
+    # 1. Collect what the preset says. Keep ten models for good, or a few more in very short runs.
     values = preset_values(options.preset)
     values["keep_every"] = max(1, (options.steps or values["steps"]) // 10)
 
@@ -230,7 +229,7 @@ def prepare_data(options: Options) -> tuple[Tokenizer, data.Shards]:
     # 3. The shards. The synthetic corpus is so small that starting more processes would take longer.
     say(f"tokenizing into {out / 'shards'}")
     data.build_shards(corpus, tokenizer, out / "shards", options.max_length, options.seed,
-                      workers=0 if options.corpus else 1, reading=reading)
+                      workers=None if options.corpus else 1, reading=reading)
     return tokenizer, data.open_shards(out / "shards")
 
 
@@ -447,9 +446,9 @@ class Stop:
 
     def __enter__(self) -> Stop:
         self.signal: int | None = None
-        signals = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:              # nohup ignores it: leave it so
-            signals.append(signal.SIGHUP)
+        # A program under nohup ignores SIGHUP: leave it so.
+        hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
+        signals = [signal.SIGINT, signal.SIGTERM, *hangup]
         # signal.signal returns the handler that was there before.
         self.before = {each: signal.signal(each, self.record) for each in signals}
         return self
@@ -547,12 +546,13 @@ def run_steps(run: Run, step: int, stop: Stop, deadline: float) -> int:
             # A checkpoint. It limits what a crash can cost: in steps, and in time, since a step of a large
             # model may take a minute. When the run is stopped or done, the last step must not be lost.
             is_due = step % options.checkpoint_every == 0 or now - saved_at >= CHECKPOINT_SECONDS
-            is_saved = is_due or is_stopped or is_last
+            # It follows each model that stays, so that no other command can mix its models with these.
+            is_saved = is_due or is_kept or is_stopped or is_last
 
             # 5. Check the results before anything is written. If weights of nan were saved, the run could
             #    not be continued any more. Reading the results waits until the device has caught up, so it
             #    is not done after every step. It may have taken a while: the clock is read again.
-            if is_logged or is_evaluated or is_kept or is_saved:
+            if is_logged or is_evaluated or is_saved:
                 last = check_results(unchecked, step, order)
                 sums = [weight.detach().sum() for weight in model.parameters()]
                 if not math.isfinite(torch.stack(sums).sum()):
@@ -785,6 +785,8 @@ def train(options: Options) -> int:
     device = Device.choose(options.device, options.precision, options.tpu).join()
     # All parts of a batch must have the same number of rows.
     rows, parts = options.batch_size, device_count(device) * options.accumulate
+    if max(options.vocab_size, options.max_length) > 2 ** 16 - 1:
+        raise ValueError("--vocab-size and --max-length: shards store numbers below 65536")
     if rows % parts:
         raise ValueError(f"--batch-size {rows} does not divide by {parts} (--accumulate x devices)")
 
@@ -853,8 +855,8 @@ def train_on(device: Device, config: ElectraConfig, options: Options) -> int:
 def from_initial(options: Options) -> Options:
     """Return the options with the vocabulary of the --init folder as --vocab.
 
-    raises   ValueError when that folder has none, or when --vocab is another one: the embeddings taken over
-             would then belong to other wordpieces
+    raises   ValueError when that folder has none, or when --vocab is another one or has another casing: the
+             embeddings taken over would then belong to other wordpieces
     """
     if not options.init:
         if options.preset == "bio-electra-pp":
@@ -865,8 +867,9 @@ def from_initial(options: Options) -> Options:
     if not any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
         if not options.vocab:
             raise ValueError(f"{folder} has no vocab.txt: pass --vocab, the vocabulary of this model")
-    elif options.vocab and Tokenizer.from_file(options.vocab).pieces != Tokenizer.from_file(folder).pieces:
-        raise ValueError(f"--init {options.init} was trained with another vocabulary: drop --vocab")
+    elif options.vocab and (data.vocabulary_hash(load_tokenizer(options.vocab, options))
+                            != data.vocabulary_hash(load_tokenizer(str(folder), options))):
+        raise ValueError(f"--init {options.init} was trained with another vocabulary or casing: drop --vocab")
     # Try it once: what does not fit is refused now, and not after hours of tokenizing.
     config = dataclasses.replace(network(options), vocab_size=read_config(folder).vocab_size)
     load_initial(OBJECTIVES[options.objective](config), folder)

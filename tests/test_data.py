@@ -898,6 +898,35 @@ def test_words_around_a_block_that_is_left_out_stay_apart(tmp_path, block):
     assert list(read_documents(path)) == [["It is given by: where k holds."]]
 
 
+@pytest.mark.parametrize("marked, text", [
+    ("Old et al. (<c>1999</c>) ran (Munns, <c>2008</c>; Gaut, <c>2010a</c>).",
+     "Old et al. (1999) ran (Munns, 2008; Gaut, 2010a)."),
+    ("It ran [<c>3</c>\u2010<c>5</c>].", "It ran."),
+    ("It ran [<c>3</c>\u2014<c>12</c>, <c>1512</c>].", "It ran."),
+    ("Of 10<s>\u20136</s>, 10<s>\u22127</s> and 10<s>8</s> M.", "Of 10^\u20136, 10^\u22127 and 10^8 M.")])
+def test_numbered_citations_go_and_years_and_powers_stay(tmp_path, marked, text):
+    for short, long in (("<c>", '<xref ref-type="bibr">'), ("</c>", "</xref>"), ("s>", "sup>")):
+        marked = marked.replace(short, long)
+    path = write(tmp_path / "x", f"<article><body><p>{marked}</p></body></article>")
+    assert list(read_documents(path)) == [[text]]
+
+
+def test_the_brackets_of_a_title_go_only_as_a_pair(tmp_path):
+    titles = {"[On gout.]": "On gout.", "[On [3H]ouabain].": "On [3H]ouabain",
+              "[3H]Ouabain and [14C].": "[3H]Ouabain and [14C]."}
+    records = pubmed(*((number, "eng", title, "") for number, title in enumerate(titles)))
+    assert list(read_documents(write(tmp_path / "x", records))) == [[title] for title in titles.values()]
+
+
+@pytest.mark.parametrize("content", [b"", bytes(2000), PAPER.encode("utf-16")])
+def test_a_damaged_paper_is_named_whatever_its_ending(tmp_path, content):
+    """PMC's own files end in .nxml."""
+    for name in ("b.xml", "b.nxml"):
+        path = write(tmp_path / f"{name}.tar", tar([("a.nxml", PAPER.encode()), (name, content)]))
+        with pytest.raises(ValueError, match=f"{name} (after )?line"):
+            list(read_documents(path))
+
+
 def test_lines_of_verse_are_sentences_of_their_own(tmp_path):
     verse = "<verse-group><verse-line>O gout</verse-line><verse-line>go out</verse-line></verse-group>"
     path = write(tmp_path / "x", f"<article><body><p>Ode:{verse}says he.</p></body></article>")
@@ -913,7 +942,8 @@ def test_sentences_are_preprocessed_and_empty_ones_are_dropped(tmp_path):
 @pytest.mark.parametrize("head, form", [
     # cut inside a character
     (b"A sentence.\n", "text"), (b"", "text"), ("caf\u00e9".encode()[:-1], "text"),
-    (b"<?xml version='1.0'?>", "xml"), (b"\xef\xbb\xbf\n<article>", "xml"), (b"<articles>", "xml"),
+    (b"<?xml version='1.0'?>", "xml"), (b"<?properties open?>\n<article>", "xml"), (b"<? >", "text"),
+    ("a lost \ufffd mark".encode(), "text"), (b"\xef\xbb\xbf\n<article>", "xml"), (b"<articles>", "xml"),
     (b"<5 mg", "text"), (b"<PubmedArticleSet>", "xml"), (b"\0text", "binary"), (b"caf\xe9 noir", "binary"),
     (b"<p@q.org> wrote", "text"), (bytes(257) + b"ustar", "tar")])
 def test_the_form_of_a_file_is_found_from_its_first_bytes(head, form):
@@ -926,7 +956,9 @@ def test_any_bytes_have_a_form(head):
 
 
 def test_archives_are_not_unpacked_so_hostile_members_do_nothing(tmp_path, capsys):
-    members = [("../../up.txt", b"one\n\ntwo\n"), ("/etc/abs.txt", b"three"),
+    members = [("latest.txt", b"type2"), ("papers.xml", b"type5"),           # before any file with content
+               ("../../up.txt", b"one\n\ntwo\n"), ("again.txt", b"type1"), ("d/._up.txt", b"\0Mac\xff"),
+               ("/etc/abs.txt", b"three"),
                ("d/paper.nxml", PAPER.encode()),
                ("e.txt.gz", gzip.compress(b"four\n")), ("link", b"type2"), ("device", b"type3"),
                ("folder", b"type5"),
@@ -934,7 +966,8 @@ def test_archives_are_not_unpacked_so_hostile_members_do_nothing(tmp_path, capsy
     for name, pack in (("a.tar", bytes), ("a.tar.gz", gzip.compress), ("a.tar.xz", lzma.compress)):
         path = write(tmp_path / "in" / name, pack(tar(members)))
         assert list(read_documents(path)) == [["one"], ["two"], ["three"], PAPER_DOCUMENT, ["four"]]
-        said = "left out 4 members without text, such as link, device, p.png, f.jpg"
+        said = ("left out 7 members without text, such as latest.txt, again.txt, d/._up.txt, link, device, "
+                "p.png, f.jpg")
         assert f"{path}: {said}\n" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
@@ -2527,6 +2560,11 @@ def test_learn_interrupted_ends_with_status_130_and_writes_nothing(tmp_path, mon
 def test_fetching_from_the_command_line_names_what_is_there_and_knows_its_tasks(tmp_path):
     for _, path, _ in missing_files("gad", tmp_path):
         write(path, "")
-    assert command("fetch", "gad", "--data", tmp_path) == (0, f"gad: nothing is missing in {tmp_path}\n", "")
+    [*_, train] = sorted(path for path in tmp_path.rglob("*.tsv"))
+    said = f"gad: nothing is missing beside {train}\n"
+    assert command("fetch", "gad", "--data", tmp_path) == (0, said, "")
+    write(tmp_path / "own" / "dev.tsv", "")                 # a data set of one's own is fetched from nowhere
+    status, _, err = command("fetch", "gad", "--data", tmp_path / "own")
+    assert status == 2 and "gad: no train file in" in err
     status, out, err = command("fetch", "squad")
     assert status == 2 and not out and "invalid choice: 'squad'" in err

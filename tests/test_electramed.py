@@ -1913,6 +1913,19 @@ def test_bfloat16_changes_products_but_neither_losses_nor_sampling(tiny_config, 
     assert output.mlm_loss.item() == pytest.approx(exact.mlm_loss.item(), rel=0.02)
 
 
+@pytest.mark.parametrize("embedding", [8, 16])
+def test_in_bfloat16_every_layer_norm_reads_and_gives_float32(tiny_config, embedding):
+    """The sums between the layers would lose digits at each of them, also behind a narrower embedding."""
+    model, *step = pretraining_step(dataclasses.replace(tiny_config, embedding_size=embedding))
+    seen = []
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.register_forward_hook(lambda _, given, output: seen.append((given[0].dtype, output.dtype)))
+    with Device("cpu", "bfloat16").autocast():
+        model(*step)
+    assert len(seen) > 4 and set(seen) == {(torch.float32, torch.float32)}
+
+
 # What the threads of a CPU compute side by side, and how they divide it.
 
 def cpu(workers):

@@ -353,7 +353,31 @@ def test_a_broken_tokenizer_config_is_refused(tmp_path, config, message):
     (tmp_path / "tokenizer_config.json").write_text(config)
     with pytest.raises(ValueError, match=message):
         Tokenizer.from_file(tmp_path)
-    assert Tokenizer.from_file(tmp_path, lowercase=False).pieces == RICH.pieces
+    with pytest.raises(ValueError, match="tokenizer_config.json"):      # whatever casing the caller asks for
+        Tokenizer.from_file(tmp_path, lowercase=False)
+
+
+def test_a_casing_asked_for_leaves_the_other_settings_as_they_are(tmp_path):
+    RICH.save(tmp_path)
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text('{"do_lower_case": true, "strip_accents": true, "tokenize_chinese_chars": false}')
+    casing = Tokenizer.from_file(tmp_path, lowercase=False).casing
+    assert casing == Casing(do_lower_case=False, strip_accents=None, tokenize_chinese_chars=False)
+    config.write_text('{"max_input_chars_per_word": 200}')
+    with pytest.raises(ValueError, match="max_input_chars_per_word is 200"):
+        Tokenizer.from_file(tmp_path, lowercase=False)
+
+
+def test_words_that_were_added_to_a_vocabulary_are_refused_by_name(tmp_path):
+    """transformers keeps an added @GENE$ whole; here it would be cut, with other ids."""
+    RICH.save(tmp_path)
+    config = tmp_path / "tokenizer_config.json"
+    for setting in ("additional_special_tokens", "extra_special_tokens"):
+        config.write_text(json.dumps({setting: ["@GENE$"]}))
+        with pytest.raises(ValueError, match=rf"{setting} is \['@GENE\$'\]"):
+            Tokenizer.from_file(tmp_path)
+    config.write_text('{"additional_special_tokens": [], "extra_special_tokens": {}}')
+    assert Tokenizer.from_file(tmp_path).pieces == RICH.pieces
 
 
 ACCENTED = [*SPECIAL_TOKENS, "mochte", "möchte", "Möchte", "cafe", "café", "Cafe", "##中", "中", "文",
@@ -415,7 +439,11 @@ def test_settings_that_cannot_be_honoured_are_refused_by_name(tmp_path, setting)
       "pre_tokenizer": {"type": "BertPreTokenizer"}}, "model.vocab"),
     ({"model": {"type": "WordPiece", "vocab": {"a": 0}, "continuing_subword_prefix": "@@"},
       "normalizer": {"type": "BertNormalizer"}, "pre_tokenizer": {"type": "BertPreTokenizer"}},
-     "continuing_subword_prefix is '@@'")])
+     "continuing_subword_prefix is '@@'"),
+    ({"model": {"type": "WordPiece", "vocab": {"a": 0}}, "normalizer": {"type": "BertNormalizer"},
+      "pre_tokenizer": {"type": "BertPreTokenizer"},
+      "added_tokens": [{"content": "[CLS]"}, {"content": "@GENE$"}]},
+     r"extra_special_tokens is \['@GENE\$'\]")])
 def test_a_tokenizer_json_of_another_kind_is_refused(tmp_path, content, message):
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):

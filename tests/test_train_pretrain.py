@@ -15,6 +15,7 @@
 import csv
 import dataclasses
 import io
+import json
 import math
 import os
 import random
@@ -41,7 +42,7 @@ from tokenizer import Tokenizer
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--embedding-size 8 --hidden-size 16 --num-attention-heads 2 --intermediate-size 32 --max-length 48 "
          "--batch-size 8 --steps 12 --warmup-steps 4 --learning-rate 2e-3 --initializer-range 0.02 "
-         "--vocab-size 200 --log-every 1 --eval-every 6 --checkpoint-every 4").split()
+         "--vocab-size 200 --log-every 1 --eval-every 6 --checkpoint-every 4 --keep-every 4").split()
 CPU = electramed.Device("cpu", "float32")
 
 
@@ -450,6 +451,17 @@ def test_a_run_killed_twenty_times_continues_to_the_same_weights(corpus, finishe
     assert_same_run(tmp_path, finished)
 
 
+def test_a_checkpoint_follows_each_model_that_stays(corpus, finished, tmp_path, capsys):
+    """Killed after it, a run cannot go on with other options, whose models would stand beside this one."""
+    more = ("--steps", "7", "--keep-every", "5", "--checkpoint-every", "100", "--vocab", str(finished))
+    assert train_pretrain.main(flags(corpus, tmp_path, *more)) == 0
+    assert [path.name for path in sorted(tmp_path.glob("*.pt"))] == [
+        "checkpoint-00000005.pt", "checkpoint-00000007.pt"]
+    shutil.rmtree(tmp_path / "model")
+    (tmp_path / "checkpoint-00000007.pt").unlink()                  # as if it had been killed after step 5
+    assert "now 0.01" in fails(flags(corpus, tmp_path, *more, "--learning-rate", "0.01"), capsys)
+
+
 def test_copies_of_checkpoints_that_the_user_made_are_left_alone(corpus, tmp_path, capsys):
     assert train_pretrain.main(flags(corpus, tmp_path)) == 0
     content = (tmp_path / "checkpoint-00000008.pt").read_bytes()
@@ -725,6 +737,26 @@ def test_the_position_table_is_reused_where_the_new_one_is_longer(tiny_config, t
     assert len(long.discriminator.electra.embeddings.position_embeddings.weight) == 512
 
 
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_a_model_without_its_generator_begins_with_a_new_one_of_any_size(tiny_config, tmp_path, share):
+    """Published models of the base size have no generator/, and their config.json may not name its size."""
+    published = electramed.ElectraForPretraining(tiny_config)
+    electramed.save_pretrained(published, tmp_path)
+    shutil.rmtree(tmp_path / "generator")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "generator_size": "1/3"}))
+    model = electramed.ElectraForPretraining(dataclasses.replace(tiny_config, generator_size=share))
+    drawn = {name: tensor.clone() for name, tensor in model.generator.electra.encoder.state_dict().items()}
+    electramed.load_initial(model, tmp_path)
+    ours, theirs = model.discriminator.state_dict(), published.discriminator.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert all(torch.equal(tensor, drawn[name])
+               for name, tensor in model.generator.electra.encoder.state_dict().items())
+    shared = model.generator.electra.embeddings.word_embeddings.weight
+    assert shared is model.discriminator.electra.embeddings.word_embeddings.weight
+    assert model.generator.generator_lm_head.weight is shared
+
+
 def test_init_refuses_other_sizes_another_vocabulary_and_a_folder_without_one(
         corpus, finished, tmp_path, capsys):
     start = flags(corpus, tmp_path, "--init", str(finished))
@@ -733,6 +765,9 @@ def test_init_refuses_other_sizes_another_vocabulary_and_a_folder_without_one(
     Tokenizer([*Tokenizer.from_file(finished).pieces[:-1], "zzz"]).save(tmp_path / "other")
     start[start.index("--out") + 1] = str(tmp_path / "b")
     assert "another vocabulary" in fails([*start, "--vocab", str(tmp_path / "other")], capsys)
+    # The same pieces, and a file beside them that says that capitals are kept: other text would come in.
+    Tokenizer(Tokenizer.from_file(finished).pieces, lowercase=False).save(tmp_path / "cased")
+    assert "or casing" in fails([*start, "--vocab", str(tmp_path / "cased")], capsys)
     assert not (tmp_path / "b").exists()                                # found out before any work was done
     shutil.copytree(finished / "model", tmp_path / "bare")
     (tmp_path / "bare/vocab.txt").unlink()
@@ -806,6 +841,8 @@ def test_missing_files_and_impossible_values_are_named(tmp_path, corpus, finishe
     assert "no/vocab.txt" in fails(["--corpus", str(corpus), "--vocab", "no/vocab.txt", *out[:1],
                                     str(tmp_path / "b")], capsys)
     assert "--steps must be at least 1" in fails(["--steps", "0", *out], capsys)
+    for flag in ("--vocab-size", "--max-length"):
+        assert "shards store numbers below 65536" in fails([flag, "65536", *out], capsys)
     assert "lower --batch-size" in fails([*SMALL, "--corpus", str(corpus), "--batch-size", "100000", *out[:1],
                                           str(tmp_path / "c")], capsys)
     with pytest.raises(SystemExit) as exit:
