@@ -1680,7 +1680,7 @@ def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
     SQuAD 2 has an empty list as `gold`. All three cases are counted and reported.
     """
     batch, golden = None, {}
-    if test_name := re.fullmatch(r"BioASQ-test-factoid-(\d+)b-(\d+)\.json", path.name):
+    if test_name := re.fullmatch(r"BioASQ-test-factoid-(\d+)b-(\d+)\b.*\.json", path.name):
         batch, beside = int(test_name[2]), path.with_name(f"{test_name[1]}B{test_name[2]}_golden.json")
         if beside.is_file():
             golden = {name: names for _, name, names, _ in read_asked(beside, read_json(beside), "factoid")}
@@ -1750,8 +1750,7 @@ STANDARD_FILES = (("train.txt", "train.tsv", "train.csv", "train.json"),
                   ("dev.txt", "dev.tsv", "dev.csv", "dev.json",
                    "devel.txt", "devel.tsv", "devel.csv", "devel.json"),
                   ("test.txt", "test.tsv", "test.csv", "test.json"))
-JNLPBA = ("O", "B-DNA", "I-DNA", "B-RNA", "I-RNA", "B-cell_line", "I-cell_line", "B-cell_type", "I-cell_type",
-          "B-protein", "I-protein")
+JNLPBA = ("O", *(f"{tag}-{kind}" for kind in "DNA RNA cell_line cell_type protein".split() for tag in "BI"))
 CHEMPROT = ("CPR:3", "CPR:4", "CPR:5", "CPR:6", "CPR:9")
 SQUAD_DEV = ("dev-v1.1.json", "xquad.en.json")      # the second: the part of the first that XQuAD translated
 DDI = ("DDI-false", "DDI-advise", "DDI-effect", "DDI-int", "DDI-mechanism")

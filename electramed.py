@@ -53,7 +53,6 @@ import timeit
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -91,7 +90,7 @@ def read_object(text: str | bytes | bytearray) -> dict[str, Any]:
     return values
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ElectraConfig:
     """Hold the sizes of one network, named as in Hugging Face's config.json; by default ELECTRA-small's."""
 
@@ -1225,11 +1224,16 @@ def load_pretrained(directory: str | os.PathLike) -> ElectraForPretraining:
 
 
 def load_encoder(model: nn.Module, directory: str | os.PathLike) -> None:
-    """Read the `electra` part of a task head from any model folder; the head keeps its own weights."""
+    """Read the `electra` part of a task model from any model folder; the head keeps its own weights.
+
+    A head that finds answers is read, too, where the folder has one: start and end mean the same in all sets
+    of questions (SQuAD first, then BioASQ), while labels differ.
+    """
     folder = model_folder(directory)
-    weights = {name: tensor for name, tensor in read_weights(folder).items() if name.startswith("electra.")}
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("electra.")}
-    load_weights(model, folder, weights | own)
+    fitting = ("electra.", *(name for name in own if name.startswith("qa_outputs.")))
+    weights = {name: tensor for name, tensor in read_weights(folder).items() if name.startswith(fitting)}
+    load_weights(model, folder, own | weights)
 
 
 def network_configs(model: nn.Module) -> list[ElectraConfig]:
@@ -1379,7 +1383,7 @@ def start_worker(threads: int = 1) -> None:
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Device:
     """Say where the arithmetic happens, in which precision, and who else takes part.
 

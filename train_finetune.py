@@ -145,7 +145,7 @@ class Options:
     offline: bool = option(False, "do not download a published data set that is not there")
     protocol: str = option(None, "paper whose hyper-parameters to use (default: by task)", list(PROTOCOLS))
     init: str | None = option(None, "run or model folder to start from, or none (default: runs/pretrain)")
-    like: str | None = option(None, "with --init none: model folder that gives sizes and vocabulary")
+    like: str | None = option(None, "gives --init none its sizes and vocabulary (default: runs/pretrain)")
     out: str = option(None, "run folder (default: runs/finetune/TASK); finished seeds are not run again")
 
     # What to do: train some seeds, or one of three other things.
@@ -615,11 +615,13 @@ class Tagging(Kind):
             slowed O O
             kelmarin B-Disease B-Disease
             fever I-Disease O
+
+        conlleval cuts lines at every space, so a space inside a word is written as "_".
         """
         sentences = []
         for example, tags in zip(examples, predictions):
             rows = zip(example.words, example.tags, tags)
-            sentences.append("".join(f"{word} {gold} {predicted}\n" for word, gold, predicted in rows))
+            sentences.append("".join(f"{word.replace(' ', '_')} {gold} {tag}\n" for word, gold, tag in rows))
         data.write_bytes(folder / "predictions.txt", "\n".join(sentences).encode())
 
     def errors(self, examples: Examples, predictions: Sequence[list[str]]) -> list[Mistake]:
@@ -895,7 +897,7 @@ class Ranking(Classification):
 
     def results(self, examples: Examples, features: Features, outputs: Outputs, options: Options) -> Results:
         """Return the probability that each candidate is right, by which a reader can sort several."""
-        return [{"question": example.text, "passage": example.text_pair, "probability": round(probability, 4)}
+        return [{"question": example.text, "passage": example.text_pair, "probability": round(probability, 6)}
                 for example, probability in zip(examples, self.decode(examples, features, outputs))]
 
 
@@ -1030,8 +1032,8 @@ class Answers(Kind):
     def announce(self, split: str, examples: Questions, features: Features) -> None:
         """Say how many questions have no gold answer, and how many have none that decode() is able to give.
 
-        The gold answers that it can give are scored as if they were the predictions: no model can give more
-        exact answers.
+        The gold answers that it can give are scored as if they were the predictions. No model can give more
+        exact answers; only F1, which counts words, can rise above this where an answer is nearly right.
         """
         if without := sum(not example.answers and example.gold is None for example in examples):
             say(f"*** {without} questions of {split} score 0: without golden files they have no answer ***")
@@ -1040,7 +1042,7 @@ class Answers(Kind):
         asked = {self.question_id(example) for example in examples}
         answered = {self.question_id(example) for example, answers in zip(examples, found) if answers}
         say(f"{split}: {len(asked - answered)} of {len(asked)} questions have no gold answer that is a span "
-            f"of a window; the ceiling is {self.task.metric} {100 * ceiling:.2f}, what gold scores, fed back")
+            f"of a window; the others, fed back as predictions, score {self.task.metric} {100 * ceiling:.2f}")
 
     def new_model(self, config: ElectraConfig) -> nn.Module:
         """Build the extractor: two logits for each token, of the start and of the end."""
@@ -1241,7 +1243,9 @@ def predict(model: nn.Module, features: Features, options: Options, pad_id: int,
     """Return the head's output for each feature, in their order, cut to the feature's tokens.
 
     Features of like length share a batch, whatever their order, so that little of a batch is padding. The
-    rows of a batch are divided among the threads of a CPU (Device.side_by_side).
+    rows of a batch are divided among the threads of a CPU (Device.side_by_side). Outputs are computed in
+    float32 even where training is not: in bfloat16 many of them would be equal by rounding, and the order of
+    equal candidates is that of the file.
     """
     lengths = np.array([len(feature.input_ids) for feature in features])
     rng = np.random.default_rng(0)                      # the order of the batches, which changes nothing
@@ -1254,7 +1258,7 @@ def predict(model: nn.Module, features: Features, options: Options, pad_id: int,
 
         def logits_of(part: range) -> np.ndarray:
             """Compute the logits of some of the rows; side_by_side calls this in each thread."""
-            with torch.inference_mode(), device.autocast():
+            with torch.inference_mode():
                 inputs = device.put(*(array[part.start:part.stop] for array in arrays))
                 return model(*inputs).float().cpu().numpy()
 
@@ -1286,7 +1290,7 @@ def train(seed: int, prepared: Prepared, options: Options) -> Trained:
     kind, features, device = prepared.kind, prepared.features["train"], prepared.device
     metric = kind.task.metric
 
-    # 1. The model: a head drawn at random on top of the pre-trained encoder.
+    # 1. The model: a head drawn at random on top of the pre-trained encoder (load_encoder has an exception).
     torch.manual_seed(data.seed_for(seed, 0, "weights"))
     model: Any = kind.new_model(prepared.config)
     if prepared.init:
@@ -1845,8 +1849,7 @@ def check(options: Options) -> None:
     for kind in KINDS.values():
         for name in sorted(set(kind.own_options) - set(KINDS[task.kind].own_options)):
             if getattr(options, name) != getattr(Options(), name):
-                flag = "--" + name.replace("_", "-")
-                raise ValueError(f"{flag} is for {kind.purpose}; {options.task} is of the kind {task.kind}")
+                raise ValueError(f"--{name.replace('_', '-')} is for {kind.purpose}, not for {options.task}")
     # 2. Three things to do, of which a command can do one.
     if sum([options.search is not None, options.curve, options.predict is not None]) > 1:
         raise ValueError("--search, --curve and --predict are three different things to do: choose one")
@@ -1856,7 +1859,11 @@ def check(options: Options) -> None:
     # 4. Beside a model to start from, the sizes of another one would silently do nothing.
     if options.like and options.init != "none":
         raise ValueError("--like gives the sizes of a model from scratch: add --init none")
-    # 5. The demo tasks are invented, and read no files: with --data, another task was meant.
+    # 5. A text is read as the model was trained; task.json beside it says how.
+    idle = [name for name in FIXED if name != "task" and getattr(options, name) != getattr(Options(), name)]
+    if options.predict is not None and idle:
+        raise ValueError(f"--predict reads with the model of --out alone: drop --{idle[0].replace('_', '-')}")
+    # 6. The demo tasks are invented, and read no files: with --data, another task was meant.
     if options.task.startswith("demo-") and options.data not in (None, DATA_ROOT):
         raise ValueError(f"--data: {options.task} reads no files: choose a --task of {options.data}")
 

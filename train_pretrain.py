@@ -910,10 +910,10 @@ def summarise(run: Run) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and run; return the exit status."""
-    tables = {preset: preset_values(preset) for preset in PRESETS}              # for --help
-    # Options are parsed inside the command, because their errors too become one line and exit status 2.
-    return data.run_command(lambda: train(complete(
-        data.parse_options(Options, "Pre-train ELECTRA on a corpus.", arguments, tables))))
+    # Options are parsed inside the command, because their errors too become one line and exit status 2. The
+    # values of the presets are for --help.
+    return data.run_command(lambda: train(complete(data.parse_options(
+        Options, "Pre-train ELECTRA on text.", arguments, {name: preset_values(name) for name in PRESETS}))))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@
     14. Nothing wrong is silent: changed files, nan, labels, questions, every line of raw text
 """
 import csv
+import dataclasses
 import doctest
 import io
 import json
@@ -807,7 +808,7 @@ def test_questions_that_no_span_can_answer_are_counted_before_training(pretraine
         (tmp_path / f"{split}.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
     assert run("qa", pretrained, tmp_path / "out", "--data", str(tmp_path), "--max-length", "64") == 0
     assert ("test: 2 of 4 questions have no gold answer that is a span of a window; "
-            "the ceiling is f1 50.00" in capsys.readouterr().err)
+            "the others, fed back as predictions, score f1 50.00" in capsys.readouterr().err)
 
 
 def test_synonyms_fed_back_score_what_the_spans_among_them_can(pretrained):
@@ -860,7 +861,7 @@ def test_the_binary_tag_loss_trains_another_tagger_and_is_refused_elsewhere(pret
     assert run("demo-ner", pretrained, tmp_path / "binary") == 2
     assert "--tag-loss binary, now softmax" in capsys.readouterr().err
     assert run("demo-re", pretrained, tmp_path / "re", "--tag-loss", "binary") == 2
-    assert "--tag-loss is for entities; demo-re is of the kind re" in capsys.readouterr().err
+    assert "--tag-loss is for entities, not for demo-re" in capsys.readouterr().err
 
 
 def test_sizes_of_another_model_are_refused_beside_one_to_start_from(pretrained, tmp_path, capsys):
@@ -894,9 +895,43 @@ def test_the_same_seed_gives_the_same_scores_and_weights(pretrained, tmp_path):
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_a_run_can_start_from_a_fine_tuned_one(pretrained, tmp_path):
+def test_a_second_set_of_questions_starts_from_encoder_and_head_of_the_first(pretrained, tmp_path):
+    """With learning rate 0 the model stays as it began: as another seed had left it."""
     assert run("demo-qa", pretrained, tmp_path / "squad") == 0
-    assert run("demo-qa", tmp_path / "squad", tmp_path / "bioasq") == 0
+    still = ("--learning-rate", "0", "--epochs", "1", "--seeds", "2")
+    assert run("demo-qa", tmp_path / "squad", tmp_path / "bioasq", *still) == 0
+    first, *second = (electramed.read_weights(folder) for folder in (
+        tmp_path / "squad/model", tmp_path / "bioasq/seed-0/model", tmp_path / "bioasq/seed-1/model"))
+    assert all(torch.equal(first[name], weights[name]) for weights in second for name in first)
+    assert run("demo-re", tmp_path / "squad", tmp_path / "relations", *still) == 0      # labels: a new head
+
+
+def test_predictions_are_float32_although_training_is_bfloat16(pretrained, tmp_path):
+    """Rounded to bfloat16, probabilities of many candidates would be equal, and the file's order decide."""
+    text = "".join(f"{number % 2}\twhat helps ?\tthe drug number {number} helps\n" for number in range(60))
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.tsv").write_text(text)
+    more = ("--data", str(tmp_path), "--precision", "bfloat16")
+    assert run("rank", pretrained, tmp_path / "out", *more) == 0
+    options = train_finetune.Options(task="rank", out=str(tmp_path / "out"), device="cpu")
+    kept, again = [], []
+    for precision, outputs in (("bfloat16", kept), ("float32", again)):
+        predictor = train_finetune.open_predictor(dataclasses.replace(options, precision=precision))
+        examples = data.read_task("rank", "test", tmp_path)
+        features = predictor.kind.encode(examples, predictor.tokenizer, 128)
+        outputs += train_finetune.predict(predictor.model, features, predictor.options, 0, predictor.device)
+    assert np.array_equal(kept, again)
+
+
+def test_options_that_a_reading_would_ignore_are_refused(pretrained, tmp_path, capsys):
+    assert run("demo-ner", pretrained, tmp_path / "out") == 0
+    text = tmp_path / "text"
+    text.write_text("Vorax helps .\n")
+    read = ["--out", str(tmp_path / "out"), "--predict", str(text)]
+    assert train_finetune.main([*read, "--task", "demo-ner", "--device", "cpu"]) == 0
+    for flag, value in (("--init", str(pretrained)), ("--max-length", "9"), ("--tag-loss", "binary")):
+        assert train_finetune.main([*read, flag, value]) == 2
+        assert f"--predict reads with the model of --out alone: drop {flag}\n" in capsys.readouterr().err
 
 
 def test_from_scratch_says_so_loudly_and_can_take_the_sizes_of_a_model(
