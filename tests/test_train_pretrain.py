@@ -640,8 +640,9 @@ def test_a_second_process_is_refused_at_once_by_the_first_ones_number(corpus, tm
 
 
 def test_a_run_saves_when_its_terminal_closes_and_goes_on_when_nobody_reads(corpus, finished, tmp_path):
+    # Where the tests run under nohup, their children would ignore SIGHUP, too.
     closed = subprocess.Popen(command(corpus, tmp_path / "a", "--steps", "100000"), stderr=subprocess.PIPE,
-                              text=True)
+                              text=True, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
     wait_for_rows(closed, tmp_path / "a" / "log.csv", 2)
     closed.stderr.close()
     closed.send_signal(signal.SIGHUP)
