@@ -19,7 +19,7 @@ from electramed import Adam, Device, ElectraForPretraining, load_pretrained, par
 SIZES = ("--embedding-size 16 --hidden-size 32 --num-attention-heads 2 --intermediate-size 64 "
          "--num-hidden-layers 1 --max-length 48 --batch-size 16 --steps 20 --warmup-steps 4 "
          "--learning-rate 2e-3 --vocab-size 300 --log-every 1 --eval-every 10 --checkpoint-every 5 "
-         "--seed 3").split()
+         "--keep-every 10 --seed 3").split()
 HOST = Device.choose("cpu")
 
 
