@@ -153,7 +153,7 @@ def decompressed(file: Any, name: str = "") -> io.BufferedReader:
     """Return a reader of an open file that is plain, gzip or xz.
 
     The first bytes of the content tell which of the three it is. The file's name matters only where there is
-    no content: no program makes an empty .gz or .xz, unless it fails.
+    no content: no program makes an empty .gz or .xz, unless it fails. (PMC's papers end in .nxml.)
 
     raises   ValueError where not even the first bytes can be read
     """
@@ -593,8 +593,8 @@ def read_members(file: io.BufferedReader, path: str, raw: io.FileIO) -> Iterator
         while (member := archive.next()) is not None:
             archive.members.clear()                          # or memory would grow with the number of members
             name, format = f"{path}: {member.name}", "binary"
-            is_file = member.isfile() and not os.path.basename(member.name).startswith("._")
-            if is_file:
+            is_wanted = member.isfile() and not os.path.basename(member.name).startswith("._")
+            if is_wanted:
                 content = decompressed(archive.extractfile(member), name)
                 format = detect_format(content.peek(512)[:512])
             if format == "xml":
@@ -602,7 +602,7 @@ def read_members(file: io.BufferedReader, path: str, raw: io.FileIO) -> Iterator
                 if len(xml) > XML_MEMBER_BYTES:
                     raise ValueError(f"{name}: XML over {XML_MEMBER_BYTES:,} bytes: unpack the archive")
                 yield FilePart(name, 1, "xml", xml, raw.tell())
-            elif is_file and (format == "text" or name.lower().endswith((".txt", "xml", ".gz", ".xz"))):
+            elif is_wanted and (format == "text" or name.lower().endswith((".txt", "xml", ".gz", ".xz"))):
                 yield from cut_text(content, name, raw)
             elif not member.isdir():
                 left_out.append(member.name)

@@ -247,20 +247,20 @@ def read_tokenizer_json(path: Path) -> tuple[list[str], Casing]:
 
     raises    ValueError naming the part that is not as BERT has it, or the setting that cannot be honoured
     """
-    # Parts that are no objects ("version": "1.0", or null) say nothing that is needed here.
-    parts = {key: part for key, part in read_object(path).items() if isinstance(part, dict)}
+    parts = read_object(path)
     for key, kind in {"model": "WordPiece", "normalizer": "BertNormalizer",
                       "pre_tokenizer": "BertPreTokenizer"}.items():
-        if parts.get(key, {}).get("type") != kind:
+        if not isinstance(parts.get(key), dict) or parts[key].get("type") != kind:
             raise ValueError(f"{path}: {key}: expected {kind}, as BERT and ELECTRA have it")
     model, normaliser = parts["model"], parts["normalizer"]
     vocab = model.get("vocab")
     if not isinstance(vocab, dict) or sorted(vocab.values(), key=str) != sorted(range(len(vocab)), key=str):
         raise ValueError(f"{path}: model.vocab: expected pieces with the ids 0, 1, 2, ...")
-    added = [str(token["content"]) for token in read_object(path).get("added_tokens") or []]
+    # Words that were added to the vocabulary would be kept whole there: {"id": 7, "content": "@GENE$", ...}.
+    added = {str(word.get("content")) for word in parts.get("added_tokens") or [] if isinstance(word, dict)}
     settings = {**model, **normaliser, "do_lower_case": normaliser.get("lowercase", True),
                 "tokenize_chinese_chars": normaliser.get("handle_chinese_chars", True),
-                "extra_special_tokens": sorted({*added} - {*SPECIAL_TOKENS})}
+                "extra_special_tokens": sorted(added - {*SPECIAL_TOKENS})}
     return sorted(vocab, key=vocab.__getitem__), check_casing(path, settings)
 
 
