@@ -87,7 +87,8 @@ def our_step(config, device, is_compiled):
     model = ElectraForPretraining(config).to(device.kind)
     optimizer = Adam(parameter_groups(model, 0.01))
     weights = list(model.parameters())
-    forward = torch.compile(model) if is_compiled else model
+    # As train_pretrain.py compiles on a GPU; programs are compiled on GPUs alone (see main).
+    forward = torch.compile(model, dynamic=False, mode="reduce-overhead") if is_compiled else model
 
     def step(batch):
         totals = batch.masked.weights.sum(), batch.real.sum()

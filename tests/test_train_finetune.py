@@ -1385,7 +1385,7 @@ def test_prediction_never_writes_nan(pretrained, tmp_path, capsys):
         model.electra.embeddings.word_embeddings.weight.fill_(float("nan"))
     features = [Feature(0, [1, 2, 3], 3, 0)]
     with pytest.raises(ValueError, match="output is not finite"):
-        train_finetune.predict(model, features, options_for("demo-re"), 0, electramed.Device.choose("cpu"))
+        train_finetune.predict(model, features, options_for("demo-re"), 0, electramed.Device.choose())
 
 
 def test_linear_windows_equal_the_plain_ones():
