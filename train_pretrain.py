@@ -827,10 +827,10 @@ def train_on(device: Device, config: ElectraConfig, options: Options) -> int:
             # without compiling and says nothing; therefore the limit is raised.
             device = dataclasses.replace(device, workers=1)
             torch._dynamo.config.recompile_limit = 64
-            # A step starts some 3,500 small operations, and for `small` starting them takes the host longer
-            # than the GPU needs to compute them. "reduce-overhead" records them once, as a CUDA graph that is
-            # started as a whole. Its results lie where the next run writes its own, so gradients of several
-            # parts could not be added up: with --accumulate there is no graph.
+            # A step of `small` has more than 2,000 operations, and to start them takes the host longer than
+            # the GPU needs to compute them. "reduce-overhead" records them once, as a CUDA graph, which is
+            # then started as a whole. Its results lie where the next run of it writes its own, so gradients
+            # of several parts could not be added up: with --accumulate there is no graph.
             mode = "reduce-overhead" if device.kind == "cuda" and options.accumulate == 1 else None
             model.compile(dynamic=False, mode=mode)
         optimizer = Adam(parameter_groups(model, options.weight_decay))

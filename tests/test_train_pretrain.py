@@ -573,7 +573,7 @@ def assert_equal_within_rounding(out: Path, finished: Path) -> None:
 
 
 # Runs on a GPU are in bfloat16, where sums in another order differ more, and two processes need two GPUs.
-on_a_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="compares float32 runs on a CPU; there is a GPU")
+on_a_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="compares runs on a CPU, there is a GPU")
 
 
 @on_a_cpu
