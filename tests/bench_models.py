@@ -78,7 +78,8 @@ def main(arguments: list[str]) -> int:
     options = dataclasses.replace(train_pretrain.Options(**values), corpus=given.corpus, vocab=given.vocab)
     tokenizer = train_pretrain.load_tokenizer(options.vocab, options)
     shards = data.open_shards(given.corpus[0])
-    special, device = [tokenizer.cls_id, tokenizer.sep_id], Device.choose(options.device, "float32")
+    special = [tokenizer.cls_id, tokenizer.sep_id]
+    device = Device.choose(given.device, "float32")
     # 2. Load each model, evaluate it as train_pretrain.py does, and look at its attention.
     for number, folder in enumerate(sorted(run_folder.glob("models/step-*"))):
         model: train_pretrain.Model

@@ -87,7 +87,8 @@ def our_step(config, device, is_compiled):
     model = ElectraForPretraining(config).to(device.kind)
     optimizer = Adam(parameter_groups(model, 0.01))
     weights = list(model.parameters())
-    # As train_pretrain.py compiles on a GPU; programs are compiled on GPUs alone (see main).
+    # As train_pretrain.py compiles on a GPU; programs are compiled on GPUs alone (see main). Theirs has no
+    # CUDA graph: it is what torch.compile does by itself.
     forward = torch.compile(model, dynamic=False, mode="reduce-overhead") if is_compiled else model
 
     def step(batch):

@@ -1384,8 +1384,9 @@ def test_prediction_never_writes_nan(pretrained, tmp_path, capsys):
     with torch.no_grad():
         model.electra.embeddings.word_embeddings.weight.fill_(float("nan"))
     features = [Feature(0, [1, 2, 3], 3, 0)]
+    device = electramed.Device.choose()         # where open_predictor put the model
     with pytest.raises(ValueError, match="output is not finite"):
-        train_finetune.predict(model, features, options_for("demo-re"), 0, electramed.Device.choose())
+        train_finetune.predict(model, features, options_for("demo-re"), 0, device)
 
 
 def test_linear_windows_equal_the_plain_ones():
