@@ -167,8 +167,8 @@ def draw_scores(curves: list[str]) -> Any:
         share = columns["step"] / columns["step"].max()
         axes.plot(share, columns[metric], marker="o", markersize=3, label=name)
         axes.fill_between(share, columns["low"], columns["high"], alpha=0.2)
-    axes.set(xlabel="share of the pre-training compute", ylabel=f"test {metric}, percent")
-    axes.legend()
+    axes.set(xlabel="share of the pre-training compute", ylabel=f"test {metric}, percent", ylim=(0, None))
+    axes.legend(loc="lower right", fontsize="small")
     return figure
 
 
