@@ -153,7 +153,7 @@ def decompressed(file: Any, name: str = "") -> io.BufferedReader:
     """Return a reader of an open file that is plain, gzip or xz.
 
     The first bytes of the content tell which of the three it is. The file's name matters only where there is
-    no content: no program makes an empty .gz or .xz, unless it fails. (PMC's papers end in .nxml.)
+    no content: no program makes an empty .gz or .xz, unless it fails.
 
     raises   ValueError where not even the first bytes can be read
     """
@@ -602,6 +602,7 @@ def read_members(file: io.BufferedReader, path: str, raw: io.FileIO) -> Iterator
                 if len(xml) > XML_MEMBER_BYTES:
                     raise ValueError(f"{name}: XML over {XML_MEMBER_BYTES:,} bytes: unpack the archive")
                 yield FilePart(name, 1, "xml", xml, raw.tell())
+            # These endings promise text or XML (PMC's papers end in .nxml), so other content is damage.
             elif is_wanted and (format == "text" or name.lower().endswith((".txt", "xml", ".gz", ".xz"))):
                 yield from cut_text(content, name, raw)
             elif not member.isdir():

@@ -113,7 +113,7 @@ class Options:
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
     tpu: bool = option(False, "compute on all XLA devices of this machine, through torch_xla")
     precision: str | None = option(None, "default: float32 on CPU, else bfloat16", choices=PRECISIONS)
-    # There are 9 lengths up to 128 tokens, 16 up to 512. On a GPU `small` is then 3 to 5 times as fast.
+    # There are 9 lengths up to 128 tokens, 16 up to 512. On a GPU `small` is then about 3 times as fast.
     compile: bool = option(False, "use torch.compile: a minute for each row length at first, then faster")
 
 
@@ -828,9 +828,10 @@ def train_on(device: Device, config: ElectraConfig, options: Options) -> int:
             device = dataclasses.replace(device, workers=1)
             torch._dynamo.config.recompile_limit = 64
             # A step of `small` has more than 2,000 operations, and to start them takes the host longer than
-            # the GPU needs to compute them. "reduce-overhead" records them once, as a CUDA graph, which is
-            # then started as a whole. Its results lie where the next run of it writes its own, so gradients
-            # of several parts could not be added up: with --accumulate above 1 there is no graph.
+            # the GPU needs to compute them. "reduce-overhead" records those of the forward and the backward
+            # pass once, as CUDA graphs, which are then started as a whole. A graph's results lie where its
+            # next run writes its own, so gradients of several parts could not be added up: with --accumulate
+            # above 1 there are no graphs.
             mode = "reduce-overhead" if device.kind == "cuda" and options.accumulate == 1 else None
             model.compile(dynamic=False, mode=mode)
         optimizer = Adam(parameter_groups(model, options.weight_decay))

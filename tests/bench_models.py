@@ -12,7 +12,7 @@ One row for each model in RUN/models, on the same held-out examples with the sam
 
 [CLS] is never replaced, so nothing in pre-training asks it to look at the text. The heads for relations,
 yes/no questions and ranking read its state, so they need it to do so. On a CPU each model takes half a
-minute, on a GPU seconds.
+minute.
 """
 from __future__ import annotations
 
