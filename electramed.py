@@ -48,13 +48,10 @@ import math
 import os
 import re
 import sys
-import threading
-import timeit
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -132,15 +129,15 @@ class ElectraConfig:
                              f"at most {MOST_LAYERS:,} with {MOST_WEIGHTS:,}, so check all sizes")
 
     def num_slots(self, length: int) -> int:
-        """Return N, the masked slots of a row padded to `length` tokens: 19 at 128, 79 at 512.
+        """Return N, the masked slots of a row padded to `length` tokens: 19 at 128, 77 at 512.
 
-        mask_tokens rounds 15 % of the tokens to a whole number, which can add half a token. The 0.005 makes
-        room for it in rows of 100 tokens and more, where 0.005 * length is at least one half.
+        mask_tokens chooses round(mask_prob * real tokens) of a row, and a row has at most `length` real
+        tokens. So N slots hold the choice of every row.
         TF computes N once, from the maximum length in its configuration. ELECTRAMed's released configuration
         does so while the maximum is still 128, and sets it to 512 afterwards. N then stays at 19, although 79
-        were meant. Here N follows from the actual length.
+        were meant (TF's formula leaves two slots of 79 unused). Here N follows from the actual length.
         """
-        return max(1, int((self.mask_prob + 0.005) * length))
+        return max(1, round(self.mask_prob * length))
 
     def generator(self) -> ElectraConfig:
         """Return the generator's configuration: same depth and embeddings, narrower by `generator_size`.
@@ -230,19 +227,6 @@ def attend(query: Tensor, key: Tensor, value: Tensor, may_attend: Tensor, p: flo
 
 # The same two operations made fast on a CPU. Skip this on first reading, down to "Layers".
 
-class ThreadNoise(threading.local):
-    """Hold the random source of the CPU's fast paths: each thread has its own, which Device.seed sets.
-
-    torch's default generator is shared by all threads. If two of them draw from it at the same time, chance
-    decides who gets which numbers, and no run could be repeated.
-    """
-
-    generator: torch.Generator | None = None        # None: torch's default generator
-
-
-NOISE = ThreadNoise()
-
-
 def draw_kept(shape: torch.Size, p: float) -> Tensor:
     """Draw booleans on the CPU: which entries dropout keeps. Each is False with probability `p`.
 
@@ -253,7 +237,7 @@ def draw_kept(shape: torch.Size, p: float) -> Tensor:
     """
     count = shape.numel()
     # random_ draws from -2^63 to the largest int64, which None stands for.
-    integers = torch.empty(count // 4 + 1, dtype=torch.int64).random_(-2**63, None, generator=NOISE.generator)
+    integers = torch.empty(count // 4 + 1, dtype=torch.int64).random_(-2**63, None)
     return integers.view(torch.int16)[:count].view(shape) >= round(p * 2**16) - 2**15
 
 
@@ -294,7 +278,7 @@ def attend_on_cpu(query: Tensor, key: Tensor, value: Tensor, may_attend: Tensor,
 # Layers, from the initial weights up to the whole encoder.
 
 # Names of the layers whose weights start by rule (2) of `initialise`.
-GLOROT = ("embeddings_project", "dense_prediction", "classifier", "qa_outputs")
+GLOROT = ("embeddings_project", "dense_prediction", "classifier", "out_proj", "qa_outputs")
 
 
 def initialise(model: nn.Module, config: ElectraConfig) -> None:
@@ -434,6 +418,7 @@ class MaskedBatch(NamedTuple):
     positions: Tensor           # (B, N) int64, the chosen positions; unused slots point at position 0
     original_ids: Tensor        # (B, N) int64, the tokens that stood there
     weights: Tensor             # (B, N) float32, 1 for a used slot, 0 for an unused one
+    uniform: Tensor             # (B, N) float32 in [0, 1), which decide the generator's samples
 
 
 def mask_tokens(input_ids: Tensor, attention_mask: Tensor, config: ElectraConfig,
@@ -485,30 +470,36 @@ def mask_tokens(input_ids: Tensor, attention_mask: Tensor, config: ElectraConfig
     original_ids = input_ids.gather(1, positions)                                   # (B, T) -> (B, N)
     is_hidden = is_used & (torch.rand(B, N, generator=generator) < HIDE_PROBABILITY)
     written = torch.where(is_hidden, torch.tensor(config.mask_token_id), original_ids)
-    return MaskedBatch(input_ids.scatter(1, positions, written), positions, original_ids, is_used.float())
+    hidden_ids = input_ids.scatter(1, positions, written)                           # (B, T)
+
+    # 5. Draw the chance that sample_tokens will need, one number for each slot. It is drawn here, on the
+    #    host, so that a CPU, a GPU and a TPU sample the same tokens from the same logits.
+    uniform = torch.rand(B, N, generator=generator)
+    return MaskedBatch(hidden_ids, positions, original_ids, is_used.float(), uniform)
 
 
-def sample_tokens(logits: Tensor, noise: Tensor | None = None) -> Tensor:
+def sample_tokens(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """Draw one token for each slot from the generator's distribution, without gradient.
 
-    The Gumbel trick: with U uniform in (0, 1), g = -log(-log U) follows the Gumbel distribution, and
-    argmax(logits + g) then follows softmax(logits). It needs no sum over V and has a fixed shape.
+    The probabilities of the V tokens, laid end to end, fill a line from 0 to 1. A uniform number is a point
+    on this line, and the token in whose stretch it lies is drawn: the first one whose cumulated probability
+    exceeds the number.
 
-    logits    (B, N, V)
-    noise     (B, N, V) uniform in [0, 1), or None to draw it here
-    returns   (B, N) int64
-    source    TF pretrain_helpers.sample_from_softmax. Always in float32: bfloat16 has 8 significant bits, and
-              of V noisy logits with so few different values many would tie for the maximum
+        probabilities   0.2   0.5   0.0   0.3
+        cumulative      0.2   0.7   0.7   1.0           uniform 0.65 draws token 1, uniform 0.7 token 3
+
+    probabilities   (B, N, V) float32: in the 8 significant bits of bfloat16, sums would lose rare tokens
+    uniform         (B, N) float32 in [0, 1)
+    returns         (B, N) int64. A token of probability 0 is never drawn: its stretch is empty
+    source          TF pretrain_helpers.sample_from_softmax draws from the same distribution by another
+                    formula, argmax(logits + Gumbel noise), which needs V random numbers for each slot
     """
-    with torch.no_grad():
-        if noise is None:
-            generator = NOISE.generator if logits.device.type == "cpu" else None
-            noise = torch.rand(logits.shape, dtype=torch.float32, device=logits.device, generator=generator)
-        # log(-log U) is -g. The token is computed as argmin(-g - logits), which equals argmax(logits + g),
-        # because then every operation can work in place: V is large, and no second tensor of that size is
-        # needed. 1e-9 is TF's; it keeps both logarithms finite.
-        minus_gumbel = (noise + 1e-9).log_().neg_().add_(1e-9).log_()
-        return minus_gumbel.sub_(logits).argmin(dim=-1)                             # (B, N, V) -> (B, N)
+    cumulative = probabilities.detach().cumsum(-1)                                  # (B, N, V)
+    # By rounding, the last sum may differ from 1. So the number is scaled to it. Even the largest float32
+    # below 1 stays below the last sum after this product is rounded, so that a token is always found.
+    point = uniform[..., None] * cumulative[..., -1:]                               # (B, N, 1)
+    # argmax finds the first True. (torch.searchsorted would too, but XLA computes it on the host.)
+    return (cumulative > point).byte().argmax(-1)                                   # (B, N, V) -> (B, N)
 
 
 def replace_tokens(masked: MaskedBatch, sampled_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -526,6 +517,34 @@ def replace_tokens(masked: MaskedBatch, sampled_ids: Tensor) -> tuple[Tensor, Te
 
 
 # --- 4. Pre-training model ---
+
+class SharedSoftmax(torch.autograd.Function):
+    """Compute  nll = -ln p(target)  of each slot, and p = softmax(logits) itself, which sampling needs too.
+
+    F.cross_entropy keeps its softmax to itself, so a second one would be needed. V is large: sharing it
+    makes the step of `tiny` with 31,090 wordpieces a tenth faster.
+
+    logits    (B, N, V) float32
+    targets   (B, N) int64
+    returns   nll (B, N) in nats, p (B, N, V); only the first has a gradient
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute both. p = exp(logit - s), so s = ln sum exp(logits) follows from the largest of each."""
+        p = logits.softmax(-1)                                                      # (B, N, V)
+        s = logits.amax(-1) - p.amax(-1).log()                                      # (B, N, V) -> (B, N)
+        ctx.save_for_backward(p, targets)
+        ctx.mark_non_differentiable(p)
+        return s - logits.gather(-1, targets[..., None]).squeeze(-1), p
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor, None]:        # type: ignore[override]
+        """Return  (p - one_hot(target)) * gradient."""
+        p, targets = ctx.saved_tensors
+        gradient = gradient[..., None]                                              # (B, N) -> (B, N, 1)
+        return (p * gradient).scatter_add_(-1, targets[..., None], -gradient), None
+
 
 class Generator(nn.Module):
     """Predict hidden tokens: a small masked language model, whose output matrix is the word embeddings."""
@@ -550,8 +569,8 @@ class Generator(nn.Module):
         return self.generator_lm_head(embedded)                                     # (..., E) -> (..., V)
 
     def masked_loss(self, masked: MaskedBatch, attention_mask: Tensor, token_type_ids: Tensor,
-                    slot_total: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Compute  L_MLM = sum(weight * nll) / sum(weight)  and the (B, N, V) logits.
+                    slot_total: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute  L_MLM = sum(weight * nll) / sum(weight),  and logits and probabilities, (B, N, V) each.
 
         nll (B, N) is -ln p(original token) at each slot. The matrix product that gives V logits is the most
         expensive one: it is computed at the N slots, not at all T tokens.
@@ -561,11 +580,10 @@ class Generator(nn.Module):
         hidden = self.electra(masked.input_ids, attention_mask, token_type_ids)     # (B, T, Hg)
         at_slots = masked.positions[:, :, None].expand(-1, -1, hidden.shape[-1])    # (B, N) -> (B, N, Hg)
         logits = self.predict(hidden.gather(1, at_slots)).float()                   # (B, N, Hg) -> (B, N, V)
-        flat = F.cross_entropy(logits.flatten(0, 1), masked.original_ids.flatten(), reduction="none")
-        nll = flat.view_as(masked.weights)                                          # (B * N,) -> (B, N)
+        nll, probabilities = SharedSoftmax.apply(logits, masked.original_ids)       # (B, N), (B, N, V)
         # Unused slots are multiplied by 0 (MaskedBatch tells why they are not left out).
         slots = masked.weights.sum() if slot_total is None else slot_total
-        return (nll * masked.weights).sum() / (slots + EPSILON), logits
+        return (nll * masked.weights).sum() / (slots + EPSILON), logits.detach(), probabilities
 
 
 class Discriminator(nn.Module):
@@ -631,21 +649,20 @@ class ElectraForPretraining(nn.Module):
         return self.generator.predict(self.generator.electra(input_ids, attention_mask, token_type_ids))
 
     def forward(self, masked: MaskedBatch, attention_mask: Tensor, token_type_ids: Tensor,
-                noise: Tensor | None = None, slot_total: Tensor | None = None,
-                token_total: Tensor | None = None) -> PretrainOutput:
+                slot_total: Tensor | None = None, token_total: Tensor | None = None) -> PretrainOutput:
         """Compute one step of replaced-token detection: predict, sample, replace, judge, add up.
 
-        noise         (B, N, V) uniform, for sample_tokens; None draws it
         slot_total    () number of masked slots in the whole batch, when this one is only a part of it. The
                       losses of the parts then add up to the loss of the whole. None: those of this batch
         token_total   () number of real tokens, likewise
         source        TF run_pretraining.PretrainingModel
         """
         # 1. The generator predicts the chosen tokens and learns from its errors.
-        mlm_loss, logits = self.generator.masked_loss(masked, attention_mask, token_type_ids, slot_total)
+        mlm_loss, logits, probabilities = self.generator.masked_loss(
+            masked, attention_mask, token_type_ids, slot_total)
         # 2. A token is sampled for each slot. A sample has no gradient: the discriminator cannot teach the
         #    generator how to fool it (this is no GAN). The two meet in the shared embeddings alone.
-        sampled_ids = sample_tokens(logits, noise)                                  # (B, N, V) -> (B, N)
+        sampled_ids = sample_tokens(probabilities, masked.uniform)                  # (B, N, V) -> (B, N)
         # 3. The samples replace the originals.
         corrupted_ids, is_replaced = replace_tokens(masked, sampled_ids)            # (B, T) both
         # 4. The discriminator judges every real token. [CLS] and [SEP] count too, as in TF, though they are
@@ -656,7 +673,7 @@ class ElectraForPretraining(nn.Module):
         discriminator_loss = (bce * attention_mask).sum() / (tokens + EPSILON)
         # 5. L = L_MLM + 50 L_Disc, about ln 31,090 + 50 ln 2 = 45 nats before the first update.
         loss = mlm_loss + DISCRIMINATOR_WEIGHT * discriminator_loss
-        return PretrainOutput(loss, mlm_loss, discriminator_loss, logits.detach(), corrupted_ids, is_replaced,
+        return PretrainOutput(loss, mlm_loss, discriminator_loss, logits, corrupted_ids, is_replaced,
                               judged.detach(), masked)
 
 
@@ -669,34 +686,34 @@ class MaskedLanguageModel(Generator):
     """
 
     def forward(self, masked: MaskedBatch, attention_mask: Tensor, token_type_ids: Tensor,
-                noise: Tensor | None = None, slot_total: Tensor | None = None,
-                token_total: Tensor | None = None) -> PretrainOutput:
+                slot_total: Tensor | None = None, token_total: Tensor | None = None) -> PretrainOutput:
         """Compute one step, with ElectraForPretraining's arguments and results.
 
-        There is no discriminator: `noise` and `token_total` are unused, its loss and logits are nan, and
-        nothing is replaced.
+        There is no discriminator: `token_total` is unused, its loss and logits are nan, nothing is replaced.
         """
-        loss, logits = self.masked_loss(masked, attention_mask, token_type_ids, slot_total)
+        loss, logits, _ = self.masked_loss(masked, attention_mask, token_type_ids, slot_total)
         absent = torch.full_like(attention_mask, math.nan, dtype=torch.float32)     # (B, T)
-        # nan stands for the missing loss and logits. nan > 0 is False, so no token counts as replaced.
+        is_replaced = torch.zeros_like(attention_mask, dtype=torch.bool)            # (B, T)
         ids = masked.input_ids
-        return PretrainOutput(loss, loss, absent.mean(), logits.detach(), ids, absent > 0, absent, masked)
+        return PretrainOutput(loss, loss, absent.mean(), logits, ids, is_replaced, absent, masked)
 
 
 # --- 5. Task heads ---
 
-def label_total(labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """Return what the summed loss of labels is divided by: their number, or the sum of their weights.
+def mean_cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Compute the mean of -ln p(label) over all labels, in nats.
 
-    A head's `loss` divides by this total of its own labels. When a batch is computed in parts, the caller
-    passes the total of the whole batch, and the losses of the parts add up to the mean.
-
-    labels   of any shape; IGNORED_LABEL, where there is none, does not count
-    returns  () at least 1 without weights, since a loss divides by it
+    logits          (B, C, ...)
+    labels          (B, ...), IGNORED_LABEL where there is none
+    class_weights   (C,) or None; with weights the weighted mean
+    returns         (); 0 where no label is at all, and F.cross_entropy's own mean would be nan
     """
-    if class_weights is not None:
-        return class_weights[labels].sum()
-    return (labels != IGNORED_LABEL).sum().clamp(min=1)
+    summed = F.cross_entropy(logits.float(), labels, class_weights, ignore_index=IGNORED_LABEL,
+                             reduction="sum")
+    is_labelled = labels != IGNORED_LABEL
+    if class_weights is None:
+        return summed / is_labelled.sum().clamp(min=1)
+    return summed / (class_weights[labels.clamp(min=0)] * is_labelled).sum().clamp(min=EPSILON)
 
 
 class TokenTagger(nn.Module):
@@ -708,7 +725,7 @@ class TokenTagger(nn.Module):
         super().__init__()
         self.electra = ElectraEncoder(config)
         self.classifier = nn.Linear(config.hidden_size, num_labels)
-        self.config = config
+        self.config, self.num_labels = config, num_labels
         initialise(self, config)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
@@ -716,65 +733,58 @@ class TokenTagger(nn.Module):
         return self.classifier(self.electra(input_ids, attention_mask, token_type_ids))     # (B, T, C)
 
     @staticmethod
-    def loss(logits: Tensor, labels: Tensor, is_binary: bool = False, total: Tensor | None = None) -> Tensor:
+    def loss(logits: Tensor, labels: Tensor, is_binary: bool = False) -> Tensor:
         """Compute the mean cross-entropy over the labelled positions, in nats.
 
         logits      (B, T, C)
         labels      (B, T), IGNORED_LABEL where there is no label
         is_binary   False: one softmax over the labels. True: a sigmoid for each label against the rest, and
                     the sum of their binary cross-entropies. The largest logit is the prediction either way
-        total       label_total() of the whole batch, where this one is a part of it; None: of this batch
         source      ELECTRAMed's paper has three binary classifiers (B, I, O); its release has the softmax
         """
-        if is_binary:
-            # one_hot takes no -100. Such positions get label 0 instead, and their loss is multiplied by 0.
-            is_labelled = labels != IGNORED_LABEL                                   # (B, T)
-            targets = F.one_hot(labels.clamp(min=0), logits.shape[-1]).float()      # (B, T) -> (B, T, C)
-            bce = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
-            summed = (bce.sum(-1) * is_labelled).sum()                             # (B, T, C) -> (B, T) -> ()
-        else:
-            by_label = logits.float().transpose(1, 2)                               # (B, T, C) -> (B, C, T)
-            summed = F.cross_entropy(by_label, labels, ignore_index=IGNORED_LABEL, reduction="sum")
-        return summed / (label_total(labels) if total is None else total)
+        if not is_binary:
+            return mean_cross_entropy(logits.transpose(1, 2), labels)               # (B, T, C) -> (B, C, T)
+        # one_hot takes no -100. Such positions get label 0 instead, and their loss is multiplied by 0.
+        is_labelled = labels != IGNORED_LABEL                                       # (B, T)
+        targets = F.one_hot(labels.clamp(min=0), logits.shape[-1]).float()          # (B, T) -> (B, T, C)
+        bce = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
+        return (bce.sum(-1) * is_labelled).sum() / is_labelled.sum().clamp(min=1)   # (B, T, C) -> ()
 
 
 class SequenceClassifier(nn.Module):
     """Give each sequence C logits, from its [CLS]: relations, yes/no questions, ranking.
 
-    Dropout, then one dense layer (TF classification_tasks.py). ELECTRAMed's released code has a second dense
-    layer between the two, which is left out here.
-
-    raises   ValueError for more labels than half of the hidden size: widen_classifier could not write them
+    Dropout, a dense layer (H, H), gelu, dropout, a dense layer (H, C): the head of ELECTRAMed's release and
+    of transformers. Official ELECTRA and Bio-ELECTRA have dropout and the last layer alone
+    (TF classification_tasks.py).
     """
 
     architecture = "ElectraForSequenceClassification"
 
     def __init__(self, config: ElectraConfig, num_labels: int) -> None:
         super().__init__()
-        if 2 * num_labels > config.hidden_size:
-            raise ValueError(f"{num_labels} labels need a hidden_size of at least {2 * num_labels}")
         self.electra = ElectraEncoder(config)
-        self.classifier = nn.Linear(config.hidden_size, num_labels)
-        self.config = config
+        self.classifier = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.hidden_size),
+                                         "out_proj": nn.Linear(config.hidden_size, num_labels)})
+        self.config, self.num_labels = config, num_labels
         initialise(self, config)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         """Return the (B, C) logits of (B, T) ids, mask and segments."""
+        p = self.config.hidden_dropout_prob
         cls = self.electra(input_ids, attention_mask, token_type_ids)[:, 0]         # (B, T, H) -> (B, H)
-        return self.classifier(dropout(cls, self.config.hidden_dropout_prob, self.training))
+        hidden = F.gelu(self.classifier["dense"](dropout(cls, p, self.training)))   # (B, H)
+        return self.classifier["out_proj"](dropout(hidden, p, self.training))       # (B, H) -> (B, C)
 
     @staticmethod
-    def loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None,
-             total: Tensor | None = None) -> Tensor:
+    def loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
         """Compute the mean cross-entropy, in nats; with class_weights the weighted mean.
 
         logits          (B, C)
         labels          (B,)
         class_weights   (C,) for rare labels: Bio-ELECTRA's weighted re-ranker has [1, 99]
-        total           label_total() of the whole batch, where this one is a part of it; None: of this batch
         """
-        summed = F.cross_entropy(logits.float(), labels, class_weights, reduction="sum")
-        return summed / (label_total(labels, class_weights) if total is None else total)
+        return mean_cross_entropy(logits, labels, class_weights)
 
 
 class SpanExtractor(nn.Module):
@@ -813,16 +823,14 @@ class SpanExtractor(nn.Module):
         return logits.masked_fill(~is_allowed[:, :, None], -1e4)
 
     @staticmethod
-    def loss(logits: Tensor, labels: Tensor, total: Tensor | None = None) -> Tensor:
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
         """Compute the mean of the cross-entropies of starts and ends, in nats.
 
         logits   (B, T, 2)
         labels   (B, 2) positions of the first and the last token; (0, 0), which is [CLS], for "no answer"
-        total    label_total() of the whole batch, where this one is a part of it; None: of this batch
         """
-        # cross_entropy takes dimension 1 for the classes: here T, once for the start and once for the end.
-        summed = F.cross_entropy(logits, labels, reduction="sum")                   # (B, T, 2) -> ()
-        return summed / (label_total(labels) if total is None else total)
+        # The classes, in dimension 1, are the T positions: once for the start and once for the end.
+        return mean_cross_entropy(logits, labels)
 
 
 # --- 6. Optimiser and schedule ---
@@ -872,15 +880,17 @@ class Adam(torch.optim.AdamW):
     - eps is 1e-6 instead of 1e-8, and it is added to sqrt(v) instead of sqrt(v / c2).
     Weight decay is decoupled: it is taken from the weights directly and does not pass through m and v.
 
-    groups   as parameter_groups returns them
+    groups   as parameter_groups returns them; or parameters alone, without decay and all at one rate
     """
 
     true_eps = 1e-6             # the "eps" of torch's groups changes with every update
 
-    def __init__(self, groups: list[dict[str, Any]]) -> None:
-        super().__init__([group | {"updates": 0} for group in groups], lr=0.0, betas=(0.9, 0.999), fused=True)
+    def __init__(self, groups: Iterable[dict[str, Any]] | Iterable[Tensor]) -> None:
+        defaults = {"lr_scale": 1.0, "decay": 0.0, "updates": 0}
+        given = [each if isinstance(each, dict) else {"params": [each]} for each in groups]
+        super().__init__([defaults | group for group in given], lr=0.0, betas=(0.9, 0.999), fused=True)
 
-    def update(self, learning_rate: float) -> None:
+    def step(self, learning_rate: float) -> None:                               # type: ignore[override]
         """Apply the gradients at `learning_rate` and clear them."""
         for group in self.param_groups:
             group["updates"] += 1                   # kept in the group, so that state_dict carries it
@@ -926,7 +936,7 @@ class Adam(torch.optim.AdamW):
         # update itself: 4.7 ms instead of 0.7 for the weights of `tiny`. One thread gives the same result.
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        self.step()
+        super().step()
         torch.set_num_threads(threads)
 
 
@@ -984,36 +994,6 @@ def write_safetensors(path: Path, weights: dict[str, Tensor]) -> None:
     write_bytes(path, len(text).to_bytes(8, "little") + text + numbers)
 
 
-def widen_classifier(weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
-    """Return the layer  W x + b  of a SequenceClassifier in the form that transformers' class has.
-
-    That class computes  out_proj(gelu(dense(x)))  with one layer more. The two give the same logits, as
-    gelu(z) - gelu(-z) = z:  gelu(z) is z Phi(z), and Phi(z) + Phi(-z) = 1. With C = 2 and H = 6, W's rows
-    being w1 and w2:
-
-        dense.weight (H, H)   rows  w1   w2  -w1  -w2   0   0       dense.bias   b1  b2 -b1 -b2  0  0
-        out_proj.weight (C, H)       1    0   -1    0   0   0       out_proj.bias  0  0
-                                     0    1    0   -1   0   0
-
-    weight, bias   (C, H) and (C,), with 2 C <= H
-    """
-    C, H = weight.shape
-    unused = H - 2 * C
-    signs = torch.cat([torch.eye(C), -torch.eye(C)], dim=1)                                 # (C, 2 C)
-    return {"classifier.dense.weight": F.pad(torch.cat([weight, -weight]), (0, 0, 0, unused)),
-            "classifier.dense.bias": F.pad(torch.cat([bias, -bias]), (0, unused)),
-            "classifier.out_proj.weight": F.pad(signs, (0, unused)),
-            "classifier.out_proj.bias": torch.zeros(C)}
-
-
-def file_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's weights by the names that they have in a file."""
-    weights = {name: tensor.cpu().float().contiguous() for name, tensor in model.state_dict().items()}
-    if isinstance(model, SequenceClassifier):
-        weights |= widen_classifier(weights.pop("classifier.weight"), weights.pop("classifier.bias"))
-    return weights
-
-
 def save_pretrained(model: nn.Module, directory: str | os.PathLike, tokenizer: Any = None,
                     labels: Sequence[str] = ()) -> None:
     """Write a model folder: config.json, model.safetensors, and the tokenizer's files.
@@ -1028,13 +1008,14 @@ def save_pretrained(model: nn.Module, directory: str | os.PathLike, tokenizer: A
         save_pretrained(model.generator, folder / "generator", tokenizer)
         network = model.discriminator
     # 1. The weights. An old pytorch_model.bin would be another model's.
-    write_safetensors(folder / "model.safetensors", file_weights(network))
+    weights = {name: tensor.cpu().float().contiguous() for name, tensor in network.state_dict().items()}
+    write_safetensors(folder / "model.safetensors", weights)
     (folder / "pytorch_model.bin").unlink(missing_ok=True)
     # 2. The configuration.
     config: ElectraConfig = network.config                              # type: ignore[assignment]
     content = {"architectures": [network.architecture], **json.loads(config.to_json())}
     if isinstance(network, (TokenTagger, SequenceClassifier)):
-        names = labels or [f"LABEL_{number}" for number in range(network.classifier.out_features)]
+        names = labels or [f"LABEL_{number}" for number in range(network.num_labels)]
         content["id2label"] = dict(enumerate(names))
         content["label2id"] = {name: number for number, name in enumerate(names)}
     write_bytes(folder / "config.json", json.dumps(content, indent=2).encode())
@@ -1168,8 +1149,7 @@ def load_weights(model: nn.Module, folder: Path, weights: dict[str, Tensor] | No
     raises    ValueError when a name or a shape does not fit, naming the first
     """
     weights = dict(read_weights(folder) if weights is None else weights)
-    is_widened = isinstance(model, SequenceClassifier) and "classifier.weight" not in weights
-    expected = file_weights(model) if is_widened else model.state_dict()
+    expected = model.state_dict()
     # 1. Two habits of published files: old releases store a constant, and some leave out a tied matrix.
     weights.pop("electra.embeddings.position_ids", None)
     output, embedding = "generator_lm_head.weight", "electra.embeddings.word_embeddings.weight"
@@ -1181,16 +1161,6 @@ def load_weights(model: nn.Module, folder: Path, weights: dict[str, Tensor] | No
         if ours != theirs:
             raise ValueError(f"{folder}: {name} is {theirs} in the file, but {ours} by config.json: "
                              "is it of this kind, and do both files belong to one model?")
-    # 3. transformers' classifier has a hidden layer, and ours has none. What widen_classifier wrote can be
-    #    taken back. A hidden layer that was trained cannot, and is refused.
-    if is_widened:
-        C = len(weights["classifier.out_proj.bias"])
-        weight, bias = weights["classifier.dense.weight"][:C], weights["classifier.dense.bias"][:C]
-        for name, tensor in widen_classifier(weight, bias).items():
-            if not torch.equal(weights.pop(name), tensor):
-                raise ValueError(f"{folder}: {name} was trained as a hidden layer, which our classifier has "
-                                 "not: start from this folder by --init, which takes the encoder alone")
-        weights |= {"classifier.weight": weight, "classifier.bias": bias}
     model.load_state_dict(weights)
 
 
@@ -1370,26 +1340,12 @@ def keep_freed_memory() -> None:
     mallopt(M_TOP_PAD, 512 * 2 ** 20)           # let the heap grow by 512 MiB of address space at a time
 
 
-MOST_WORKERS = 8            # Python runs one thread at a time: more of them would mostly wait for it
-
-
-def start_worker(threads: int = 1) -> None:
-    """Set up a thread of Device.side_by_side, which computes each product with `threads` threads of torch."""
-    torch.get_num_threads()                 # or the first product would take the number of the main thread
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)          # see Device.choose; the setting holds for one thread
-
-
-Result = TypeVar("Result")
-
-
 @dataclasses.dataclass(frozen=True)
 class Device:
     """Say where the arithmetic happens, in which precision, and who else takes part.
 
-    A batch's rows can be divided in three ways:
+    A batch's rows can be divided in two ways:
     - among processes that torchrun starts, one for each GPU or machine: `rank` of `ranks`, see join;
-    - in a process on a CPU, among its threads: `workers`, see side_by_side;
     - in a process on a TPU, among its devices, by XLA itself: `mesh`, see put.
     """
 
@@ -1399,8 +1355,6 @@ class Device:
     ranks: int = 1              # number of processes; each computes its share of a batch's rows
     xla: Any = None             # the module torch_xla, on a TPU
     mesh: Any = None            # the devices of the TPU
-    workers: int = 1            # threads that compute parts of a batch at the same time, on a CPU
-    pool: Any = dataclasses.field(default=None, compare=False, repr=False)          # these threads
 
     @classmethod
     def choose(cls, device: str = "auto", precision: str | None = None, tpu: bool = False) -> Device:
@@ -1419,31 +1373,54 @@ class Device:
             return cls("cuda", precision or "bfloat16")
         # Some weights and activations shrink from step to step, and fall below 1e-38 after some thousand
         # steps. Numbers so small are called denormal, and a CPU multiplies them many times more slowly. With
-        # this setting it takes them for 0.
+        # this setting it takes them for 0. (torch's other threads start later, and inherit it.)
         torch.set_flush_denormal(True)
         keep_freed_memory()
-        cores = torch.get_num_threads()                 # or what OMP_NUM_THREADS says
-        workers = min(cores, MOST_WORKERS)
-        pool = ThreadPoolExecutor(workers, initializer=start_worker, initargs=(cores // workers,))
-        return cls("cpu", precision or "float32", workers=workers, pool=pool)
+        return cls("cpu", precision or "float32")
 
-    def mention_bfloat16(self, hidden_size: int) -> None:
-        """Write to stderr that --precision bfloat16 exists, if this CPU has fast products for it.
+    @property
+    def count(self) -> int:
+        """Return the number of devices that share a batch: XLA's in this process, or one in each process."""
+        return self.mesh.size() if self.mesh else self.ranks
 
-        Measured is the product of the feed-forward network, (2048, H) by (H, 4 H). Narrow models (hidden_size
-        below 256) gain too little to speak of.
+    # What a step asks of any device.
+
+    def put(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return host tensors copied to the device.
+
+        On a TPU a tensor whose rows can be divided by the number of devices is spread over them; any other,
+        such as a total (), is copied to each.
         """
-        def seconds(dtype: torch.dtype) -> float:
-            x = torch.ones(2048, hidden_size, dtype=dtype)
-            weight = torch.ones(hidden_size, 4 * hidden_size, dtype=dtype)
-            # The fastest of four tries counts. The first is slower, because torch prepares the kernel in it,
-            # and other programs may slow down any of them.
-            return min(timeit.repeat(lambda: torch.mm(x, weight), number=1, repeat=4))
+        if self.kind == "cuda":         # only from pinned memory can the GPU copy while it computes
+            tensors = tuple(tensor.pin_memory() for tensor in tensors)
+        moved = tuple(tensor.to(self.kind, non_blocking=True) for tensor in tensors)
+        for tensor in moved:
+            if self.xla and tensor.ndim and len(tensor) % self.mesh.size() == 0:
+                axes = ("rows", *[None] * (tensor.ndim - 1))            # only the first axis is divided
+                self.xla.distributed.spmd.mark_sharding(tensor, self.mesh, axes)
+        return moved
 
-        if self.kind == "cpu" and self.precision == "float32" and self.rank == 0 and hidden_size >= 256:
-            if (speedup := seconds(torch.float32) / seconds(torch.bfloat16)) > 1.5:
-                print(f"--precision bfloat16 is faster on this CPU: products {speedup:.1f} times (steps of "
-                      "small and base 2.4 and 3 times), losses nearly the same", file=sys.stderr, flush=True)
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Return the `with` block in which matrices are multiplied in this device's precision.
+
+        Weights, LayerNorm, the sums between the layers and losses stay float32 also under bfloat16.
+        """
+        if self.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.kind, dtype=torch.bfloat16)
+
+    def seed(self, seed: int) -> None:
+        """Set the seed of what the device draws itself: dropout. Each process draws other numbers."""
+        (self.xla or torch).manual_seed(seed + self.rank)
+
+    def flush(self) -> None:
+        """Make XLA compute what it was asked for so far; other devices need no such call.
+
+        XLA only records operations. Here it compiles the recorded ones into a program, or takes the program
+        that it compiled for the same operations before, and runs it.
+        """
+        if self.xla:
+            self.xla.sync()
 
     # Several processes, started by torchrun.
 
@@ -1495,123 +1472,16 @@ class Device:
     def in_turn(self) -> Iterator[None]:
         """Run a `with` block in the first process alone, then in the others, which find the files it wrote.
 
-        The others run it without messages, because the first one has printed them. The processes wait for
-        each other in any(): the first one calls it after the block, the others call it before the block.
+        The others run it without messages, because the first one has printed them.
         """
+        def wait_for_all() -> None:
+            self.any(False)             # nobody returns from it before all have called it
+
+        # The first process waits after the block, the others before it.
         if self.rank > 0:
-            self.any(False)
+            wait_for_all()
         messages = sys.stderr if self.rank == 0 else io.StringIO()
         with contextlib.redirect_stderr(messages):
             yield
         if self.rank == 0:
-            self.any(False)
-
-    # Several threads of a CPU.
-
-    def side_by_side(self, work: Callable[[range], Result], rows: range) -> list[Result]:
-        """Return [work(part) for part in the parts of `rows`], computed at the same time by a CPU's threads.
-
-        Each thread computes its rows alone, from the embeddings to the gradient, and the threads wait for
-        each other once a step. In torch's usual way all threads work together on each matrix product, and
-        wait for each other some thousand times a step. If they sleep while they wait, half of an idle machine
-        stays unused. If they wait in a loop, two other busy programs slow them 4 to 40 times. Tokens per
-        second of a run of the preset `tiny` on two cores, on an earlier synthetic corpus:
-
-            other busy programs              none       one       two
-            together, waiting asleep       14,400    14,300     7,400
-            together, waiting in a loop    26,000     7,000     6,400
-            side by side                   24,400    14,900    12,800
-
-        How rows are divided follows from the number of threads alone, and not from which is faster, so that a
-        resumed run equals an unbroken one. A mode of torch (no_grad, autocast) holds for one thread only, so
-        `work` has to enter it.
-        """
-        count = min(self.workers, len(rows))
-        if count <= 1:
-            return [work(rows)]
-        # For example range(4, 12) in 3 parts: the borders are 4, 6, 9 and 12.
-        borders = [rows.start + len(rows) * part // count for part in range(count + 1)]
-        parts = [range(start, stop) for start, stop in zip(borders, borders[1:])]
-        return list(self.pool.map(work, parts))         # in the order of the parts
-
-    def backward(self, losses_of: Callable[[range], Sequence[Tensor]], weights: Sequence[Tensor],
-                 rows: range) -> Tensor:
-        """Add the gradient of losses_of(rows)[0] to each weight's `grad`, computed side by side.
-
-        losses_of   function that takes some rows and returns their share of each of the batch's losses, as
-                    tensors (). The gradient is that of the first loss; the others are only reported
-        returns     (number of losses,) each loss over all `rows`, without gradient
-        """
-        def work(part: range) -> tuple[Tensor, tuple[Tensor, ...]]:
-            # This is not loss.backward(), because with it all threads would write to the same `grad`.
-            losses = losses_of(part)
-            return torch.stack([loss.detach() for loss in losses]), torch.autograd.grad(losses[0], weights)
-
-        # The parts are added up in the order of the rows, whichever thread was first. In another order the
-        # last bits of the sum could differ.
-        parts = self.side_by_side(work, rows)
-        for _, gradients in parts:
-            for weight, gradient in zip(weights, gradients):
-                weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
-        return torch.stack([losses for losses, _ in parts]).sum(0)
-
-    # What a step asks of any device.
-
-    def put(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return host tensors copied to the device.
-
-        On a TPU a tensor whose rows can be divided by the number of devices is spread over them; any other,
-        such as a total (), is copied to each.
-        """
-        if self.kind == "cuda":         # only from pinned memory can the GPU copy while it computes
-            tensors = tuple(tensor.pin_memory() for tensor in tensors)
-        moved = tuple(tensor.to(self.kind, non_blocking=True) for tensor in tensors)
-        for tensor in moved:
-            if self.xla and tensor.ndim and len(tensor) % self.mesh.size() == 0:
-                axes = ("rows", *[None] * (tensor.ndim - 1))            # only the first axis is divided
-                self.xla.distributed.spmd.mark_sharding(tensor, self.mesh, axes)
-        return moved
-
-    def noise(self, seeds: Sequence[int], *shape: int) -> Tensor | None:
-        """Draw numbers in [0, 1) for each row from the row's own seed; return them as (rows, *shape).
-
-        So they do not depend on how a batch is divided. On XLA the result is None: sample_tokens draws them,
-        as a part of the compiled program.
-        """
-        if self.kind == "xla":
-            return None
-        drawn, generator = torch.empty(len(seeds), *shape, device=self.kind), torch.Generator(self.kind)
-        for row, seed in zip(drawn, seeds):
-            row.uniform_(generator=generator.manual_seed(seed))
-        return drawn
-
-    def autocast(self) -> contextlib.AbstractContextManager:
-        """Return the `with` block in which matrices are multiplied in this device's precision.
-
-        Weights, LayerNorm, the sums between the layers and losses stay float32 also under bfloat16.
-        """
-        if self.precision == "float32":
-            return contextlib.nullcontext()
-        # The threads of a CPU would share torch's cache of weights in bfloat16, and the thread whose copy
-        # came first would decide in which order gradients are added up. A step uses each weight once, so it
-        # needs no cache.
-        return torch.autocast(self.kind, dtype=torch.bfloat16, cache_enabled=self.kind != "cpu")
-
-    def seed(self, seed: int) -> None:
-        """Set the seed of what the device draws itself: dropout, and on XLA the sampling noise.
-
-        On a CPU it holds only for the thread that calls this (see ThreadNoise).
-        """
-        if self.kind == "cpu":
-            NOISE.generator = torch.Generator().manual_seed(seed)
-        else:
-            (self.xla or torch).manual_seed(seed)
-
-    def flush(self) -> None:
-        """Make XLA compute what it was asked for so far; other devices need no such call.
-
-        XLA only records operations. Here it compiles the recorded ones into a program, or takes the program
-        that it compiled for the same operations before, and runs it.
-        """
-        if self.xla:
-            self.xla.sync()
+            wait_for_all()

@@ -42,12 +42,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# This has to be set before torch is imported. When torch's threads compute something together, the first
-# to finish wait for the others. By default they wait in a busy loop, which takes the cores away from
-# other processes and from the threads that compute rows side by side (Device.side_by_side). PASSIVE lets
-# them sleep.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import numpy as np
 import torch
 from torch import nn
@@ -57,7 +51,7 @@ import metrics
 from data import DATA_ROOT, Task, option, say
 from electramed import (
     IGNORED_LABEL, PRECISIONS, PRESETS, Adam, Device, ElectraConfig, SequenceClassifier, SpanExtractor,
-    TokenTagger, label_total, learning_rate_at, load_encoder, load_weights, model_folder, parameter_groups,
+    TokenTagger, learning_rate_at, load_encoder, load_weights, model_folder, parameter_groups,
     read_config, save_pretrained, weights_files)
 from tokenizer import Tokenizer, learn_vocab
 
@@ -1242,10 +1236,9 @@ def pad_features(features: Features, width: int, pad_id: int) -> data.Batch:
 def predict(model: nn.Module, features: Features, options: Options, pad_id: int, device: Device) -> Outputs:
     """Return the head's output for each feature, in their order, cut to the feature's tokens.
 
-    Features of like length share a batch, whatever their order, so that little of a batch is padding. The
-    rows of a batch are divided among the threads of a CPU (Device.side_by_side). Outputs are computed in
-    float32 even where training is not: in bfloat16 many of them would be equal by rounding, and the order of
-    equal candidates is that of the file.
+    Features of like length share a batch, whatever their order, so that little of a batch is padding. Outputs
+    are computed in float32 even where training is not: in bfloat16 many of them would be equal by rounding,
+    and the order of equal candidates is that of the file.
     """
     lengths = np.array([len(feature.input_ids) for feature in features])
     rng = np.random.default_rng(0)                      # the order of the batches, which changes nothing
@@ -1254,15 +1247,8 @@ def predict(model: nn.Module, features: Features, options: Options, pad_id: int,
     model.eval()
     for width, rows in plan:
         batch = pad_features([features[row] for row in rows], width, pad_id)
-        arrays = [torch.from_numpy(array) for array in batch]
-
-        def logits_of(part: range) -> np.ndarray:
-            """Compute the logits of some of the rows; side_by_side calls this in each thread."""
-            with torch.inference_mode():
-                inputs = device.put(*(array[part.start:part.stop] for array in arrays))
-                return model(*inputs).float().cpu().numpy()
-
-        logits = itertools.chain(*device.side_by_side(logits_of, range(len(rows))))
+        with torch.inference_mode():
+            logits = model(*device.put(*map(torch.from_numpy, batch))).float().cpu().numpy()
         for row, output in zip(rows, logits):
             # (T, ...) for a head that judges tokens, here without padding; (C,) for one that judges the row.
             outputs[row] = output[:lengths[row]] if output.ndim == 2 else output
@@ -1315,28 +1301,21 @@ def train(seed: int, prepared: Prepared, options: Options) -> Trained:
         checks: list[torch.Tensor] = []
         plan = data.plan_batches(lengths, options.batch_size, options.max_length, rng, keep_rest=True)
         for width, rows in plan:
-            # 4. A batch on the host. Its loss is a mean over its labels, and its parts are computed side by
-            #    side. So each part is divided by the number of labels (or the sum of their weights) of the
-            #    whole batch: then the parts add up to the mean.
+            # 4. A batch: padded rows, and their labels.
             chosen = [features[row] for row in rows]
             batch = [*pad_features(chosen, width, prepared.tokenizer.pad_id), kind.label_array(chosen, width)]
-            arrays = [torch.from_numpy(array) for array in batch]
-            total = label_total(device.put(arrays[-1])[0], settings.get("class_weights"))
+            *inputs, labels = device.put(*map(torch.from_numpy, batch))
 
-            def losses_of(part: range) -> tuple[torch.Tensor]:
-                """Compute the share of the loss of some rows; device.backward calls this in each thread."""
-                *inputs, labels = device.put(*(array[part.start:part.stop] for array in arrays))
-                device.seed(data.seed_for(seed, step, f"device {part.start}"))      # for dropout
-                with device.autocast():
-                    return (model.loss(model(*inputs), labels, total=total, **settings),)
-
-            # 5. An update: gradients clipped to norm 1, then Adam. Losses stay on the device, because reading
-            #    one would wait for its step.
-            [loss] = device.backward(losses_of, weights, range(len(rows)))
+            # 5. An update: forward, backward, gradients clipped to norm 1, Adam. Losses stay on the device,
+            #    because reading one would wait for its step.
+            device.seed(data.seed_for(seed, step, "dropout"))
+            with device.autocast():
+                loss = model.loss(model(*inputs), labels, **settings)
+            loss.backward()
             norm = nn.utils.clip_grad_norm_(weights, 1.0)
-            optimizer.update(learning_rate_at(step, total_steps, warmup_steps, options.learning_rate))
-            losses.append(loss)
-            checks.append(loss.detach() + norm)
+            optimizer.step(learning_rate_at(step, total_steps, warmup_steps, options.learning_rate))
+            losses.append(loss.detach())
+            checks.append(losses[-1] + norm)
             step += 1
             progress.show(step)
 
@@ -1534,8 +1513,6 @@ def prepare(options: Options, start: Start, seed: int) -> Prepared:
         config = dataclasses.replace(PRESETS["tiny"], vocab_size=len(tokenizer.pieces))
     p = options.dropout
     config = dataclasses.replace(config, hidden_dropout_prob=p, attention_probs_dropout_prob=p)
-    if options.precision is None:
-        device.mention_bfloat16(config.hidden_size)
     if options.max_length > (positions := config.max_position_embeddings):
         raise ValueError(f"--max-length {options.max_length}: the model has {positions} positions")
 

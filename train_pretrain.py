@@ -36,9 +36,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # This has to be set before torch is imported. When torch's threads compute something together, the first
-# to finish wait for the others. By default they wait in a busy loop, which takes the cores away from
-# other processes and from the threads that compute rows side by side (Device.side_by_side). PASSIVE lets
-# them sleep.
+# to finish wait for the others. By default they wait in a busy loop, and beside two busy programs a step then
+# takes 6 times as long. PASSIVE lets them sleep, which costs a fifth on an idle machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -49,7 +48,7 @@ import metrics
 from data import option, say
 from electramed import (
     CHECKPOINTS, PRECISIONS, PRESETS, Adam, Device, ElectraConfig, ElectraForPretraining, MaskedBatch,
-    MaskedLanguageModel, PretrainOutput, learning_rate_at, load_checkpoint, load_initial, mask_tokens,
+    MaskedLanguageModel, learning_rate_at, load_checkpoint, load_initial, mask_tokens,
     model_folder, parameter_groups, read_config, save_checkpoint, save_pretrained)
 from tokenizer import Tokenizer, preprocess_bluebert
 
@@ -112,7 +111,9 @@ class Options:
     max_minutes: float | None = option(None, "stop after this time; repeat the command to go on", at_least=0)
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
     tpu: bool = option(False, "compute on all XLA devices of this machine, through torch_xla")
-    precision: str | None = option(None, "default: float32 on CPU, else bfloat16", choices=PRECISIONS)
+    precision: str | None = option(None, "default: float32 on CPU, else bfloat16; on a CPU with avx512_bf16 "
+                                   "or amx (see lscpu) that is 2 to 3 times as fast for small and base",
+                                   choices=PRECISIONS)
     # There are 9 lengths up to 128 tokens, 16 up to 512. On a GPU `small` is then about 3 times as fast.
     compile: bool = option(False, "use torch.compile: a minute for each row length at first, then faster")
 
@@ -262,32 +263,42 @@ def load_tokenizer(path: str, options: Options) -> Tokenizer:
     return Tokenizer.from_file(path, lowercase=False if options.cased else None)
 
 
-class HostBatch(NamedTuple):
-    """Hold one whole masked batch on the host, before its rows are divided among devices and threads.
+class Part(NamedTuple):
+    """Hold some rows of a masked batch: exactly what a pre-training model's forward() takes.
 
-    The totals are those of the whole batch. Whoever computes some of the rows divides the losses by these
-    totals; then the losses and gradients of all parts add up to those of the batch.
+    The totals are those of the whole batch. Losses are divided by them, so that the losses and gradients of
+    all parts of a batch add up to those of the batch.
     """
 
-    step: int                           # updates before this one; (--seed, step) decides all random choices
     masked: MaskedBatch                 # ids (B, T), N slots in each row
     attention_mask: torch.Tensor        # (B, T) 1 on real tokens
     token_type_ids: torch.Tensor        # (B, T) 1 on the second segment
     slot_total: torch.Tensor            # () masked slots: what the generator's loss is divided by
     token_total: torch.Tensor           # () real tokens: what the discriminator's loss is divided by
 
+    def rows(self, start: int, stop: int) -> Part:
+        """Return the rows from `start` to `stop`, with the same totals."""
+        masked = MaskedBatch(*(tensor[start:stop] for tensor in self.masked))
+        return self._replace(masked=masked, attention_mask=self.attention_mask[start:stop],
+                             token_type_ids=self.token_type_ids[start:stop])
+
+    def on(self, device: Device) -> Part:
+        """Return a copy on the device."""
+        return Part(MaskedBatch(*device.put(*self.masked)), *device.put(*self[1:]))
+
 
 def read_batch(shards: data.Shards, numbers: np.ndarray, width: int, config: ElectraConfig, seed: int,
-               step: int) -> HostBatch:
+               step: int) -> Part:
     """Read the examples of these numbers, pad them to `width` tokens, and hide some of their tokens.
 
-    Which ones are hidden depends on the examples and on (seed, step) alone.
+    Which tokens are hidden, and the numbers that decide the samples, depend on (seed, step) alone.
+    returns   the whole batch, on the host
     """
     padded = data.pad_batch([shards.example(number) for number in numbers], width, config.pad_token_id)
     ids, real, segments = map(torch.from_numpy, padded)                            # (B, T) each
     generator = torch.Generator().manual_seed(data.seed_for(seed, step, "mask"))
     masked = mask_tokens(ids, real, config, generator)                             # ids (B, T), slots (B, N)
-    return HostBatch(step, masked, real, segments, masked.weights.sum(), real.sum().float())
+    return Part(masked, real, segments, masked.weights.sum(), real.sum().float())
 
 
 class BatchOrder:
@@ -321,7 +332,7 @@ class BatchOrder:
         width, rows = self.plan(epoch)[index]
         return width, self.shards.train[rows]
 
-    def batch(self, step: int, config: ElectraConfig) -> HostBatch:
+    def batch(self, step: int, config: ElectraConfig) -> Part:
         """Read and mask the batch of update `step`, counted from 0."""
         width, numbers = self.examples(step)
         return read_batch(self.shards, numbers, width, config, self.options.seed, step)
@@ -344,38 +355,6 @@ class Run(NamedTuple):
     optimizer: Adam
 
 
-def forward(run: Run, batch: HostBatch, rows: range) -> PretrainOutput:
-    """Compute the share that some rows have in the losses of a batch, on the device.
-
-    rows      b of the batch's B rows
-    returns   losses, already divided by the totals of the whole batch. Except for dropout they do not depend
-              on which other rows are computed together with these
-    """
-    seed, device, model = run.options.seed, run.device, run.model
-
-    # 1. Copy the rows to the device, and the totals with them.
-    cut = slice(rows.start, rows.stop)
-    masked = MaskedBatch(*device.put(*(tensor[cut] for tensor in batch.masked)))   # ids (b, T), slots (b, N)
-    attention_mask, token_type_ids, slot_total, token_total = device.put(
-        batch.attention_mask[cut], batch.token_type_ids[cut], batch.slot_total, batch.token_total)
-
-    # 2. Draw the noise that decides the generator's samples: (b, N, V), uniform in [0, 1). Each row has a
-    #    seed of its own, counted up from the step's, so that a row gets the same noise wherever it is
-    #    computed. (Seeds stay below 2^63: the step's is cut to 62 bits, which leaves room to count up.)
-    noise = None
-    if isinstance(model, ElectraForPretraining):
-        slots, first_seed = masked.positions.shape[1], data.seed_for(seed, batch.step, "noise") % 2 ** 62
-        noise = device.noise([first_seed + row for row in rows], slots, model.config.vocab_size)
-
-    # 3. Seed dropout. The number of the first row is part of the seed. Without it all parts of a batch would
-    #    drop the same units.
-    device.seed(data.seed_for(seed, batch.step, f"device {rows.start}"))
-
-    # 4. Run the model.
-    with device.autocast():
-        return model(masked, attention_mask, token_type_ids, noise, slot_total, token_total)
-
-
 class StepResult(NamedTuple):
     """Hold the numbers that a step is judged by."""
 
@@ -385,9 +364,11 @@ class StepResult(NamedTuple):
     gradient_norm: float                # before clipping
 
 
-def training_step(run: Run, batch: HostBatch) -> torch.Tensor:
+def training_step(run: Run, step: int, batch: Part) -> torch.Tensor:
     """Make one update of the weights.
 
+    step      updates before this one
+    batch     the whole batch, on the host
     returns   the StepResult as a tensor (4,) on the device. The host does not read it here, because to read a
               number it would have to wait until the device has computed it
 
@@ -398,33 +379,33 @@ def training_step(run: Run, batch: HostBatch) -> torch.Tensor:
         -> discriminator: one logit per token (B, T) -> L = L_MLM + 50 L_Disc]
         -> gradient -> clipping -> Adam
 
-    The rows of a batch are divided three times: among the processes, then into --accumulate parts, then
-    (by device.backward) among the threads of a CPU. With --batch-size 256, eight processes and
-    --accumulate 2 a part has 16 rows, and process 3 computes rows 96 to 111 and then rows 112 to 127.
+    The rows of a batch are divided twice: among the processes, then into --accumulate parts. With
+    --batch-size 256, eight processes and --accumulate 2 a part has 16 rows, and process 3 computes rows 96 to
+    111 and then rows 112 to 127.
     """
-    options, device, weights = run.options, run.device, list(run.model.parameters())
+    options, device, model = run.options, run.device, run.model
+    weights = list(model.parameters())
+    device.seed(data.seed_for(options.seed, step, "dropout"))
 
-    # device.backward calls this in several threads, each with rows of its own.
-    def losses_of(rows: range) -> tuple[torch.Tensor, ...]:
-        output = forward(run, batch, rows)
-        return output.loss, output.mlm_loss, output.discriminator_loss
-
-    # 1. Compute the gradient of each part of this process. Gradients and losses add up.
-    size = len(batch.attention_mask) // (device.ranks * options.accumulate)        # rows in a part
+    # 1. Forward and backward. The gradients and losses of the parts add up.
     losses = torch.zeros(3, device=device.kind)
+    size = len(batch.attention_mask) // (device.ranks * options.accumulate)        # rows in a part
     for part in range(device.rank * options.accumulate, (device.rank + 1) * options.accumulate):
-        losses = losses + device.backward(losses_of, weights, range(part * size, (part + 1) * size))
+        inputs = batch.rows(part * size, (part + 1) * size).on(device)
+        with device.autocast():
+            output = model(*inputs)
+        output.loss.backward()
+        losses += torch.stack([output.loss, output.mlm_loss, output.discriminator_loss]).detach()
         device.flush()
 
-    # 2. Replace gradients and losses by their sums over all processes. Now all of them hold the same numbers.
+    # 2. Replace gradients and losses by their sums over all processes, which then have the same numbers.
     device.add_up([*(weight.grad for weight in weights if weight.grad is not None), losses])
 
     # 3. Shorten the gradient to norm 1 where it is longer, so that one unusual batch cannot do much harm.
     norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
 
     # 4. Update the weights and clear the gradients.
-    rate = learning_rate_at(batch.step, options.steps, options.warmup_steps, options.learning_rate)
-    run.optimizer.update(rate)
+    run.optimizer.step(learning_rate_at(step, options.steps, options.warmup_steps, options.learning_rate))
     result = torch.cat([losses, norm[None]])                                       # (3,) and () -> (4,)
     device.flush()
     return result
@@ -507,7 +488,7 @@ def run_steps(run: Run, step: int, stop: Stop, deadline: float) -> int:
         log = CsvLog(run.out / "log.csv", step, LOG_COLUMNS)
         evaluations = CsvLog(run.out / "eval.csv", step, Evaluation._fields)
         parameters = sum(weight.numel() for weight in model.parameters())
-        where = f"{device.kind} {device.precision} x {device_count(device)}".removesuffix(" x 1")
+        where = f"{device.kind} {device.precision} x {device.count}".removesuffix(" x 1")
         note = f", continuing after step {step:,}" if step else ""
         say(f"{parameters:,} parameters, {len(run.shards.train):,} examples, {where}{note}")
     progress = data.Progress(options.steps, "steps", step)
@@ -524,7 +505,7 @@ def run_steps(run: Run, step: int, stop: Stop, deadline: float) -> int:
             upcoming = ahead.submit(order.batch, step + 1, model.config)
 
             # 2. Make the update.
-            result = training_step(run, batch)
+            result = training_step(run, step, batch)
             step += 1
 
             # 3. Agree on whether to stop. A signal may reach one process only. If that one stopped alone, the
@@ -583,11 +564,6 @@ def run_steps(run: Run, step: int, stop: Stop, deadline: float) -> int:
     if is_writer:
         progress.finish()
     return step
-
-
-def device_count(device: Device) -> int:
-    """Count the devices that share a batch: XLA's in this process, or one in each process of torchrun."""
-    return device.mesh.size() if device.mesh else device.ranks
 
 
 def check_results(results: list[torch.Tensor], step: int, order: BatchOrder) -> StepResult:
@@ -667,28 +643,28 @@ def held_out_outputs(run: Run) -> HeldOut:
     with torch.compiler.set_stance("force_eager"):
         for step, (width, rows) in enumerate(plan, start=EVALUATION_STEP):
             batch = read_batch(shards, numbers[rows], width, model.config, run.options.seed, step)
-            parts += run.device.side_by_side(functools.partial(outputs_of, run, batch), range(len(rows)))
+            parts.append(outputs_of(run, batch))
     model.train()
     # zip turns a list of parts into five lists of arrays, one for each field; each becomes one long array.
     return HeldOut(*(np.concatenate(arrays) for arrays in zip(*parts)))
 
 
 @torch.no_grad()
-def outputs_of(run: Run, batch: HostBatch, rows: range) -> HeldOut:
-    """Run the model over some rows of a batch; return its outputs at used slots and real tokens."""
+def outputs_of(run: Run, batch: Part) -> HeldOut:
+    """Run the model over a batch; return its outputs at used slots and real tokens."""
     # 1. On the device: shapes are fixed, so unused slots and padding are computed too.
-    output = forward(run, batch, rows)
-    logits, originals = output.generator_logits, output.masked.original_ids        # (b, N, V) and (b, N)
-    # cross_entropy takes the classes in dimension 1: (b, V, N) -> (b, N).
+    with run.device.autocast():
+        output = run.model(*batch.on(run.device))
+    logits, originals = output.generator_logits, output.masked.original_ids        # (B, N, V) and (B, N)
+    # cross_entropy takes the classes in dimension 1: (B, V, N) -> (B, N).
     nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), originals, reduction="none")
-    is_right = logits.argmax(-1) == originals                                      # (b, N)
+    is_right = logits.argmax(-1) == originals                                      # (B, N)
     # Compute all results now: without this XLA would compile one program for each that is fetched below.
     run.device.flush()
 
     # 2. On the host: keep the used slots and the real tokens.
-    is_slot = batch.masked.weights[rows.start:rows.stop].bool()                    # (b, N)
-    is_real = batch.attention_mask[rows.start:rows.stop].bool()                    # (b, T)
-    judged = (output.corrupted_ids, output.discriminator_logits, output.is_replaced)       # (b, T) each
+    is_slot, is_real = batch.masked.weights.bool(), batch.attention_mask.bool()    # (B, N) and (B, T)
+    judged = (output.corrupted_ids, output.discriminator_logits, output.is_replaced)       # (B, T) each
     return HeldOut(nll.cpu()[is_slot].numpy(), is_right.cpu()[is_slot].numpy(),
                    *(tensor.cpu()[is_real].numpy() for tensor in judged))
 
@@ -784,7 +760,7 @@ def train(options: Options) -> int:
     data.refuse_inside(out, options.corpus)
     device = Device.choose(options.device, options.precision, options.tpu).join()
     # All parts of a batch must have the same number of rows.
-    rows, parts = options.batch_size, device_count(device) * options.accumulate
+    rows, parts = options.batch_size, device.count * options.accumulate
     if max(options.vocab_size, options.max_length) > 2 ** 16 - 1:
         raise ValueError("--vocab-size and --max-length: shards store numbers below 65536")
     if rows % parts:
@@ -819,13 +795,9 @@ def train_on(device: Device, config: ElectraConfig, options: Options) -> int:
         if options.init and not has_begun:
             load_initial(model, options.init)
         model.to(device.kind)
-        if options.precision is None:
-            device.mention_bfloat16(config.hidden_size)
         if options.compile:
-            # Compiled code divides its own loops among the cores, so one worker is enough. The model is
-            # compiled once for each row length. When torch reaches its limit of such compilations, it goes on
-            # without compiling and says nothing; therefore the limit is raised.
-            device = dataclasses.replace(device, workers=1)
+            # The model is compiled once for each row length. When torch reaches its limit of such
+            # compilations, it goes on without compiling and says nothing; therefore the limit is raised.
             torch._dynamo.config.recompile_limit = 64
             # A step of `small` has more than 2,000 operations, and to start them takes the host longer than
             # the GPU needs to compute them. "reduce-overhead" records those of the forward and the backward
