@@ -19,7 +19,7 @@ Sources: the official TensorFlow ELECTRA code ("TF", with the file and function)
 ELECTRAMed and Bio-ELECTRA for the formats of their files.
 
 Contents, in the order in which data flows
-    1. Small tools                 messages, progress, reading and writing files, options, commands
+    1. Small tools                 messages, progress, reading and writing files, commands
     2. Documents                   text, PubMed and PMC XML, archives -> lists of sentences
     3. Pre-training examples       sentences -> segments A and B
     4. Shards                      examples -> a folder of arrays, built by several processes
@@ -35,7 +35,6 @@ import argparse
 import collections
 import concurrent.futures.process
 import contextlib
-import dataclasses
 import fcntl
 import functools
 import gzip
@@ -61,7 +60,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, cast
 from xml.parsers import expat
 
 import numpy as np
@@ -228,73 +227,6 @@ def file_hash(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def option(default: Any, help: str, choices: Any = None, at_least: float | None = None) -> Any:
-    """Declare a field of an options dataclass, together with what its command-line flag needs.
-
-    choices    the only values allowed, where there are such
-    at_least   the lowest number allowed
-    """
-    # A factory, because dataclasses refuse a list as a plain default.
-    return dataclasses.field(default_factory=lambda: default,
-                             metadata={"help": help, "choices": choices, "at_least": at_least})
-
-
-def given(text: str) -> str:
-    """Return a text from the command line; refuse an empty one, such as "$DIR" where DIR has no value."""
-    if not text:
-        raise argparse.ArgumentTypeError("is empty: is a variable of the shell not set?")
-    return text
-
-
-def describe_values(name: str, tables: dict[str, dict[str, Any]]) -> str:
-    """Say what value each of several tables has for an option; parts with the same value stand together.
-
-    >>> describe_values("steps", {"tiny": {"steps": 300}, "small": {"steps": 9000}, "base": {"steps": 9000}})
-    ' (tiny: 300; small, base: 9000)'
-    """
-    parts_with: dict[Any, list[str]] = {}
-    for part, values in tables.items():
-        if name in values:
-            parts_with.setdefault(values[name], []).append(part)
-    shown = "; ".join(f"{', '.join(parts)}: {value}" for value, parts in parts_with.items())
-    return f" ({shown})" if shown else ""
-
-
-def parse_options(cls: type, description: str, arguments: Sequence[str] | None = None,
-                  tables: dict[str, dict[str, Any]] | None = None) -> Any:
-    """Build a command line from a dataclass and parse it into an instance.
-
-    Each field becomes a flag, so that name, type, default and help are written once:
-        batch_size: int = option(32, "rows of a batch")            --batch-size 64
-        compile: bool = option(False, "compile the model")         --compile
-        corpus: list[str] = option([], "files to read")            --corpus a.txt b.txt
-
-    tables   name of a preset -> option -> its value there, which --help shows
-    raises   ValueError naming the flag whose number is too low; what argparse refuses exits with status 2
-    """
-    parser = argparse.ArgumentParser(description=description)
-    fields, types, defaults = dataclasses.fields(cls), get_type_hints(cls), cls()
-    flags = {field.name: "--" + field.name.replace("_", "-") for field in fields}
-    for field in fields:
-        kind, default = types[field.name], getattr(defaults, field.name)
-        help = field.metadata["help"] + describe_values(field.name, tables or {})
-        if kind is bool:
-            parser.add_argument(flags[field.name], action="store_true", default=default, help=help)
-            continue
-        # The type of one value: int for `int`, `list[int]` and `int | None` (None means "not given").
-        one, *_ = get_args(kind) or [kind]
-        several = "+" if get_origin(kind) is list else None
-        help += "" if default in (None, []) else " (default: %(default)s)"
-        parser.add_argument(flags[field.name], type=given if one is str else one, nargs=several,
-                            default=default, help=help, choices=field.metadata["choices"])
-    options = cls(**vars(parser.parse_args(arguments)))
-    for field in fields:
-        value, low = getattr(options, field.name), field.metadata["at_least"]
-        if None not in (value, low) and not value >= low:           # nan >= low is False, so nan is refused
-            raise ValueError(f"{flags[field.name]} must be at least {low}, not {value}")
-    return options
-
-
 def run_command(command: Callable[[], int]) -> int:
     """Run a command and return its exit status.
 
@@ -342,47 +274,6 @@ def refuse_inside(out: Path, corpus: Iterable[str | os.PathLike]) -> None:
     for folder in map(Path, corpus):
         if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"{out} lies in {folder}, all files of which are corpus: choose another --out")
-
-
-# Some names that both trainers write in a run folder. Where one is there without an options.json, it is not
-# from a run, and must not be replaced.
-RUN_FILES = ("corpus.txt", "vocab.txt", "shards", "*.csv", "model", "models", "table.txt", "seed-*", "*.pt")
-
-
-def record_run(folder: Path, options: dict, fixed: Iterable[str], made_from: dict | None = None) -> None:
-    """Record a run's options in its folder, in options.json; refuse a folder of a run with other options.
-
-    A run is continued by repeating the command that began it. With other options the folder would hold a
-    mixture of two runs. The same is true of other files with the same names, so their contents are compared.
-
-    options    the options of this run, by name
-    fixed      names of the options that must not change, because results in the folder depend on them; where
-               nothing is fixed, the files may change too
-    made_from  name of each file that results depend on -> hash of its content; None: not known yet, keep
-               what is recorded
-    raises     ValueError naming the first fixed option that has changed since the run began, or all files
-               that have; or the files that are not from a run of this program and would be replaced
-    """
-    path, elsewhere = folder / "options.json", "choose another --out"
-    if path.exists():
-        before = read_json(path)
-        # Versions of this program may differ in a few options.
-        if not isinstance(before, dict) or len(before.keys() & options.keys()) < len(options) / 2:
-            raise ValueError(f"{path} is not from a run of this program, or damaged: {elsewhere}")
-        for name in fixed:
-            if before.get(name) != options[name]:
-                raise ValueError(f"{folder} holds a run with --{name.replace('_', '-')} {before.get(name)}, "
-                                 f"now {options[name]}: repeat its options to continue it, or {elsewhere}")
-        recorded = take({"made_from": {}, **before}, "made_from", dict, str(path))
-        made_from = recorded if made_from is None else made_from
-        changed = sorted({name for name, _ in recorded.items() ^ made_from.items()})
-        if fixed and recorded and changed:
-            raise ValueError(f"{folder} holds a run that was made from other files: {', '.join(changed)} "
-                             f"changed: bring them back to continue it, or {elsewhere}")
-    elif foreign := [name for name in RUN_FILES if any(folder.glob(name))]:
-        raise ValueError(f"{folder} holds {', '.join(foreign)}, but no options.json of a run: {elsewhere}")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, json.dumps({**options, "made_from": made_from or {}}, indent=1).encode())
 
 
 # --- 2. Documents ---
@@ -2381,6 +2272,13 @@ def fetch_command(options: argparse.Namespace) -> None:
     for name in options.tasks:
         fetch_task(name, options.data)
         print(f"{name}: nothing is missing beside {find_split(name, 'train', options.data)[0]}")
+
+
+def given(text: str) -> str:
+    """Return a text from the command line; refuse an empty one, such as "$DIR" where DIR has no value."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty: is a variable of the shell not set?")
+    return text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

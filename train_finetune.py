@@ -42,13 +42,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# This comes before torch: it sets how torch's threads wait.
+from train_pretrain import option, parse_options, record_run
+
 import numpy as np
 import torch
 from torch import nn
 
 import data
 import metrics
-from data import DATA_ROOT, Task, option, say
+from data import DATA_ROOT, Task, say
 from electramed import (
     IGNORED_LABEL, PRECISIONS, PRESETS, Adam, Device, ElectraConfig, SequenceClassifier, SpanExtractor,
     TokenTagger, learning_rate_at, load_encoder, load_weights, model_folder, parameter_groups,
@@ -1575,7 +1578,7 @@ def record_options(options: Options, start: Start) -> None:
     out, files = Path(options.out), [*data.task_files(options.task, options.data), *start.files()]
     has_begun = any(any(out.glob(name)) for name in ("dev.json", "search.csv", "seed-*/scores.json"))
     made_from = {path.name: data.file_hash(path)[:16] for path in files}
-    data.record_run(out, dataclasses.asdict(options), FIXED if has_begun else (), made_from)
+    record_run(out, dataclasses.asdict(options), FIXED if has_begun else (), made_from)
 
 
 def copy_files(source: Path, target: Path) -> None:
@@ -1867,7 +1870,7 @@ def main(arguments: list[str] | None = None) -> int:
     tables = {f"{protocol} {part}".strip(): values for protocol, parts in PROTOCOLS.items()
               for part, values in parts.items()}
     return data.run_command(lambda: run(complete(
-        data.parse_options(Options, "Fine-tune ELECTRA on a task.", arguments, tables))))
+        parse_options(Options, "Fine-tune ELECTRA on a task.", arguments, tables))))
 
 
 if __name__ == "__main__":

@@ -20,20 +20,24 @@ its atomic additions happen in any order.
 Sources: ELECTRAMed Table 1, Bio-ELECTRA section 3, TF run_pretraining.py and configure_pretraining.py.
 
     1. Options and presets    2. Data    3. One step    4. The loop    5. Evaluation    6. A whole run
+    7. What every run has (train_finetune.py uses it, too)    8. Command line
 """
 from __future__ import annotations
 
+import argparse
 import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import json
 import math
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 # This has to be set before torch is imported. When torch's threads compute something together, the first
 # to finish wait for the others. By default they wait in a busy loop, and beside two busy programs a step then
@@ -45,7 +49,7 @@ import torch
 
 import data
 import metrics
-from data import option, say
+from data import say
 from electramed import (
     CHECKPOINTS, PRECISIONS, PRESETS, Adam, Device, ElectraConfig, ElectraForPretraining, MaskedBatch,
     MaskedLanguageModel, learning_rate_at, load_checkpoint, load_initial, mask_tokens,
@@ -57,6 +61,17 @@ OBJECTIVES: dict[str, type[Model]] = {"electra": ElectraForPretraining, "mlm": M
 
 
 # --- 1. Options and presets ---
+
+def option(default: Any, help: str, choices: Any = None, at_least: float | None = None) -> Any:
+    """Declare a field of an options dataclass, together with what its command-line flag needs.
+
+    choices    the only values allowed, where there are such
+    at_least   the lowest number allowed
+    """
+    # A factory, because dataclasses refuse a list as a plain default.
+    return dataclasses.field(default_factory=lambda: default,
+                             metadata={"help": help, "choices": choices, "at_least": at_least})
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -417,34 +432,6 @@ LOG_COLUMNS = ("step", "learning_rate", "mlm_loss", "discriminator_loss", "token
 CHECKPOINT_SECONDS = 600            # a run that is killed loses no more than this, however slow its steps are
 
 
-class Stop:
-    """Record Ctrl-C (SIGINT), SIGTERM and SIGHUP inside a `with` block, where they would end the program.
-
-    The loop looks at `signal` after each step; then it saves and exits. A second signal interrupts at once.
-    SIGTERM is what torchrun and the schedulers of clusters send before they kill a process. SIGHUP comes when
-    the terminal is closed, often twice: from the system, and from the shell.
-    """
-
-    def __enter__(self) -> Stop:
-        self.signal: int | None = None
-        # A program under nohup ignores SIGHUP: leave it so.
-        hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
-        signals = [signal.SIGINT, signal.SIGTERM, *hangup]
-        # signal.signal returns the handler that was there before.
-        self.before = {each: signal.signal(each, self.record) for each in signals}
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def record(self, number: int, frame: Any) -> None:
-        """Record a signal; raise KeyboardInterrupt when it is the second one."""
-        if self.signal is not None and number != signal.SIGHUP:
-            raise KeyboardInterrupt
-        self.signal = number
-
-
 class CsvLog:
     """Write a CSV file with one row per logged step.
 
@@ -784,10 +771,10 @@ def train_on(device: Device, config: ElectraConfig, options: Options) -> int:
         has_data = any((out / name).exists() for name in ("corpus.txt", "vocab.txt", "shards"))
         fixed = FIXED if has_begun else DATA_FIELDS if has_data else []
         if device.rank == 0:
-            data.record_run(out, dataclasses.asdict(options), fixed)
+            record_run(out, dataclasses.asdict(options), fixed)
         tokenizer, shards = prepare_data(options)
         if device.rank == 0:                    # the index has the hashes of the text and the vocabulary, too
-            data.record_run(out, dataclasses.asdict(options), fixed, {"index.json": shards.index["sha256"]})
+            record_run(out, dataclasses.asdict(options), fixed, {"index.json": shards.index["sha256"]})
 
         # 3. Model and optimiser. Weights are drawn from --seed; --init replaces them when a run begins.
         torch.manual_seed(data.seed_for(options.seed, 0, "weights"))
@@ -886,11 +873,135 @@ def summarise(run: Run) -> None:
     print(f"\nthe model is in {run.out / 'model'}; next: python train_finetune.py {task}{init}", flush=True)
 
 
+# --- 7. What every run has ---
+#
+# Options from a dataclass, the record of a run in its folder, and signals. train_finetune.py uses them too.
+
+def describe_values(name: str, tables: dict[str, dict[str, Any]]) -> str:
+    """Say what value each of several tables has for an option; parts with the same value stand together.
+
+    >>> describe_values("steps", {"tiny": {"steps": 300}, "small": {"steps": 9000}, "base": {"steps": 9000}})
+    ' (tiny: 300; small, base: 9000)'
+    """
+    parts_with: dict[Any, list[str]] = {}
+    for part, values in tables.items():
+        if name in values:
+            parts_with.setdefault(values[name], []).append(part)
+    shown = "; ".join(f"{', '.join(parts)}: {value}" for value, parts in parts_with.items())
+    return f" ({shown})" if shown else ""
+
+
+def parse_options(cls: type, description: str, arguments: Sequence[str] | None = None,
+                  tables: dict[str, dict[str, Any]] | None = None) -> Any:
+    """Build a command line from a dataclass and parse it into an instance.
+
+    Each field becomes a flag, so that name, type, default and help are written once:
+        batch_size: int = option(32, "rows of a batch")            --batch-size 64
+        compile: bool = option(False, "compile the model")         --compile
+        corpus: list[str] = option([], "files to read")            --corpus a.txt b.txt
+
+    tables   name of a preset -> option -> its value there, which --help shows
+    raises   ValueError naming the flag whose number is too low; what argparse refuses exits with status 2
+    """
+    parser = argparse.ArgumentParser(description=description)
+    fields, types, defaults = dataclasses.fields(cls), get_type_hints(cls), cls()
+    flags = {field.name: "--" + field.name.replace("_", "-") for field in fields}
+    for field in fields:
+        kind, default = types[field.name], getattr(defaults, field.name)
+        help = field.metadata["help"] + describe_values(field.name, tables or {})
+        if kind is bool:
+            parser.add_argument(flags[field.name], action="store_true", default=default, help=help)
+            continue
+        # The type of one value: int for `int`, `list[int]` and `int | None` (None means "not given").
+        one, *_ = get_args(kind) or [kind]
+        several = "+" if get_origin(kind) is list else None
+        help += "" if default in (None, []) else " (default: %(default)s)"
+        parser.add_argument(flags[field.name], type=data.given if one is str else one, nargs=several,
+                            default=default, help=help, choices=field.metadata["choices"])
+    options = cls(**vars(parser.parse_args(arguments)))
+    for field in fields:
+        value, low = getattr(options, field.name), field.metadata["at_least"]
+        if None not in (value, low) and not value >= low:           # nan >= low is False, so nan is refused
+            raise ValueError(f"{flags[field.name]} must be at least {low}, not {value}")
+    return options
+
+
+# Some names that both trainers write in a run folder. Where one is there without an options.json, it is not
+# from a run, and must not be replaced.
+RUN_FILES = ("corpus.txt", "vocab.txt", "shards", "*.csv", "model", "models", "table.txt", "seed-*", "*.pt")
+
+
+def record_run(folder: Path, options: dict, fixed: Iterable[str], made_from: dict | None = None) -> None:
+    """Record a run's options in its folder, in options.json; refuse a folder of a run with other options.
+
+    A run is continued by repeating the command that began it. With other options the folder would hold a
+    mixture of two runs. The same is true of other files with the same names, so their contents are compared.
+
+    options    the options of this run, by name
+    fixed      names of the options that must not change, because results in the folder depend on them; where
+               nothing is fixed, the files may change too
+    made_from  name of each file that results depend on -> hash of its content; None: not known yet, keep
+               what is recorded
+    raises     ValueError naming the first fixed option that has changed since the run began, or all files
+               that have; or the files that are not from a run of this program and would be replaced
+    """
+    path, elsewhere = folder / "options.json", "choose another --out"
+    if path.exists():
+        before = data.read_json(path)
+        # Versions of this program may differ in a few options.
+        if not isinstance(before, dict) or len(before.keys() & options.keys()) < len(options) / 2:
+            raise ValueError(f"{path} is not from a run of this program, or damaged: {elsewhere}")
+        for name in fixed:
+            if before.get(name) != options[name]:
+                raise ValueError(f"{folder} holds a run with --{name.replace('_', '-')} {before.get(name)}, "
+                                 f"now {options[name]}: repeat its options to continue it, or {elsewhere}")
+        recorded = data.take({"made_from": {}, **before}, "made_from", dict, str(path))
+        made_from = recorded if made_from is None else made_from
+        changed = sorted({name for name, _ in recorded.items() ^ made_from.items()})
+        if fixed and recorded and changed:
+            raise ValueError(f"{folder} holds a run that was made from other files: {', '.join(changed)} "
+                             f"changed: bring them back to continue it, or {elsewhere}")
+    elif foreign := [name for name in RUN_FILES if any(folder.glob(name))]:
+        raise ValueError(f"{folder} holds {', '.join(foreign)}, but no options.json of a run: {elsewhere}")
+    folder.mkdir(parents=True, exist_ok=True)
+    data.write_bytes(path, json.dumps({**options, "made_from": made_from or {}}, indent=1).encode())
+
+
+class Stop:
+    """Record Ctrl-C (SIGINT), SIGTERM and SIGHUP inside a `with` block, where they would end the program.
+
+    The loop looks at `signal` after each step; then it saves and exits. A second signal interrupts at once.
+    SIGTERM is what torchrun and the schedulers of clusters send before they kill a process. SIGHUP comes when
+    the terminal is closed, often twice: from the system, and from the shell.
+    """
+
+    def __enter__(self) -> Stop:
+        self.signal: int | None = None
+        # A program under nohup ignores SIGHUP: leave it so.
+        hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
+        signals = [signal.SIGINT, signal.SIGTERM, *hangup]
+        # signal.signal returns the handler that was there before.
+        self.before = {each: signal.signal(each, self.record) for each in signals}
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def record(self, number: int, frame: Any) -> None:
+        """Record a signal; raise KeyboardInterrupt when it is the second one."""
+        if self.signal is not None and number != signal.SIGHUP:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+# --- 8. Command line ---
+
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and run; return the exit status."""
     # Options are parsed inside the command, because their errors too become one line and exit status 2. The
     # values of the presets are for --help.
-    return data.run_command(lambda: train(complete(data.parse_options(
+    return data.run_command(lambda: train(complete(parse_options(
         Options, "Pre-train ELECTRA on text.", arguments, {name: preset_values(name) for name in PRESETS}))))
 
 
