@@ -1199,14 +1199,6 @@ def open_shards(path: str | os.PathLike) -> Shards:
 # text. So examples of like length share a batch. Which batch a step gets depends on the seed and the step
 # alone, never on what ran before: that is why a resumed run equals an unbroken one.
 
-class Batch(NamedTuple):
-    """Hold padded rows, int64: what every model takes."""
-
-    input_ids: np.ndarray           # (B, T)
-    attention_mask: np.ndarray      # (B, T) 1 on real tokens, 0 on padding
-    token_type_ids: np.ndarray      # (B, T) 0 on [CLS] A [SEP] and padding, 1 on B [SEP]
-
-
 def seed_for(seed: int, step: int, purpose: str) -> int:
     """Derive the seed of the random numbers for one purpose ("mask", "order") in one step.
 
@@ -1260,24 +1252,6 @@ def plan_batches(lengths: np.ndarray, batch_size: int, max_length: int, rng: np.
         batches.append((int(widths[bucket[waiting].max()]), waiting))
     # Without this shuffle, training would go from short to long examples.
     return [batches[i] for i in rng.permutation(len(batches))]
-
-
-def pad_batch(examples: Sequence[tuple[Sequence[int] | np.ndarray, int]], width: int, pad_id: int) -> Batch:
-    """Pad (token ids, length of [CLS] A [SEP]) pairs to rows of `width` tokens.
-
-    >>> for array in pad_batch([([2, 7, 3, 8, 3], 3)], width=6, pad_id=0):
-    ...     print(array.tolist())
-    [[2, 7, 3, 8, 3, 0]]
-    [[1, 1, 1, 1, 1, 0]]
-    [[0, 0, 0, 1, 1, 0]]
-    """
-    shape = (len(examples), width)
-    batch = Batch(np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64))
-    for row, (ids, first_length) in enumerate(examples):
-        batch.input_ids[row, :len(ids)] = ids
-        batch.attention_mask[row, :len(ids)] = 1
-        batch.token_type_ids[row, first_length:len(ids)] = 1
-    return batch
 
 
 # --- 6. Task files ---

@@ -153,6 +153,12 @@ class ElectraConfig:
         return dataclasses.replace(self, hidden_size=hidden, num_attention_heads=heads,
                                    intermediate_size=4 * hidden)
 
+    def with_tokenizer(self, tokenizer: Any) -> ElectraConfig:
+        """Return this configuration with the vocabulary size and the special ids of a Tokenizer."""
+        return dataclasses.replace(
+            self, vocab_size=len(tokenizer.pieces), pad_token_id=tokenizer.pad_id,
+            cls_token_id=tokenizer.cls_id, sep_token_id=tokenizer.sep_id, mask_token_id=tokenizer.mask_id)
+
     def to_json(self) -> str:
         """Return this configuration as the text of a config.json, which Hugging Face reads too."""
         values = {"model_type": "electra", "hidden_act": "gelu", **dataclasses.asdict(self)}
@@ -404,6 +410,36 @@ class ElectraEncoder(nn.Module):
 
 
 # --- 3. Masking and replacement ---
+
+class PaddedRows(NamedTuple):
+    """Hold a batch of rows of one width, all int64: what every model takes."""
+
+    input_ids: Tensor           # (B, T)
+    attention_mask: Tensor      # (B, T) 1 on real tokens, 0 on padding
+    token_type_ids: Tensor      # (B, T) 0 on [CLS] A [SEP] and padding, 1 on B [SEP]
+
+
+def pad_rows(rows: Sequence[tuple[Any, int]], pad_id: int, width: int | None = None) -> PaddedRows:
+    """Pad rows to one width.
+
+    rows    (token ids, tokens of [CLS] A [SEP]) of each, as Tokenizer.row gives them
+    width   T; None: that of the longest row
+
+    >>> for tensor in pad_rows([([2, 7, 3, 8, 3], 3)], pad_id=0, width=6):
+    ...     print(tensor.tolist())
+    [[2, 7, 3, 8, 3, 0]]
+    [[1, 1, 1, 1, 1, 0]]
+    [[0, 0, 0, 1, 1, 0]]
+    """
+    shape = (len(rows), width or max(len(ids) for ids, _ in rows))
+    input_ids, attention_mask = torch.full(shape, pad_id), torch.zeros(shape, dtype=torch.long)
+    token_type_ids = torch.zeros(shape, dtype=torch.long)
+    for number, (ids, first_length) in enumerate(rows):
+        input_ids[number, :len(ids)] = torch.as_tensor(ids)
+        attention_mask[number, :len(ids)] = 1
+        token_type_ids[number, first_length:len(ids)] = 1
+    return PaddedRows(input_ids, attention_mask, token_type_ids)
+
 
 class MaskedBatch(NamedTuple):
     """Hold what the generator sees, and what it has to find, in N fixed slots per row.
@@ -1191,6 +1227,27 @@ def load_pretrained(directory: str | os.PathLike) -> ElectraForPretraining:
                                  "but the two networks share them: these are not the halves of one model")
         load_weights(model.generator, folder / "generator", weights)
     return model
+
+
+def load_head(directory: str | os.PathLike) -> tuple[nn.Module, list[str]]:
+    """Read a fine-tuned model of any kind; return it, and the names of its labels (none for answers).
+
+    raises   ValueError naming the folder where it holds no task head
+    """
+    folder = model_folder(directory)
+    content = read_object((folder / "config.json").read_bytes())
+    heads: dict[str, type[nn.Module]] = {head.architecture: head
+                                         for head in (TokenTagger, SequenceClassifier, SpanExtractor)}
+    kind = heads.get(next(iter(content.get("architectures") or []), ""))
+    if kind is None:
+        raise ValueError(f"{folder}: architectures is {content.get('architectures')}, not a fine-tuned model")
+    labels: list[str] = []
+    if kind is not SpanExtractor:
+        numbered = {int(number): str(name) for number, name in content.get("id2label", {}).items()}
+        labels = [numbered[number] for number in range(len(numbered))]
+    model = kind(read_config(folder), *([len(labels)] if labels else []))
+    load_weights(model, folder)
+    return model, labels
 
 
 def load_encoder(model: nn.Module, directory: str | os.PathLike) -> None:

@@ -291,13 +291,13 @@ def normalise_squad_answer(text: str) -> str:
     return " ".join(ARTICLE.sub(" ", text.lower().translate(PUNCTUATION)).split())
 
 
-def squad_f1(predicted: str, gold: str) -> float:
+def squad_f1(gold: str, predicted: str) -> float:
     """Compute the F1 of one answer against one gold answer, by the normalised words that both contain.
 
     A word that both have twice counts twice; the order of the words does not count. An answer without words
     scores 0, even against a gold answer without words.
 
-    >>> squad_f1("the p53 protein", gold="tumour protein p53")  # P = 2 / 2, R = 2 / 3
+    >>> squad_f1("tumour protein p53", predicted="the p53 protein")  # P = 2 / 2, R = 2 / 3
     0.8
     """
     words = Counter(normalise_squad_answer(predicted).split())
@@ -313,18 +313,18 @@ class SquadScores(NamedTuple):
     f1: float  # of words, against the gold answer that suits best
 
 
-def squad_scores(predicted: Mapping[str, str], gold: Mapping[str, Sequence[str]]) -> SquadScores:
+def squad_scores(gold: Mapping[str, Sequence[str]], predicted: Mapping[str, str]) -> SquadScores:
     """Score one answer per question, each against the gold answer that suits it best.
 
-    predicted   {question id: text}
     gold        {question id: [answer, ...]}, the answers of several people
+    predicted   {question id: text}
     returns     means over the gold questions. A question without a prediction, or without a gold answer,
                 scores 0 and counts in the mean.
     raises      ValueError for a prediction that belongs to no gold question
     source      SQuAD v1.1 evaluation
 
     >>> gold = {"1": ["BRCA1", "BRCA1 gene"], "2": ["genes", "both"], "3": ["insulin"]}
-    >>> squad_scores({"1": "the BRCA1", "2": "two genes"}, gold)
+    >>> squad_scores(gold, {"1": "the BRCA1", "2": "two genes"})
     SquadScores(exact_match=0.3333333333333333, f1=0.5555555555555555)
 
     Question 1 is exact. Question 2 shares one word with "genes" (P = 1 / 2, R = 1, F1 = 2 / 3) and none with
@@ -335,7 +335,7 @@ def squad_scores(predicted: Mapping[str, str], gold: Mapping[str, Sequence[str]]
     for question, text in predicted.items():
         answer = normalise_squad_answer(text)
         exact.append(any(answer == normalise_squad_answer(expected) for expected in gold[question]))
-        f1.append(max((squad_f1(text, expected) for expected in gold[question]), default=0.0))
+        f1.append(max((squad_f1(expected, text) for expected in gold[question]), default=0.0))
     return SquadScores(_ratio(sum(exact), len(gold)), _ratio(math.fsum(f1), len(gold)))
 
 

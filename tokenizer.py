@@ -33,7 +33,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -318,6 +318,13 @@ class Cache(dict[str, Any]):
 
 # --- 5. Tokenizer ---
 
+class Row(NamedTuple):
+    """Hold what a model reads: [CLS] A [SEP], or [CLS] A [SEP] B [SEP]."""
+
+    ids: list[int]
+    first_length: int           # tokens of [CLS] A [SEP]: segment 0; the rest is segment 1
+
+
 class Tokenizer:
     """Turn text into ids of a fixed vocabulary, in which a piece's id is its line number from 0.
 
@@ -478,6 +485,15 @@ class Tokenizer:
         encoded = [word_ids or [self.unk_id] for word_ids in self.encode_batch(words)]
         word_index = [index for index, word_ids in enumerate(encoded) for _ in word_ids]
         return list(chain.from_iterable(encoded)), word_index
+
+    def row(self, first: str | Sequence[int], second: str | Sequence[int] | None = None) -> Row:
+        """Return the row for a model of one text, [CLS] A [SEP], or of two, [CLS] A [SEP] B [SEP].
+
+        first, second   a text, or the ids of its pieces
+        """
+        a, b = (self.encode(part) if isinstance(part, str) else list(part) for part in (first, second or ""))
+        opening = [self.cls_id, *a, self.sep_id]
+        return Row(opening if second is None else [*opening, *b, self.sep_id], len(opening))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Join pieces to readable text, without [PAD], [CLS] and [SEP].

@@ -53,9 +53,9 @@ import data
 import metrics
 from data import DATA_ROOT, Task, say
 from electramed import (
-    IGNORED_LABEL, PRECISIONS, PRESETS, Adam, Device, ElectraConfig, SequenceClassifier, SpanExtractor,
-    TokenTagger, learning_rate_at, load_encoder, load_weights, model_folder, parameter_groups,
-    read_config, save_pretrained, weights_files)
+    IGNORED_LABEL, PRECISIONS, PRESETS, Adam, Device, ElectraConfig, PaddedRows, SequenceClassifier,
+    SpanExtractor, TokenTagger, learning_rate_at, load_encoder, load_weights, model_folder, pad_rows,
+    parameter_groups, read_config, save_pretrained, weights_files)
 from tokenizer import Tokenizer, learn_vocab
 
 
@@ -1126,7 +1126,7 @@ class Answers(Kind):
         """Compute SQuAD's exact match and F1, or BioASQ's measures over all questions and for each batch."""
         if not self.is_bioasq:
             predicted = self.first_texts(examples, predictions)
-            return metrics.squad_scores(predicted, self.gold_texts(examples))._asdict()
+            return metrics.squad_scores(self.gold_texts(examples), predicted)._asdict()
         measures: Measures = {}
         everything = (None, examples, predictions)
         for batch, some, answers in [everything, *self.batches(examples, predictions)]:
@@ -1231,9 +1231,9 @@ class Trained(NamedTuple):
     log: list[str]                              # the lines of log.csv
 
 
-def pad_features(features: Features, width: int, pad_id: int) -> data.Batch:
+def pad_features(features: Features, width: int, pad_id: int) -> PaddedRows:
     """Pad features to a batch of rows of `width` tokens."""
-    return data.pad_batch([(feature.input_ids, feature.first_length) for feature in features], width, pad_id)
+    return pad_rows([(feature.input_ids, feature.first_length) for feature in features], pad_id, width)
 
 
 def predict(model: nn.Module, features: Features, options: Options, pad_id: int, device: Device) -> Outputs:
@@ -1251,7 +1251,7 @@ def predict(model: nn.Module, features: Features, options: Options, pad_id: int,
     for width, rows in plan:
         batch = pad_features([features[row] for row in rows], width, pad_id)
         with torch.inference_mode():
-            logits = model(*device.put(*map(torch.from_numpy, batch))).float().cpu().numpy()
+            logits = model(*device.put(*batch)).float().cpu().numpy()
         for row, output in zip(rows, logits):
             # (T, ...) for a head that judges tokens, here without padding; (C,) for one that judges the row.
             outputs[row] = output[:lengths[row]] if output.ndim == 2 else output
@@ -1306,8 +1306,8 @@ def train(seed: int, prepared: Prepared, options: Options) -> Trained:
         for width, rows in plan:
             # 4. A batch: padded rows, and their labels.
             chosen = [features[row] for row in rows]
-            batch = [*pad_features(chosen, width, prepared.tokenizer.pad_id), kind.label_array(chosen, width)]
-            *inputs, labels = device.put(*map(torch.from_numpy, batch))
+            rows_of_ids = pad_features(chosen, width, prepared.tokenizer.pad_id)
+            *inputs, labels = device.put(*rows_of_ids, torch.from_numpy(kind.label_array(chosen, width)))
 
             # 5. An update: forward, backward, gradients clipped to norm 1, Adam. Losses stay on the device,
             #    because reading one would wait for its step.

@@ -53,7 +53,7 @@ from data import say
 from electramed import (
     CHECKPOINTS, PRECISIONS, PRESETS, Adam, Device, ElectraConfig, ElectraForPretraining, MaskedBatch,
     MaskedLanguageModel, learning_rate_at, load_checkpoint, load_initial, mask_tokens,
-    model_folder, parameter_groups, read_config, save_checkpoint, save_pretrained)
+    model_folder, pad_rows, parameter_groups, read_config, save_checkpoint, save_pretrained)
 from tokenizer import Tokenizer, preprocess_bluebert
 
 Model = ElectraForPretraining | MaskedLanguageModel
@@ -201,13 +201,6 @@ def network(options: Options) -> ElectraConfig:
                                attention_probs_dropout_prob=options.dropout)
 
 
-def with_vocabulary(config: ElectraConfig, tokenizer: Tokenizer) -> ElectraConfig:
-    """Return the configuration with the size and the special ids of a vocabulary."""
-    return dataclasses.replace(
-        config, vocab_size=len(tokenizer.pieces), pad_token_id=tokenizer.pad_id,
-        cls_token_id=tokenizer.cls_id, sep_token_id=tokenizer.sep_id, mask_token_id=tokenizer.mask_id)
-
-
 # --- 2. Data ---
 
 SYNTHETIC_DOCUMENTS = 20_000        # abstracts: 11 MB of text
@@ -309,8 +302,8 @@ def read_batch(shards: data.Shards, numbers: np.ndarray, width: int, config: Ele
     Which tokens are hidden, and the numbers that decide the samples, depend on (seed, step) alone.
     returns   the whole batch, on the host
     """
-    padded = data.pad_batch([shards.example(number) for number in numbers], width, config.pad_token_id)
-    ids, real, segments = map(torch.from_numpy, padded)                            # (B, T) each
+    examples = [shards.example(number) for number in numbers]
+    ids, real, segments = pad_rows(examples, config.pad_token_id or 0, width)      # (B, T) each
     generator = torch.Generator().manual_seed(data.seed_for(seed, step, "mask"))
     masked = mask_tokens(ids, real, config, generator)                             # ids (B, T), slots (B, N)
     return Part(masked, real, segments, masked.weights.sum(), real.sum().float())
@@ -778,7 +771,7 @@ def train_on(device: Device, config: ElectraConfig, options: Options) -> int:
 
         # 3. Model and optimiser. Weights are drawn from --seed; --init replaces them when a run begins.
         torch.manual_seed(data.seed_for(options.seed, 0, "weights"))
-        model = OBJECTIVES[options.objective](with_vocabulary(config, tokenizer))
+        model = OBJECTIVES[options.objective](config.with_tokenizer(tokenizer))
         if options.init and not has_begun:
             load_initial(model, options.init)
         model.to(device.kind)
