@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
     """Print a row for each model of a run; return the exit status."""
     # 1. The options that the run recorded, with corpus and vocabulary as they are given here.
     run_folder = Path(arguments[0])
-    given = data.parse_options(train_pretrain.Options, "", arguments[1:])
+    given = train_pretrain.parse_options(train_pretrain.Options, "", arguments[1:])
     recorded = json.loads((run_folder / "options.json").read_text())
     values = {name: recorded[name] for name in train_pretrain.NAMES if name in recorded}
     options = dataclasses.replace(train_pretrain.Options(**values), corpus=given.corpus, vocab=given.vocab)
