@@ -50,7 +50,8 @@ def arguments(tmp_path_factory) -> list[str]:
 def prepared(arguments, tmp_path_factory):
     """Options, tokenizer and shards of a small run."""
     out = str(tmp_path_factory.mktemp("run"))
-    options = train_pretrain.complete(train_pretrain.parse_options(train_pretrain.Options, "", [*arguments, out]))
+    given = train_pretrain.parse_options(train_pretrain.Options, "", [*arguments, out])
+    options = train_pretrain.complete(given)
     return options, *train_pretrain.prepare_data(options)
 
 
