@@ -1,7 +1,7 @@
 """Check data.py, section by section.
 
 Contents
-  1. Small tools               options, run folders, progress, writing and reading whole files
+  1. Small tools               locked folders, progress, writing and reading whole files
   2. Documents                 sentences of prose; text; then XML and archives
   3. Pre-training examples     segments on paper; equal to a literal reading of the official rules
   4. Shards                    nothing is lost, interrupted builds continue, damage is found
@@ -13,7 +13,6 @@ Contents
 """
 import contextlib
 import csv
-import dataclasses
 import doctest
 import gzip
 import hashlib
@@ -46,8 +45,8 @@ import data
 import tokenizer
 from data import (
     TASKS, Candidate, LabelledText, Question, Reading, SyntheticWorld, bucket_widths, build_examples,
-    build_shards, record_run, corpus_files, cut_splits, fetch_task, find_task, missing_files,
-    open_shards, pad_batch, parse_options, plan_batches, read_documents, read_task, seed_for, split_segments,
+    build_shards, corpus_files, cut_splits, fetch_task, find_task, missing_files,
+    open_shards, plan_batches, read_documents, read_task, seed_for, split_segments,
     split_sentences, synthetic_corpus, verify_shards)
 from metrics import bioasq_question_id
 from tokenizer import SPECIAL_TOKENS, Tokenizer
@@ -119,112 +118,6 @@ def test_the_examples_in_the_docstrings_of_data_run():
 
 # --- 1. Small tools ---
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    corpus: list[str] = data.option([], "files to read")
-    batch_size: int = data.option(8, "examples of a step")
-    learning_rate: float = data.option(1e-3, "of the peak")
-    max_minutes: float | None = data.option(None, "stop after these minutes")
-    device: str = data.option("auto", "where to compute", choices=("auto", "cpu"))
-    widths: list[int] = data.option([16, 32], "row lengths")
-    compile: bool = data.option(False, "compile the model")
-
-
-def test_flags_are_parsed_by_the_types_of_the_dataclass():
-    assert parse_options(Options, "x", []) == Options()
-    arguments = ("--corpus a.txt b --batch-size 4 --learning-rate 2e-4 --max-minutes 1.5 --device cpu "
-                 "--widths 8 9 --compile").split()
-    assert parse_options(Options, "x", arguments) == Options(["a.txt", "b"], 4, 2e-4, 1.5, "cpu", [8, 9],
-                                                             True)
-
-
-@pytest.mark.parametrize("arguments, message", [
-    ("--device tpu", "argument --device: invalid choice: 'tpu'"),
-    ("--batch-size many", "argument --batch-size: invalid int value: 'many'"),
-    ("--max-minutes soon", "argument --max-minutes: invalid float value: 'soon'"),
-    ("--bach-size 4", "unrecognized arguments: --bach-size 4"),
-    ("--corpus", "expected at least one argument")])
-def test_a_wrong_option_is_reported_with_exit_status_2(capsys, arguments, message):
-    with pytest.raises(SystemExit) as stop:
-        parse_options(Options, "x", arguments.split())
-    assert stop.value.code == 2 and message in capsys.readouterr().err
-
-
-def test_help_names_every_flag_and_default(capsys):
-    with pytest.raises(SystemExit) as stop:
-        parse_options(Options, "What it does.", ["--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert stop.value.code == 0
-    for part in ("What it does.", "--batch-size", "examples of a step (default: 8)", "--corpus CORPUS",
-                 "stop after these minutes --", "(default: [16, 32])", "{auto,cpu}", "compile the model"):
-        assert part in text
-
-
-def test_help_shows_the_value_of_every_preset_beside_the_flag(capsys):
-    tables = {"tiny": {"max_minutes": 2.5, "compile": False}, "small": {"max_minutes": 2.5, "compile": True},
-              "base": {"compile": True}}
-    with pytest.raises(SystemExit):
-        parse_options(Options, "x", ["--help"], tables)
-    text = " ".join(capsys.readouterr().out.split())
-    assert "stop after these minutes (tiny, small: 2.5)" in text
-    assert "compile the model (tiny: False; small, base: True)" in text
-    assert parse_options(Options, "x", [], tables) == Options()
-
-
-def test_a_run_folder_refuses_other_values_of_the_options_its_content_depends_on(tmp_path):
-    folder, fixed = tmp_path / "runs" / "one", ("batch_size", "corpus", "compile")
-    record_run(folder, dataclasses.asdict(Options()), fixed, {})
-    recorded = {**dataclasses.asdict(Options()), "made_from": {}}
-    assert json.loads((folder / "options.json").read_bytes()) == recorded
-    record_run(folder, dataclasses.asdict(Options(device="cpu", max_minutes=2.0)), fixed, {})
-    assert json.loads((folder / "options.json").read_bytes())["max_minutes"] == 2.0
-    before = contents(folder)
-    for change, message in (({"batch_size": 9}, "--batch-size 8, now 9"),
-                            ({"compile": True}, "--compile False, now True"),
-                            ({"corpus": ["a"]}, r"--corpus \[\], now \['a'\]")):
-        with pytest.raises(ValueError, match=rf"one holds a run with {message}"):
-            record_run(folder, dataclasses.asdict(dataclasses.replace(Options(), **change)), fixed, {})
-    assert contents(folder) == before
-
-
-@pytest.mark.parametrize("content", ["{", "[1]", '{"learning_rate": 1, "seed": 2}', "[" * 100_000, "\xff"])
-@pytest.mark.parametrize("fixed", [(), ("batch_size",)])
-def test_a_damaged_or_foreign_options_file_is_named_and_kept(tmp_path, content, fixed):
-    path = write(tmp_path / "options.json", content.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"options\.json"):
-        record_run(tmp_path, dataclasses.asdict(Options()), fixed, {})
-    assert path.read_bytes() == content.encode("latin-1")
-
-
-@pytest.mark.parametrize("name", data.RUN_FILES)
-def test_a_folder_with_files_that_a_run_would_replace_is_refused(tmp_path, name):
-    mine = name.replace("*", "1")
-    write(tmp_path / mine, "mine")
-    message = f"holds {re.escape(name)}, but no options.json of a run: choose another --out"
-    with pytest.raises(ValueError, match=message):
-        record_run(tmp_path, dataclasses.asdict(Options()), (), {})
-    assert contents(tmp_path) == {mine: b"mine"}
-
-
-def test_a_run_made_from_other_files_is_refused_once_something_depends_on_them(tmp_path):
-    now, before = dataclasses.asdict(Options()), {"a": "1", "b": "2", "c": "3"}
-    record_run(tmp_path, now, (), before)
-    record_run(tmp_path, now, ("batch_size",), before)
-    for made_from, changed in (({**before, "a": "0"}, "a"), ({"b": "2", "c": "0"}, "a, c"),
-                               ({**before, "d": "4"}, "d")):
-        with pytest.raises(ValueError, match=f"made from other files: {changed} changed: bring them back"):
-            record_run(tmp_path, now, ("batch_size",), made_from)
-    record_run(tmp_path, now, (), {"a": "0"})
-    assert json.loads((tmp_path / "options.json").read_bytes())["made_from"] == {"a": "0"}
-
-
-@pytest.mark.parametrize("made_from", [None, [], "a", 3])
-def test_a_record_of_files_that_is_damaged_is_named(tmp_path, made_from):
-    write(tmp_path / "options.json", json.dumps({**dataclasses.asdict(Options()), "made_from": made_from}))
-    with pytest.raises(ValueError, match=r"options\.json: 'made_from' is .*, expected a value of type dict"):
-        record_run(tmp_path, dataclasses.asdict(Options()), ("batch_size",), {"a": "1"})
-
-
 HOLDER = "import data, sys, time; from pathlib import Path\nwith data.only_process(Path(sys.argv[1])):\n" \
          "    print('held', flush=True); time.sleep(600)"
 
@@ -247,20 +140,6 @@ def test_a_second_process_is_refused_at_once_and_a_killed_one_leaves_nothing(tmp
     for _ in range(2):
         with data.only_process(folder):
             assert list(folder.rglob("*.unfinished")) == [mine]
-
-
-@pytest.mark.parametrize("arguments", [["--name", ""], ["--corpus", "a", ""], ["--limit", ""]])
-def test_an_empty_text_is_refused_by_its_flag(arguments, capsys):
-    @dataclasses.dataclass
-    class Texts:
-        name: str | None = data.option(None, "a name")
-        corpus: list[str] = data.option([], "files")
-        limit: int = data.option(3, "a number")
-
-    with pytest.raises(SystemExit) as stop:
-        parse_options(Texts, "x", arguments)
-    assert stop.value.code == 2 and f"argument {arguments[0]}: " in capsys.readouterr().err
-    assert parse_options(Texts, "x", ["--name", "n", "--corpus", "a", "b"]) == Texts("n", ["a", "b"])
 
 
 def test_what_is_said_to_a_closed_terminal_is_lost_but_stops_nothing(monkeypatch):
@@ -338,20 +217,6 @@ def test_an_error_becomes_one_line_on_stderr_and_an_exit_status(error, status, s
     assert data.run_command(lambda: 0) == 0
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", said)
-
-
-def test_a_number_below_its_bound_is_refused_by_its_flag():
-    @dataclasses.dataclass
-    class Bounded:
-        steps: int = data.option(None, "updates", at_least=1)
-        rate: float = data.option(0.5, "peak", at_least=0)
-
-    assert parse_options(Bounded, "", ["--steps", "1"]) == Bounded(1, 0.5)
-    for arguments, message in ((["--steps", "0"], "--steps must be at least 1, not 0"),
-                               (["--rate", "-1"], "--rate must be at least 0"),
-                               (["--rate", "nan"], "--rate must be")):
-        with pytest.raises(ValueError, match=message):
-            parse_options(Bounded, "", arguments)
 
 
 @given(st.lists(st.integers(), max_size=20), st.integers(0, 5))
@@ -1688,24 +1553,6 @@ def test_padding_is_at_most_a_tenth_on_pubmed_abstracts(real_data):
 def test_an_example_longer_than_the_maximum_is_refused():
     with pytest.raises(ValueError, match="an example has 33 tokens, more than the maximum length 32"):
         plan_batches(np.array([8, 33]), 2, 32, np.random.default_rng(0))
-
-
-def test_rows_are_padded_as_on_paper():
-    batch = pad_batch([([2, 7, 3, 8, 3], 3), (np.array([2, 9, 3], np.uint16), 3)], 6, pad_id=4)
-    assert batch.input_ids.tolist() == [[2, 7, 3, 8, 3, 4], [2, 9, 3, 4, 4, 4]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]]
-    assert batch.token_type_ids.tolist() == [[0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 0, 0]]
-    assert {array.dtype for array in batch} == {np.dtype(np.int64)}
-
-
-@given(st.lists(st.tuples(st.lists(st.integers(0, 65535), min_size=2, max_size=20), st.integers(2, 20)),
-                min_size=1, max_size=5), st.integers(0, 4))
-def test_padding_is_undone_by_the_mask(examples, more):
-    width = max(len(ids) for ids, _ in examples) + more
-    batch = pad_batch(examples, width, pad_id=0)
-    for row, (ids, first) in enumerate(examples):
-        assert batch.input_ids[row][batch.attention_mask[row] == 1].tolist() == ids
-        assert batch.token_type_ids[row].tolist() == [int(first <= i < len(ids)) for i in range(width)]
 
 
 # --- 6. Task files: entities ---
