@@ -1867,23 +1867,18 @@ def score_trained(options: Options) -> str:
 def input_lines(path: str) -> Iterator[Line]:
     """Yield the lines of a file, or of standard input for "-", as they are; of a corpus file its documents.
 
-    XML and archives are read as for pre-training; an empty line stands between their sentences. A pipe can be
-    read only once, so that it holds lines of text, as standard input does.
+    XML and archives are read as for pre-training; an empty line stands between their sentences. The file is
+    opened once, so that a pipe can be read, too.
     raises    ValueError naming file and line where it is not UTF-8, or the archive is damaged
     """
-    if Path(path).is_file() and path != "-" and data.format_of(path) in ("xml", "tar"):
-        for number, document in enumerate(data.read_documents(path), start=1):
-            name = {"document": number, **getattr(document, "id", {})}
-            yield Line(name, f"{path} document {number}", "\n\n".join(document))
-        return
-    if path == "-" and sys.stdin is None:
-        raise ValueError("standard input is closed: --predict FILE reads a file")
-    typed = enumerate(sys.stdin.buffer if path == "-" else (), start=1)
-    decoded = ((number, data.decode_line(line, number, "standard input")) for number, line in typed)
-    for number, text in decoded if path == "-" else data.numbered_lines(path):
-        if number == 1 and data.detect_format(text.encode()) != "text":
-            raise ValueError("standard input holds XML, which is read from files: --predict FILE")
-        yield Line({"line": number}, f"{path} line {number}", text)
+    with data.open_file(path) as file:
+        if data.detect_format(data.head_of(file)) in ("xml", "tar"):
+            for number, document in enumerate(data.read_documents(path, file=file), start=1):
+                yield Line({"document": number, **document.id}, f"{path} document {number}",
+                           "\n\n".join(document))
+        else:
+            for number, text in data.numbered_lines("standard input" if path == "-" else path, file):
+                yield Line({"line": number}, f"{path} line {number}", text)
 
 
 def read_block(block: Sequence[tuple[Line, list]], model: nn.Module, prepared: Prepared,
