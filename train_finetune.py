@@ -1496,73 +1496,22 @@ def find_start(options: Options) -> Path | None:
 def fetch_absent(options: Options) -> None:
     """Download a task's published files if its train or test file is not there.
 
-    raises    FileNotFoundError saying what to put where, when they are not to be downloaded or not published
+    Where that fails, the problem is said. `data.read_splits` then tells what to put where, or cuts the file
+    that is there.
     """
-    try:
-        for split in ("train", "test"):
-            data.find_split(options.task, split, options.data)
-    except FileNotFoundError:
-        if options.offline or not options.data or not data.missing_files(options.task, options.data):
-            raise
-        data.fetch_task(options.task, options.data)
-
-
-def cut_published(options: Options, seed: int, problem: Exception) -> tuple[dict[str, list], str]:
-    """Cut the one published file of a task into parts, and return the splits and the name of the test set.
-
-    seed      part `seed` becomes the test set, counted from 0 and round in a circle
-    problem   the error that led here; it is raised again where there is nothing to cut
-    """
-    parts = data.TASKS[options.task].parts
-    if not parts:
-        raise problem
-    try:
-        whole = data.read_task(options.task, parts.split, options.data)
-    except FileNotFoundError:
-        raise problem from None
-    test_set = f"part {seed % parts.number + 1} of {parts.number} of its {parts.split} file: a cut of our own"
-    say(f"*** {problem}; so the test set is {test_set} ***")
-    return data.cut_splits(data.TASKS[options.task], whole, seed), test_set
-
-
-def read_dev(options: Options, test: list) -> list | None:
-    """Read the development set; return None where there is none, or where it is the test set."""
-    try:
-        dev = data.read_task(options.task, "dev", options.data)
-    except FileNotFoundError as error:
-        say(f"{error}; without it the last epoch counts")
-        return None
-    if dev == test:             # gad and the yes/no questions were published with the same file twice
-        say("the development set is the test set and must choose nothing; the last epoch counts")
-        return None
-    return dev
-
-
-def read_splits(options: Options, seed: int) -> tuple[dict[str, list], str]:
-    """Read train, dev (where there is one) and test; return them, and the name of the test set.
-
-    Some data sets have no test file, or none that can be downloaded. Then one of their files is cut into
-    parts, and each seed takes another part for testing.
-    """
-    # 1. Find or download the files. Where that fails, a task with `parts` is cut from the file that is there.
-    try:
-        if not options.task.startswith("demo-"):
-            fetch_absent(options)
-    except (OSError, ValueError) as problem:
-        return cut_published(options, seed, problem)
-    # 2. The published split. Without a development set, or where it equals the test set, no epoch is chosen:
-    #    the model after the last epoch is used.
-    train, test = (data.read_task(options.task, split, options.data) for split in ("train", "test"))
-    dev = read_dev(options, test)
-    examples = {"train": train, "test": test} if dev is None else {"train": train, "dev": dev, "test": test}
-    return examples, PUBLISHED_TEST_SET
+    absent = not all(data.find_split(options.task, split, options.data) for split in ("train", "test"))
+    if absent and options.data and not options.offline and data.missing_files(options.task, options.data):
+        try:
+            data.fetch_task(options.task, options.data)
+        except (OSError, ValueError) as problem:
+            say(f"*** {problem} ***")
 
 
 def prepare(options: Options, start: Path | None, seed: int) -> Prepared:
     """Read the task's files and the tokenizer, and make the features; print what was cut or split."""
     # 1. Examples, and the labels to tell apart.
     device = Device.choose(options.device, options.precision, options.tpu)
-    examples, test_set = read_splits(options, seed)
+    examples, test_set = data.read_splits(options.task, options.data, seed)
     task = data.TASKS[options.task]
     task = task._replace(negative=options.negative or task.negative)
     kind = KINDS[task.kind](task, examples["train"])
@@ -1699,7 +1648,6 @@ def run_seeds(options: Options) -> tuple[str, list[Measures]]:
             continue
         if prepared is None or (task.parts and not options.search):
             prepared = prepare(options, start, 0 if options.search else seed)
-            record_options(options, start)                  # again: files may have been fetched
         scores = run_seed(seed, prepared, options, folder)
         say(f"seed {seed}: test {task.metric} {100 * scores[task.metric]:.2f}")
     if not prepared:
@@ -1759,7 +1707,6 @@ def search(options: Options) -> Options:
         folder = Path(trial.out) / "seed-0"
         if not (folder / "dev.json").is_file():
             prepared = prepared or prepare(trial, start, 0)
-            record_options(trial, start)                    # again: files may have been fetched
             if "dev" not in prepared.examples:
                 raise ValueError(f"--search: {options.task} has no development set to choose by")
             fit_seed(0, prepared, trial, folder, beat=best)
@@ -1844,8 +1791,6 @@ def score_trained(options: Options) -> str:
     trained = load_finetuned(options.init or options.out)
     folder = Path(options.out) if options.init else model_folder(options.out).parent
     kind, options = as_trained(options, trained)
-    if not options.task.startswith("demo-"):
-        fetch_absent(options)
     examples = {"test": data.read_task(options.task, "test", options.data)}
     device = Device.choose(options.device, options.precision, options.tpu)
     config: Any = trained.model.config
@@ -1942,6 +1887,7 @@ def run(options: Options) -> int:
     if options.predict is not None:
         predict_lines(options)
         return 0
+    fetch_absent(options)
     if options.evaluate:
         print(score_trained(options), flush=True)
         return 0

@@ -1595,6 +1595,7 @@ tagged_words = st.tuples(st.text(plain_characters, min_size=1, max_size=6),
        st.sampled_from([" ", "\t", " NN "]), st.sampled_from(["\n", "\r\n"]))
 def test_any_tagged_sentences_are_read_back(tmp_path_factory, sentences, separator, end):
     folder = tmp_path_factory.getbasetemp() / "tagged"
+    sentences = [[("two", "O"), ("words", "O")], *sentences]            # words of digits alone are refused
     text = end.join("".join(f"{word}{separator}{tag}{end}" for word, tag in sentence)
                     for sentence in sentences)
     write(folder / "test.txt", text)
@@ -1663,11 +1664,15 @@ def test_rows_of_single_words_are_no_header(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "\n", "index\tsentence\tlabel\n"])
-def test_an_empty_development_file_counts_as_none_and_an_empty_test_file_is_refused(tmp_path, content):
-    for split, error in (("dev", FileNotFoundError), ("test", ValueError)):
-        write(tmp_path / f"{split}.tsv", content)
-        with pytest.raises(error, match=f"no examples in the {split} file"):
-            read_task("gad", split, tmp_path)
+def test_an_empty_dev_file_counts_as_none_and_an_empty_test_file_is_refused(tmp_path, capsys, content):
+    for split in ("train", "dev", "test"):
+        write(tmp_path / f"{split}.tsv", content if split == "dev" else "a b\t0\n")
+    splits, test_set = data.read_splits("gad", tmp_path, seed=0)
+    assert (splits.keys(), test_set) == ({"train", "test"}, "test set")
+    assert "gad: no examples in the dev file of" in capsys.readouterr().err
+    write(tmp_path / "test.tsv", content)
+    with pytest.raises(ValueError, match="no examples in the test file"):
+        data.read_splits("gad", tmp_path, seed=0)
 
 
 LABELLED = {
