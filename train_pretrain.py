@@ -790,7 +790,8 @@ def prepare(options: Options, config: ElectraConfig, device: Device) -> tuple[Ru
         torch.manual_seed(data.seed_for(options.seed, 0, "weights"))
         model = OBJECTIVES[options.objective](config.with_tokenizer(tokenizer))
         if options.init and not has_begun:
-            load_initial(model, options.init)
+            if note := load_initial(model, options.init):
+                say(note)
         model.to(device.kind)
         if options.compile:
             # The model is compiled once for each row length. When torch reaches its limit of such
