@@ -1765,17 +1765,14 @@ def input_lines(path: str) -> Iterator[Line]:
     XML and archives are read as for pre-training; an empty line stands between their sentences.
     raises    ValueError naming file and line where it is not UTF-8, or the archive is damaged
     """
-    if path != "-" and data.format_of(path) in ("xml", "tar"):
-        for number, document in enumerate(data.read_documents(path), start=1):
-            name = {"document": number, **getattr(document, "id", {})}
-            yield Line(name, f"{path} document {number}", "\n\n".join(document))
-        return
-    typed = enumerate(sys.stdin.buffer, start=1)
-    decoded = ((number, data.decode_line(line, number, "standard input")) for number, line in typed)
-    for number, text in decoded if path == "-" else data.numbered_lines(path):
-        if number == 1 and text.lstrip().startswith(("<?xml", "<!DOCTYPE")):
-            raise ValueError("standard input holds XML, which is read from files: --predict FILE")
-        yield Line({"line": number}, f"{path} line {number}", text)
+    with data.open_file(path) as file:
+        if data.detect_format(data.head_of(file)) in ("xml", "tar"):
+            for number, document in enumerate(data.read_documents(path, file=file), start=1):
+                yield Line({"document": number, **document.id}, f"{path} document {number}",
+                           "\n\n".join(document))
+        else:
+            for number, text in data.numbered_lines("standard input" if path == "-" else path, file):
+                yield Line({"line": number}, f"{path} line {number}", text)
 
 
 def predict_lines(options: Options) -> None:

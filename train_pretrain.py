@@ -240,12 +240,11 @@ def prepare_data(options: Options) -> tuple[Tokenizer, data.Shards]:
         if not corpus[0].exists():
             say(f"writing the synthetic corpus to {corpus[0]}")
             write_bytes(corpus[0], data.synthetic_corpus(SYNTHETIC_DOCUMENTS, options.seed).encode())
-    files = data.corpus_files(corpus)
 
     # 2. The vocabulary.
     if not options.vocab and not (out / "vocab.txt").exists():
         say(f"learning a vocabulary of {options.vocab_size:,} wordpieces")
-        learnt, _ = data.learn_vocabulary(files, options.vocab_size, not options.cased, reading)
+        learnt, _ = data.learn_vocabulary(corpus, options.vocab_size, not options.cased, reading)
         learnt.save(out)
     tokenizer = load_tokenizer(options.vocab or str(out), options)
 
