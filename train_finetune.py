@@ -37,13 +37,18 @@ import math
 import os
 import random
 import re
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# This comes before torch: it sets how torch's threads wait.
+# The import of torch takes seconds, on a slow disk up to twenty: who waits at a terminal is told why.
+if __name__ == "__main__" and sys.stderr and sys.stderr.isatty():
+    print("importing torch", file=sys.stderr)
+
+# This comes before torch: it sets how torch's threads wait, and what Ctrl-C does meanwhile.
 from train_pretrain import option, parse_options, record_run
 
 import numpy as np
@@ -56,8 +61,8 @@ from data import DATA_ROOT, Task, say
 from electramed import (
     IGNORED_LABEL, PRECISIONS, PRESETS, Adam, Device, ElectraConfig, SequenceClassifier, SpanExtractor,
     TokenTagger, learning_rate_at, load_encoder, load_head, model_folder, pad_rows, parameter_groups,
-    read_config, save_pretrained, weights_files)
-from tokenizer import Tokenizer, learn_vocab
+    read_config, read_whole, save_pretrained, weights_files, written_whole)
+from tokenizer import Tokenizer, learn_vocab, read_object
 
 
 # --- 1. Options and protocol ---
@@ -1266,10 +1271,10 @@ def load_finetuned(directory: str | os.PathLike) -> Finetuned:
 
     raises   ValueError or OSError naming the folder where it holds no fine-tuned model
     """
-    folder = model_folder(directory)
-    model, labels = load_head(folder)
-    facts = data.read_json(folder / TASK_FILE) if (folder / TASK_FILE).is_file() else {}
-    return Finetuned(model, Tokenizer.from_file(folder), tuple(labels), facts)
+    with read_whole(directory) as folder:
+        model, labels = load_head(folder)
+        facts = read_object(folder / TASK_FILE) if (folder / TASK_FILE).is_file() else {}
+        return Finetuned(model, Tokenizer.from_file(folder), tuple(labels), facts)
 
 
 class Prepared(NamedTuple):
@@ -1428,12 +1433,11 @@ def fit_seed(seed: int, prepared: Prepared, options: Options, folder: Path, beat
     beat    the model is written only if its score on the development set is higher
     """
     model, dev_scores, log = train(seed, prepared, options)
-    folder.mkdir(parents=True, exist_ok=True)
     write_lines(folder / "log.csv", log)
     if dev_scores.get(prepared.kind.task.metric, 0.0) > beat:
-        save_pretrained(model, folder / "model", prepared.tokenizer, prepared.kind.labels)
         facts = {"task": options.task, "max_length": options.max_length, "tag_loss": options.tag_loss}
-        write_json(folder / "model" / TASK_FILE, facts)
+        save_pretrained(model, folder / "model", prepared.tokenizer, prepared.kind.labels,
+                        {TASK_FILE: json.dumps(facts, indent=1).encode()})
     # The scores are written last: a folder that has them need not be trained again.
     write_json(folder / "dev.json", dev_scores)
     return dev_scores
@@ -1465,7 +1469,7 @@ def run_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> M
     """Fine-tune once, unless a search or an interrupted run did so; score the model on the test set."""
     if not (folder / "dev.json").is_file():
         fit_seed(seed, prepared, options, folder)
-    model, dev_scores = load_finetuned(folder).model, data.read_json(folder / "dev.json")
+    model, dev_scores = load_finetuned(folder).model, read_object(folder / "dev.json")
     return score_model(f"seed {seed}", model, prepared, options, folder, dev_scores)
 
 
@@ -1523,9 +1527,9 @@ def prepare(options: Options, start: Path | None, seed: int) -> Prepared:
     # 2. Vocabulary and sizes: those of the model, or what the training set gives.
     if start:
         tokenizer = Tokenizer.from_file(start, lowercase=False if options.cased else None)
+        if doubt := tokenizer.casing_doubt():
+            say(f"{start}: {doubt}")
         config = read_config(start)
-        if len(tokenizer.pieces) != config.vocab_size:
-            raise ValueError(f"{start}: {len(tokenizer.pieces)} pieces, vocab_size {config.vocab_size}")
     else:
         texts = [kind.text_of(example) for example in examples["train"]]
         pieces = learn_vocab(texts, SCRATCH_VOCAB_SIZE, lowercase=not options.cased)
@@ -1623,11 +1627,10 @@ def record_options(options: Options, start: Path | None) -> None:
     record_run(out, dataclasses.asdict(options), FIXED if has_begun else (), made_from)
 
 
-def copy_files(source: Path, target: Path) -> None:
-    """Copy the files of a folder into another one."""
-    target.mkdir(parents=True, exist_ok=True)
-    for file in source.iterdir():
-        data.write_bytes(target / file.name, file.read_bytes())
+def copy_model(source: Path, target: Path) -> None:
+    """Copy the model of a run or a seed to another one, in place of the model there."""
+    with written_whole(target / "model") as folder:
+        shutil.copytree(source / "model", folder)
 
 
 def run_seeds(options: Options) -> tuple[str, list[Measures]]:
@@ -1654,7 +1657,7 @@ def run_seeds(options: Options) -> tuple[str, list[Measures]]:
         say(f"nothing was trained: all {options.seeds} seeds of {out} were finished before")
 
     # 2. The table of all seeds, also of those that were finished before.
-    results = [data.read_json(folder / "scores.json") for folder in folders]
+    results = [read_object(folder / "scores.json") for folder in folders]
     tests = [result["test"] for result in results]
     table = score_table(options, tests, "; ".join(dict.fromkeys(result["test_set"] for result in results)))
     write_lines(out / "table.txt", [table])
@@ -1662,7 +1665,7 @@ def run_seeds(options: Options) -> tuple[str, list[Measures]]:
     # 3. The model to use: that of the seed with the best development score (the test set never chooses).
     #    Without a development set all seeds count 0, and max takes the first.
     best = max(range(options.seeds), key=lambda seed: results[seed]["dev"].get(task.metric, 0.0))
-    copy_files(folders[best] / "model", out / "model")
+    copy_model(folders[best], out)
     files = ", ".join(sorted(os.listdir(folders[best])))
     say(f"{folders[best]} holds {files}; to read a text: python train_finetune.py --out {out} --predict FILE")
     return table, tests
@@ -1710,7 +1713,7 @@ def search(options: Options) -> Options:
             if "dev" not in prepared.examples:
                 raise ValueError(f"--search: {options.task} has no development set to choose by")
             fit_seed(0, prepared, trial, folder, beat=best)
-        score = data.take(data.read_json(folder / "dev.json"), metric, float, str(folder / "dev.json"))
+        score = read_object(folder / "dev.json")[metric]
         best = max(best, score)
         say(f"trial {number} of {len(trials)}: {Path(trial.out).name}: dev {metric} {100 * score:.2f}")
         scored.append((score, trial))
@@ -1898,7 +1901,7 @@ def run(options: Options) -> int:
             chosen = search(options) if options.search else options
             result, _ = run_seeds(chosen)
             if options.search:                  # so that --predict finds the best model where it looks
-                copy_files(Path(chosen.out) / "model", Path(options.out) / "model")
+                copy_model(Path(chosen.out), Path(options.out))
     print(result, flush=True)
     return 0
 
@@ -1929,7 +1932,7 @@ def check(options: Options) -> None:
     # 6. Where to compute.
     if options.tpu and options.device != "auto":
         raise ValueError("--tpu computes on XLA devices: drop --device")
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError("fine-tuning uses one device, or with --tpu all of this machine: drop torchrun")
 
 
