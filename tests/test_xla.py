@@ -80,8 +80,8 @@ def run(prepared, device, dropout=0.0):
     losses, widths, counts = [], [], []
     for step in range(options.steps):
         batch = order.batch(step, model.config)
-        result = train_pretrain.StepResult(*train_pretrain.training_step(run, step, batch).tolist())
-        losses.append([result.mlm_loss, result.discriminator_loss])
+        _, mlm_loss, discriminator_loss, _ = train_pretrain.training_step(run, step, batch).tolist()
+        losses.append([mlm_loss, discriminator_loss])
         widths.append(batch.attention_mask.shape[1])
         counts.append(compilations())
     return torch.tensor(losses), widths, counts
