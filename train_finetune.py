@@ -40,7 +40,7 @@ import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -248,7 +248,7 @@ class Feature(NamedTuple):
 
         input_ids  [CLS]  kel  ##marin  fever  [SEP]            (as numbers)
         labels      -100    1     -100      2   -100            (-100 is IGNORED_LABEL: no label here)
-        spots       word 0 at position 1, word 1 at position 3
+        spots       (1, 0), (3, 1): word 0 is at position 1, word 1 at position 3
     """
 
     example: int                # number of the example it was cut from; a long example gives several features
@@ -306,13 +306,28 @@ def best_windows(length: int, windows: list[tuple[int, int]]) -> np.ndarray:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Compute probabilities along the last axis: exp(x) / sum(exp(x)), written so that no exp overflows."""
+    """Compute probabilities along the last axis, (..., C) -> (..., C): exp(x) / sum(exp(x)).
+
+    It is written so that no exp overflows:
+
+    >>> softmax(np.array([1000.0, 1000.0]))
+    array([0.5, 0.5])
+    """
     return np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """Compute a probability from each logit by itself: 1 / (1 + exp(-x)), also without overflow."""
     return np.exp(-np.logaddexp(0, -logits))
+
+
+def visible(text: str) -> str:
+    """Write control characters as escapes, so that a label or name can do nothing to a terminal or a table.
+
+    >>> visible("gene\\t\\x1b[31m")
+    'gene\\\\t\\\\x1b[31m'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def precision_recall_f1(scores: metrics.Scores, prefix: str = "") -> Measures:
@@ -324,7 +339,7 @@ def precision_recall_f1(scores: metrics.Scores, prefix: str = "") -> Measures:
     """
     named = {prefix: scores}
     if len(scores.per_type) > 1:
-        named |= {f"{name} ": part for name, part in sorted(scores.per_type.items())}
+        named |= {f"{visible(name)} ": part for name, part in sorted(scores.per_type.items())}
     measures: Measures = {}
     for name, part in named.items():
         measures |= {f"{name}precision": part.precision, f"{name}recall": part.recall, f"{name}f1": part.f1}
@@ -350,8 +365,15 @@ class Mistake(NamedTuple):
 
 
 def escape_markdown(text: str) -> str:
-    """Put a text on one line, with a backslash before the characters that mean something in Markdown."""
-    return " ".join(text.split()).translate({ord(character): "\\" + character for character in "\\`*[]<"})
+    """Put a text on one line, with a backslash before what means something in Markdown.
+
+    Some characters mean something everywhere, others where a line begins, as "1." does, or "-":
+
+    >>> print(escape_markdown("1. cell_line  *"), escape_markdown("- a 1. b"))
+    1\\. cell\\_line \\* \\- a 1. b
+    """
+    text = re.sub(r"[\\`*_~&\[\]<>#]|^[-+=]", r"\\\g<0>", visible(" ".join(text.split())))
+    return re.sub(r"^(\d+)(?=[.)])", r"\1\\", text)
 
 
 def write_errors(path: Path, title: str, mistakes: list[Mistake]) -> None:
@@ -366,7 +388,7 @@ def write_errors(path: Path, title: str, mistakes: list[Mistake]) -> None:
     places: dict[tuple[str, str], list[str]] = {}               # (gold, predicted) -> texts
     for gold, predicted, text in mistakes:
         places.setdefault((gold, predicted), []).append(escape_markdown(text))
-    lines = [f"# {title}: {len(mistakes)}"]
+    lines = [f"# {escape_markdown(title)}: {len(mistakes)}"]
     for (gold, predicted), texts in sorted(places.items(), key=lambda item: -len(item[1])):
         lines += ["", f"## {len(texts)} x {escape_markdown(gold)} -> {escape_markdown(predicted)}", ""]
         lines += [f"- {text}" for text in texts]
@@ -394,8 +416,8 @@ def read_pair(line: Line) -> tuple[str, str]:
 def locate_words(text: str, tokenizer: Tokenizer) -> tuple[list[int], list[int], list[tuple[int, int]]]:
     """Encode a text, and find the words that its pieces spell.
 
-    A piece without ## begins a word, so that punctuation is a word of its own, as in the training files:
-    "kelmarin fever." has the words "kelmarin", "fever" and ".".
+    A piece without ## begins a word, so that every punctuation mark is a word of its own: "kelmarin fever."
+    has the words "kelmarin", "fever" and ".".
 
     returns   ids; the number of the word that each piece belongs to; the characters (start, end) of each word
     """
@@ -418,12 +440,19 @@ class Kind:
     tokens. A *prediction* is what all features of one example say together: tags, a label, a probability,
     or answers.
 
-    To add a kind, derive a class from this one, or from Classification where a text or pair has one label:
+    A new kind whose examples are texts, or pairs, with one label each derives from Classification and writes
+    two things: `purpose`, and `score`. Any other kind derives from this class and writes, in this order:
 
-    1. Write the methods that are only declared here: encode, new_model, decode, score, write, errors,
-       raw_examples, results.
-    2. Override the others where the kind differs.
-    3. Name the class in KINDS, and its reader and a task in data.py; its measure belongs in metrics.py.
+    1. purpose        what it is for, in two words
+    2. encode         examples -> features: rows of ids with their labels
+    3. new_model      config -> the encoder with a head of electramed.py; its `loss` takes what label_array
+                      returns, so label_array is next where a label is no single number
+    4. decode         outputs -> one prediction for each example
+    5. score, write, errors      predictions -> measures, the submission file, errors.md
+    6. raw_examples, results     a line of text -> examples; their outputs -> what --predict prints
+
+    Then three names make it known: the class in KINDS, its reader in data.READERS, a task in data.TASKS,
+    whose `metric` is one of the measures. Gold labels fed back as outputs must score 1: test that first.
     """
 
     purpose = ""                            # in words, for messages
@@ -431,10 +460,18 @@ class Kind:
     nothing: dict[str, Any] = {}            # the result of an empty line of raw text
     remark = ""                             # what a reader of the scores has to know
 
-    def __init__(self, task: Task, examples: Examples = ()) -> None:
-        """Take the labels that the task names; where it names none, find them in its training examples."""
+    def __init__(self, task: Task, examples: Examples = (), facts: dict[str, Any] | None = None) -> None:
+        """Take the labels that the task names; where it names none, find them in its training examples.
+
+        facts    what find_facts found when the model was trained; None: find it in the examples
+        """
         self.task = task
         self.labels: tuple[str, ...] = task.labels or self.find_labels(examples)
+        self.facts = self.find_facts(examples) if facts is None else facts
+
+    def find_facts(self, examples: Examples) -> dict[str, Any]:
+        """Return what is to be known of the training examples when raw text is read; task.json keeps it."""
+        return {}
 
     # Labels and vocabulary, where the task or the model does not bring them.
 
@@ -470,8 +507,8 @@ class Kind:
 
     def announce(self, split: str, examples: Examples, features: Features) -> None:
         """Say before training what no model can get right: here, labels that the training set lacks."""
-        if unknown := self.count_labels(examples).keys() - set(self.labels):
-            say(f"*** {', '.join(sorted(unknown))}: not in the training set, so always missed in {split} ***")
+        if unknown := sorted(map(visible, self.count_labels(examples).keys() - set(self.labels))):
+            say(f"*** {', '.join(unknown)}: not in the training set, so always missed in {split} ***")
 
     # Builds a new model, an encoder with this kind's head on top: (config) -> model.
     new_model: Callable[[ElectraConfig], nn.Module]
@@ -521,12 +558,69 @@ class Kind:
 
 
 # --- 2.2 Tagging ---
+#
+# Training files differ in how they cut words: JNLPBA's keeps IL-2 whole, that of ncbi-disease makes it three
+# words, IL - 2. Raw text has to be cut as the training file was, so training writes down what that file does.
 
-class WordSpot(NamedTuple):
-    """Say where the tag of a word stands in a row."""
+CUT_BEFORE = re.compile(r"(?!.*\S[.,](?!\S)).*(?<!\S)[.,](?!\S)", re.S)     # text whose words are cut already
+MARK = re.compile(r"[^a1\s]")                   # a punctuation mark or symbol, in an outline
 
-    position: int               # of the word's first wordpiece, counted from [CLS] at 0
-    word: int                   # number of the word in its sentence
+
+def outline(text: str) -> str:
+    """Write each letter as "a" and each digit as "1": "IL-2 (p53)" becomes "aa-1 (a11)"."""
+    return re.sub(r"\d", "1", re.sub(r"[^\W\d_]", "a", text))
+
+
+def mark_shape(left: str, mark: str, right: str) -> str:
+    """Return a mark with the characters of the outline beside it; another mark counts as a space.
+
+    The shape of the mark in IL-2 is "a-1", in CD4+ "1+ ", and in "-dependent" " -a".
+    """
+    return re.sub("[^a1]", " ", left) + mark + re.sub("[^a1]", " ", right)
+
+
+def marks_inside_words(examples: Sequence[data.TaggedSentence]) -> list[str]:
+    """List the shapes of the marks that a file keeps inside its words more often than not.
+
+    >>> marks_inside_words([data.TaggedSentence("IL-2 raised CD4+ cells - ( p53 )".split(), ["O"] * 8)])
+    ['1+ ', 'a-1']
+    """
+    inside, alone = Counter[str](), Counter[str]()
+    for example in examples:
+        text = f"  {outline(' '.join(example.words))}  "
+        for found in MARK.finditer(text):
+            mark, place = found[0], found.start()
+            left, right = text[place - 1], text[place + 1]
+            if left == right == " ":
+                # A word of its own. Whether there were spaces beside it in the text that the file was made
+                # from is not known. So it counts against each shape that it may have had.
+                sides = itertools.product((text[place - 2], " "), (text[place + 2], " "))
+                alone.update({mark_shape(before, mark, after) for before, after in sides})
+            else:
+                inside[mark_shape(left, mark, right)] += 1
+    return sorted(shape for shape in inside if inside[shape] > alone[shape])
+
+
+def cut_words(text: str, tokenizer: Tokenizer, inside: Container[str]) -> list[tuple[int, int]]:
+    """Cut raw text into words as a training file was cut.
+
+    inside    shapes of marks that the file keeps inside words (marks_inside_words)
+    returns   characters (start, end) of each word. Other marks are words of their own, as locate_words has
+              them. Where each comma and full stop stands between spaces, the text was cut into words before,
+              and its spaces are the only borders
+    """
+    if CUT_BEFORE.match(text):
+        return [found.span() for found in re.finditer(r"\S+", text)]
+    outlined = f" {outline(text)} "
+    joins = {found.start() - 1 for found in MARK.finditer(outlined) if mark_shape(
+        outlined[found.start() - 1], found[0], outlined[found.end()]) in inside}
+    words: list[tuple[int, int]] = []
+    for start, end in locate_words(text, tokenizer)[2]:
+        # A mark that joins is in one word with what it touches on either side.
+        if words and words[-1][1] == start and joins & {start - 1, start}:
+            start, _ = words.pop()
+        words.append((start, end))
+    return words
 
 
 class RawSentence(NamedTuple):
@@ -549,8 +643,9 @@ class Tagging(Kind):
         fever       I-Disease
 
     Features    A sentence becomes one row, or several windows that overlap. The tag of a word stands on its
-                first wordpiece, in the window where that piece has most context (Feature shows an example).
-                All other positions have no label: neither loss nor prediction looks at them.
+                first wordpiece, in the window where that piece has most context. Spots are (position, word):
+                where in the row the first piece of which word stands (Feature shows an example). All other
+                positions have no label: neither loss nor prediction looks at them.
     Head        C logits for each token; the largest one at a word's position is its predicted tag.
     Loss        Softmax over the C tags, or with --tag-loss binary one classifier for each tag.
     Scores      Tags are read as entities by the rules of conlleval: an entity counts when its type and both
@@ -561,6 +656,10 @@ class Tagging(Kind):
 
     purpose = "entities"
     own_options = ("tag_loss",)
+
+    def find_facts(self, examples: Examples) -> dict[str, Any]:
+        """Return how the words of raw text are to be cut: {"marks_inside_words": ["1+ ", "a-1"]}."""
+        return {"marks_inside_words": marks_inside_words(examples)}
 
     def count_labels(self, examples: Examples) -> Counter[str]:
         """Count how often each tag occurs."""
@@ -577,10 +676,10 @@ class Tagging(Kind):
     def encode(self, examples: Examples, tokenizer: Tokenizer, max_length: int) -> list[Feature]:
         """Cut sentences into rows [CLS] window [SEP]; no word is lost, however long the sentence.
 
-        Windows overlap by half. So every word has, in one of them, at least a quarter of a window of text on
-        each side, or all the text that the sentence has there. With 4 pieces in a window, "a b c d e f" is
-        read as "a b c d" and "c d e f": the tags of a, b and c stand in the first window, those of d, e and f
-        in the second.
+        A window begins every half window. So each word is in one window that shows at least a quarter of its
+        length before the word, and as much after it, where the sentence goes on that far. With 4 pieces in a
+        window, "a b c d e f" is read as "a b c d" and "c d e f": the tags of a, b and c stand in the first
+        window, those of d, e and f in the second.
 
         A tag that is not among the labels is not trained on, but still counts when predictions are scored.
         source    the first piece has the label, as in TF tagging_tasks.py; there long sentences are cut
@@ -589,22 +688,22 @@ class Tagging(Kind):
         capacity = max_length - 2                                           # without [CLS] and [SEP]
         features = []
         for number, example in enumerate(examples):
-            # 1. Wordpieces, the word that each belongs to, and the first piece of each word. A word of which
-            #    cleaning leaves nothing is one [UNK], so that every word has a first piece.
+            # 1. Wordpieces, and the word that each belongs to. A word of which cleaning leaves nothing is one
+            #    [UNK], so that every word has a first piece.
             ids, word_of = tokenizer.encode_words(example.words)
-            is_opening = [not piece or word_of[piece - 1] < word for piece, word in enumerate(word_of)]
             # 2. Windows, and for each piece the one to which it belongs.
             windows = split_windows(len(ids), capacity, capacity // 2)
             window_of = best_windows(len(ids), windows)
-            # 3. One row for each window, with the tags of the words that belong to it.
+            # 3. One row for each window, with the tags of the words whose first piece belongs to it.
             for window, (start, end) in enumerate(windows):
-                spots = [WordSpot(1 + piece - start, word_of[piece]) for piece in range(start, end)
-                         if is_opening[piece] and window_of[piece] == window]
-                labels = [IGNORED_LABEL] * (end - start + 2)
-                for spot in spots:
-                    labels[spot.position] = number_of.get(example.tags[spot.word], IGNORED_LABEL)
-                input_ids = [tokenizer.cls_id, *ids[start:end], tokenizer.sep_id]
-                features.append(Feature(number, input_ids, len(input_ids), labels, spots))
+                row = tokenizer.row(ids[start:end])
+                labels, spots = [IGNORED_LABEL] * len(row.ids), []
+                for piece in range(start, end):
+                    word, is_first = word_of[piece], piece == 0 or word_of[piece - 1] < word_of[piece]
+                    if is_first and window_of[piece] == window:
+                        spots.append((1 + piece - start, word))             # [CLS] is at position 0
+                        labels[1 + piece - start] = number_of.get(example.tags[word], IGNORED_LABEL)
+                features.append(Feature(number, *row, labels, spots))
         return features
 
     def new_model(self, config: ElectraConfig) -> nn.Module:
@@ -639,8 +738,8 @@ class Tagging(Kind):
         """
         words: list[list[Any]] = [[None] * len(example.words) for example in examples]
         for feature, value in zip(features, values):
-            for spot in feature.spots:
-                words[feature.example][spot.word] = value[spot.position]
+            for position, word in feature.spots:
+                words[feature.example][word] = value[position]
         return words
 
     def decode(self, examples: Examples, features: Features, outputs: Outputs) -> list[list[str]]:
@@ -683,9 +782,9 @@ class Tagging(Kind):
 
     def raw_examples(self, line: Line, tokenizer: Tokenizer) -> list[RawSentence]:
         """Split a line into sentences, and these into words, of which each keeps its place in the line."""
-        sentences = []
+        sentences, inside = [], self.facts.get("marks_inside_words", [])    # models of before have none
         for first, last in data.split_sentences(line.text):
-            _, _, words = locate_words(line.text[first:last], tokenizer)
+            words = cut_words(line.text[first:last], tokenizer, inside)
             spans = [(first + start, first + end) for start, end in words]
             texts = [line.text[start:end] for start, end in spans]
             sentences.append(RawSentence(texts, ["O"] * len(texts), spans, line.text))
@@ -736,27 +835,23 @@ class Classification(Kind):
         """Make one row of each example; of a pair that is too long, the longer part is cut piece by piece.
 
         With room for 6 pieces, parts of 3 and 9 pieces become 3 and 3, parts of 1 and 9 become 1 and 5.
+        A label that the training set lacks is no label: it is not trained on, and always missed.
         source    TF classification_tasks.truncate_seq_pair
         """
+        number_of = {label: number for number, label in enumerate(self.labels)}
         features = []
         for number, example in enumerate(examples):
             is_pair = example.text_pair is not None
             first, second = tokenizer.encode(example.text), tokenizer.encode(example.text_pair or "")
             room = max_length - 2 - is_pair                     # without [CLS] and a [SEP] for each part
-            # Cut one piece at a time from the longer part: each keeps half of the room, or its whole length.
             is_cut = len(first) + len(second) > room
             while len(first) + len(second) > room:
                 longer = first if len(first) > len(second) else second
                 longer.pop()
-            input_ids = [tokenizer.cls_id, *first, tokenizer.sep_id]
-            if is_pair:
-                input_ids += [*second, tokenizer.sep_id]
-            features.append(Feature(number, input_ids, len(first) + 2, self.target(example), is_cut=is_cut))
+            row = tokenizer.row(first, second if is_pair else None)
+            label = number_of.get(example.label, IGNORED_LABEL)
+            features.append(Feature(number, *row, label, is_cut=is_cut))
         return features
-
-    def target(self, example: Any) -> Any:
-        """Return what the head is to learn for an example: the number of its label, where it has one."""
-        return self.labels.index(example.label) if example.label in self.labels else IGNORED_LABEL
 
     def new_model(self, config: ElectraConfig) -> nn.Module:
         """Build the classifier: C logits for each row."""
@@ -789,12 +884,11 @@ class Classification(Kind):
         """Return a label of each text or pair, and its probability."""
         results = []
         for example, output in zip(examples, outputs):
-            label = int(output.argmax())
-            asked = {"text": example.text}
-            if example.text_pair is not None:
-                asked = {"question": example.text, "passage": example.text_pair}
-            score = round(float(softmax(output)[label]), 4)
-            results.append({**asked, "label": self.labels[label], "score": score})
+            is_pair = example.text_pair is not None
+            names = ("question", "passage") if is_pair else ("text",)
+            asked = dict(zip(names, (example.text, example.text_pair)))
+            score = round(float(softmax(output).max()), 4)
+            results.append({**asked, "label": self.labels[int(output.argmax())], "score": score})
         return results
 
 
@@ -818,6 +912,12 @@ class Relations(Classification):
     purpose = "relations"
     own_options = ("negative",)
 
+    def __init__(self, task: Task, examples: Examples = (), facts: dict[str, Any] | None = None) -> None:
+        """Take or find the labels, and say which one was taken for the negative one: scores leave it out."""
+        super().__init__(task, examples, facts)
+        self.negative = task.negative or self.labels[0]
+        self.remark = f", {self.negative!r} taken for \"no relation\""
+
     def find_labels(self, examples: Examples) -> tuple[str, ...]:
         """List the labels that occur, the negative one first.
 
@@ -828,16 +928,6 @@ class Relations(Classification):
         by_name = [label for name in NEGATIVE_NAMES for label in sorted(counts) if label.casefold() == name]
         negative = self.task.negative or (by_name or counts.most_common(1)[0])[0]
         return (negative, *sorted(counts.keys() - {negative}))
-
-    @property
-    def negative(self) -> str:
-        """Return the label that means "no relation"; it is the first one, unless the task names it."""
-        return self.task.negative or self.labels[0]
-
-    @property
-    def remark(self) -> str:                                        # type: ignore[override]
-        """Say which label was taken for the negative one: the scores leave it out."""
-        return f", {self.negative!r} taken for \"no relation\""
 
     def score(self, examples: Examples, predictions: Sequence[str]) -> Measures:
         """Compute micro-averaged precision, recall and F1 over all labels but the negative one."""
@@ -864,17 +954,19 @@ class YesNo(Classification):
     """
 
     purpose = "yes/no questions"
-    names = {"1": "yes", "0": "no"}
 
     def score(self, examples: Examples, predictions: Sequence[str]) -> Measures:
         """Compute BioASQ's measures: the mean of the answers' F1, accuracy, and each answer by itself."""
-        scores = metrics.relation_scores([example.label for example in examples], predictions, negative="")
+        gold = [example.label for example in examples]
+        answers = sorted({*self.labels, *gold}, reverse=True)               # 1 before 0, yes before no
+        scores = metrics.relation_scores(gold, predictions, negative="")
         measures = {"macro_f1": 0.0, "accuracy": scores.recall}
-        answers = sorted({*self.labels, *(example.label for example in examples)}, reverse=True)
-        for answer in answers:                                              # 1 before 0, yes before no
+        # 1 and 0 mean yes and no where there are no other labels.
+        names = {"1": "yes", "0": "no"} if {"0", "1"}.issuperset(answers) else {}
+        for answer in answers:
             each = scores.per_type.get(answer, metrics.Scores(0, 0, 0))     # neither gold nor predicted
             measures["macro_f1"] += each.f1 / len(answers)
-            measures |= precision_recall_f1(each, f"{self.names.get(answer, answer)} ")
+            measures |= precision_recall_f1(each, f"{visible(names.get(answer, answer))} ")
         return measures
 
 
@@ -899,12 +991,22 @@ class Ranking(Classification):
     own_options = ("class_weights",)
     nothing = {"probability": None}
 
+    def __init__(self, task: Task, examples: Examples = (), facts: dict[str, Any] | None = None) -> None:
+        """Check the labels: those of a model that was trained elsewhere may be others.
+
+        raises    ValueError for other labels than 0 and 1, in this order: the second logit is read as "right"
+        """
+        super().__init__(task, examples, facts)
+        if self.labels != ("0", "1"):
+            raise ValueError(f"the model ranks by the labels {', '.join(map(visible, self.labels))}: expected"
+                             ' 0 (wrong), then 1 (right); mend "id2label" in its config.json')
+
     def loss_settings(self, options: Options, device: Device) -> dict[str, Any]:
         """Return the weights of the two labels, where they are asked for.
 
         source    Bio-ELECTRA's weighted re-ranker: 1 and 99
         """
-        weights, = device.put(torch.tensor(CLASS_WEIGHTS))
+        weights = torch.tensor(CLASS_WEIGHTS, device=device.kind)
         return {"class_weights": weights if options.class_weights else None}
 
     def decode(self, examples: Examples, features: Features, outputs: Outputs) -> list[float]:
@@ -971,6 +1073,19 @@ Questions = Sequence[data.Question]
 AnswerLists = Sequence[list[Answer]]           # for each question and passage, best first
 
 
+class Asked(NamedTuple):
+    """Hold a question with all accepted answers, and the texts answered: in BioASQ from all its snippets."""
+
+    example: data.Question      # the first of its passages
+    gold: list[str]
+    texts: list[str]            # best first
+
+    @property
+    def first(self) -> str:
+        """Return the best text; the empty one where nothing was answered."""
+        return self.texts[0] if self.texts else ""
+
+
 class Answers(Kind):
     """Answer a question with a span of a passage.
 
@@ -990,7 +1105,7 @@ class Answers(Kind):
 
     Scores and submission files differ. SQuAD: exact match and F1 of the best answer; a JSON file {id: text}.
     BioASQ: up to five answers to each question, merged from all its snippets, by strict and lenient
-    accuracy and MRR, over all questions and for each of the five test batches; one file for each batch.
+    accuracy and MRR, over all questions and for each test batch; one file for each batch.
     """
 
     purpose = "questions"
@@ -1021,6 +1136,7 @@ class Answers(Kind):
             # 1. Wordpieces of the question, and of the passage with the characters they stand for.
             whole_question = tokenizer.encode(example.question)
             question = whole_question[:min(question_length, max_length - 7)]    # some room for the passage
+            is_cut = len(question) < len(whole_question)
             ids, word_of, words = locate_words(example.context, tokenizer)
             before = len(question) + 2                      # [CLS] question [SEP]
             capacity = max_length - before - 1              # and the last [SEP]
@@ -1039,9 +1155,8 @@ class Answers(Kind):
                     labels = (before + gold[0] - start, before + gold[-1] - start)
                 spots = [PieceSpot(before + piece - start, *words[word_of[piece]],
                                    bool(window_of[piece] == window)) for piece in range(start, end)]
-                input_ids = [tokenizer.cls_id, *question, tokenizer.sep_id, *ids[start:end], tokenizer.sep_id]
-                features.append(Feature(number, input_ids, before, labels, spots,
-                                        is_cut=len(question) < len(whole_question)))
+                row = tokenizer.row(question, ids[start:end])
+                features.append(Feature(number, *row, labels, spots, is_cut))
         return features
 
     def findable(self, examples: Questions, features: Features) -> list[list[Answer]]:
@@ -1052,43 +1167,37 @@ class Answers(Kind):
         """
         found: list[list[Answer]] = [[] for _ in examples]
         for feature in features:
-            # The last position at which an answer can begin, and the first at which it can end, by the first
-            # and last character of the word there.
             example = examples[feature.example]
+            # 1. The characters of the gold answers. Where only their texts are known (BioASQ's test sets),
+            #    every place that reads like one counts.
+            places = [(start, start + len(text)) for text, start in example.answers]
+            for synonym in filter(None, [] if places else example.gold or []):
+                places += [match.span() for match in re.finditer(re.escape(synonym), example.context, re.I)]
+            # 2. The last position at which an answer can begin, and the first at which it can end, by the
+            #    first and last character of the word there.
             first = {spot.start: spot.position for spot in feature.spots if spot.is_best}
             last = {spot.end: spot.position for spot in reversed(feature.spots)}
-            for start, end in self.gold_places(example):
+            for start, end in places:
                 if start in first and end in last and last[end] - first[start] < MAX_ANSWER_PIECES:
                     found[feature.example].append(Answer(example.context[start:end], start, end, 1.0))
         return found
-
-    def gold_places(self, example: data.Question) -> list[tuple[int, int]]:
-        """List the characters (start, end) of the gold answers in the passage.
-
-        Where gold is a list of synonyms (BioASQ's test sets), every place with the text of one counts.
-        """
-        if example.answers:
-            return [(start, start + len(text)) for text, start in example.answers]
-        places = []
-        for synonym in filter(None, example.gold or []):
-            found = re.finditer(re.escape(synonym), example.context, re.IGNORECASE)
-            places += [match.span() for match in found]
-        return places
 
     def announce(self, split: str, examples: Questions, features: Features) -> None:
         """Say how many questions have no gold answer, and how many have none that decode() is able to give.
 
         The gold answers that it can give are scored as if they were the predictions. No model can give more
         exact answers; only F1, which counts words, can rise above this where an answer is nearly right.
+        Where each question has such an answer, there is nothing to say.
         """
         if without := sum(not example.answers and example.gold is None for example in examples):
             say(f"*** {without} questions of {split} score 0: without golden files they have no answer ***")
         found = self.findable(examples, features)
-        ceiling = self.score(examples, found)[self.task.metric]
         asked = {self.question_id(example) for example in examples}
         answered = {self.question_id(example) for example, answers in zip(examples, found) if answers}
-        say(f"{split}: {len(asked - answered)} of {len(asked)} questions have no gold answer that is a span "
-            f"of a window; the others, fed back as predictions, score {self.task.metric} {100 * ceiling:.2f}")
+        if missing := len(asked - answered):
+            ceiling = self.score(examples, found)[self.task.metric]
+            say(f"{split}: {missing} of {len(asked)} questions have no gold answer that is a span of a window"
+                f"; the others, fed back as predictions, score {self.task.metric} {100 * ceiling:.2f}")
 
     def new_model(self, config: ElectraConfig) -> nn.Module:
         """Build the extractor: two logits for each token, of the start and of the end."""
@@ -1109,8 +1218,7 @@ class Answers(Kind):
         proposed: list[dict[tuple[int, int], float]] = [{} for _ in examples]       # (start, end) -> score
         for feature, logits in zip(features, outputs):
             spot_at = {spot.position: spot for spot in feature.spots}
-            starts = np.argsort(-logits[:, 0], kind="stable")[:best].tolist()
-            ends = np.argsort(-logits[:, 1], kind="stable")[:best].tolist()
+            starts, ends = np.argsort(-logits, axis=0, kind="stable")[:best].T.tolist()
             for start, end in itertools.product(starts, ends):
                 first, last = spot_at.get(start), spot_at.get(end)
                 if first and last and first.is_best and start <= end < start + max_pieces:
@@ -1122,9 +1230,7 @@ class Answers(Kind):
         answers: list[list[Answer]] = []
         for example, spans in zip(examples, proposed):
             kept = sorted(spans, key=lambda span: -spans[span])[:best]
-            # The best score is subtracted, so that no exp overflows.
-            exponentials = np.exp(np.array([spans[span] - spans[kept[0]] for span in kept]))
-            shares = exponentials / exponentials.sum()
+            shares = softmax(np.array([spans[span] for span in kept]))
             answers.append([Answer(example.context[start:end], start, end, float(share))
                             for (start, end), share in zip(kept, shares)])
         return answers
@@ -1133,54 +1239,45 @@ class Answers(Kind):
         """Return what all passages of a question share: in BioASQ q1_000 and q1_001 both ask q1."""
         return metrics.bioasq_question_id(example.id) if self.is_bioasq else example.id
 
-    def gold_texts(self, examples: Questions) -> dict[str, list[str]]:
-        """List the accepted answers to each question: synonyms, or else the answers in its passages.
+    def questions(self, examples: Questions, predictions: AnswerLists) -> dict[str, Asked]:
+        """Collect what belongs to each question: {"q1": Asked(example, ["fever", ...], ["gout", ...])}.
 
-        BioASQ's training questions and SQuAD's have answers with their places. BioASQ's test questions have
-        synonyms from the golden files: {"q1": ["kelmarin fever", "KF"]}. All snippets of a question share one
-        list.
+        Accepted are the answers in its passages; or, where they are known by their texts alone, the synonyms
+        of BioASQ's golden files. In BioASQ the texts are up to five of all snippets; equal ones of several
+        snippets are one, with the sum of their probabilities.
         """
-        gold: dict[str, list[str]] = {}
-        for example in examples:
-            accepted = [text for text, _ in example.answers] if example.gold is None else example.gold
-            known = gold.setdefault(self.question_id(example), [])
-            known += [text for text in accepted if text not in known]
-        return gold
-
-    def predicted_texts(self, examples: Questions, predictions: AnswerLists) -> dict[str, list[str]]:
-        """List the texts answered to each question, best first; for BioASQ up to five, of all snippets.
-
-        Equal answers of several snippets are one answer, with the sum of their probabilities.
-        """
-        if not self.is_bioasq:
-            return {example.id: [answer.text for answer in answers]
-                    for example, answers in zip(examples, predictions)}
-        snippets = {}
+        asked: dict[str, Asked] = {}
         for example, answers in zip(examples, predictions):
-            snippets[example.id] = [(answer.text, answer.probability) for answer in answers]
-        return metrics.merge_bioasq_snippets(snippets)
+            texts = [answer.text for answer in answers]
+            gold = asked.setdefault(self.question_id(example), Asked(example, [], texts)).gold
+            accepted = [text for text, _ in example.answers] if example.gold is None else example.gold
+            gold += [text for text in accepted if text not in gold]
+        if self.is_bioasq:
+            snippets = {example.id: [(answer.text, answer.probability) for answer in answers]
+                        for example, answers in zip(examples, predictions)}
+            for name, merged in metrics.merge_bioasq_snippets(snippets).items():
+                asked[name] = asked[name]._replace(texts=merged)
+        return asked
 
-    def first_texts(self, examples: Questions, predictions: AnswerLists) -> dict[str, str]:
-        """Return the best answer to each question; the empty text where there is none."""
-        predicted = self.predicted_texts(examples, predictions)
-        return {name: texts[0] if texts else "" for name, texts in predicted.items()}
-
-    def batches(self, examples: Questions, predictions: AnswerLists) -> Iterator[tuple[int, list, list]]:
-        """Yield the number, the examples and the predictions of each BioASQ test batch."""
-        for batch in sorted({example.batch for example in examples if example.batch is not None}):
-            chosen = [number for number, example in enumerate(examples) if example.batch == batch]
-            yield batch, [examples[number] for number in chosen], [predictions[number] for number in chosen]
+    def batches(self, asked: dict[str, Asked]) -> dict[int, dict[str, Asked]]:
+        """Return the questions of each BioASQ test batch: {1: {"q1": ..., "q2": ...}, 2: {"q3": ...}}."""
+        numbers = {one.example.batch for one in asked.values() if one.example.batch is not None}
+        return {number: {name: one for name, one in asked.items() if one.example.batch == number}
+                for number in sorted(numbers)}
 
     def score(self, examples: Questions, predictions: AnswerLists) -> Measures:
-        """Compute SQuAD's exact match and F1, or BioASQ's measures over all questions and for each batch."""
+        """Compute SQuAD's exact match and F1, or BioASQ's measures over all questions and for each batch.
+
+            {"strict_accuracy": 0.3, ..., "mrr": 0.4, ..., "batch 1 mrr": 0.5, ...}
+        """
+        asked, measures = self.questions(examples, predictions), Measures()
         if not self.is_bioasq:
-            predicted = self.first_texts(examples, predictions)
-            return metrics.squad_scores(self.gold_texts(examples), predicted)._asdict()
-        measures: Measures = {}
-        everything = (None, examples, predictions)
-        for batch, some, answers in [everything, *self.batches(examples, predictions)]:
-            prefix = "" if batch is None else f"batch {batch} "
-            scores = metrics.bioasq_factoid_scores(self.gold_texts(some), self.predicted_texts(some, answers))
+            gold = {name: question.gold for name, question in asked.items()}
+            return metrics.squad_scores(gold, {name: one.first for name, one in asked.items()})._asdict()
+        parts = {f"batch {batch} ": part for batch, part in self.batches(asked).items()}
+        for prefix, part in {"": asked, **parts}.items():
+            scores = metrics.bioasq_factoid_scores({name: question.gold for name, question in part.items()},
+                                                   {name: question.texts for name, question in part.items()})
             measures |= {prefix + measure: value for measure, value in scores._asdict().items()}
         return measures
 
@@ -1203,25 +1300,27 @@ class Answers(Kind):
 
             {"q1": "kelmarin fever"}                                                              SQuAD
             {"questions": [{"id": "q1", "type": "factoid", "exact_answer": [["fever"], ...]}]}    BioASQ
+
+        Questions of BioASQ that belong to no test batch are written as SQuAD's are.
         """
-        if not self.is_bioasq:
-            write_json(folder / "predictions.json", self.first_texts(examples, predictions))
-            return
-        for batch, some, answers in self.batches(examples, predictions):
-            questions = [{"id": name, "type": "factoid", "exact_answer": [[text] for text in texts]}
-                         for name, texts in self.predicted_texts(some, answers).items()]
-            write_json(folder / f"predictions-batch-{batch}.json", {"questions": questions})
+        asked = self.questions(examples, predictions)
+        batches = self.batches(asked)
+        for batch, part in batches.items():
+            answers = [{"id": name, "type": "factoid", "exact_answer": [[text] for text in question.texts]}
+                       for name, question in part.items()]
+            write_json(folder / f"predictions-batch-{batch}.json", {"questions": answers})
+        if not batches:
+            write_json(folder / "predictions.json", {name: one.first for name, one in asked.items()})
 
     def errors(self, examples: Questions, predictions: AnswerLists) -> list[Mistake]:
         """List the questions whose best answer is wrong; texts are compared as the task's metric does."""
         normalise = str.lower if self.is_bioasq else metrics.normalise_squad_answer
-        gold, predicted = self.gold_texts(examples), self.predicted_texts(examples, predictions)
         mistakes = []
-        for name, question in {self.question_id(example): example.question for example in examples}.items():
-            accepted = {normalise(text) for text in gold[name]}
-            given = predicted[name][:metrics.FACTOID_ANSWERS]
-            if not given or normalise(given[0]) not in accepted:
-                mistakes.append(Mistake(" | ".join(gold[name]), " | ".join(given), question))
+        for question in self.questions(examples, predictions).values():
+            given = question.texts[:metrics.FACTOID_ANSWERS]
+            if not given or normalise(given[0]) not in map(normalise, question.gold):
+                sides = " | ".join(question.gold), " | ".join(given)
+                mistakes.append(Mistake(*sides, question.example.question))
         return mistakes
 
     def raw_examples(self, line: Line, tokenizer: Tokenizer) -> list[data.Question]:
@@ -1435,7 +1534,8 @@ def fit_seed(seed: int, prepared: Prepared, options: Options, folder: Path, beat
     model, dev_scores, log = train(seed, prepared, options)
     write_lines(folder / "log.csv", log)
     if dev_scores.get(prepared.kind.task.metric, 0.0) > beat:
-        facts = {"task": options.task, "max_length": options.max_length, "tag_loss": options.tag_loss}
+        facts = {"task": options.task, "max_length": options.max_length, "tag_loss": options.tag_loss,
+                 **prepared.kind.facts}
         save_pretrained(model, folder / "model", prepared.tokenizer, prepared.kind.labels,
                         {TASK_FILE: json.dumps(facts, indent=1).encode()})
     # The scores are written last: a folder that has them need not be trained again.
@@ -1604,7 +1704,9 @@ def score_table(options: Options, results: list[Measures], test_set: str = PUBLI
     # 3. The score of each seed.
     every = ", ".join(f"{100 * result[task.metric]:.2f}" for result in results)
     lines.append(f"{task.metric} of each seed: {every}")
-    return "\n".join(line.rstrip() for line in [*lines, *KINDS[task.kind].closing_lines(results)])
+    if published:                                   # other editions of BioASQ had other systems
+        lines += KINDS[task.kind].closing_lines(results)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def record_options(options: Options, start: Path | None) -> None:
@@ -1768,7 +1870,8 @@ def as_trained(options: Options, trained: Finetuned) -> tuple[Kind, Options]:
     if task.labels and set(task.labels) != set(trained.labels):
         raise ValueError(f"{options.task} has the labels {', '.join(task.labels)}, the model has "
                          f"{', '.join(trained.labels) or 'none'}: choose another --task or model")
-    kind = KINDS[task.kind](task._replace(labels=trained.labels, negative=options.negative or task.negative))
+    task = task._replace(labels=trained.labels, negative=options.negative or task.negative)
+    kind = KINDS[task.kind](task, (), trained.facts)
     with torch.device("meta"):                      # there tensors have shapes, but no memory
         expected = type(kind.new_model(PRESETS["tiny"]))
     if not isinstance(trained.model, expected):

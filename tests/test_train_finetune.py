@@ -178,7 +178,7 @@ def test_a_long_sentence_is_read_in_windows_that_share_no_label():
     features = TAGGING.encode([example], SPELLER, 6)                # four pieces a window, two new in each
     assert [SPELLER.decode(feature.input_ids) for feature in features] == [
         "a b c d", "c d e f", "e f a b", "a b c d"]
-    words = [[spot.word for spot in feature.spots] for feature in features]
+    words = [[word for _, word in feature.spots] for feature in features]
     assert words == [[0, 1, 2], [3, 4], [5, 6], [7, 8, 9]]
     assert TAGGING.describe_features(features, 6) == "1 read in several windows of 6 tokens, 0 cut"
 
@@ -213,11 +213,11 @@ def test_each_word_has_its_label_in_exactly_one_window(sentences, max_length):
         assert len(ids) == len(feature.labels) == feature.first_length <= max_length
         assert (ids[0], ids[-1]) == (SPELLER.cls_id, SPELLER.sep_id)
         labelled = [position for position, label in enumerate(feature.labels) if label != IGNORED_LABEL]
-        assert labelled == [spot.position for spot in feature.spots]
-        for spot in feature.spots:
-            first = (SPELLER.encode(examples[feature.example].words[spot.word]) or [SPELLER.unk_id])[0]
-            assert ids[spot.position] == first
-    seen = Counter((feature.example, spot.word) for feature in features for spot in feature.spots)
+        assert labelled == [position for position, _ in feature.spots]
+        for position, word in feature.spots:
+            first = (SPELLER.encode(examples[feature.example].words[word]) or [SPELLER.unk_id])[0]
+            assert ids[position] == first
+    seen = Counter((feature.example, word) for feature in features for _, word in feature.spots)
     assert seen == {(n, word): 1 for n, example in enumerate(examples) for word in range(len(example.words))}
 
 
@@ -1226,7 +1226,7 @@ def test_entities_of_raw_text_stand_at_their_characters(pretrained, tmp_path, ca
 def test_scores_are_the_probabilities_the_tagger_was_trained_to_give(loss, probability):
     """Of logits 1, 2 and 0: e^2 / (e^1 + e^2 + e^0), or a sigmoid of the 2 alone."""
     example = train_finetune.RawSentence(["abc"], ["O"], [(0, 3)], "abc")
-    feature = Feature(0, [0, 1, 0], 3, [], [train_finetune.WordSpot(1, 0)])
+    feature = Feature(0, [0, 1, 0], 3, [], [(1, 0)])
     output = np.array([[0.0, 0.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
     [result] = TAGGING.results([example], [feature], [output], train_finetune.Options(tag_loss=loss))
     [entity] = result["entities"]
