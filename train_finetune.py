@@ -1354,7 +1354,7 @@ KINDS = {"ner": Tagging, "re": Relations, "classify": YesNo, "rank": Ranking, "q
 class Finetuned(NamedTuple):
     """Hold a fine-tuned model with all that is needed to use it."""
 
-    model: nn.Module                # TokenTagger, SequenceClassifier or SpanExtractor
+    model: Any                      # TokenTagger, SequenceClassifier or SpanExtractor
     tokenizer: Tokenizer
     labels: tuple[str, ...]         # in the order of the model's outputs; () where it finds answers
     facts: dict[str, Any]           # task.json; {} where the folder has none, as published ones
@@ -1567,7 +1567,7 @@ def score_model(title: str, model: nn.Module, prepared: Prepared, options: Optio
 
 def run_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> Measures:
     """Fine-tune once, unless a search or an interrupted run did so; score the model on the test set."""
-    if not (folder / "dev.json").is_file():
+    if not ((folder / "model").is_dir() and (folder / "dev.json").is_file()):
         fit_seed(seed, prepared, options, folder)
     model, dev_scores = load_finetuned(folder).model, read_object(folder / "dev.json")
     return score_model(f"seed {seed}", model, prepared, options, folder, dev_scores)
@@ -1622,7 +1622,7 @@ def prepare(options: Options, start: Path | None, seed: int) -> Prepared:
     if options.negative and options.negative not in (known := kind.count_labels(examples["train"])):
         raise ValueError(f"--negative {options.negative}: the labels are {', '.join(sorted(known))}")
     if kind.labels != task.labels:
-        say(f"labels of the training set: {', '.join(kind.labels)}{kind.remark}")
+        say(f"labels of the training set: {', '.join(map(visible, kind.labels))}{kind.remark}")
 
     # 2. Vocabulary and sizes: those of the model, or what the training set gives.
     if start:
@@ -1861,15 +1861,17 @@ def score_curve(options: Options) -> str:
 
 # Trained models.
 
-def as_trained(options: Options, trained: Finetuned) -> tuple[Kind, Options]:
-    """Return the kind of the task with the labels of a trained model, and the options it was trained with.
+def as_trained(options: Options, trained: Finetuned, examples: dict[str, list]) -> tuple[Prepared, Options]:
+    """Prepare the use of a trained model: return what predict and evaluate take, with its labels and options.
 
     raises   ValueError where the model is not of the task's kind, or tells other labels apart
     """
-    task = data.find_task(options.task)
+    # 1. Is it a model for this task? (The order of the labels is the model's own.)
+    task, config = data.find_task(options.task), trained.model.config
     if task.labels and set(task.labels) != set(trained.labels):
-        raise ValueError(f"{options.task} has the labels {', '.join(task.labels)}, the model has "
-                         f"{', '.join(trained.labels) or 'none'}: choose another --task or model")
+        theirs = ", ".join(map(visible, trained.labels)) or "none"
+        raise ValueError(f"{options.task} has the labels {', '.join(task.labels)}, the model has {theirs}: "
+                         "choose another --task or model")
     task = task._replace(labels=trained.labels, negative=options.negative or task.negative)
     kind = KINDS[task.kind](task, (), trained.facts)
     with torch.device("meta"):                      # there tensors have shapes, but no memory
@@ -1877,15 +1879,17 @@ def as_trained(options: Options, trained: Finetuned) -> tuple[Kind, Options]:
     if not isinstance(trained.model, expected):
         raise ValueError(f"the model is a {type(trained.model).__name__}, but {options.task} asks for a "
                          f"{expected.__name__}: choose another --task or model")
+
+    # 2. The options it was trained with; a published model has those of the protocol.
     for name, type_ in (("max_length", int), ("tag_loss", str)):
         if name in trained.facts:
             options = dataclasses.replace(options, **{name: data.take(trained.facts, name, type_, TASK_FILE)})
-    config: Any = trained.model.config
-    positions = config.max_position_embeddings
-    if not 8 <= options.max_length <= positions:
+    if not 8 <= options.max_length <= config.max_position_embeddings:
         raise ValueError(f"max_length is {options.max_length} in {TASK_FILE} or by the protocol, but the"
-                         f" model reads 8 to {positions} tokens")
-    return kind, options
+                         f" model reads 8 to {config.max_position_embeddings} tokens")
+    device = Device.choose(options.device, options.precision, options.tpu)
+    trained.model.to(device.kind)
+    return Prepared(kind, trained.tokenizer, config, None, device, examples, {}, PUBLISHED_TEST_SET), options
 
 
 def score_trained(options: Options) -> str:
@@ -1895,18 +1899,15 @@ def score_trained(options: Options) -> str:
     "evaluation": in --out with --init, beside the model without.
     """
     trained = load_finetuned(options.init or options.out)
-    folder = Path(options.out) if options.init else model_folder(options.out).parent
-    kind, options = as_trained(options, trained)
+    parent = Path(options.out) if options.init else model_folder(options.out).parent
     examples = {"test": data.read_task(options.task, "test", options.data)}
-    device = Device.choose(options.device, options.precision, options.tpu)
-    config: Any = trained.model.config
-    prepared = Prepared(kind, trained.tokenizer, config, None, device, examples, {}, PUBLISHED_TEST_SET)
+    prepared, options = as_trained(options, trained, examples)
     encode_split("test", prepared, options)
-    with data.only_process(folder / "evaluation"):
-        scores = score_model("without training", trained.model, prepared, options, folder / "evaluation", {})
-        table = score_table(options, [scores], PUBLISHED_TEST_SET + kind.remark)
-        write_lines(folder / "evaluation" / "table.txt", [table])
-    say(f"predictions and errors are in {folder / 'evaluation'}")
+    with data.only_process(folder := parent / "evaluation"):
+        scores = score_model("without training", trained.model, prepared, options, folder, {})
+        table = score_table(options, [scores], prepared.test_set + prepared.kind.remark)
+        write_lines(folder / "table.txt", [table])
+    say(f"predictions and errors are in {folder}")
     return table
 
 
@@ -1960,11 +1961,7 @@ def predict_lines(options: Options) -> None:
         raise ValueError(f"{options.out}: not a run of train_finetune.py (no {TASK_FILE} beside the model): "
                          "fine-tune first; --evaluate scores other models, too")
     task = data.take(trained.facts, "task", str, f"{options.out}: {TASK_FILE}")
-    kind, options = as_trained(dataclasses.replace(options, task=task), trained)
-    device = Device.choose(options.device, options.precision, options.tpu)
-    model = trained.model.to(device.kind)
-    config: Any = model.config
-    prepared = Prepared(kind, trained.tokenizer, config, None, device, {}, {}, "")
+    prepared, options = as_trained(dataclasses.replace(options, task=task), trained, {})
 
     # 2. Blocks of lines: each line gives some examples, and its result comes from theirs.
     lines, is_dialogue = input_lines(str(options.predict)), options.predict == "-" and sys.stdin.isatty()
@@ -1975,9 +1972,10 @@ def predict_lines(options: Options) -> None:
         try:
             for line in itertools.islice(lines, 1 if is_dialogue else READ_AT_ONCE):
                 is_empty = not line.text.strip()
-                block.append((line, [] if is_empty else kind.raw_examples(line, trained.tokenizer)))
+                read = prepared.kind.raw_examples
+                block.append((line, [] if is_empty else read(line, trained.tokenizer)))
         finally:            # when a line cannot be read, the results of the lines before it are still printed
-            for result in read_block(block, model, prepared, options):
+            for result in read_block(block, trained.model, prepared, options):
                 print(json.dumps(result, ensure_ascii=False), flush=is_dialogue)
         if not block:
             return
