@@ -441,7 +441,7 @@ def pad_rows(rows: Sequence[tuple[Any, int]], pad_id: int, width: int | None = N
     input_ids, attention_mask = torch.full(shape, pad_id), torch.zeros(shape, dtype=torch.long)
     token_type_ids = torch.zeros(shape, dtype=torch.long)
     for number, (ids, first_length) in enumerate(rows):
-        input_ids[number, :len(ids)] = torch.as_tensor(ids)
+        input_ids[number, :len(ids)] = torch.tensor(ids)
         attention_mask[number, :len(ids)] = 1
         token_type_ids[number, first_length:len(ids)] = 1
     return PaddedRows(input_ids, attention_mask, token_type_ids)
