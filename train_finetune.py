@@ -4,7 +4,7 @@ After reading this file you hold the second half of both papers: a head on top o
 layer-wise learning rates, the choice of the best epoch on the development set, several seeds, and for each
 kind of task its windows, its decoding, its metric, its submission format and its list of errors.
 
-    python train_finetune.py --task demo-ner                          # after train_pretrain.py: ten seconds
+    python train_finetune.py --task demo-ner                                    # after train_pretrain.py
     python train_finetune.py --task ncbi-disease --data corpora --init runs/med --seeds 5
     python train_finetune.py --out runs/finetune/ncbi-disease --predict notes.txt            # read raw text
 
@@ -16,10 +16,11 @@ in section 2, which tells its whole story in the order in which data flows:
     output of the head -> predictions -> scores, submission file, errors.md   while testing
     lines of text -> examples -> features -> output -> results                with --predict
 
-Nothing outside that section asks which kind a task is, so a new kind is one new class (and a reader in
-data.py, and a metric). `--init` takes a pre-training run, a fine-tuned run (SQuAD first, then BioASQ), or a
-published folder. The test set is scored once per seed, after the epoch was chosen. Left out: one model for
-several kinds of task at once, because neither paper has one.
+A new kind is one new class there, a reader in data.py and a metric. What the other sections know of single
+kinds are the options that only one kind has (--negative, --tag-loss, --class-weights). `--init` takes a
+pre-training run, a fine-tuned run (SQuAD first, then BioASQ), or a published folder. The test set is scored
+once per seed, after the epoch was chosen. Left out: one model for several kinds of task at once, because
+neither paper has one.
 Sources: ELECTRAMed Tables 5 and 7-10; Bio-ELECTRA, its paper and released scripts; "TF" is the finetune
 folder of the official TensorFlow code (its qa, tagging and classification tasks).
 
@@ -53,9 +54,9 @@ import data
 import metrics
 from data import DATA_ROOT, Task, say
 from electramed import (
-    IGNORED_LABEL, PRECISIONS, PRESETS, Adam, Device, ElectraConfig, PaddedRows, SequenceClassifier,
-    SpanExtractor, TokenTagger, learning_rate_at, load_encoder, load_weights, model_folder, pad_rows,
-    parameter_groups, read_config, save_pretrained, weights_files)
+    IGNORED_LABEL, PRECISIONS, PRESETS, Adam, Device, ElectraConfig, SequenceClassifier, SpanExtractor,
+    TokenTagger, learning_rate_at, load_encoder, load_head, model_folder, pad_rows, parameter_groups,
+    read_config, save_pretrained, weights_files)
 from tokenizer import Tokenizer, learn_vocab
 
 
@@ -71,8 +72,7 @@ EVALUATION_BATCH = 64           # rows; it changes the speed, not the result
 PUBLISHED_TEST_SET = "test set"     # its name in tables; a test set cut from another file has a longer name
 READ_AT_ONCE = 256              # lines of a file that --predict reads as one block
 SCRATCH_VOCAB_SIZE = 4000       # pieces learnt from the training set where there is no vocabulary
-READING = "task.json"           # in a fine-tuned model's folder: these options, which --predict needs
-READ_OPTIONS = {"task": str, "max_length": int, "tag_loss": str}
+TASK_FILE = "task.json"         # in a fine-tuned model's folder: what --predict needs to know of its training
 # What a label that means "no relation" is called, the likeliest first.
 NEGATIVE_NAMES = ("false", "none", "no_relation", "no", "negative", "0", "na", "n/a")
 
@@ -100,55 +100,97 @@ GRID: dict[str, tuple[Any, ...]] = {"learning_rate": (1e-5, 5e-5, 1e-4, 5e-4), "
 DEMO = {"epochs": 20, "batch_size": 16, "learning_rate": 1e-3}
 PROTOCOLS["electramed"] |= {"demo-ner": DEMO, "demo-re": DEMO, "demo-qa": {**DEMO, "max_length": 256}}
 
-# Test scores of the papers in percent. Columns: ELECTRAMed (Tables 7 to 9); Bio-ELECTRA; "++" Bio-ELECTRA++;
-# "++ tuned" the same with tuned hyper-parameters; "weighted" Bio-ELECTRA with class weights. A row may end
-# early; None is a gap.
-PAPERS = ("ELECTRAMed", "Bio-ELECTRA", "++", "++ tuned", "weighted")
-PUBLISHED: dict[str, dict[str, tuple[float | None, ...]]] = {
-    "ncbi-disease": {"precision": (85.87,), "recall": (89.29,), "f1": (87.54, 78.32, 80.01, 84.85)},
-    "bc5cdr": {"precision": (88.76,), "recall": (91.34,), "f1": (90.03,)},
-    "jnlpba": {"precision": (69.33,), "recall": (78.56,), "f1": (73.65,)},
-    "bc4chemd": {"f1": (None, 83.13, 83.80, 87.94)},
-    "bc2gm": {"f1": (None, 71.08, 72.55, 79.27)},
-    "linnaeus": {"f1": (None, 84.10, 85.02, 95.01)},
-    "chemprot": {"precision": (75.47,), "recall": (70.67,), "f1": (72.94,)},
-    "chemprot-tsv": {"f1": (None, 60.86, 64.22, 72.33)},
-    "ddi2013": {"precision": (80.07,), "recall": (78.24,), "f1": (79.13,)},
-    "gad": {"f1": (None, 81.66, 80.96)},
-    "bioasq8b": {"exact_match": (None, 57.51, 57.93), "f1": (None, 66.87, 67.48)},
-    "yesno": {"yes f1": (None, 92.66, 93.19), "no f1": (None, 58.18, 69.84)},
-    "rerank": {"mrr": (None, 32.5, 33.5, None, 33.2)}}
-# ELECTRAMed's scores on the five test batches of BioASQ 7b.
-BATCH_MEASURES = ("strict_accuracy", "lenient_accuracy", "mrr")
-BATCH_SCORES = {1: (44.62, 51.28, 47.95), 2: (46.40, 62.40, 53.16), 3: (37.93, 58.62, 46.62),
-                4: (61.18, 82.35, 69.55), 5: (24.57, 44.00, 31.42)}
-PUBLISHED["bioasq7b"] = {f"batch {batch} {measure}": (score,) for batch, scores in BATCH_SCORES.items()
-                         for measure, score in zip(BATCH_MEASURES, scores)}
-# MRR of the best system in each batch (ELECTRAMed, Table 9). Table 10 is the sum of our MRR / this MRR.
+# Test scores of the papers in percent, with the standard deviation over ten seeds where the paper has one
+# (Bio-ELECTRA divides by n, our tables by n - 1). ELECTRAMed, Tables 7 to 9; Bio-ELECTRA, Tables 2 to 7.
+# "++" is Bio-ELECTRA++; "++ tuned" has searched hyper-parameters, all others their default ones; "weighted"
+# stands for class weights. A row that begins with "task" names the columns of the rows below it.
+PAPER_SCORES = """
+task          paper        precision     recall        f1
+ncbi-disease  ELECTRAMed   85.87         89.29         87.54
+ncbi-disease  Bio-ELECTRA  73.47 (0.92)  83.88 (0.64)  78.32 (0.52)
+ncbi-disease  ++           75.44 (1.06)  85.19 (0.77)  80.01 (0.68)
+ncbi-disease  ++ tuned     83.40 (0.79)  86.36 (0.65)  84.85 (0.65)
+bc5cdr        ELECTRAMed   88.76         91.34         90.03
+jnlpba        ELECTRAMed   69.33         78.56         73.65
+bc4chemd      Bio-ELECTRA  82.76 (0.42)  83.51 (0.46)  83.13 (0.18)
+bc4chemd      ++           83.65 (0.18)  83.95 (0.27)  83.80 (0.19)
+bc4chemd      ++ tuned     88.45 (0.17)  87.44 (0.20)  87.94 (0.09)
+bc2gm         Bio-ELECTRA  67.54 (0.48)  75.03 (0.16)  71.08 (0.23)
+bc2gm         ++           69.34 (0.43)  76.09 (0.28)  72.55 (0.30)
+bc2gm         ++ tuned     77.73 (0.38)  80.87 (0.34)  79.27 (0.31)
+linnaeus      Bio-ELECTRA  85.90 (1.53)  82.38 (0.72)  84.10 (0.79)
+linnaeus      ++           86.01 (1.55)  84.07 (0.92)  85.02 (0.59)
+linnaeus      ++ tuned     93.77 (1.25)  96.28 (0.65)  95.01 (0.84)
+chemprot      ELECTRAMed   75.47         70.67         72.94
+chemprot-tsv  Bio-ELECTRA  61.38 (1.90)  60.40 (3.12)  60.86 (2.22)
+chemprot-tsv  ++           64.66 (1.63)  63.85 (2.35)  64.22 (1.40)
+chemprot-tsv  ++ tuned     73.23 (0.86)  71.46 (0.79)  72.33 (0.71)
+ddi2013       ELECTRAMed   80.07         78.24         79.13
+gad           Bio-ELECTRA  72.99 (1.09)  92.70 (1.58)  81.66 (0.73)
+gad           ++           72.48 (0.55)  91.71 (1.17)  80.96 (0.35)
+task          paper        exact_match   f1
+bioasq8b      Bio-ELECTRA  57.51 (0.88)  66.87 (0.63)
+bioasq8b      ++           57.93 (0.66)  67.48 (0.44)
+task   paper        yes precision  yes recall    yes f1        no precision   no recall      no f1
+yesno  Bio-ELECTRA  87.99 (2.95)   97.94 (1.35)  92.66 (1.56)  77.14 (26.47)  46.92 (16.39)  58.18 (19.91)
+yesno  ++           91.24 (1.57)   95.29 (2.31)  93.19 (0.75)  78.91 (7.41)   63.85 (7.92)   69.84 (3.87)
+task          paper        mrr
+rerank        Bio-ELECTRA  32.5 (1.1)
+rerank        ++           33.5 (1.7)
+rerank        weighted     33.2 (1.3)
+rerank        ++ weighted  33.2 (1.3)
+task              paper       strict_accuracy  lenient_accuracy  mrr
+bioasq7b batch 1  ELECTRAMed  44.62            51.28             47.95
+bioasq7b batch 2  ELECTRAMed  46.40            62.40             53.16
+bioasq7b batch 3  ELECTRAMed  37.93            58.62             46.62
+bioasq7b batch 4  ELECTRAMed  61.18            82.35             69.55
+bioasq7b batch 5  ELECTRAMed  24.57            44.00             31.42
+"""
+SEARCHED = ("++ tuned",)        # papers' columns whose settings were chosen on the development set
+# MRR of the best system in each test batch of BioASQ 7b (ELECTRAMed, Table 9); the sum over the batches of a
+# system's MRR / this MRR (Table 10).
 BEST_MRR = {1: 0.4795, 2: 0.5667, 3: 0.5115, 4: 0.6955, 5: 0.3638}
+TABLE_10 = "ELECTRAMed 4.713, KU-DMIS-1 4.542, auth-qa-1 2.737, LabZhu 2.650, baseline 1.424"
+
+
+def published_scores(task: str) -> dict[str, dict[str, str]]:
+    """Return the papers' scores of a task: measure -> paper -> score, such as "78.32 (0.52)"."""
+    found: dict[str, dict[str, str]] = {}
+    measures: list[str] = []
+    for row in PAPER_SCORES.strip().splitlines():
+        name, paper, *cells = re.split("  +", row)
+        name, _, batch = name.partition(" ")                # "bioasq7b batch 1" is a task and a test batch
+        if name == "task":
+            measures = cells
+        elif name == task:
+            for measure, score in zip(measures, cells):
+                found.setdefault(f"{batch} {measure}".strip(), {})[paper] = score
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Hold the command line. complete() fills in options that are None from the protocol of the task.
 
-    data.parse_options makes a flag of each field: batch_size is --batch-size.
+    train_pretrain.parse_options makes a flag of each field: batch_size is --batch-size.
     """
 
-    # What to train on, from what, and where to write. Below the field `data`, this name means the field, and
-    # no longer the module, until the class ends.
+    # What to train on, from what, and where to write.
     task: str = option("demo-ner", "what to fine-tune on", choices=list(data.TASKS))
+    # From here to the end of this class the name `data` means the field below, and not the module.
     data: str | None = option(DATA_ROOT, "folder of the published data sets, or of train, dev and test files")
     offline: bool = option(False, "do not download a published data set that is not there")
     protocol: str = option(None, "paper whose hyper-parameters to use (default: by task)", list(PROTOCOLS))
-    init: str | None = option(None, "run or model folder to start from, or none (default: runs/pretrain)")
-    like: str | None = option(None, "gives --init none its sizes and vocabulary (default: runs/pretrain)")
+    init: str | None = option(None, "run or model folder to start from (default: runs/pretrain, if there)")
+    scratch: bool = option(False, "take only sizes and vocabulary of --init, and draw the weights at random")
+    cased: bool = option(False, "keep capitals and accents (default: as the files of the vocabulary say)")
     out: str = option(None, "run folder (default: runs/finetune/TASK); finished seeds are not run again")
 
-    # What to do: train some seeds, or one of three other things.
+    # What to do: train some seeds, or one of four other things.
     seeds: int = option(1, "runs with seeds 0, 1, ...; the table has mean and standard deviation", at_least=1)
     search: int | None = option(None, "first try that many points of Bio-ELECTRA's grid", at_least=1)
     curve: bool = option(False, "fine-tune from each model that --init kept: scores against steps, curve.csv")
+    evaluate: bool = option(False, "do not train: score the model of --init, or of --out, on the test set")
     predict: str | None = option(None, "file (-: standard input) to read with the model of --out, into JSON")
 
     # Hyper-parameters. One that is not given comes from the protocol (PROTOCOLS, above).
@@ -165,12 +207,14 @@ class Options:
 
     # Where to compute.
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
+    tpu: bool = option(False, "compute on all XLA devices of this machine, through torch_xla")
     precision: str | None = option(None, "default: float32 on CPU, else bfloat16", choices=PRECISIONS)
 
 
 # Options that may change between calls while finished seeds are kept. If any other option has changed, the
 # run stops and names it.
-FREE = ("out", "seeds", "protocol", "device", "precision", "offline", "search", "curve", "predict")
+FREE = ("out", "seeds", "protocol", "device", "tpu", "precision", "offline", "search", "curve", "evaluate",
+        "predict")
 FIXED = [field.name for field in dataclasses.fields(Options) if field.name not in FREE]
 
 
@@ -1139,20 +1183,15 @@ class Answers(Kind):
     def closing_lines(results: Sequence[Measures]) -> list[str]:
         """Return ELECTRAMed's Table 10: the sum over the batches of our mean MRR / the best system's MRR.
 
-        A system that is the best in all five batches has 5. Tasks without test batches have no such line.
+        A system that is the best in all five batches has 5. Without all five there is no such line.
         """
-        # 1. The batches that were tested, and our MRR in each: the mean over the seeds.
-        batches = [batch for batch in BEST_MRR if all(f"batch {batch} mrr" in result for result in results)]
-        ours = [metrics.mean_and_sd([result[f"batch {batch} mrr"] for result in results]).mean
-                for batch in batches]
-        if not batches:
+        if not all(f"batch {batch} mrr" in result for batch in BEST_MRR for result in results):
             return []
-        # 2. The sum, in which the best system of a batch counts 1; also for the MRR that the paper reports.
-        papers = [BATCH_SCORES[batch][-1] / 100 for batch in batches]               # MRR is the last measure
-        best = [BEST_MRR[batch] for batch in batches]
-        total = metrics.batch_score_total({"ours": ours, "best": best, "paper": papers})
-        return [f"sum over {len(batches)} batches of MRR / best MRR (ELECTRAMed's Table 10): "
-                f"{total['ours']:.3f}; ELECTRAMed {total['paper']:.3f}"]
+        # Our MRR in a batch is the mean over the seeds. The best system of a batch has 1 in it.
+        shares = [metrics.mean_and_sd([result[f"batch {batch} mrr"] for result in results])[0] / best
+                  for batch, best in BEST_MRR.items()]
+        return [f"sum over {len(shares)} batches of MRR / best MRR (ELECTRAMed's Table 10): "
+                f"ours {sum(shares):.3f}; {TABLE_10}"]
 
     def write(self, folder: Path, examples: Questions, predictions: AnswerLists) -> None:
         """Write SQuAD's predictions.json, or predictions-batch-1.json, ... as BioASQ wants them.
@@ -1204,8 +1243,34 @@ KINDS = {"ner": Tagging, "re": Relations, "classify": YesNo, "rank": Ranking, "q
 
 # --- 3. Training one seed ---
 #
-# prepare (section 4) makes what all seeds share. train fits one model, evaluate scores it on a split, and
-# run_seed writes all that belongs to a seed into its folder.
+# prepare (section 4) makes what all seeds share. train fits one model, evaluate scores it on a split;
+# fit_seed and score_model write what came of it. Between these two the model is read from its folder again,
+# so that the scores are those of what was saved.
+
+class Finetuned(NamedTuple):
+    """Hold a fine-tuned model with all that is needed to use it."""
+
+    model: nn.Module                # TokenTagger, SequenceClassifier or SpanExtractor
+    tokenizer: Tokenizer
+    labels: tuple[str, ...]         # in the order of the model's outputs; () where it finds answers
+    facts: dict[str, Any]           # task.json; {} where the folder has none, as published ones
+
+
+def load_finetuned(directory: str | os.PathLike) -> Finetuned:
+    """Read a fine-tuned model: of a run, of a seed, or a model folder, ours or a published one.
+
+        model, tokenizer, labels, _ = load_finetuned("runs/finetune/demo-re")
+        row = tokenizer.row("@DRUG$ slowed @DISEASE$ .")
+        logits = model(torch.tensor([row.ids]))                         # (1, C)
+        print(labels[int(logits.argmax())])
+
+    raises   ValueError or OSError naming the folder where it holds no fine-tuned model
+    """
+    folder = model_folder(directory)
+    model, labels = load_head(folder)
+    facts = data.read_json(folder / TASK_FILE) if (folder / TASK_FILE).is_file() else {}
+    return Finetuned(model, Tokenizer.from_file(folder), tuple(labels), facts)
+
 
 class Prepared(NamedTuple):
     """Hold what all seeds share: the task's examples and features, and the model they start from.
@@ -1216,27 +1281,33 @@ class Prepared(NamedTuple):
     kind: Kind
     tokenizer: Tokenizer
     config: ElectraConfig
-    init: Path | None                           # None: from scratch
+    init: Path | None                           # None: the weights are drawn at random
     device: Device
     examples: dict[str, list]                   # by split; dev may be missing
     features: dict[str, list[Feature]]
     test_set: str                               # name of the test set in tables
 
 
-class Trained(NamedTuple):
-    """Hold the result of one training."""
+def make_batch(features: Features, width: int, size: int, prepared: Prepared) -> tuple[torch.Tensor, ...]:
+    """Pad features to a batch and put it on the device.
 
-    model: nn.Module
-    dev_scores: Measures                        # of the chosen epoch; empty without a development set
-    log: list[str]                              # the lines of log.csv
+    width     tokens of a row
+    size      rows of a full batch. A TPU compiles a program for each shape, so there the last, smaller batch
+              is filled up. Rows that were added have no label, so that they add nothing to the loss
+    returns   ids, mask and segments (B, T), and labels: (B,), (B, T) or (B, 2), by kind
+    """
+    missing, device = 0, prepared.device
+    if device.xla:                              # as many rows on each of its devices
+        missing = math.ceil(size / device.count) * device.count - len(features)
+    rows = [(feature.input_ids, feature.first_length) for feature in features]
+    labels = prepared.kind.label_array(features, width)
+    beside = [(0, 0)] * (labels.ndim - 1)       # only rows are added, no columns
+    labels = np.pad(labels, [(0, missing), *beside], constant_values=IGNORED_LABEL)
+    padded = pad_rows(rows + rows[:1] * missing, prepared.tokenizer.pad_id, width)
+    return device.put(*padded, torch.from_numpy(labels))
 
 
-def pad_features(features: Features, width: int, pad_id: int) -> PaddedRows:
-    """Pad features to a batch of rows of `width` tokens."""
-    return pad_rows([(feature.input_ids, feature.first_length) for feature in features], pad_id, width)
-
-
-def predict(model: nn.Module, features: Features, options: Options, pad_id: int, device: Device) -> Outputs:
+def predict(model: nn.Module, features: Features, prepared: Prepared, options: Options) -> Outputs:
     """Return the head's output for each feature, in their order, cut to the feature's tokens.
 
     Features of like length share a batch, whatever their order, so that little of a batch is padding. Outputs
@@ -1249,9 +1320,9 @@ def predict(model: nn.Module, features: Features, options: Options, pad_id: int,
     outputs: list[Any] = [None] * len(features)
     model.eval()
     for width, rows in plan:
-        batch = pad_features([features[row] for row in rows], width, pad_id)
-        with torch.inference_mode():
-            logits = model(*device.put(*batch)).float().cpu().numpy()
+        *inputs, _ = make_batch([features[row] for row in rows], width, EVALUATION_BATCH, prepared)
+        with torch.no_grad():
+            logits = model(*inputs).float().cpu().numpy()
         for row, output in zip(rows, logits):
             # (T, ...) for a head that judges tokens, here without padding; (C,) for one that judges the row.
             outputs[row] = output[:lengths[row]] if output.ndim == 2 else output
@@ -1264,17 +1335,16 @@ def predict(model: nn.Module, features: Features, options: Options, pad_id: int,
 def evaluate(model: nn.Module, split: str, prepared: Prepared, options: Options) -> tuple[Measures, list]:
     """Return scores and predictions on a split: features -> outputs -> predictions -> scores."""
     kind, examples, features = prepared.kind, prepared.examples[split], prepared.features[split]
-    outputs = predict(model, features, options, prepared.tokenizer.pad_id, prepared.device)
-    predictions = kind.decode(examples, features, outputs)
+    predictions = kind.decode(examples, features, predict(model, features, prepared, options))
     return kind.score(examples, predictions), predictions
 
 
-def train(seed: int, prepared: Prepared, options: Options) -> Trained:
+def train(seed: int, prepared: Prepared, options: Options) -> tuple[nn.Module, Measures, list[str]]:
     """Fine-tune once: update the model for some epochs, and choose one of them by the development set.
 
     Everything random is seeded by (seed, purpose, epoch or step): a seed gives the same model every time.
     returns   the model as it was after the epoch that did best on the development set (after the last one
-              where there is none), its scores there, and the lines of log.csv
+              where there is none), its scores there (none without a development set), the lines of log.csv
     """
     kind, features, device = prepared.kind, prepared.features["train"], prepared.device
     metric = kind.task.metric
@@ -1301,13 +1371,12 @@ def train(seed: int, prepared: Prepared, options: Options) -> Trained:
     for epoch in range(options.epochs):
         # 3. An epoch: every feature once, in a new order, with features of like length in one batch.
         rng, losses = np.random.default_rng(data.seed_for(seed, epoch, "order")), []
-        checks: list[torch.Tensor] = []
+        norms: list[torch.Tensor] = []
         plan = data.plan_batches(lengths, options.batch_size, options.max_length, rng, keep_rest=True)
         for width, rows in plan:
             # 4. A batch: padded rows, and their labels.
             chosen = [features[row] for row in rows]
-            rows_of_ids = pad_features(chosen, width, prepared.tokenizer.pad_id)
-            *inputs, labels = device.put(*rows_of_ids, torch.from_numpy(kind.label_array(chosen, width)))
+            *inputs, labels = make_batch(chosen, width, options.batch_size, prepared)
 
             # 5. An update: forward, backward, gradients clipped to norm 1, Adam. Losses stay on the device,
             #    because reading one would wait for its step.
@@ -1315,22 +1384,21 @@ def train(seed: int, prepared: Prepared, options: Options) -> Trained:
             with device.autocast():
                 loss = model.loss(model(*inputs), labels, **settings)
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(weights, 1.0)
+            norms.append(nn.utils.clip_grad_norm_(weights, 1.0))
             optimizer.step(learning_rate_at(step, total_steps, warmup_steps, options.learning_rate))
             losses.append(loss.detach())
-            checks.append(losses[-1] + norm)
+            device.flush()
             step += 1
             progress.show(step)
 
         # 6. Were all losses and gradients of the epoch finite, and are the weights it ended with? A model of
         #    nan would still be scored: it ranks the first candidate first.
-        checks.append(torch.stack([weight.detach().sum() for weight in weights]).sum())
-        bad = torch.nonzero(~torch.isfinite(torch.stack(checks))).flatten().tolist()
-        if bad:
-            # checks[i] belongs to step i of this epoch; the one of the weights counts as the last step's.
-            first = min(step, step - len(losses) + bad[0] + 1)
-            where = f"seed {seed}, epoch {epoch + 1}, step {first}"
-            raise ValueError(f"{where}: the loss or the weights are not finite: lower --learning-rate")
+        checks = (torch.stack(losses) + torch.stack(norms)).tolist()
+        checks[-1] += torch.stack([weight.detach().sum() for weight in weights]).sum().item()
+        for number, check in enumerate(checks, start=step - len(checks) + 1):
+            if not math.isfinite(check):
+                raise ValueError(f"seed {seed}, epoch {epoch + 1}, step {number}: the loss or the weights are"
+                                 " not finite: lower --learning-rate")
 
         # 7. The development set chooses the epoch. The test set has no part in this.
         dev_score = ""
@@ -1345,64 +1413,63 @@ def train(seed: int, prepared: Prepared, options: Options) -> Trained:
     progress.finish()
     if best_weights is not None:
         model.load_state_dict(best_weights)
-    return Trained(model, dev_scores, log)
+    return model, dev_scores, log
+
+
+def fit_seed(seed: int, prepared: Prepared, options: Options, folder: Path, beat: float = -1.0) -> Measures:
+    """Fine-tune once and write what came of it, except scores on the test set; return those on dev.
+
+        log.csv     epoch,loss,dev_f1
+                    1,0.412351,0.71209
+        model/      the model of the chosen epoch, in the Hugging Face layout, with task.json beside it:
+                    {"task": "demo-ner", "max_length": 128, "tag_loss": "softmax"}
+        dev.json    {"f1": 0.84, ...}, or {} without a development set
+
+    beat    the model is written only if its score on the development set is higher
+    """
+    model, dev_scores, log = train(seed, prepared, options)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_lines(folder / "log.csv", log)
+    if dev_scores.get(prepared.kind.task.metric, 0.0) > beat:
+        save_pretrained(model, folder / "model", prepared.tokenizer, prepared.kind.labels)
+        facts = {"task": options.task, "max_length": options.max_length, "tag_loss": options.tag_loss}
+        write_json(folder / "model" / TASK_FILE, facts)
+    # The scores are written last: a folder that has them need not be trained again.
+    write_json(folder / "dev.json", dev_scores)
+    return dev_scores
+
+
+def score_model(title: str, model: nn.Module, prepared: Prepared, options: Options, folder: Path,
+                dev_scores: Measures) -> Measures:
+    """Score a trained model on the test set, and write what came of it; return the scores.
+
+        predictions.*    the test set in the task's own submission format
+        errors.md        what is wrong with these predictions
+        scores.json      {"task": "ner", "test_set": "test set", "dev": {"f1": 0.84, ...}, "test": {...}}
+
+    title   what errors.md says of the model, such as "seed 0"
+    """
+    kind, test = prepared.kind, prepared.examples["test"]
+    scores, predictions = evaluate(model.to(prepared.device.kind), "test", prepared, options)
+    folder.mkdir(parents=True, exist_ok=True)
+    kind.write(folder, test, predictions)
+    write_errors(folder / "errors.md", f"Errors of {options.task}, {prepared.test_set}, {title}",
+                 kind.errors(test, predictions))
+    # The scores are written last: a folder that has them is finished.
+    write_json(folder / "scores.json", {"task": options.task, "test_set": prepared.test_set + kind.remark,
+                                        "dev": dev_scores, "test": scores})
+    return scores
 
 
 def run_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> Measures:
-    """Fine-tune once and write all that belongs to the seed; return the test scores.
-
-        log.csv          epoch,loss,dev_f1
-                         1,0.412351,0.71209
-        predictions.*    the test set in the task's own submission format
-        errors.md        what is wrong with these predictions
-        model/           the model of the chosen epoch, in the Hugging Face layout
-        scores.json      {"task": "ner", "test_set": "test set", "dev": {"f1": 0.84, ...}, "test": {...}}
-    """
-    kind, test = prepared.kind, prepared.examples["test"]
-    trained = train(seed, prepared, options)
-    test_scores, predictions = evaluate(trained.model, "test", prepared, options)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_lines(folder / "log.csv", trained.log)
-    kind.write(folder, test, predictions)
-    title = f"Errors of {options.task}, {prepared.test_set}, seed {seed}"
-    write_errors(folder / "errors.md", title, kind.errors(test, predictions))
-    save_pretrained(trained.model, folder / "model", prepared.tokenizer, kind.labels)
-    reading = {name: getattr(options, name) for name in READ_OPTIONS}
-    data.write_bytes(folder / "model" / READING, json.dumps(reading, indent=1).encode())
-    # The scores are written last: a folder that has them is a finished seed.
-    test_set = prepared.test_set + kind.remark
-    record = {"task": options.task, "test_set": test_set, "dev": trained.dev_scores, "test": test_scores}
-    data.write_bytes(folder / "scores.json", json.dumps(record, indent=1).encode())
-    return test_scores
-
-
-def read_scores(path: Path, options: Options) -> dict[str, Any]:
-    """Read the scores.json of a finished seed; ValueError where it is not one of this task."""
-    record = data.read_json(path)
-    if data.take(record, "task", str, str(path)) != options.task:
-        raise ValueError(f"{path}: scores of {record['task']}, not of {options.task}: choose another --out")
-    data.take(record, "test_set", str, str(path))
-    for part in ("dev", "test"):
-        for measure in data.take(record, part, dict, str(path)):
-            data.take(record[part], measure, float, str(path))
-    data.take(record["test"], data.TASKS[options.task].metric, float, str(path))
-    return record
+    """Fine-tune once, unless a search or an interrupted run did so; score the model on the test set."""
+    if not (folder / "dev.json").is_file():
+        fit_seed(seed, prepared, options, folder)
+    model, dev_scores = load_finetuned(folder).model, data.read_json(folder / "dev.json")
+    return score_model(f"seed {seed}", model, prepared, options, folder, dev_scores)
 
 
 # --- 4. Seeds, search, tables ---
-
-class Start(NamedTuple):
-    """Say what a run starts from."""
-
-    init: Path | None           # the folder whose weights to take; None: start from random weights
-    like: Path | None           # the folder whose sizes and vocabulary to take; None: tiny, a new vocabulary
-
-    def files(self) -> list[Path]:
-        """List the files that the run is made from: sizes, vocabulary and, unless from scratch, weights."""
-        names = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json")
-        described = [self.like / name for name in names if (self.like / name).is_file()] if self.like else []
-        return described + (weights_files(self.init) if self.init else [])
-
 
 def is_synthetic(folder: Path) -> bool:
     """Tell whether a model comes from a run of train_pretrain.py that had no --corpus."""
@@ -1411,92 +1478,40 @@ def is_synthetic(folder: Path) -> bool:
     return any('"corpus": []' in path.read_text(errors="replace") for path in records if path.is_file())
 
 
-def find_start(options: Options) -> Start:
-    """Find the model that --init and --like name; without them runs/pretrain, if it is there.
+def find_start(options: Options) -> Path | None:
+    """Find the model folder that --init names; without --init runs/pretrain, if it is there, or else None.
 
     A run from scratch is possible, because comparisons need one, but it is always announced.
     """
     default = "runs/pretrain" if Path("runs/pretrain/model/config.json").is_file() else None
-    init, like = options.init or default, options.like or default
-    if init and init != "none":
-        folder = model_folder(init)
-        if is_synthetic(folder) and not options.task.startswith("demo-"):
-            say(f"*** {init} KNOWS THE SYNTHETIC CORPUS ALONE, no real text: scores will be far lower ***")
-        return Start(folder, folder)
-    say("*** FROM SCRATCH: the scores will be far lower; train_pretrain.py makes a model to start from ***")
-    return Start(None, model_folder(like) if like else None)
+    init = options.init or default
+    start = model_folder(init) if init else None
+    if options.scratch or not start:
+        say("*** FROM SCRATCH: scores will be far lower; train_pretrain.py makes a model to start from ***")
+    elif is_synthetic(start) and not options.task.startswith("demo-"):
+        say(f"*** {init} KNOWS THE SYNTHETIC CORPUS ALONE, no real text: scores will be far lower ***")
+    return start
 
 
 def fetch_absent(options: Options) -> None:
     """Download a task's published files if its train or test file is not there.
 
-    raises    FileNotFoundError saying what to put where, when they are not to be downloaded or not published
+    Where that fails, the problem is said. `data.read_splits` then tells what to put where, or cuts the file
+    that is there.
     """
-    try:
-        for split in ("train", "test"):
-            data.find_split(options.task, split, options.data)
-    except FileNotFoundError:
-        if options.offline or not options.data or not data.missing_files(options.task, options.data):
-            raise
-        data.fetch_task(options.task, options.data)
+    absent = not all(data.find_split(options.task, split, options.data) for split in ("train", "test"))
+    if absent and options.data and not options.offline and data.missing_files(options.task, options.data):
+        try:
+            data.fetch_task(options.task, options.data)
+        except (OSError, ValueError) as problem:
+            say(f"*** {problem} ***")
 
 
-def cut_published(options: Options, seed: int, problem: Exception) -> tuple[dict[str, list], str]:
-    """Cut the one published file of a task into parts, and return the splits and the name of the test set.
-
-    seed      part `seed` becomes the test set, counted from 0 and round in a circle
-    problem   the error that led here; it is raised again where there is nothing to cut
-    """
-    parts = data.TASKS[options.task].parts
-    if not parts:
-        raise problem
-    try:
-        whole = data.read_task(options.task, parts.split, options.data)
-    except FileNotFoundError:
-        raise problem from None
-    test_set = f"part {seed % parts.number + 1} of {parts.number} of its {parts.split} file: a cut of our own"
-    say(f"*** {problem}; so the test set is {test_set} ***")
-    return data.cut_splits(data.TASKS[options.task], whole, seed), test_set
-
-
-def read_dev(options: Options, test: list) -> list | None:
-    """Read the development set; return None where there is none, or where it is the test set."""
-    try:
-        dev = data.read_task(options.task, "dev", options.data)
-    except FileNotFoundError as error:
-        say(f"{error}; without it the last epoch counts")
-        return None
-    if dev == test:             # gad and the yes/no questions were published with the same file twice
-        say("the development set is the test set and must choose nothing; the last epoch counts")
-        return None
-    return dev
-
-
-def read_splits(options: Options, seed: int) -> tuple[dict[str, list], str]:
-    """Read train, dev (where there is one) and test; return them, and the name of the test set.
-
-    Some data sets have no test file, or none that can be downloaded. Then one of their files is cut into
-    parts, and each seed takes another part for testing.
-    """
-    # 1. Find or download the files. Where that fails, a task with `parts` is cut from the file that is there.
-    try:
-        if not options.task.startswith("demo-"):
-            fetch_absent(options)
-    except (OSError, ValueError) as problem:
-        return cut_published(options, seed, problem)
-    # 2. The published split. Without a development set, or where it equals the test set, no epoch is chosen:
-    #    the model after the last epoch is used.
-    train, test = (data.read_task(options.task, split, options.data) for split in ("train", "test"))
-    dev = read_dev(options, test)
-    examples = {"train": train, "test": test} if dev is None else {"train": train, "dev": dev, "test": test}
-    return examples, PUBLISHED_TEST_SET
-
-
-def prepare(options: Options, start: Start, seed: int) -> Prepared:
+def prepare(options: Options, start: Path | None, seed: int) -> Prepared:
     """Read the task's files and the tokenizer, and make the features; print what was cut or split."""
     # 1. Examples, and the labels to tell apart.
-    device = Device.choose(options.device, options.precision)
-    examples, test_set = read_splits(options, seed)
+    device = Device.choose(options.device, options.precision, options.tpu)
+    examples, test_set = data.read_splits(options.task, options.data, seed)
     task = data.TASKS[options.task]
     task = task._replace(negative=options.negative or task.negative)
     kind = KINDS[task.kind](task, examples["train"])
@@ -1506,67 +1521,89 @@ def prepare(options: Options, start: Start, seed: int) -> Prepared:
         say(f"labels of the training set: {', '.join(kind.labels)}{kind.remark}")
 
     # 2. Vocabulary and sizes: those of the model, or what the training set gives.
-    if start.like:
-        tokenizer, config = Tokenizer.from_file(start.like), read_config(start.like)
+    if start:
+        tokenizer = Tokenizer.from_file(start, lowercase=False if options.cased else None)
+        config = read_config(start)
         if len(tokenizer.pieces) != config.vocab_size:
-            raise ValueError(f"{start.like}: {len(tokenizer.pieces)} pieces, vocab_size {config.vocab_size}")
+            raise ValueError(f"{start}: {len(tokenizer.pieces)} pieces, vocab_size {config.vocab_size}")
     else:
-        tokenizer = Tokenizer(learn_vocab([kind.text_of(example) for example in examples["train"]],
-                                          SCRATCH_VOCAB_SIZE))
-        config = dataclasses.replace(PRESETS["tiny"], vocab_size=len(tokenizer.pieces))
+        texts = [kind.text_of(example) for example in examples["train"]]
+        pieces = learn_vocab(texts, SCRATCH_VOCAB_SIZE, lowercase=not options.cased)
+        tokenizer = Tokenizer(pieces, lowercase=not options.cased)
+        config = PRESETS["tiny"].with_tokenizer(tokenizer)
     p = options.dropout
     config = dataclasses.replace(config, hidden_dropout_prob=p, attention_probs_dropout_prob=p)
     if options.max_length > (positions := config.max_position_embeddings):
         raise ValueError(f"--max-length {options.max_length}: the model has {positions} positions")
 
     # 3. Features of each split.
-    features = {}
-    for split, part in examples.items():
-        # Say at once what does not fit or cannot be found, not after hours of training.
-        features[split] = kind.encode(part, tokenizer, options.max_length)
-        note = kind.describe_features(features[split], options.max_length)
-        say(f"{options.task} {split}: {len(part):,} examples, {note}")
-        kind.announce(split, part, features[split])
-    features["train"] = [feature for feature in features["train"] if feature.labels is not None]
-    if not features["train"]:
+    init = None if options.scratch else start
+    prepared = Prepared(kind, tokenizer, config, init, device, examples, {}, test_set)
+    for split in examples:
+        encode_split(split, prepared, options)
+    trainable = [feature for feature in prepared.features["train"] if feature.labels is not None]
+    if not trainable:
         raise ValueError(f"{options.task}: no training example has an answer that is in its passage")
-    return Prepared(kind, tokenizer, config, start.init, device, examples, features, test_set)
+    prepared.features["train"] = trainable
+    return prepared
+
+
+def encode_split(split: str, prepared: Prepared, options: Options) -> None:
+    """Add the features of a split, and say at once, not after hours, what does not fit or cannot be found."""
+    kind, part = prepared.kind, prepared.examples[split]
+    prepared.features[split] = features = kind.encode(part, prepared.tokenizer, options.max_length)
+    note = kind.describe_features(features, options.max_length)
+    say(f"{options.task} {split}: {len(part):,} examples, {note}")
+    kind.announce(split, part, features)
+
+
+def settings_of(options: Options) -> str:
+    """Say where the hyper-parameters come from: default (the protocol's), own, searched, or unknown."""
+    if options.evaluate:                            # of a model that was trained before, perhaps elsewhere
+        return "unknown"
+    if options.search:
+        return "searched"
+    is_default = all(getattr(options, name) == value for name, value in protocol_values(options).items())
+    return "default" if is_default else "own"
 
 
 def score_table(options: Options, results: list[Measures], test_set: str = PUBLISHED_TEST_SET) -> str:
     """Write one line for each measure, in percent: mean and standard deviation, and the papers' figures.
 
         ncbi-disease, test set, 2 seeds
-                                        mean      sd  ELECTRAMed Bio-ELECTRA          ++    ++ tuned
-        precision                      60.00   14.14       85.87
-        f1                             65.00    7.07       87.54       78.32       80.01       84.85
+                                        mean      sd    ELECTRAMed   Bio-ELECTRA            ++      ++ tuned
+        settings                     default               default       default       default      searched
+        precision                      60.00   14.14         85.87  73.47 (0.92)  75.44 (1.06)  83.40 (0.79)
+        f1                             65.00    7.07         87.54  78.32 (0.52)  80.01 (0.68)  84.85 (0.65)
         f1 of each seed: 60.00, 70.00
 
-    For BioASQ the sum over the batches is the last line.
+    Only columns with the same settings compare like with like. Default settings are those of a paper's
+    protocol; "own" are others that the command line gave. For BioASQ the sum over the batches comes last.
     """
     task = data.TASKS[options.task]
-    # 1. A column for each paper that reports a score of this task.
-    published = {measure: dict(zip(PAPERS, row)) for measure, row in PUBLISHED.get(options.task, {}).items()}
-    papers = [paper for paper in PAPERS if any(row.get(paper) for row in published.values())]
+    # 1. A column for each paper that reports a score of this task, with how its settings were found.
+    published = published_scores(options.task)
+    papers = list(dict.fromkeys(paper for row in published.values() for paper in row))
+    settings = settings_of(options)
     several = len(results) > 1                      # one seed has no deviation
     lines = [f"{options.task}, {test_set}, {len(results)} seed{'s' * several}",
-             f"{'':28}{'mean':>8}{'sd' * several:>8}".rstrip() + "".join(f"{paper:>12}" for paper in papers)]
+             f"{'':28}{'mean':>8}{'sd' * several:>8}" + "".join(f"{paper:>14}" for paper in papers),
+             f"{'settings':26}{settings:>10}{'':8}"
+             + "".join(f"{'searched' if paper in SEARCHED else 'default':>14}" for paper in papers)]
     # 2. A line for each measure. Types of entities come from gold and predicted tags, so one seed may have a
     #    type that the others lack; its measures count as 0 for these.
     for measure in dict.fromkeys(measure for result in results for measure in result):
         mean, sd = metrics.mean_and_sd([result.get(measure, 0.0) for result in results])
         line = f"{measure:28}{100 * mean:8.2f}" + (f"{100 * sd:8.2f}" if several else " " * 8)
-        for paper in papers:
-            score = published.get(measure, {}).get(paper)
-            line += f"{score:12.2f}" if score else " " * 12
-        lines.append(line.rstrip())
+        row = published.get(measure, {})
+        lines.append(line + "".join(f"{row.get(paper, ''):>14}" for paper in papers))
     # 3. The score of each seed.
     every = ", ".join(f"{100 * result[task.metric]:.2f}" for result in results)
     lines.append(f"{task.metric} of each seed: {every}")
-    return "\n".join([*lines, *KINDS[task.kind].closing_lines(results)])
+    return "\n".join(line.rstrip() for line in [*lines, *KINDS[task.kind].closing_lines(results)])
 
 
-def record_options(options: Options, start: Start) -> None:
+def record_options(options: Options, start: Path | None) -> None:
     """Record the options in the run folder; once part of the run is finished, refuse options that differ.
 
     Otherwise a second call with another batch size would add its seeds to those of the first, and nobody
@@ -1575,8 +1612,13 @@ def record_options(options: Options, start: Start) -> None:
 
     raises    ValueError naming the option or the files that have changed
     """
-    out, files = Path(options.out), [*data.task_files(options.task, options.data), *start.files()]
-    has_begun = any(any(out.glob(name)) for name in ("dev.json", "search.csv", "seed-*/scores.json"))
+    out, files = Path(options.out), data.task_files(options.task, options.data)
+    if start:           # sizes and vocabulary of the model and, unless from scratch, its weights
+        described = [start / f"{name}" for name in ("config.json", "vocab.txt", "tokenizer.json",
+                                                    "tokenizer_config.json")]
+        files += [path for path in described if path.is_file()]
+        files += [] if options.scratch else weights_files(start)
+    has_begun = any(any(out.glob(name)) for name in ("search.csv", "seed-*/*.json"))
     made_from = {path.name: data.file_hash(path)[:16] for path in files}
     record_run(out, dataclasses.asdict(options), FIXED if has_begun else (), made_from)
 
@@ -1593,7 +1635,7 @@ def run_seeds(options: Options) -> tuple[str, list[Measures]]:
 
     OUT then holds seed-0/, seed-1/, ... (run_seed), options.json, table.txt, and in model/ the model to use.
     """
-    out, metric = Path(options.out), data.TASKS[options.task].metric
+    out, task = Path(options.out), data.TASKS[options.task]
     start = find_start(options)
     record_options(options, start)
 
@@ -1604,24 +1646,22 @@ def run_seeds(options: Options) -> tuple[str, list[Measures]]:
     for seed, folder in enumerate(folders):
         if (folder / "scores.json").is_file():
             continue
-        if prepared is None or (prepared.test_set != PUBLISHED_TEST_SET and not options.search):
+        if prepared is None or (task.parts and not options.search):
             prepared = prepare(options, start, 0 if options.search else seed)
-            record_options(options, start)                  # again: files may have been fetched
         scores = run_seed(seed, prepared, options, folder)
-        say(f"seed {seed}: test {metric} {100 * scores[metric]:.2f}")
-
+        say(f"seed {seed}: test {task.metric} {100 * scores[task.metric]:.2f}")
     if not prepared:
         say(f"nothing was trained: all {options.seeds} seeds of {out} were finished before")
 
     # 2. The table of all seeds, also of those that were finished before.
-    results = [read_scores(folder / "scores.json", options) for folder in folders]
+    results = [data.read_json(folder / "scores.json") for folder in folders]
     tests = [result["test"] for result in results]
     table = score_table(options, tests, "; ".join(dict.fromkeys(result["test_set"] for result in results)))
     write_lines(out / "table.txt", [table])
 
     # 3. The model to use: that of the seed with the best development score (the test set never chooses).
     #    Without a development set all seeds count 0, and max takes the first.
-    best = max(range(options.seeds), key=lambda seed: results[seed]["dev"].get(metric, 0.0))
+    best = max(range(options.seeds), key=lambda seed: results[seed]["dev"].get(task.metric, 0.0))
     copy_files(folders[best] / "model", out / "model")
     files = ", ".join(sorted(os.listdir(folders[best])))
     say(f"{folders[best]} holds {files}; to read a text: python train_finetune.py --out {out} --predict FILE")
@@ -1647,29 +1687,32 @@ def draw_trials(options: Options) -> list[Options]:
 def search(options: Options) -> Options:
     """Try random points of the grid, each with seed 0; return the options of the one with the best dev score.
 
-    run_seeds then writes its seeds into that trial's folder. A trial is never run twice: an interrupted
-    search continues, and one with a larger number adds trials. search.csv lists the trials, the best first:
+    run_seeds then writes its seeds into that trial's folder; seed 0 is trained already. A trial is never run
+    twice: an interrupted search continues, and one with a larger number adds trials. search.csv lists the
+    trials, the best first:
 
         learning_rate,epochs,batch_size,dev_f1
         0.0001,15,12,0.861204
 
     source    Bio-ELECTRA's grid; it was searched by hyperopt there, at random here
     """
-    # 1. Each trial writes its development scores last: a folder with dev.json is a finished trial.
     metric, start = data.TASKS[options.task].metric, find_start(options)
-    prepared, scored, trials = None, [], draw_trials(options)
     record_options(options, start)
+    prepared, best, trials = None, -1.0, draw_trials(options)
+    scored: list[tuple[float, Options]] = []
     for number, trial in enumerate(trials, start=1):
-        record = Path(trial.out) / "dev.json"
+        # 1. A trial trains seed 0, and keeps its model if none before it was as good. The files of examples
+        #    and features are the same for all points of the grid.
         record_options(trial, start)
-        if not record.is_file():
-            prepared = prepared or prepare(trial, start, 0)         # the same for all points of the grid
-            record_options(trial, start)                            # again: files may have been fetched
+        folder = Path(trial.out) / "seed-0"
+        if not (folder / "dev.json").is_file():
+            prepared = prepared or prepare(trial, start, 0)
             if "dev" not in prepared.examples:
                 raise ValueError(f"--search: {options.task} has no development set to choose by")
-            data.write_bytes(record, json.dumps(train(0, prepared, trial).dev_scores, indent=1).encode())
-        score = data.take(data.read_json(record), metric, float, str(record))
-        say(f"trial {number} of {len(trials)}: {record.parent.name}: dev {metric} {100 * score:.2f}")
+            fit_seed(0, prepared, trial, folder, beat=best)
+        score = data.take(data.read_json(folder / "dev.json"), metric, float, str(folder / "dev.json"))
+        best = max(best, score)
+        say(f"trial {number} of {len(trials)}: {Path(trial.out).name}: dev {metric} {100 * score:.2f}")
         scored.append((score, trial))
     # 2. The table of the trials; the first of them is the best one.
     scored.sort(key=lambda pair: -pair[0])                          # of equal ones the first that was drawn
@@ -1688,6 +1731,7 @@ def score_curve(options: Options) -> str:
         step,f1,low,high
         20000,78.12,77.40,78.84
 
+    One seed has no interval; then there are only two columns.
     returns   the lines of curve.csv
     source    Bio-ELECTRA, Figure 1
     """
@@ -1696,15 +1740,68 @@ def score_curve(options: Options) -> str:
     if not models:
         raise ValueError(f"--curve: {run_folder / 'models'} holds no models: expected a run of "
                          "train_pretrain.py, which keeps one every --keep-every steps")
-    lines = [f"step,{metric},low,high"]
+    lines = [f"step,{metric}" + ",low,high" * (options.seeds > 1)]
     for number, model in enumerate(models, start=1):
         say(f"model {number} of {len(models)}: {model.name}")
         _, results = run_seeds(dataclasses.replace(options, init=str(model), out=str(out / model.name)))
         values = [100 * result[metric] for result in results]
-        (low, high), mean = metrics.confidence_interval(values), metrics.mean_and_sd(values).mean
-        lines.append(f"{int(model.name.removeprefix('step-'))},{mean:.2f},{low:.2f},{high:.2f}")
+        shown = [metrics.mean_and_sd(values)[0]]
+        if options.seeds > 1:
+            shown += metrics.confidence_interval(values)
+        step = int(model.name.removeprefix("step-"))
+        lines.append(",".join([str(step), *(f"{value:.2f}" for value in shown)]))
     write_lines(out / "curve.csv", lines)
     return "\n".join(lines)
+
+
+# Trained models.
+
+def as_trained(options: Options, trained: Finetuned) -> tuple[Kind, Options]:
+    """Return the kind of the task with the labels of a trained model, and the options it was trained with.
+
+    raises   ValueError where the model is not of the task's kind, or tells other labels apart
+    """
+    task = data.find_task(options.task)
+    if task.labels and set(task.labels) != set(trained.labels):
+        raise ValueError(f"{options.task} has the labels {', '.join(task.labels)}, the model has "
+                         f"{', '.join(trained.labels) or 'none'}: choose another --task or model")
+    kind = KINDS[task.kind](task._replace(labels=trained.labels, negative=options.negative or task.negative))
+    with torch.device("meta"):                      # there tensors have shapes, but no memory
+        expected = type(kind.new_model(PRESETS["tiny"]))
+    if not isinstance(trained.model, expected):
+        raise ValueError(f"the model is a {type(trained.model).__name__}, but {options.task} asks for a "
+                         f"{expected.__name__}: choose another --task or model")
+    for name, type_ in (("max_length", int), ("tag_loss", str)):
+        if name in trained.facts:
+            options = dataclasses.replace(options, **{name: data.take(trained.facts, name, type_, TASK_FILE)})
+    config: Any = trained.model.config
+    positions = config.max_position_embeddings
+    if not 8 <= options.max_length <= positions:
+        raise ValueError(f"max_length is {options.max_length} in {TASK_FILE} or by the protocol, but the"
+                         f" model reads 8 to {positions} tokens")
+    return kind, options
+
+
+def score_trained(options: Options) -> str:
+    """Score a trained model on the task's test set, and return the table; nothing is trained.
+
+    The model is that of --init, or else of --out. Its table, predictions and errors.md go into a folder
+    "evaluation": in --out with --init, beside the model without.
+    """
+    trained = load_finetuned(options.init or options.out)
+    folder = Path(options.out) if options.init else model_folder(options.out).parent
+    kind, options = as_trained(options, trained)
+    examples = {"test": data.read_task(options.task, "test", options.data)}
+    device = Device.choose(options.device, options.precision, options.tpu)
+    config: Any = trained.model.config
+    prepared = Prepared(kind, trained.tokenizer, config, None, device, examples, {}, PUBLISHED_TEST_SET)
+    encode_split("test", prepared, options)
+    with data.only_process(folder / "evaluation"):
+        scores = score_model("without training", trained.model, prepared, options, folder / "evaluation", {})
+        table = score_table(options, [scores], PUBLISHED_TEST_SET + kind.remark)
+        write_lines(folder / "evaluation" / "table.txt", [table])
+    say(f"predictions and errors are in {folder / 'evaluation'}")
+    return table
 
 
 # --- 5. Raw text ---
@@ -1712,89 +1809,69 @@ def score_curve(options: Options) -> str:
 # Raw text goes the same way as a test set: the kind makes examples of its lines, encodes them, and decodes
 # the outputs. Only the last step differs: results are printed for each line, and nothing is scored.
 
-class Predictor(NamedTuple):
-    """Hold a fine-tuned model, and what is needed to read text with it."""
-
-    model: nn.Module
-    kind: Kind
-    tokenizer: Tokenizer
-    options: Options
-    device: Device
-
-    def predict(self, block: Sequence[tuple[Line, list]]) -> Iterator[dict[str, Any]]:
-        """Read lines as a test set is read (examples, features, outputs); yield the result of each.
-
-        block   lines, each with the examples that were made of it
-        """
-        examples = [example for _, some in block for example in some]
-        features = self.kind.encode(examples, self.tokenizer, self.options.max_length)
-        if any(feature.is_cut for feature in features):
-            say(f"of {len(examples)} texts, {self.kind.describe_features(features, self.options.max_length)}")
-        outputs = predict(self.model, features, self.options, self.tokenizer.pad_id, self.device)
-        results = iter(self.kind.results(examples, features, outputs, self.options))
-        for line, some in block:
-            yield self.kind.line_result(line, list(itertools.islice(results, len(some))))
-
-
-def open_predictor(options: Options) -> Predictor:
-    """Load a fine-tuned model: of a run, of a seed, or a model folder by itself.
-
-    Its config.json has the labels. The file beside it, task.json, has the options that reading needs:
-    {"task": "demo-ner", "max_length": 128, "tag_loss": "softmax"}.
-    """
-    folder = model_folder(options.out)
-    try:
-        trained, config = data.read_json(folder / READING), data.read_json(folder / "config.json")
-        given = {name: data.take(trained, name, kind, READING) for name, kind in READ_OPTIONS.items()}
-        options = dataclasses.replace(options, **given)
-        task = data.find_task(options.task)
-        named = {int(number): str(label) for number, label in config.get("id2label", {}).items()}
-        kind = KINDS[task.kind](task._replace(labels=tuple(named[number] for number in range(len(named)))))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{options.out}: not a run of train_finetune.py ({error!r}): "
-                         "fine-tune first, or pass its folder by --out") from None
-    device = Device.choose(options.device, options.precision)
-    model = kind.new_model(read_config(folder))
-    load_weights(model, folder)
-    return Predictor(model.to(device.kind), kind, Tokenizer.from_file(folder), options, device)
-
-
 def input_lines(path: str) -> Iterator[Line]:
     """Yield the lines of a file, or of standard input for "-", as they are; of a corpus file its documents.
 
-    XML and archives are read as for pre-training; an empty line stands between their sentences.
+    XML and archives are read as for pre-training; an empty line stands between their sentences. The file is
+    opened once, so that a pipe can be read, too.
     raises    ValueError naming file and line where it is not UTF-8, or the archive is damaged
     """
-    if path != "-" and data.format_of(path) in ("xml", "tar"):
-        for number, document in enumerate(data.read_documents(path), start=1):
-            name = {"document": number, **getattr(document, "id", {})}
-            yield Line(name, f"{path} document {number}", "\n\n".join(document))
-        return
-    typed = enumerate(sys.stdin.buffer, start=1)
-    decoded = ((number, data.decode_line(line, number, "standard input")) for number, line in typed)
-    for number, text in decoded if path == "-" else data.numbered_lines(path):
-        if number == 1 and text.lstrip().startswith(("<?xml", "<!DOCTYPE")):
-            raise ValueError("standard input holds XML, which is read from files: --predict FILE")
-        yield Line({"line": number}, f"{path} line {number}", text)
+    with data.open_file(path) as file:
+        if data.detect_format(data.head_of(file)) in ("xml", "tar"):
+            for number, document in enumerate(data.read_documents(path, file=file), start=1):
+                yield Line({"document": number, **document.id}, f"{path} document {number}",
+                           "\n\n".join(document))
+        else:
+            for number, text in data.numbered_lines("standard input" if path == "-" else path, file):
+                yield Line({"line": number}, f"{path} line {number}", text)
+
+
+def read_block(block: Sequence[tuple[Line, list]], model: nn.Module, prepared: Prepared,
+               options: Options) -> Iterator[dict[str, Any]]:
+    """Read lines as a test set is read (examples, features, outputs); yield the result of each.
+
+    block   lines, each with the examples that were made of it
+    """
+    kind = prepared.kind
+    examples = [example for _, some in block for example in some]
+    features = kind.encode(examples, prepared.tokenizer, options.max_length)
+    if any(feature.is_cut for feature in features):
+        say(f"of {len(examples)} texts, {kind.describe_features(features, options.max_length)}")
+    results = iter(kind.results(examples, features, predict(model, features, prepared, options), options))
+    for line, some in block:
+        yield kind.line_result(line, list(itertools.islice(results, len(some))))
 
 
 def predict_lines(options: Options) -> None:
     """Print one JSON line for each line of a file or of standard input.
 
     Lines are read in blocks: rows of like length then share a batch, and a file of any size fits in memory.
+    raises    ValueError naming a model without task.json, or the line that cannot be read
     """
-    predictor, lines = open_predictor(options), input_lines(str(options.predict))
-    is_dialogue = options.predict == "-" and sys.stdin.isatty()     # then each line is answered at once
-    if is_dialogue:
+    # 1. The model, and what task.json says of its training.
+    trained = load_finetuned(options.out)
+    if not trained.facts:
+        raise ValueError(f"{options.out}: not a run of train_finetune.py (no {TASK_FILE} beside the model): "
+                         "fine-tune first; --evaluate scores other models, too")
+    task = data.take(trained.facts, "task", str, f"{options.out}: {TASK_FILE}")
+    kind, options = as_trained(dataclasses.replace(options, task=task), trained)
+    device = Device.choose(options.device, options.precision, options.tpu)
+    model = trained.model.to(device.kind)
+    config: Any = model.config
+    prepared = Prepared(kind, trained.tokenizer, config, None, device, {}, {}, "")
+
+    # 2. Blocks of lines: each line gives some examples, and its result comes from theirs.
+    lines, is_dialogue = input_lines(str(options.predict)), options.predict == "-" and sys.stdin.isatty()
+    if is_dialogue:             # then each line is answered at once
         say("reading from the terminal: type a line and Enter; Ctrl-D ends")
     while True:
         block: list[tuple[Line, list]] = []
         try:
             for line in itertools.islice(lines, 1 if is_dialogue else READ_AT_ONCE):
-                is_empty, read = not line.text.strip(), predictor.kind.raw_examples
-                block.append((line, [] if is_empty else read(line, predictor.tokenizer)))
+                is_empty = not line.text.strip()
+                block.append((line, [] if is_empty else kind.raw_examples(line, trained.tokenizer)))
         finally:            # when a line cannot be read, the results of the lines before it are still printed
-            for result in predictor.predict(block):
+            for result in read_block(block, model, prepared, options):
                 print(json.dumps(result, ensure_ascii=False), flush=is_dialogue)
         if not block:
             return
@@ -1809,6 +1886,10 @@ def run(options: Options) -> int:
     """
     if options.predict is not None:
         predict_lines(options)
+        return 0
+    fetch_absent(options)
+    if options.evaluate:
+        print(score_trained(options), flush=True)
         return 0
     with data.only_process(Path(options.out)):
         if options.curve:
@@ -1830,36 +1911,46 @@ def check(options: Options) -> None:
         for name in sorted(set(kind.own_options) - set(KINDS[task.kind].own_options)):
             if getattr(options, name) != getattr(Options(), name):
                 raise ValueError(f"--{name.replace('_', '-')} is for {kind.purpose}, not for {options.task}")
-    # 2. Three things to do, of which a command can do one.
-    if sum([options.search is not None, options.curve, options.predict is not None]) > 1:
-        raise ValueError("--search, --curve and --predict are three different things to do: choose one")
+    # 2. Four things to do, of which a command can do one.
+    if sum([options.search is not None, options.curve, options.evaluate, options.predict is not None]) > 1:
+        raise ValueError("--search, --curve, --evaluate and --predict are different things to do: choose one")
     # 3. A search draws these values itself.
     if options.search and any(getattr(options, name) is not None for name in GRID):
         raise ValueError("--search draws --learning-rate, --epochs and --batch-size itself: drop these")
-    # 4. Beside a model to start from, the sizes of another one would silently do nothing.
-    if options.like and options.init != "none":
-        raise ValueError("--like gives the sizes of a model from scratch: add --init none")
-    # 5. A text is read as the model was trained; task.json beside it says how.
-    idle = [name for name in FIXED if name != "task" and getattr(options, name) != getattr(Options(), name)]
-    if options.predict is not None and idle:
-        raise ValueError(f"--predict reads with the model of --out alone: drop --{idle[0].replace('_', '-')}")
-    # 6. The demo tasks are invented, and read no files: with --data, another task was meant.
+    # 4. A trained model is used as it was trained: its folder says how.
+    needed = {"task"} if options.predict is not None else {"task", "data", "init", "negative"}
+    idle = [name for name in FIXED if getattr(options, name) != getattr(Options(), name)]
+    if (options.predict is not None or options.evaluate) and set(idle) - needed:
+        flag = min(set(idle) - needed).replace("_", "-")
+        raise ValueError(f"--predict and --evaluate use a model as it was trained: drop --{flag}")
+    # 5. The demo tasks are invented, and read no files: with --data, another task was meant.
     if options.task.startswith("demo-") and options.data not in (None, DATA_ROOT):
         raise ValueError(f"--data: {options.task} reads no files: choose a --task of {options.data}")
+    # 6. Where to compute.
+    if options.tpu and options.device != "auto":
+        raise ValueError("--tpu computes on XLA devices: drop --device")
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        raise ValueError("fine-tuning uses one device, or with --tpu all of this machine: drop torchrun")
+
+
+def protocol_values(options: Options) -> dict[str, Any]:
+    """Return the hyper-parameters that the protocol has for the task.
+
+    In Bio-ELECTRA's protocol, for example, the batch size of all tasks is 12, but ChemProt has an entry of
+    its own with 24.
+    """
+    values: dict[str, Any] = {}
+    for part in ("", data.TASKS[options.task].kind, options.task):      # from what holds for all to one's own
+        values |= PROTOCOLS[options.protocol].get(part, {})
+    return values
 
 
 def complete(options: Options) -> Options:
-    """Check the options, and fill in from the task's protocol what the command line left open.
-
-    In Bio-ELECTRA's protocol, for example, the batch size of all tasks is 12, but ChemProt has an entry of
-    its own with 24. Options that the command line gives stay as they are.
-    """
+    """Check the options, and fill in from the task's protocol what the command line left open."""
     check(options)
-    task = data.TASKS[options.task]
-    protocol = options.protocol or ("bio-electra" if "bio_electra" in task.source else "electramed")
-    values: dict[str, Any] = {"out": f"runs/finetune/{options.task}", "protocol": protocol}
-    for part in ("", task.kind, options.task):              # from what holds for all to what holds for one
-        values |= PROTOCOLS[protocol].get(part, {})
+    default = "bio-electra" if "bio_electra" in data.TASKS[options.task].source else "electramed"
+    options = dataclasses.replace(options, protocol=options.protocol or default)
+    values = {"out": f"runs/finetune/{options.task}", **protocol_values(options)}
     still_open = {name: value for name, value in values.items() if getattr(options, name) is None}
     return dataclasses.replace(options, **still_open)
 

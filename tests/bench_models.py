@@ -91,7 +91,7 @@ def main(arguments: list[str]) -> int:
         encoder = model.discriminator.electra if is_electra else model.electra
         run = train_pretrain.Run(run_folder, options, device, tokenizer, shards, model.to(device.kind), None)
         step = int(folder.name.removeprefix("step-"))
-        scores = train_pretrain.evaluate(step, train_pretrain.held_out_outputs(run))
+        scores = train_pretrain.evaluate(step, train_pretrain.held_out_outputs(run), run.options.objective)
         found = look(encoder.eval(), shards, tokenizer.pad_id, special)
         if not number:
             layers = [f"cls_on_words_{layer}" for layer in range(1, len(found.on_words) + 1)]
