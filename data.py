@@ -953,6 +953,8 @@ def only_process(folder: str | os.PathLike) -> Iterator[None]:
         file.truncate()
         print(os.getpid(), end="", file=file, flush=True)
         for leftover in [*folder.rglob(f"*.{holder}.unfinished"), *folder.glob("0*.npy.*.unfinished")]:
+            if leftover.is_dir():               # a model folder
+                shutil.rmtree(leftover)
             leftover.unlink(missing_ok=True)
         yield
 
