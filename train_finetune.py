@@ -37,13 +37,18 @@ import math
 import os
 import random
 import re
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# This comes before torch: it sets how torch's threads wait.
+# The import of torch takes seconds, on a slow disk up to twenty: who waits at a terminal is told why.
+if __name__ == "__main__" and sys.stderr and sys.stderr.isatty():
+    print("importing torch", file=sys.stderr)
+
+# This comes before torch: it sets how torch's threads wait, and what Ctrl-C does meanwhile.
 from train_pretrain import option, parse_options, record_run
 
 import numpy as np
@@ -56,8 +61,8 @@ from data import DATA_ROOT, Task, say
 from electramed import (
     IGNORED_LABEL, PRECISIONS, PRESETS, Adam, Device, ElectraConfig, SequenceClassifier, SpanExtractor,
     TokenTagger, learning_rate_at, load_encoder, load_head, model_folder, pad_rows, parameter_groups,
-    read_config, save_pretrained, weights_files)
-from tokenizer import Tokenizer, learn_vocab
+    read_config, read_whole, save_pretrained, weights_files, written_whole)
+from tokenizer import Tokenizer, learn_vocab, read_object
 
 
 # --- 1. Options and protocol ---
@@ -1329,7 +1334,7 @@ KINDS = {"ner": Tagging, "re": Relations, "classify": YesNo, "rank": Ranking, "q
 class Finetuned(NamedTuple):
     """Hold a fine-tuned model with all that is needed to use it."""
 
-    model: nn.Module                # TokenTagger, SequenceClassifier or SpanExtractor
+    model: Any                      # TokenTagger, SequenceClassifier or SpanExtractor
     tokenizer: Tokenizer
     labels: tuple[str, ...]         # in the order of the model's outputs; () where it finds answers
     facts: dict[str, Any]           # task.json; {} where the folder has none, as published ones
@@ -1345,10 +1350,10 @@ def load_finetuned(directory: str | os.PathLike) -> Finetuned:
 
     raises   ValueError or OSError naming the folder where it holds no fine-tuned model
     """
-    folder = model_folder(directory)
-    model, labels = load_head(folder)
-    facts = data.read_json(folder / TASK_FILE) if (folder / TASK_FILE).is_file() else {}
-    return Finetuned(model, Tokenizer.from_file(folder), tuple(labels), facts)
+    with read_whole(directory) as folder:
+        model, labels = load_head(folder)
+        facts = read_object(folder / TASK_FILE) if (folder / TASK_FILE).is_file() else {}
+        return Finetuned(model, Tokenizer.from_file(folder), tuple(labels), facts)
 
 
 class Prepared(NamedTuple):
@@ -1507,12 +1512,12 @@ def fit_seed(seed: int, prepared: Prepared, options: Options, folder: Path, beat
     beat    the model is written only if its score on the development set is higher
     """
     model, dev_scores, log = train(seed, prepared, options)
-    folder.mkdir(parents=True, exist_ok=True)
     write_lines(folder / "log.csv", log)
     if dev_scores.get(prepared.kind.task.metric, 0.0) > beat:
-        save_pretrained(model, folder / "model", prepared.tokenizer, prepared.kind.labels)
-        facts = {"task": options.task, "max_length": options.max_length, "tag_loss": options.tag_loss}
-        write_json(folder / "model" / TASK_FILE, facts | prepared.kind.facts)
+        facts = {"task": options.task, "max_length": options.max_length, "tag_loss": options.tag_loss,
+                 **prepared.kind.facts}
+        save_pretrained(model, folder / "model", prepared.tokenizer, prepared.kind.labels,
+                        {TASK_FILE: json.dumps(facts, indent=1).encode()})
     # The scores are written last: a folder that has them need not be trained again.
     write_json(folder / "dev.json", dev_scores)
     return dev_scores
@@ -1542,9 +1547,9 @@ def score_model(title: str, model: nn.Module, prepared: Prepared, options: Optio
 
 def run_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> Measures:
     """Fine-tune once, unless a search or an interrupted run did so; score the model on the test set."""
-    if not (folder / "dev.json").is_file():
+    if not ((folder / "model").is_dir() and (folder / "dev.json").is_file()):
         fit_seed(seed, prepared, options, folder)
-    model, dev_scores = load_finetuned(folder).model, data.read_json(folder / "dev.json")
+    model, dev_scores = load_finetuned(folder).model, read_object(folder / "dev.json")
     return score_model(f"seed {seed}", model, prepared, options, folder, dev_scores)
 
 
@@ -1597,14 +1602,14 @@ def prepare(options: Options, start: Path | None, seed: int) -> Prepared:
     if options.negative and options.negative not in (known := kind.count_labels(examples["train"])):
         raise ValueError(f"--negative {options.negative}: the labels are {', '.join(sorted(known))}")
     if kind.labels != task.labels:
-        say(f"labels of the training set: {', '.join(kind.labels)}{kind.remark}")
+        say(f"labels of the training set: {', '.join(map(visible, kind.labels))}{kind.remark}")
 
     # 2. Vocabulary and sizes: those of the model, or what the training set gives.
     if start:
         tokenizer = Tokenizer.from_file(start, lowercase=False if options.cased else None)
+        if doubt := tokenizer.casing_doubt():
+            say(f"{start}: {doubt}")
         config = read_config(start)
-        if len(tokenizer.pieces) != config.vocab_size:
-            raise ValueError(f"{start}: {len(tokenizer.pieces)} pieces, vocab_size {config.vocab_size}")
     else:
         texts = [kind.text_of(example) for example in examples["train"]]
         pieces = learn_vocab(texts, SCRATCH_VOCAB_SIZE, lowercase=not options.cased)
@@ -1693,7 +1698,7 @@ def score_table(options: Options, results: list[Measures], test_set: str = PUBLI
     # 3. The score of each seed.
     every = ", ".join(f"{100 * result[task.metric]:.2f}" for result in results)
     lines.append(f"{task.metric} of each seed: {every}")
-    if options.task == "bioasq7b":
+    if published:                                   # other editions of BioASQ had other systems
         lines += table_10(results)
     return "\n".join(line.rstrip() for line in lines)
 
@@ -1718,11 +1723,10 @@ def record_options(options: Options, start: Path | None) -> None:
     record_run(out, dataclasses.asdict(options), FIXED if has_begun else (), made_from)
 
 
-def copy_files(source: Path, target: Path) -> None:
-    """Copy the files of a folder into another one."""
-    target.mkdir(parents=True, exist_ok=True)
-    for file in source.iterdir():
-        data.write_bytes(target / file.name, file.read_bytes())
+def copy_model(source: Path, target: Path) -> None:
+    """Copy the model of a run or a seed to another one, in place of the model there."""
+    with written_whole(target / "model") as folder:
+        shutil.copytree(source / "model", folder)
 
 
 def run_seeds(options: Options) -> tuple[str, list[Measures]]:
@@ -1749,7 +1753,7 @@ def run_seeds(options: Options) -> tuple[str, list[Measures]]:
         say(f"nothing was trained: all {options.seeds} seeds of {out} were finished before")
 
     # 2. The table of all seeds, also of those that were finished before.
-    results = [data.read_json(folder / "scores.json") for folder in folders]
+    results = [read_object(folder / "scores.json") for folder in folders]
     tests = [result["test"] for result in results]
     table = score_table(options, tests, "; ".join(dict.fromkeys(result["test_set"] for result in results)))
     write_lines(out / "table.txt", [table])
@@ -1757,7 +1761,7 @@ def run_seeds(options: Options) -> tuple[str, list[Measures]]:
     # 3. The model to use: that of the seed with the best development score (the test set never chooses).
     #    Without a development set all seeds count 0, and max takes the first.
     best = max(range(options.seeds), key=lambda seed: results[seed]["dev"].get(task.metric, 0.0))
-    copy_files(folders[best] / "model", out / "model")
+    copy_model(folders[best], out)
     files = ", ".join(sorted(os.listdir(folders[best])))
     say(f"{folders[best]} holds {files}; to read a text: python train_finetune.py --out {out} --predict FILE")
     return table, tests
@@ -1805,7 +1809,7 @@ def search(options: Options) -> Options:
             if "dev" not in prepared.examples:
                 raise ValueError(f"--search: {options.task} has no development set to choose by")
             fit_seed(0, prepared, trial, folder, beat=best)
-        score = data.take(data.read_json(folder / "dev.json"), metric, float, str(folder / "dev.json"))
+        score = read_object(folder / "dev.json")[metric]
         best = max(best, score)
         say(f"trial {number} of {len(trials)}: {Path(trial.out).name}: dev {metric} {100 * score:.2f}")
         scored.append((score, trial))
@@ -1851,31 +1855,35 @@ def score_curve(options: Options) -> str:
 
 # Trained models.
 
-def as_trained(options: Options, trained: Finetuned) -> tuple[Kind, Options]:
-    """Return the kind of the task with the labels of a trained model, and the options it was trained with.
+def as_trained(options: Options, trained: Finetuned, examples: dict[str, list]) -> tuple[Prepared, Options]:
+    """Prepare the use of a trained model: return what predict and evaluate take, with its labels and options.
 
     raises   ValueError where the model is not of the task's kind, or tells other labels apart
     """
-    task = data.find_task(options.task)
+    # 1. Is it a model for this task? (The order of the labels is the model's own.)
+    task, config = data.find_task(options.task), trained.model.config
     if task.labels and set(task.labels) != set(trained.labels):
-        raise ValueError(f"{options.task} has the labels {', '.join(task.labels)}, the model has "
-                         f"{', '.join(trained.labels) or 'none'}: choose another --task or model")
+        theirs = ", ".join(map(visible, trained.labels)) or "none"
+        raise ValueError(f"{options.task} has the labels {', '.join(task.labels)}, the model has {theirs}: "
+                         "choose another --task or model")
     task = task._replace(labels=trained.labels, negative=options.negative or task.negative)
-    kind = KINDS[task.kind](task, facts=trained.facts)
+    kind = KINDS[task.kind](task, (), trained.facts)
     with torch.device("meta"):                      # there tensors have shapes, but no memory
         expected = type(kind.new_model(PRESETS["tiny"]))
     if not isinstance(trained.model, expected):
         raise ValueError(f"the model is a {type(trained.model).__name__}, but {options.task} asks for a "
                          f"{expected.__name__}: choose another --task or model")
+
+    # 2. The options it was trained with; a published model has those of the protocol.
     for name, type_ in (("max_length", int), ("tag_loss", str)):
         if name in trained.facts:
             options = dataclasses.replace(options, **{name: data.take(trained.facts, name, type_, TASK_FILE)})
-    config: Any = trained.model.config
-    positions = config.max_position_embeddings
-    if not 8 <= options.max_length <= positions:
+    if not 8 <= options.max_length <= config.max_position_embeddings:
         raise ValueError(f"max_length is {options.max_length} in {TASK_FILE} or by the protocol, but the"
-                         f" model reads 8 to {positions} tokens")
-    return kind, options
+                         f" model reads 8 to {config.max_position_embeddings} tokens")
+    device = Device.choose(options.device, options.precision, options.tpu)
+    trained.model.to(device.kind)
+    return Prepared(kind, trained.tokenizer, config, None, device, examples, {}, PUBLISHED_TEST_SET), options
 
 
 def score_trained(options: Options) -> str:
@@ -1885,18 +1893,15 @@ def score_trained(options: Options) -> str:
     "evaluation": in --out with --init, beside the model without.
     """
     trained = load_finetuned(options.init or options.out)
-    folder = Path(options.out) if options.init else model_folder(options.out).parent
-    kind, options = as_trained(options, trained)
+    parent = Path(options.out) if options.init else model_folder(options.out).parent
     examples = {"test": data.read_task(options.task, "test", options.data)}
-    device = Device.choose(options.device, options.precision, options.tpu)
-    config: Any = trained.model.config
-    prepared = Prepared(kind, trained.tokenizer, config, None, device, examples, {}, PUBLISHED_TEST_SET)
+    prepared, options = as_trained(options, trained, examples)
     encode_split("test", prepared, options)
-    with data.only_process(folder / "evaluation"):
-        scores = score_model("without training", trained.model, prepared, options, folder / "evaluation", {})
-        table = score_table(options, [scores], PUBLISHED_TEST_SET + kind.remark)
-        write_lines(folder / "evaluation" / "table.txt", [table])
-    say(f"predictions and errors are in {folder / 'evaluation'}")
+    with data.only_process(folder := parent / "evaluation"):
+        scores = score_model("without training", trained.model, prepared, options, folder, {})
+        table = score_table(options, [scores], prepared.test_set + prepared.kind.remark)
+        write_lines(folder / "table.txt", [table])
+    say(f"predictions and errors are in {folder}")
     return table
 
 
@@ -1950,11 +1955,7 @@ def predict_lines(options: Options) -> None:
         raise ValueError(f"{options.out}: not a run of train_finetune.py (no {TASK_FILE} beside the model): "
                          "fine-tune first; --evaluate scores other models, too")
     task = data.take(trained.facts, "task", str, f"{options.out}: {TASK_FILE}")
-    kind, options = as_trained(dataclasses.replace(options, task=task), trained)
-    device = Device.choose(options.device, options.precision, options.tpu)
-    model = trained.model.to(device.kind)
-    config: Any = model.config
-    prepared = Prepared(kind, trained.tokenizer, config, None, device, {}, {}, "")
+    prepared, options = as_trained(dataclasses.replace(options, task=task), trained, {})
 
     # 2. Blocks of lines: each line gives some examples, and its result comes from theirs.
     lines, is_dialogue = input_lines(str(options.predict)), options.predict == "-" and sys.stdin.isatty()
@@ -1965,9 +1966,10 @@ def predict_lines(options: Options) -> None:
         try:
             for line in itertools.islice(lines, 1 if is_dialogue else READ_AT_ONCE):
                 is_empty = not line.text.strip()
-                block.append((line, [] if is_empty else kind.raw_examples(line, trained.tokenizer)))
+                read = prepared.kind.raw_examples
+                block.append((line, [] if is_empty else read(line, trained.tokenizer)))
         finally:            # when a line cannot be read, the results of the lines before it are still printed
-            for result in read_block(block, model, prepared, options):
+            for result in read_block(block, trained.model, prepared, options):
                 print(json.dumps(result, ensure_ascii=False), flush=is_dialogue)
         if not block:
             return
@@ -1994,7 +1996,7 @@ def run(options: Options) -> int:
             chosen = search(options) if options.search else options
             result, _ = run_seeds(chosen)
             if options.search:                  # so that --predict finds the best model where it looks
-                copy_files(Path(chosen.out) / "model", Path(options.out) / "model")
+                copy_model(Path(chosen.out), Path(options.out))
     print(result, flush=True)
     return 0
 
@@ -2025,7 +2027,7 @@ def check(options: Options) -> None:
     # 6. Where to compute.
     if options.tpu and options.device != "auto":
         raise ValueError("--tpu computes on XLA devices: drop --device")
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError("fine-tuning uses one device, or with --tpu all of this machine: drop torchrun")
 
 

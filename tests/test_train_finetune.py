@@ -356,6 +356,11 @@ def test_labels_are_read_by_their_numbers_wherever_they_stand(pretrained, tmp_pa
     content["id2label"] = dict(reversed(content["id2label"].items()))
     path.write_text(json.dumps(content))
     assert read(tmp_path / "out", "Jorganux slowed fever.\n", tmp_path, capsys) == before
+    content["id2label"].pop("3")
+    path.write_text(json.dumps(content))
+    ask = ["--out", str(tmp_path / "out"), "--predict", str(tmp_path / "input.txt")]
+    assert train_finetune.main(ask) == 2
+    assert "config.json: id2label is" in capsys.readouterr().err
 
 
 def test_a_vocabulary_of_another_size_than_the_model_is_refused_before_training(pretrained, tmp_path, capsys):
@@ -370,13 +375,6 @@ def test_a_vocabulary_of_another_size_than_the_model_is_refused_before_training(
     (folder / "vocab.txt").unlink()
     assert run("demo-re", folder, tmp_path / "out") == 2
     assert f"{len(pieces) - 1} pieces, vocab_size {len(pieces)}" in capsys.readouterr().err
-
-
-def test_xml_on_standard_input_is_refused(pretrained, tmp_path, capsys, monkeypatch):
-    assert run("demo-ner", pretrained, tmp_path / "out") == 0
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"<?xml version='1.0'?>\n<article/>\n")))
-    assert train_finetune.main(["--out", str(tmp_path / "out"), "--predict", "-"]) == 2
-    assert "standard input holds XML" in capsys.readouterr().err
 
 
 def test_an_answer_inside_a_word_is_completed_and_one_of_white_space_is_none():
@@ -947,10 +945,9 @@ def test_predictions_are_float32_although_training_is_bfloat16(pretrained, tmp_p
     kept, again = [], []
     for precision, outputs in (("bfloat16", kept), ("float32", again)):
         trained = train_finetune.load_finetuned(tmp_path / "out")
-        kind, options = train_finetune.as_trained(options, trained)
-        features = kind.encode(data.read_task("rank", "test", tmp_path), trained.tokenizer, 128)
-        prepared = prepared_for(kind, trained.tokenizer)
-        prepared = prepared._replace(device=electramed.Device("cpu", precision))
+        options = dataclasses.replace(options, precision=precision)
+        prepared, options = train_finetune.as_trained(options, trained, {})
+        features = prepared.kind.encode(data.read_task("rank", "test", tmp_path), trained.tokenizer, 128)
         outputs += train_finetune.predict(trained.model, features, prepared, options)
     assert np.array_equal(kept, again)
 
@@ -1293,14 +1290,16 @@ def test_a_pipe_is_read_once_and_what_cannot_be_read_is_one_line(
     ask = ["--out", str(tmp_path / "out"), "--predict"]
     assert train_finetune.main([*ask, f"/dev/fd/{reading}"]) == 0
     assert [json.loads(line)["line"] for line in capsys.readouterr().out.splitlines()] == [1, 2]
+    article = "<PMID>7</PMID><Article><ArticleTitle>On gout.</ArticleTitle></Article>"
+    xml = f"<PubmedArticleSet><PubmedArticle>{article}</PubmedArticle></PubmedArticleSet>\n".encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(xml)))         # without a declaration
+    assert train_finetune.main([*ask, "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == "On gout."
     monkeypatch.setattr("sys.stdin", None)
     for source, message in (("-", "standard input is closed"), (str(tmp_path), "Is a directory")):
         assert train_finetune.main([*ask, source]) == 2
         said = capsys.readouterr().err
         assert message in said and len(said.splitlines()) == 1
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"<PubmedArticleSet><PubmedArticle/>\n")))
-    assert train_finetune.main([*ask, "-"]) == 2
-    assert "standard input holds XML" in capsys.readouterr().err
 
 
 def test_a_second_process_on_one_run_folder_is_refused(pretrained, tmp_path, capsys):
