@@ -1072,12 +1072,7 @@ class Asked(NamedTuple):
 
     example: data.Question      # the first of its passages
     gold: list[str]
-    texts: list[str]            # best first
-
-    @property
-    def first(self) -> str:
-        """Return the best text; the empty one where nothing was answered."""
-        return self.texts[0] if self.texts else ""
+    texts: list[str]            # best first; none where nothing was answered
 
 
 class Answers(Kind):
@@ -1130,7 +1125,6 @@ class Answers(Kind):
             # 1. Wordpieces of the question, and of the passage with the characters they stand for.
             whole_question = tokenizer.encode(example.question)
             question = whole_question[:min(question_length, max_length - 7)]    # some room for the passage
-            is_cut = len(question) < len(whole_question)
             ids, word_of, words = locate_words(example.context, tokenizer)
             before = len(question) + 2                      # [CLS] question [SEP]
             capacity = max_length - before - 1              # and the last [SEP]
@@ -1138,8 +1132,8 @@ class Answers(Kind):
             #    An answer that is nowhere in the passage cannot be learnt.
             text, begin = example.answers[0] if example.answers else ("", 0)
             stop, is_lost = begin + len(text), bool(example.gold) and not example.answers
-            touched = {word for word, (start, end) in enumerate(words) if end > begin and start < stop}
-            gold = [piece for piece, word in enumerate(word_of) if word in touched]
+            gold = [piece for piece, word in enumerate(word_of)
+                    if words[word][1] > begin and words[word][0] < stop]
             # 3. One row for each window. Without the whole gold answer its labels are (0, 0), that is [CLS].
             windows = split_windows(len(ids), capacity, min(stride, capacity // 2))
             window_of = best_windows(len(ids), windows)
@@ -1150,7 +1144,7 @@ class Answers(Kind):
                 spots = [PieceSpot(before + piece - start, *words[word_of[piece]],
                                    bool(window_of[piece] == window)) for piece in range(start, end)]
                 row = tokenizer.row(question, ids[start:end])
-                features.append(Feature(number, *row, labels, spots, is_cut))
+                features.append(Feature(number, *row, labels, spots, len(question) < len(whole_question)))
         return features
 
     def findable(self, examples: Questions, features: Features) -> list[list[Answer]]:
@@ -1253,25 +1247,29 @@ class Answers(Kind):
                 asked[name] = asked[name]._replace(texts=merged)
         return asked
 
-    def batches(self, asked: dict[str, Asked]) -> dict[int, dict[str, Asked]]:
-        """Return the questions of each BioASQ test batch: {1: {"q1": ..., "q2": ...}, 2: {"q3": ...}}."""
-        numbers = {one.example.batch for one in asked.values() if one.example.batch is not None}
-        return {number: {name: one for name, one in asked.items() if one.example.batch == number}
-                for number in sorted(numbers)}
+    def parts(self, asked: dict[str, Asked], field: str) -> dict[Any, dict[str, Asked]]:
+        """Divide the questions by a field, batch or type: {1: {"q1": ..., "q2": ...}, 2: {"q3": ...}}."""
+        values = {getattr(one.example, field) for one in asked.values()} - {None}
+        return {value: {name: one for name, one in asked.items() if getattr(one.example, field) == value}
+                for value in sorted(values)}
 
     def score(self, examples: Questions, predictions: AnswerLists) -> Measures:
-        """Compute SQuAD's exact match and F1, or BioASQ's measures over all questions and for each batch.
+        """Compute SQuAD's exact match and F1, or BioASQ's measures: over all questions, and over parts.
 
-            {"strict_accuracy": 0.3, ..., "mrr": 0.4, ..., "batch 1 mrr": 0.5, ...}
+        Parts are the test batches and, where there are both, factoid and list questions:
+
+            {"strict_accuracy": 0.3, ..., "mrr": 0.4, ..., "batch 1 mrr": 0.5, ..., "list mrr": 0.2, ...}
         """
         asked, measures = self.questions(examples, predictions), Measures()
         if not self.is_bioasq:
-            gold = {name: question.gold for name, question in asked.items()}
-            return metrics.squad_scores(gold, {name: one.first for name, one in asked.items()})._asdict()
-        parts = {f"batch {batch} ": part for batch, part in self.batches(asked).items()}
-        for prefix, part in {"": asked, **parts}.items():
-            scores = metrics.bioasq_factoid_scores({name: question.gold for name, question in part.items()},
-                                                   {name: question.texts for name, question in part.items()})
+            best = {name: "".join(one.texts[:1]) for name, one in asked.items()}
+            return metrics.squad_scores({name: one.gold for name, one in asked.items()}, best)._asdict()
+        parts = {"": asked, **{f"batch {batch} ": part for batch, part in self.parts(asked, "batch").items()}}
+        if len(types := self.parts(asked, "type")) > 1:
+            parts |= {f"{type_} ": part for type_, part in types.items()}
+        for prefix, part in parts.items():
+            scores = metrics.bioasq_factoid_scores({name: one.gold for name, one in part.items()},
+                                                   {name: one.texts for name, one in part.items()})
             measures |= {prefix + measure: value for measure, value in scores._asdict().items()}
         return measures
 
@@ -1284,23 +1282,23 @@ class Answers(Kind):
         Questions of BioASQ that belong to no test batch are written as SQuAD's are.
         """
         asked = self.questions(examples, predictions)
-        batches = self.batches(asked)
+        batches = self.parts(asked, "batch")
         for batch, part in batches.items():
-            answers = [{"id": name, "type": "factoid", "exact_answer": [[text] for text in question.texts]}
-                       for name, question in part.items()]
+            answers = [{"id": name, "type": one.example.type, "exact_answer": [[text] for text in one.texts]}
+                       for name, one in part.items()]
             write_json(folder / f"predictions-batch-{batch}.json", {"questions": answers})
         if not batches:
-            write_json(folder / "predictions.json", {name: one.first for name, one in asked.items()})
+            best = {name: "".join(one.texts[:1]) for name, one in asked.items()}
+            write_json(folder / "predictions.json", best)
 
     def errors(self, examples: Questions, predictions: AnswerLists) -> list[Mistake]:
         """List the questions whose best answer is wrong; texts are compared as the task's metric does."""
         normalise = str.lower if self.is_bioasq else metrics.normalise_squad_answer
         mistakes = []
-        for question in self.questions(examples, predictions).values():
-            given = question.texts[:metrics.FACTOID_ANSWERS]
-            if not given or normalise(given[0]) not in map(normalise, question.gold):
-                sides = " | ".join(question.gold), " | ".join(given)
-                mistakes.append(Mistake(*sides, question.example.question))
+        for asked in self.questions(examples, predictions).values():
+            given = asked.texts[:metrics.FACTOID_ANSWERS]
+            if not given or normalise(given[0]) not in map(normalise, asked.gold):
+                mistakes.append(Mistake(" | ".join(asked.gold), " | ".join(given), asked.example.question))
         return mistakes
 
     def raw_examples(self, line: Line, tokenizer: Tokenizer) -> list[data.Question]:
