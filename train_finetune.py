@@ -440,8 +440,9 @@ class Kind:
     tokens. A *prediction* is what all features of one example say together: tags, a label, a probability,
     or answers.
 
-    A new kind whose examples are texts, or pairs, with one label each derives from Classification and writes
-    two things: `purpose`, and `score`. Any other kind derives from this class and writes, in this order:
+    A new kind whose examples are texts or pairs with one label each derives from Classification, and writes
+    `purpose`, `score` and, for texts, raw_examples (as Relations has them). Any other kind derives from this
+    class and writes, in this order:
 
     1. purpose        what it is for, in two words
     2. encode         examples -> features: rows of ids with their labels

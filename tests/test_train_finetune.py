@@ -1428,6 +1428,25 @@ def test_labels_that_a_task_names_are_not_looked_for():
     assert Answers(TASKS["qa"], [Question("1", "", "", [])]).labels == ()
 
 
+def test_a_sixth_kind_is_one_class_and_three_names(pretrained, tmp_path, monkeypatch):
+    class Topics(train_finetune.Classification):
+        purpose = "topics"
+
+        def score(self, examples, predictions):
+            return {"accuracy": np.mean([e.label == label for e, label in zip(examples, predictions)])}
+
+    monkeypatch.setitem(KINDS, "topic", Topics)
+    monkeypatch.setitem(data.READERS, "topic", data.read_labelled)
+    monkeypatch.setitem(TASKS, "topic", Task("topic", metric="accuracy"))
+    options = train_finetune.complete(train_finetune.Options(
+        task="topic", data=str(relations_folder(tmp_path / "set")), init=str(pretrained),
+        out=str(tmp_path / "out"), epochs=1))
+    assert train_finetune.run(options) == 0
+    measured = scores(tmp_path / "out")["test"]["accuracy"]
+    wrong = (tmp_path / "out" / "seed-0" / "errors.md").read_text().count("\n- ")
+    assert measured == pytest.approx(1 - wrong / 12)
+
+
 def test_every_kind_of_task_has_one_class():
     assert {task.kind for task in TASKS.values()} == KINDS.keys()
 
