@@ -1322,6 +1322,17 @@ def test_entities_of_raw_text_stand_at_their_characters(pretrained, tmp_path, ca
             assert 0.5 < entity["score"] <= 1
 
 
+def test_how_words_are_cut_goes_through_task_json_to_raw_text(pretrained, tmp_path, capsys, monkeypatch):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.txt").write_text("IL-2 B-X\nbinds O\n\n" * 3)
+    assert run("ner", pretrained, tmp_path / "out", "--data", str(tmp_path)) == 0
+    cut, seen = train_finetune.cut_words, []
+    monkeypatch.setattr(train_finetune, "cut_words",
+                        lambda text, tokenizer, inside: seen.append(inside) or cut(text, tokenizer, inside))
+    read(tmp_path / "out", "IL-2 binds\n", tmp_path, capsys)
+    assert seen == [["a-1"]]
+
+
 @pytest.mark.parametrize("loss, probability", [("softmax", 0.6652), ("binary", 0.8808)])
 def test_scores_are_the_probabilities_the_tagger_was_trained_to_give(loss, probability):
     """Of logits 1, 2 and 0: e^2 / (e^1 + e^2 + e^0), or a sigmoid of the 2 alone."""
