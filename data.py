@@ -917,8 +917,9 @@ class Progress:
 
     def finish(self) -> None:
         """Print the last state, if it does not stand there already, and end the line."""
-        if self.rewind or self.line != self.printed:
+        if self.line and (self.rewind or self.line != self.printed):
             say(self.rewind + self.line)
+        self.line = ""
 
     def over(self, items: Iterable[Any]) -> Iterator[Any]:
         """Yield items unchanged, showing how many have been taken."""

@@ -23,6 +23,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -589,6 +590,15 @@ def test_after_a_damaged_checkpoint_the_run_continues_from_the_one_before_it(
     assert_same_run(tmp_path, finished)
 
 
+def test_a_checkpoint_of_another_run_is_refused_by_name(corpus, finished, tmp_path, capsys):
+    """Copied into a run with another learning rate, it used to be continued from."""
+    arguments = flags(corpus, tmp_path, "--vocab", str(finished))
+    assert train_pretrain.main([*arguments, "--max-minutes", "0"]) == 0
+    shutil.copy(finished / "checkpoint-00000008.pt", tmp_path)
+    said = fails(arguments, capsys)
+    assert "checkpoint-00000008.pt: it belongs to another run, with other options or files" in said
+
+
 def test_when_all_checkpoints_are_damaged_nothing_is_renamed(corpus, finished, tmp_path, capsys):
     without_the_last_checkpoint(finished, tmp_path).write_bytes(b"")
     assert "no checkpoint is readable" in fails(flags(corpus, tmp_path), capsys)
@@ -661,6 +671,46 @@ def test_two_processes_give_the_losses_and_weights_of_one(corpus, finished, tmp_
     assert said.count("17,665 parameters") == said.count("tokenizing") == 1 and "cpu float32 x 2" in said
     assert_equal_within_rounding(tmp_path, finished)
     assert [int(row["step"]) for row in rows(tmp_path / "eval.csv")] == [6, 12]
+
+
+def two_processes(corpus: Path, out: Path, differs: str) -> list[tuple[int, str]]:
+    """Start the ranks of a run by hand. Rank 1 is another one: Python code says what differs there.
+
+    returns   exit status and messages of rank 0 and rank 1
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    begin = "import sys, torch; import train_pretrain; arguments = sys.argv[1:]; "
+    end = "; sys.exit(train_pretrain.main(arguments))"
+    processes = []
+    for rank in (0, 1):
+        script = begin + (differs if rank else "pass") + end
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": str(rank),
+                 "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        processes.append(subprocess.Popen(
+            [sys.executable, "-c", script, *flags(corpus, out, "--device", "cpu")],
+            env={**os.environ, **where}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    return [(process.returncode, text) for process, text in zip(processes, said)]
+
+
+@pytest.mark.parametrize("differs, message", [
+    ("arguments += ['--learning-rate', '0.5']", "process 1 has --learning-rate 0.5, process 0 has 0.002"),
+    ("torch.__version__ = '1.0'", "process 1 has torch 1.0, process 0 has ")])
+def test_processes_with_other_options_or_another_torch_are_refused_by_name(
+        differs, message, corpus, tmp_path):
+    for status, said in two_processes(corpus, tmp_path / "out", differs):
+        assert status == 2 and f"error: {message}" in said
+    assert not (tmp_path / "out").exists()
+
+
+@on_a_cpu
+def test_the_weights_of_the_first_process_count(corpus, finished, tmp_path):
+    """Rank 1 draws others, as another version of torch would."""
+    other = "draw = torch.manual_seed; torch.manual_seed = lambda seed: draw(seed + 1)"
+    assert [status for status, _ in two_processes(corpus, tmp_path, other)] == [0, 0]
+    assert_equal_within_rounding(tmp_path, finished)
 
 
 def wait_for_rows(process: subprocess.Popen, path: Path, count: int) -> None:
@@ -1111,6 +1161,15 @@ def test_wrong_input_gives_one_line_status_2_and_no_traceback(tmp_path):
     assert done.stderr.startswith("error: missing.txt") and done.stderr.count("\n") == 1
 
 
+def test_without_fcntl_and_sighup_a_run_trains_only_without_the_lock(corpus, finished, tmp_path):
+    """As on Windows, which has neither."""
+    hide = "import signal, sys; sys.modules['fcntl'] = None; del signal.SIGHUP; import train_pretrain; "
+    done = subprocess.run([sys.executable, "-c", f"{hide} sys.exit(train_pretrain.main(sys.argv[1:]))",
+                           *flags(corpus, tmp_path / "run")], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "run", finished)
+
+
 def test_ctrl_c_while_torch_is_imported_gives_one_line(tmp_path):
     """A torch that gets the signal in the middle of its import stands before the real one."""
     (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
@@ -1120,6 +1179,27 @@ def test_ctrl_c_while_torch_is_imported_gives_one_line(tmp_path):
 
 
 # --- What is read of a corpus ---
+
+def test_each_run_says_what_files_it_has_read_and_what_it_has_left_out(tmp_path, corpus, capsys):
+    (tmp_path / "texts").mkdir()
+    shutil.copy(corpus, tmp_path / "texts/a.txt")
+    (tmp_path / "texts/b.json").write_text('{"title": "no prose"}\n')
+    assert train_pretrain.main(flags(tmp_path / "texts", tmp_path / "run", "--steps", "1")) == 0
+    assert "2 files: 1 text; 1 left out" in capsys.readouterr().err
+
+
+def test_a_vocabulary_that_lowercasing_spoils_is_doubted_in_one_line(tmp_path, corpus, capsys):
+    """Capitals in a third of the pieces, and no tokenizer_config.json that says how they came there."""
+    words = sorted({word for word in corpus.read_text().split() if word.isalpha()})[:60]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *(word.upper() for word in words)]
+    (tmp_path / "vocab.txt").write_text("\n".join(dict.fromkeys(pieces)) + "\n")
+    more = ("--vocab", str(tmp_path / "vocab.txt"), "--steps", "1")
+    assert train_pretrain.main(flags(corpus, tmp_path / "run", *more)) == 0
+    said = capsys.readouterr().err
+    assert said.count("occur in no text") == 1 and "--cased" in said
+    assert train_pretrain.main(flags(corpus, tmp_path / "cased", "--cased", *more)) == 0
+    assert "occur in no text" not in capsys.readouterr().err
+
 
 def test_bluebert_text_is_used_for_vocabulary_and_shards_and_another_choice_is_refused(tmp_path):
     corpus = tmp_path / "corpus.txt"
