@@ -4,6 +4,7 @@ torch_xla needs a torch of its own version, so these tests run in an environment
 makes.
 """
 import dataclasses
+import json
 import os
 import shutil
 from pathlib import Path
@@ -13,8 +14,11 @@ import pytest
 import torch
 
 import data
+import train_finetune
 import train_pretrain
-from electramed import Adam, Device, ElectraForPretraining, load_pretrained, parameter_groups
+from electramed import (
+    Adam, Device, ElectraConfig, ElectraForPretraining, load_pretrained, parameter_groups, save_pretrained)
+from tokenizer import Tokenizer, learn_vocab
 
 SIZES = ("--embedding-size 16 --hidden-size 32 --num-attention-heads 2 --intermediate-size 64 "
          "--num-hidden-layers 1 --max-length 48 --batch-size 16 --steps 20 --warmup-steps 4 "
@@ -141,3 +145,73 @@ def test_a_run_goes_on_from_the_cpu_to_xla_and_back(arguments, tmp_path, capsys)
 def test_what_xla_cannot_do_is_said(arguments, tmp_path, capsys, more, message):
     assert train_pretrain.main([*arguments, str(tmp_path), "--tpu", *more]) == 2
     assert message in capsys.readouterr().err
+
+
+# Fine-tuning.
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> Path:
+    """A small model with weights as they were drawn, and a vocabulary of the synthetic corpus."""
+    tokenizer = Tokenizer(learn_vocab(data.synthetic_corpus(100).splitlines(), 300))
+    config = ElectraConfig(embedding_size=16, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                           intermediate_size=64, max_position_embeddings=48).with_tokenizer(tokenizer)
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("start")
+    save_pretrained(ElectraForPretraining(config), folder, tokenizer)
+    return folder
+
+
+@pytest.fixture
+def count_epochs(monkeypatch) -> list[int]:
+    """The compilations so far, whenever the batches of an epoch or an evaluation are planned.
+
+    There is one row length, because each one is compiled, for training and for evaluation.
+    """
+    counts: list[int] = []
+    monkeypatch.setattr(data, "bucket_widths", lambda max_length: np.array([max_length]))
+    plan = data.plan_batches
+    monkeypatch.setattr(data, "plan_batches", lambda *arguments, **more: counts.append(compilations())
+                        or plan(*arguments, **more))
+    monkeypatch.setattr(data, "DEMO_SPLITS", {split: (first, min(size, 60))
+                                              for split, (first, size) in data.DEMO_SPLITS.items()})
+    return counts
+
+
+@pytest.mark.parametrize("task", ["demo-ner", "demo-re", "demo-qa", "classify", "rank"])
+def test_finetune_losses_and_scores_equal_the_cpus_and_after_an_epoch_nothing_is_compiled(
+        task, start, count_epochs, tmp_path, capsys):
+    """In float32, without dropout. Batches of 12 rows do not divide by 8 devices: they are filled up."""
+    more = []
+    if task in ("classify", "rank"):
+        for split in ("train", "dev", "test"):
+            (tmp_path / f"{split}.tsv").write_text("".join(
+                f"{number % 3 // 2}\tdoes {split} help {number} ?\t{'it helps ' * (number % 7)}\n"
+                for number in range(60)))
+        more = ["--data", str(tmp_path)]
+    command = [*f"--task {task} --init {start} --epochs 3 --batch-size 12 --max-length 48 --dropout 0 "
+               "--learning-rate 1e-3 --precision float32".split(), *more]
+    assert train_finetune.main([*command, "--tpu", "--out", str(tmp_path / "xla")]) == 0
+    # Planned: epoch 1, its evaluation, epoch 2, ..., the test set.
+    assert 0 < count_epochs[2] == count_epochs[5], count_epochs
+    assert train_finetune.main([*command, "--device", "cpu", "--out", str(tmp_path / "cpu")]) == 0
+    ours, theirs = (np.loadtxt(tmp_path / name / "seed-0" / "log.csv", delimiter=",", skiprows=1)
+                    for name in ("xla", "cpu"))
+    assert ours.shape == (3, 3) and np.abs(ours - theirs).max() < 1e-4
+    ours, theirs = (json.loads((tmp_path / name / "seed-0" / "scores.json").read_text())["test"]
+                    for name in ("xla", "cpu"))
+    assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+def test_finetune_finished_seeds_stay_and_more_can_be_trained_elsewhere(start, count_epochs, tmp_path):
+    command = [*f"--task demo-re --init {start} --epochs 1 --max-length 48".split(), "--out", str(tmp_path)]
+    assert train_finetune.main([*command, "--tpu"]) == 0
+    first = (tmp_path / "seed-0" / "scores.json").read_bytes()
+    assert train_finetune.main([*command, "--seeds", "2"]) == 0
+    assert (tmp_path / "seed-0" / "scores.json").read_bytes() == first
+    assert (tmp_path / "seed-1" / "scores.json").is_file()
+
+
+def test_finetune_refuses_a_device_beside_tpu(start, tmp_path, capsys):
+    command = ["--init", str(start), "--out", str(tmp_path)]
+    assert train_finetune.main([*command, "--tpu", "--device", "cpu"]) == 2
+    assert "--tpu computes on XLA devices: drop --device" in capsys.readouterr().err
