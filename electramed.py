@@ -1514,7 +1514,8 @@ def open_xla() -> tuple[Any, Any]:
         from torch_xla.distributed import spmd
     except ImportError as error:
         raise ValueError(f"--tpu: torch_xla does not load beside torch {torch.__version__} ({error}): drop "
-                         "--tpu, or pip install torch==2.9.0 torch_xla==2.9.0") from None
+                         "--tpu, or make an environment of its own for the pair: pip install torch==2.9.0 "
+                         "torch_xla==2.9.0") from None
     runtime.use_spmd()
     count = runtime.global_runtime_device_count()
     # By default moving a model to XLA makes new Parameter objects, and two layers that shared one weight have

@@ -139,7 +139,8 @@ class Options:
     keep_every: int = option(None, "steps between models that are kept (default: a tenth)", at_least=1)
     max_minutes: float | None = option(None, "stop after this time; repeat the command to go on", at_least=0)
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
-    tpu: bool = option(False, "compute on all XLA devices of this machine, through torch_xla")
+    tpu: bool = option(False, "compute on all XLA devices of this machine; needs an environment of its own, "
+                       "with a torch and a torch_xla that match: pip install -e '.[tpu]'")
     precision: str | None = option(None, "default: float32 on CPU, else bfloat16; on a CPU with avx512_bf16 "
                                    "or amx (see lscpu) that is 2 to 3 times as fast for small and base",
                                    choices=PRECISIONS)
@@ -165,7 +166,7 @@ ELECTRA_SMALL = {"steps": 1_000_000, "batch_size": 128, "max_length": 128, "lear
 ELECTRA_BASE = {**ELECTRA_SMALL, "batch_size": 256, "max_length": 512, "learning_rate": 2e-4}
 BIO_ELECTRA = {**ELECTRA_SMALL, "steps": 1_800_000, "batch_size": 64, "max_length": 256, "cased": True}
 SCHEDULES: dict[str, dict[str, Any]] = {
-    # Ours: two minutes on two cores.
+    # Ours: minutes on two cores (README.md has the time and the machine).
     "tiny": {**ELECTRA_SMALL, "steps": 3_000, "batch_size": 16, "warmup_steps": 300, "vocab_size": 540},
     "small": ELECTRA_SMALL,
     "base": ELECTRA_BASE,
@@ -675,8 +676,8 @@ def evaluate(step: int, outputs: HeldOut, objective: str = "electra") -> Evaluat
 
     raises   ValueError when a loss is not finite: such a model is of no use
     """
-    judged = outputs.logits if objective == "electra" else 0                       # (tokens,)
-    if not np.isfinite(outputs.nll.sum() + np.sum(judged)):
+    judged = [] if objective == "mlm" else outputs.logits                          # (tokens,)
+    if not np.isfinite([*outputs.nll, *judged]).all():
         raise ValueError(f"step {step}: the losses on held-out documents are not finite: {START_AGAIN}")
 
     # 1. The generator; with --objective mlm, the only network.
