@@ -676,8 +676,8 @@ def evaluate(step: int, outputs: HeldOut, objective: str = "electra") -> Evaluat
 
     raises   ValueError when a loss is not finite: such a model is of no use
     """
-    judged = [] if objective == "mlm" else outputs.logits                          # (tokens,)
-    if not np.isfinite([*outputs.nll, *judged]).all():
+    judged = outputs.nll if objective == "mlm" else np.append(outputs.nll, outputs.logits)
+    if not np.isfinite(judged).all():
         raise ValueError(f"step {step}: the losses on held-out documents are not finite: {START_AGAIN}")
 
     # 1. The generator; with --objective mlm, the only network.
