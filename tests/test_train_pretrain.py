@@ -225,17 +225,18 @@ def test_a_batch_passes_six_functions_on_its_way_to_its_gradient(finished, tmp_p
     run, called, at_backward = new_run(finished, tmp_path, steps=1), {}, []
 
     def watch(frame, event, _):
+        if event != "call":
+            return
         stack = [frame]
         while frame := frame.f_back:
             stack.append(frame)
-        ours = [each for each in stack if Path(each.f_code.co_filename).parent == ROOT]
+        ours = [each for each in stack if os.path.dirname(each.f_code.co_filename) == str(ROOT)]
         names = [each.f_code.co_name for each in ours]
-        if event != "call" or at_backward or "training_step" not in names:
-            return
-        if stack[0].f_code.co_name == "backward":
+        if "training_step" in names and stack[0].f_code.co_name == "backward":
             at_backward.extend(names[:names.index("run_steps") + 1])
-        elif ours[0] is stack[0] and "forward" not in names[1:]:
-            called[names[0]] = Path(ours[0].f_code.co_filename).name
+            sys.setprofile(None)
+        elif "training_step" in names and ours[0] is stack[0] and "forward" not in names[1:]:
+            called[names[0]] = os.path.basename(ours[0].f_code.co_filename)
 
     sys.setprofile(watch)
     try:
