@@ -462,8 +462,8 @@ class Recorder:
     Of several processes the first one alone has a recorder.
     """
 
-    def __init__(self, run: Run, step: int, order: BatchOrder) -> None:
-        self.run, self.order = run, order
+    def __init__(self, run: Run, step: int) -> None:
+        self.run = run
         self.log = CsvLog(run.out / "log.csv", step, LOG_COLUMNS)
         self.evaluations = CsvLog(run.out / "eval.csv", step, Evaluation._fields)
         self.progress = data.Progress(run.options.steps, "steps", step)
@@ -527,18 +527,15 @@ class Recorder:
 
         returns   the losses of generator and discriminator in the last one
         raises    ValueError for the first step whose loss or gradient is not finite (later ones only follow
-                  from it), with its batch, so that one can look at it; also where the weights are not finite
+                  from it; BatchOrder.batch(step - 1) gives its batch), or when the weights are not finite
         """
         for number, result in enumerate(self.unchecked, start=step - len(self.unchecked) + 1):
             loss, mlm_loss, discriminator_loss, norm = result.tolist()
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                width, examples = self.order.examples(number - 1)       # counted from 0 there, from 1 here
                 good = max(self.run.out.glob(CHECKPOINTS), default="none")
-                first = " ".join(map(str, examples[:8]))
                 raise ValueError(
                     f"step {number} is not finite: generator {mlm_loss}, discriminator {discriminator_loss}, "
-                    f"gradient norm {norm}; its batch: seed {self.run.options.seed}, {width} tokens, first "
-                    f"examples {first}; last good checkpoint: {good}; {START_AGAIN}")
+                    f"gradient norm {norm}; last good checkpoint: {good}; {START_AGAIN}")
         # The last update comes after the last loss: the weights may overflow where the losses did not.
         sums = [weight.detach().sum() for weight in self.run.model.parameters()]
         if not math.isfinite(torch.stack(sums).sum()):
@@ -559,7 +556,7 @@ def run_steps(run: Run, step: int, stop: Stop, deadline: float) -> int:
     order = BatchOrder(run.shards, options)
     recorder = None
     if device.rank == 0:
-        recorder = Recorder(run, step, order)
+        recorder = Recorder(run, step)
         parameters = sum(weight.numel() for weight in run.model.parameters())
         where = f"{device.kind} {device.precision} x {device.count}".removesuffix(" x 1")
         note = f", continuing after step {step:,}" if step else ""

@@ -1140,7 +1140,7 @@ def test_a_vocabulary_that_came_out_smaller_says_so(tmp_path, capsys):
     assert f"{size} pieces were found, not 200: no other two are neighbours twice" in capsys.readouterr().err
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_batch_and_last_good_checkpoint(
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_last_good_checkpoint(
         corpus, tmp_path, capsys):
     """The first update has learning rate 0, the second makes the weights huge, the third loss is infinite.
 
@@ -1148,11 +1148,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_batch_and_last_g
     """
     message = fails(flags(corpus, tmp_path, "--learning-rate", "1e30", "--log-every", "12",
                           "--checkpoint-every", "2"), capsys)
-    options = train_pretrain.complete(train_pretrain.Options(max_length=48, batch_size=8))
-    width, examples = train_pretrain.BatchOrder(data.open_shards(tmp_path / "shards"), options).examples(2)
     assert "step 3 is not finite" in message
-    assert f"last good checkpoint: {tmp_path / 'checkpoint-00000002.pt'};" in message
-    assert f"seed 0, {width} tokens, first examples {' '.join(map(str, examples))};" in message
+    assert f"last good checkpoint: {tmp_path / 'checkpoint-00000002.pt'}; start again" in message
 
 
 def test_wrong_input_gives_one_line_status_2_and_no_traceback(tmp_path):
