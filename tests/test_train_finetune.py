@@ -1079,6 +1079,13 @@ def test_several_processes_are_refused_because_one_device_is_used(pretrained, tm
     assert "fine-tuning uses one device" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_a_layer_decay_above_one_is_refused(pretrained, tmp_path, capsys):
+    for value in ("1e308", "1.5"):
+        assert run("demo-re", pretrained, tmp_path / "out", "--layer-decay", value) == 2
+        said = capsys.readouterr().err
+        assert "--layer-decay must be at most 1" in said and len(said.splitlines()) == 1
+
+
 def test_a_batch_is_filled_up_where_shapes_are_compiled_and_the_loss_stays(tiny_tokenizer):
     """Two rows become eight on eight devices; the six that were added have no label, in each kind's form."""
     class Eight(electramed.Device):
