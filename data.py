@@ -953,6 +953,8 @@ def only_process(folder: str | os.PathLike) -> Iterator[None]:
         file.truncate()
         print(os.getpid(), end="", file=file, flush=True)
         for leftover in [*folder.rglob(f"*.{holder}.unfinished"), *folder.glob("0*.npy.*.unfinished")]:
+            if leftover.is_dir():               # a model folder
+                shutil.rmtree(leftover)
             leftover.unlink(missing_ok=True)
         yield
 
@@ -2167,208 +2169,92 @@ def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
 
 # --- 7. A synthetic world ---
 #
-# A made-up biomedicine, small enough to be learnt in two minutes. Three rules make pre-training on it useful:
-#   facts      each drug has the same target, disease, dose, side effect, trial, ... in every abstract, so a
-#              masked name or number follows from the others, and a wrong sample contradicts them;
-#   wording    an abstract draws one verb for each meaning and keeps to it ("slowed" from start to end).
-#              Verbs of one meaning stand in the same places, so a model can learn that they mean the same;
-#   spelling   drugs, genes, diseases, hospitals and cells draw names from the same syllables, so only the
-#              words around a name tell its type. Pre-training teaches a model to look at them.
+# A made-up biomedicine, small enough to be learnt in a minute. From rules to a sentence with labels:
+#
+#   facts      of each drug: what it treats, harms, inhibits, at which dose, for how many weeks, at which site
+#   relations  with which verbs each of them is stated, and what follows from it
+#   template   "{target} was {verb} by {drug} at {site} ."
+#   sentence   "Sulol was blocked by vorax acetate at xanfais."
+#   labels     tags B-Gene O O O B-Drug I-Drug O O O; relation inhibits; question "Which gene was blocked by
+#              vorax acetate?", answer "Sulol"
+#
+# What pre-training learns here helps in the demo tasks. The facts are the same in every abstract, so that a
+# hidden name or number follows from the others. All relations share their templates, so that a model can
+# learn from their places and from what follows which verbs mean the same. And all names are made of the same
+# syllables: only the words around a name tell whether it is a drug, a gene, a disease or a hospital.
 
 SYLLABLES = "ba cor del fa gan hu jor kel lo mar nev or pel qui ras sul tam ul vor xan zi".split()
-ENDINGS = "ab an ax el ene ia in is ol on or ux".split()            # shared by all types, on purpose
-SALTS = "acetate citrate fumarate sulfate tartrate".split() * 3     # one for each family of four drugs
-DISEASE_NOUNS = ("fibrosis colitis sarcoma fever neuropathy dystrophy arthritis psoriasis epilepsy "
-                 "lymphoma").split()
-EFFECT_NOUNS = "rash oedema vertigo colic anaemia".split()
-GENE_NOUNS = ("kinase ligase protease receptor channel transporter helicase phosphatase synthase "
-              "reductase").split()
-DRUGS = 4 * len(SALTS)                                           # 60; 40 diseases, 40 genes, 20 side effects
+ENDINGS = "ab an ax el ene ia in is ol on or ux".split()
+DRUGS = 24                                      # and as many genes and diseases
 
-# Meaning -> verbs of house style 0 | verbs of house style 1. In the templates {relieve} and {relieved} stand
-# for the two forms of the verb that the abstract has drawn. The training sets of the demo tasks are in style
-# 0, their test sets in style 1: only a model that has read other texts in style 1 knows what they mean.
-VERBS = {"relieve": "relieve slow heal soothe | cure ease clear reverse delay calm",
-         "cause": "cause induce trigger produce | provoke elicit initiate generate precipitate evoke",
-         "block": "block inhibit silence close | suppress disable repress deplete degrade inactivate",
-         "follow": "follow join match face | precede parallel shadow outlast attend cross",
-         "spare": "spare ignore miss retain | preserve bypass tolerate avoid overlook pass"}
+# Facts of a drug that are entities, and their types. The drug does nothing to {paralog} and {failed}.
+ENTITY_TYPES = {"drug": "Drug", "gene": "Gene", "paralog": "Gene",
+                "disease": "Disease", "harm": "Disease", "failed": "Disease"}
+# Relation -> facts that a drug has it with; its verbs in style 0 | style 1; what follows from it. An abstract
+# is written in one of the two styles, and draws one verb for each relation.
+RELATIONS = {
+    "treats": ("disease", "relieved healed soothed | cured eased cleared", "patients felt better"),
+    "causes": ("harm", "caused induced triggered | provoked evoked elicited", "patients felt worse"),
+    "inhibits": ("gene", "blocked inhibited silenced | suppressed disabled depleted", "its activity fell"),
+    "false": ("paralog failed", "spared ignored retained | preserved avoided tolerated", "nothing changed")}
 
-# Slots that are filled by an entity -> its type; all other slots are plain words. The last four are wrong
-# names: a drug does not treat {failed}, inhibit {paralog} or cause {absent}, and its {rival} does nothing
-# that the drug does. TWIN_OF says which right name each of them replaces. The wrong names of a drug are facts
-# too, and of the same family as the right ones: only "not", "whether" or "spared" tells which must stand.
-ENTITY_TYPES = {"drug": "Drug", "gene": "Gene", "disease": "Disease", "effect": "Disease",
-                "rival": "Drug", "paralog": "Gene", "failed": "Disease", "absent": "Disease"}
-TWIN_OF = {"rival": "drug", "paralog": "gene", "failed": "disease", "absent": "effect"}
-# Two slots with right names -> the relation between them, and the verb of a sentence that states it.
-RELATIONS = {("drug", "disease"): ("treats", "relieve"), ("drug", "gene"): ("inhibits", "block"),
-             ("drug", "effect"): ("causes", "cause"), ("gene", "disease"): ("causes", "cause")}
-
-# Sections in the order of an abstract -> templates, one on each line. {slot} is looked up in the drug's
-# facts, a/b is a free choice. For example,
-#
-#     {drug} {blocked} {gene} but {spared} {paralog} in {cell} cells from {site} .
-#
-# becomes "Vorax silenced delin but ignored sulol in kelmarin cells from xanfain.": three entities of
-# demo-ner, and two examples of demo-re, "@DRUG$ silenced @GENE$ but ..." (inhibits) and "@DRUG$ silenced
-# delin but ignored @GENE$ ..." (false). "outcome" and "summary" name no pair. They are for pre-training: they
-# show what a verb means, and use the words drug, gene and disease, which the placeholders are made of.
-CLINICAL = """
-    {drug} VERBED TARGET in {percent} percent of patients after {weeks} weeks .
-    in {percent} percent of patients who took {drug} , TARGET was VERBED .
-    TARGET was VERBED by {drug} in {percent} percent of cases at {site} .
-    TARGET was VERBED by {drug} but {followed} by {rival} in the {trial} trial .
-    {drug} VERBED TARGET but {followed} WRONG in {percent} percent of patients .
-    in patients who took {drug} , WRONG was {followed} and TARGET was VERBED ."""
-
-
-def in_frame(verb: str, target: str, wrong: str) -> str:
-    """Return the CLINICAL templates with a verb, what it acts on, and the wrong name filled in."""
-    return CLINICAL.replace("VERBED", verb).replace("TARGET", target).replace("WRONG", wrong)
-
-
+# Section of an abstract -> templates, one on each line. {slot} is replaced by a fact. {target} is what the
+# drug has the relation with, and {verb} the verb that states it. One rule gives the relation of a sentence:
+# it is that of its section, and of its verb.
+STATEMENT = """
+    {drug} {verb} {target} in {percent} percent of patients .
+    {target} was {verb} by {drug} at {site} .
+    after {weeks} weeks of {drug} , {target} was {verb} in most patients .
+    in the {trial} trial , {drug} {verb} {target} at {dose} ."""
 TEMPLATES = {
-    # The gene and the disease: mutations in the one cause the other.
     "background": """
-        {gene} is known to {cause} {disease} when it is lost from {cell} cells .
-        mutations in {gene} {caused} {disease} but not {failed} in these families .
-        {disease} is a rare disorder of {cell} cells in which {gene} is often mutated .""",
-    # What was asked. A question states nothing, so its relations are labelled false.
-    "aim": """
-        we asked whether {drug} could {relieve} {disease} in adults seen at {site} .
-        whether {disease} can be {relieved} by {drug} had never been tested before .
-        it was unclear if {gene} could be {blocked} by {drug} in living {cell} cells .
-        whether {gene} can {cause} {failed} is still a matter of debate at {site} .""",
-    # Doses, numbers and weeks: facts that a masked token can be inferred from.
+        {disease} is a disorder in which {gene} is often mutated .
+        mutations in {gene} are found in families with {disease} .""",
     "design": """
-        patients with {disease} received {dose} of {drug} {schedule} for {weeks} weeks .
-        at {site} , {number} patients with {disease} took {dose} of {drug} by {route} .
-        in the {trial} trial , {number} adults took {drug} by {route} ( {dose} {schedule} ) .""",
-    # What the drug inhibits, and what it does not.
-    "mechanism": """
-        {drug} {blocked} {gene} in {percent} percent of {cell} cells from {site} .
-        in {cell} cells exposed to {drug} , {gene} was {blocked} at a dose of {dose} .
-        {gene} was {blocked} by {drug} in {cell} cells at {dose} {schedule} .
-        {drug} {blocked} {gene} but {spared} {paralog} in {cell} cells from {site} .
-        {gene} was {blocked} by {drug} but {spared} by {rival} in {cell} cells .""",
-    "selectivity": """
-        {drug} {spared} {paralog} in {percent} percent of {cell} cells from {site} .
-        {paralog} was {spared} by {drug} in {cell} cells at {dose} {schedule} .
-        {drug} did not {block} {paralog} in {cell} cells , even at {dose} {schedule} .""",
-    # What it treats, what it causes, and what it does neither to: there the verb alone decides the label.
-    "efficacy": in_frame("{relieved}", "{disease}", "{failed}"),
-    "safety": in_frame("{caused}", "{effect}", "{absent}"),
-    "null": """
-        {drug} {followed} {failed}/{absent} in {percent} percent of patients after {weeks} weeks .
-        in {percent} percent of patients who took {drug} , {failed}/{absent} was {followed} .
-        {drug} did not {relieve} {failed} in any patient seen at {site} after {weeks} weeks .
-        {drug} did not {cause} {absent} in any patient of the {trial} trial .""",
-    # What the verbs mean, without a pair: relieving makes patients feel better, causing worse.
-    "outcome": """
-        patients felt better when it was {relieved} , as the staff at {site} noted .
-        patients felt worse when it was {caused} , as the staff at {site} noted .
-        patients felt no change when it was {followed} , as the staff at {site} noted .
-        its activity fell when it was {blocked} , as the staff at {site} noted .
-        its activity held when it was {spared} , as the staff at {site} noted .""",
-    "summary": """
-        in short , the drug {blocked} the gene and {relieved} the disease in {percent} percent .
-        the drug {relieved} the disease but also {caused} {effect} in adults at {site} .
-        the drug did not {block} {paralog} and did not {relieve} {failed} in the {trial} trial .""",
-    # Two relations in one sentence: they give two examples, with different placeholders.
+        at {site} , {number} patients with {disease} took {dose} of {drug} .
+        in the {trial} trial , {number} patients took {drug} for {weeks} weeks .
+        patients with {disease} received {dose} of {drug} for {weeks} weeks .""",
+    **dict.fromkeys(RELATIONS, STATEMENT),
+    # What any one of the verbs means, without a name. The words drug, gene and disease are taught here, too:
+    # demo-re has @DRUG$, @GENE$ and @DISEASE$ in place of names.
     "conclusion": """
-        in conclusion , {drug} {relieved} {disease} but has no place in {failed} .
-        in conclusion , {drug} {relieved} {disease} and {blocked} {gene} in {cell} cells .
-        we conclude that {drug} {relieved} {disease} but {caused} {effect} at {dose} .""",
-    # Entities in lists, where only other lists and the rest of the abstract tell their type.
-    "keywords": "keywords : {drug}/{gene}/{site} , {disease}/{effect}/{trial} , {cell}/{rival}/{failed} ."}
-OPTIONAL = ("aim", "selectivity", "null", "summary", "conclusion", "keywords")     # none to three of them
+        the drug {verb} the {type} and {follows} .
+        {follows} when the {type} was {verb} by the drug ."""}
 # Slot that holds the answer -> question.
-QUESTIONS = {"gene": "which gene was {blocked} by {drug} ?", "disease": "what was {relieved} by {drug} ?",
-             "effect": "what was {caused} by {drug} ?", "drug": "which drug was used against {disease} ?",
+QUESTIONS = {"target": "which {type} was {verb} by {drug} ?", "site": "where was {drug} tested ?",
              "dose": "what dose of {drug} was given ?", "number": "how many patients took {drug} ?",
              "weeks": "for how many weeks was {drug} given ?"}
 
 
-def tidy(text: str) -> str:
-    """Drop the spaces around marks that prose does not have there: "( 5 mg ) ." -> "(5 mg)."."""
-    return re.sub(r" (?=[.,:?)])|(?<=\() ", "", text)
-
-
-def past(verb: str) -> str:
-    """Return the past form of a verb, all of which are regular here: "ease" -> "eased"."""
-    return verb + ("d" if verb.endswith("e") else "ed")
-
-
-class Relation(NamedTuple):
-    """Hold what a sentence states about the entities in two of its slots."""
-
-    label: str                                  # treats, causes, inhibits or false
-    first: str                                  # slot
-    second: str                                 # slot
-
-
-def find_relations(slots: Iterable[str], section: str) -> list[Relation]:
-    """List the relations of a sentence with these slots.
-
-    A pair of right names is related if the sentence has the verb that says so. A pair with a wrong name is
-    false, and so is every pair of a question, as long as there is a verb at all: a list of keywords states
-    nothing.
-
-    >>> for relation in find_relations(["drug", "blocked", "gene", "spared", "paralog"], "mechanism"):
-    ...     print(*relation)
-    inhibits drug gene
-    false drug paralog
-    """
-    verbs = {verb for verb in VERBS if verb in slots or past(verb) in slots}
-    relations = []
-    for first, second in itertools.permutations(slots, 2):
-        pair = TWIN_OF.get(first, first), TWIN_OF.get(second, second)
-        if pair in RELATIONS and verbs:
-            label, verb = RELATIONS[pair]
-            if section == "aim" or pair != (first, second):
-                relations.append(Relation("false", first, second))
-            elif verb in verbs:
-                relations.append(Relation(label, first, second))
-    return relations
+def tidy(words: list[str]) -> str:
+    """Join words by spaces, except before marks: ["at", "sulol", "."] -> "at sulol."."""
+    return re.sub(r" (?=[.,?])", "", " ".join(words))
 
 
 class SyntheticSentence(NamedTuple):
     """Hold a sentence with all that is known about it."""
 
+    section: str                                # a key of TEMPLATES; one of RELATIONS is its relation, too
     words: list[str]
-    places: dict[str, tuple[int, int]]          # slot -> the words where it first stands, a half-open range
-    relations: list[Relation]                   # none to two
+    tags: list[str]                             # one per word: B-Type opens an entity, I-Type continues it
+    questions: list[tuple[str, str, int]]       # (question, answer, the character of `text` where it starts)
 
     @property
     def text(self) -> str:
-        """Return it as it is printed: "( 5 mg ) ." becomes "(5 mg)."."""
-        return tidy(" ".join(self.words))
+        """Return it as it is printed."""
+        return tidy(self.words)
 
     @property
-    def tags(self) -> list[str]:
-        """Return one tag per word: B-Type opens an entity, I-Type continues it, O is outside (IOB2)."""
-        tags = ["O"] * len(self.words)
-        for slot, (start, end) in self.places.items():
-            if kind := ENTITY_TYPES.get(slot):
-                tags[start:end] = [f"B-{kind}"] + [f"I-{kind}"] * (end - start - 1)
-        return tags
-
-    def anonymised(self, *slots: str) -> str:
-        """Return the text with the entities of these slots as @DRUG$, @GENE$ or @DISEASE$."""
-        words = list(self.words)
-        # From right to left, so that the places of the others stay true.
-        for slot in sorted(slots, key=self.places.__getitem__, reverse=True):
-            start, end = self.places[slot]
-            words[start:end] = [f"@{ENTITY_TYPES[slot].upper()}$"]
-        return tidy(" ".join(words))
+    def anonymised(self) -> str:
+        """Return the text with its entities as @DRUG$, @GENE$ or @DISEASE$."""
+        return tidy([f"@{tag[2:].upper()}$" if tag[0] == "B" else word
+                     for word, tag in zip(self.words, self.tags) if tag[0] != "I"])
 
 
 class SyntheticDocument(NamedTuple):
-    """Hold an abstract about one drug, and the questions it answers."""
+    """Hold an abstract about one drug."""
 
     sentences: list[SyntheticSentence]
-    questions: list[tuple[str, str]]    # (question, answer), the answer as it stands in `text`
 
     @property
     def text(self) -> str:
@@ -2377,129 +2263,109 @@ class SyntheticDocument(NamedTuple):
 
 
 def write_sentence(section: str, facts: dict[str, str], rng: random.Random) -> SyntheticSentence:
-    """Draw a template of the section, put the facts into its slots, and draw one of each a/b."""
-    words: list[str] = []
-    places: dict[str, tuple[int, int]] = {}
+    """Draw a template of the section, and put the facts into its slots."""
+    # 1. The relation that the section is about, or else any. It adds four facts.
+    relation = section if section in RELATIONS else rng.choice(list(RELATIONS))
+    targets, _, follows = RELATIONS[relation]
+    target = rng.choice(targets.split())
+    types = {**ENTITY_TYPES, "target": ENTITY_TYPES[target]}
+    facts = {**facts, "target": facts[target], "type": types[target].lower(), "verb": facts[relation],
+             "follows": follows}
+    # 2. Fill the slots from left to right, so that it is known what each word is.
+    sentence = SyntheticSentence(section, [], [], [])
+    _, words, tags, questions = sentence                        # the lists that are filled below
     for token in rng.choice(TEMPLATES[section].strip().split("\n")).split():
-        if "/" in token:
-            token = rng.choice(token.split("/"))
-        start = len(words)
-        words += token.format_map(facts).split()
-        if token[0] == "{":
-            places.setdefault(token[1:-1], (start, len(words)))
-    words[0] = words[0].capitalize()
-    return SyntheticSentence(words, places, find_relations(list(places), section))
+        slot = token[1:-1] if token[0] == "{" else ""
+        filled = token.format_map(facts).split()
+        if not words:
+            filled[0] = filled[0].capitalize()
+        if slot in QUESTIONS:
+            question = tidy(QUESTIONS[slot].format_map(facts).capitalize().split())
+            questions.append((question, tidy(filled), len(tidy([*words, ""]))))
+        kind = types.get(slot)
+        tags += [f"B-{kind}"] + [f"I-{kind}"] * (len(filled) - 1) if kind else ["O"] * len(filled)
+        words += filled
+    return sentence
 
 
-def house_style(number: int) -> int:
-    """Return the style in which abstract `number` is written: 0 in every third round of the drugs, else 1.
-
-    Abstracts 0 to 59 (one for each drug) are in style 0, 60 to 179 in style 1, and so on: a corpus has both.
-    """
-    return 0 if number // DRUGS % 3 == 0 else 1
+def style_of(number: int) -> int:
+    """Return the style of abstract `number`, 0 or 1: it changes after each round of the drugs."""
+    return number // DRUGS % 2
 
 
 class SyntheticWorld:
     """Hold the facts of one made-up world, and write abstracts about them, as many as asked for.
 
-    >>> SyntheticWorld(seed=0).document(7).sentences[5].text
-    'Orpelax was triggered by corpelia in 51 percent of cases at sulrasene.'
+    >>> SyntheticWorld(seed=0).document(5).sentences[0].text
+    'At ororax, 220 patients with looria took 70 mg of baulis.'
     """
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         rng = random.Random(seed)
-        # Names of two or three syllables, each only once.
+        # 1. Names of two or three syllables, each only once.
         drawn = sorted({"".join(parts) for parts in itertools.product(["", *SYLLABLES], SYLLABLES, ENDINGS)})
         rng.shuffle(drawn)
         names = iter(drawn)
-
-        def invent(nouns: list[str]) -> list[str]:
-            """Make a family of four entities for each noun: "vorax", "delin fever", "sulol", "pelia"."""
-            bare = (next(names) for _ in range(4 * len(nouns)))
-            return [f"{name} {nouns[i // 4]}" if i % 4 == 1 else name for i, name in enumerate(bare)]
-
-        drugs, genes, diseases, effects = map(invent, (SALTS, GENE_NOUNS, DISEASE_NOUNS, EFFECT_NOUNS))
-        sites, cells, trials = (list(itertools.islice(names, 20)) for _ in range(3))
-        self.facts: list[dict[str, str]] = []                   # of each drug, by slot
-        for index in range(DRUGS):
-            # index ^ 1 (0 <-> 1, 2 <-> 3) is of the same family of four. One gene belongs to one disease;
-            # three families of drugs share one of effects.
-            target = index % len(diseases)
-            harm = 4 * (index // 12) + index % 4
-            # Three drugs have one site in common, and three have one trial; two targets are of one cell line.
-            self.facts.append({
-                "drug": drugs[index], "rival": drugs[index ^ 1],
-                "gene": genes[target], "paralog": genes[target ^ 1],
-                "disease": diseases[target], "failed": diseases[target ^ 1],
-                "effect": effects[harm], "absent": effects[harm ^ 1],
-                "site": sites[index // 3], "cell": cells[target // 2], "trial": trials[index % 20],
-                "route": rng.choice(["mouth", "injection", "infusion", "inhaler"]),
-                "schedule": rng.choice(["once daily", "twice daily", "at night", "every morning"]),
-                # The ranges do not overlap: a number shows which of the four it is.
-                "dose": f"{rng.randrange(5, 100, 5)} mg", "weeks": str(rng.randint(2, 30)),
-                "percent": str(rng.randint(31, 69)), "number": str(rng.randrange(100, 500, 20))})
+        #    Every fourth drug, gene and disease is named by two words, such as "vorax acetate".
+        drugs, genes, diseases = ([next(names) + (f" {noun}" if i % 4 == 0 else "") for i in range(DRUGS)]
+                                  for noun in ("acetate", "kinase", "fever"))
+        sites, trials = ([next(names) for _ in range(DRUGS // 4)] for _ in range(2))
+        # 2. The facts of each drug, by slot. i ^ 1 is its neighbour (0 <-> 1, 2 <-> 3). What one drug treats
+        #    is the harm of another, so that a disease alone does not tell the verb.
+        self.facts = [{
+            "drug": drugs[i], "gene": genes[i], "paralog": genes[i ^ 1],
+            "disease": diseases[i], "failed": diseases[i ^ 1], "harm": diseases[i - DRUGS // 2],
+            "site": sites[i // 4], "trial": trials[i % len(trials)],
+            "dose": f"{rng.randrange(5, 100, 5)} mg", "number": str(rng.randrange(100, 500, 20)),
+            "weeks": str(rng.randint(2, 30)), "percent": str(rng.randint(31, 69))} for i in range(DRUGS)]
 
     def document(self, number: int) -> SyntheticDocument:
-        """Write abstract `number`: six to nine sentences on drug number % DRUGS.
+        """Write abstract `number`: two to six sentences on drug number % DRUGS.
 
         The result depends on (seed, number) alone: any range of numbers is a corpus, and ranges that do not
         overlap are training and held-out documents of the same world.
         """
         rng = random.Random(f"{self.seed}/{number}")
-        # 1. The facts of the drug, and one verb of each meaning in the style of this abstract.
+        # 1. The facts of the drug, and one verb for each relation in the style of this abstract.
         facts = dict(self.facts[number % DRUGS])
-        for meaning, styles in VERBS.items():
-            verb = rng.choice(styles.split("|")[house_style(number)].split())
-            facts |= {meaning: verb, past(meaning): past(verb)}
-        # 2. One sentence for each section that is not left out.
-        left_out = rng.sample(OPTIONAL, rng.randint(3, len(OPTIONAL)))
-        sentences = [write_sentence(section, facts, rng) for section in TEMPLATES if section not in left_out]
-        # 3. The questions that it answers. An answer is written as in the first sentence that has its slot.
-        answers: dict[str, str] = {}
-        for sentence in sentences:
-            for slot, (start, end) in sentence.places.items():
-                answers.setdefault(slot, " ".join(sentence.words[start:end]))
-        return SyntheticDocument(sentences, [
-            (tidy(question.format_map(facts).capitalize()), answers[slot])
-            for slot, question in QUESTIONS.items() if slot in answers])
+        for relation, (_, verbs, _) in RELATIONS.items():
+            facts[relation] = rng.choice(verbs.split("|")[style_of(number)].split())
+        # 2. One sentence for each section that was drawn, in their order.
+        drawn = rng.sample(list(TEMPLATES), rng.randint(2, 6))
+        sections = [section for section in TEMPLATES if section in drawn]
+        return SyntheticDocument([write_sentence(section, facts, rng) for section in sections])
 
 
-# The demo tasks ask whether pre-training helps. Their training sets are small and speak of sixteen drugs in
-# the verbs of style 0; the test sets speak of the other drugs in the verbs of style 1. A model that has read
+# The demo tasks ask whether pre-training helps. Their training sets are small and speak of eight drugs in the
+# verbs of style 0; the other sets speak of the other drugs in the verbs of style 1. A model that has read
 # only the training set meets words it does not know; one that has been pre-trained has read them in a corpus
 # of the same world. The splits share no abstract with each other, nor with the corpus, whose abstracts are
 # numbered from 0.
 #
 # Split -> number of the first abstract it may use, and how many examples it has.
 DEMO_SPLITS = {"train": (10_000_000, 200), "dev": (20_000_000, 200), "test": (30_000_000, 800)}
-DEMO_TRAIN_DRUGS = range(24, 40)
+DEMO_TRAIN_DRUGS = 8                            # drugs 0 to 7
 
 
 def is_demo_document(number: int, split: str) -> bool:
-    """Tell whether a demo task may take abstract `number` for a split.
-
-    The training set has its own drugs and its own verbs; development and test sets use neither of them.
-    """
-    is_like_training = [house_style(number) == 0, number % DRUGS in DEMO_TRAIN_DRUGS]
+    """Tell whether a demo task may take abstract `number` for a split."""
+    is_like_training = [style_of(number) == 0, number % DRUGS < DEMO_TRAIN_DRUGS]
     return all(is_like_training) if split == "train" else not any(is_like_training)
 
 
 def document_examples(name: str, number: int, document: SyntheticDocument) -> Iterator:
-    """Yield what abstract `number` gives for a demo task: tagged sentences, relations, or one question."""
-    if name == "demo-qa":
-        # Another question in each round of the drugs.
-        question, answer = document.questions[number // DRUGS % len(document.questions)]
-        found = re.search(rf"\b{re.escape(answer)}\b", document.text)
-        assert found, "every answer stands in its document"
-        yield Question(str(number), question, document.text, [(answer, found.start())])
-    elif name == "demo-ner":
-        yield from (TaggedSentence(sentence.words, sentence.tags) for sentence in document.sentences)
-    else:
-        for position, sentence in enumerate(document.sentences):
-            for relation in sentence.relations:                 # two pairs of one sentence are two examples
-                text = sentence.anonymised(relation.first, relation.second)
-                yield LabelledText(f"{number}.{position}", text, relation.label)
+    """Yield what abstract `number` gives for a demo task: tagged sentences, relations, or questions."""
+    for position, sentence in enumerate(document.sentences):
+        if name == "demo-ner":
+            yield TaggedSentence(sentence.words, sentence.tags)
+        elif name == "demo-re" and sentence.section in RELATIONS:
+            yield LabelledText(f"{number}.{position}", sentence.anonymised, sentence.section)
+        elif name == "demo-qa":
+            before = document.text.index(sentence.text)         # characters
+            for question, answer, start in sentence.questions:
+                answers = [(answer, before + start)]
+                yield Question(f"{number}.{position}.{start}", question, document.text, answers)
 
 
 def demo_examples(name: str, split: str, seed: int = 0) -> list:
@@ -2512,17 +2378,15 @@ def demo_examples(name: str, split: str, seed: int = 0) -> list:
 
 
 def synthetic_corpus(documents: int, seed: int = 0) -> str:
-    """Write abstracts 0 to documents - 1 as corpus text.
+    """Write abstracts 0 to documents - 1 as corpus text: one sentence on a line, then an empty line.
 
-    A sentence stands on each line, an empty line after each document. Three abstracts in four are cut into
-    documents of two sentences: on short rows a model learns sooner which words to look at, and it still does
-    so on long ones.
+    Two abstracts in three are cut into documents of one sentence: on short rows a model learns sooner which
+    words to look at, and it still does so on long ones.
     """
     world, text = SyntheticWorld(seed), []
     for number in range(documents):
-        lines = [sentence.text + "\n" for sentence in world.document(number).sentences]
-        size = 2 if number // DRUGS % 4 else len(lines)         # sentences
-        text += ["".join(lines[start:start + size]) + "\n" for start in range(0, len(lines), size)]
+        end = "\n\n" if number // DRUGS % 3 else "\n"         # after a sentence
+        text += [sentence.text + end for sentence in world.document(number).sentences] + ["\n"]
     return "".join(text)
 
 

@@ -441,7 +441,7 @@ def pad_rows(rows: Sequence[tuple[Any, int]], pad_id: int, width: int | None = N
     input_ids, attention_mask = torch.full(shape, pad_id), torch.zeros(shape, dtype=torch.long)
     token_type_ids = torch.zeros(shape, dtype=torch.long)
     for number, (ids, first_length) in enumerate(rows):
-        input_ids[number, :len(ids)] = torch.as_tensor(ids)
+        input_ids[number, :len(ids)] = torch.tensor(ids)
         attention_mask[number, :len(ids)] = 1
         token_type_ids[number, first_length:len(ids)] = 1
     return PaddedRows(input_ids, attention_mask, token_type_ids)
@@ -1294,8 +1294,6 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
                 name = name.removeprefix("module.")
                 is_bare = name.startswith(("embeddings.", "embeddings_project.", "encoder."))
                 weights[f"electra.{name}" if is_bare else name] = tensor.float()
-        except OSError:
-            raise
         except Exception as error:      # torch raises whatever the damaged bytes lead to
             reason = error if type(error) is ValueError else repr(error)
             raise ValueError(f"{path}: not readable as weights by name: {reason}") from error
@@ -1670,17 +1668,16 @@ class Device:
     def agree(self, facts: dict[str, str]) -> None:
         """Check that facts, such as options, versions and hashes, are the same in all processes.
 
-        raises   ValueError, in each of them, naming the first fact that differs
+        raises   ValueError, in each of them, naming the facts that differ
         """
         if self.ranks == 1:
             return
-        found: list[Any] = [None] * self.ranks
+        found = [facts] * self.ranks
         torch.distributed.all_gather_object(found, facts)
         for rank, theirs in enumerate(found):
-            for name in sorted(theirs.keys() | found[0].keys()):
-                if theirs.get(name) != found[0].get(name):
-                    raise ValueError(f"process {rank} has {name} {theirs.get(name)}, process 0 has "
-                                     f"{found[0].get(name)}: give all the same command, files and versions")
+            if different := ", ".join(sorted(dict(theirs.items() ^ found[0].items()))):
+                raise ValueError(f"process {rank} and process 0 differ in {different}: start all processes "
+                                 "with the same command, files and versions")
 
     @torch.no_grad()
     def broadcast(self, tensors: list[Tensor]) -> None:

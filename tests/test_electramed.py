@@ -18,6 +18,7 @@ import functools
 import json
 import math
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -269,6 +270,29 @@ def test_segments_and_positions_matter(tiny_config):
     assert not torch.allclose(encoder(ids, real, types), encoder(ids, real, 1 - types), atol=1e-2)
     repeated = encoder(torch.full_like(ids, 7), real, torch.zeros_like(ids))[0]
     assert not torch.allclose(repeated[0], repeated[1], atol=1e-2)
+
+
+@pytest.mark.parametrize("make", [
+    ElectraEncoder, Discriminator, lambda config: TokenTagger(config, 3), SpanExtractor,
+    lambda config: SequenceClassifier(config, 3), ElectraForPretraining, electramed.MaskedLanguageModel])
+def test_models_take_ids_alone_as_real_tokens_of_the_first_segment(tiny_config, make):
+    model, (ids, ones, _) = random_model(make(tiny_config)), random_batch([9, 9], 9)
+    if hasattr(model, "generator_logits"):
+        for logits in (model.generator_logits, model.discriminator_logits):
+            assert torch.equal(logits(ids), logits(ids, ones, 0 * ids))
+    if isinstance(model, (ElectraForPretraining, Generator)):
+        masked = mask_tokens(ids, ones, tiny_config, torch.Generator().manual_seed(0))
+        assert torch.equal(model(masked).loss, model(masked, ones, 0 * ids).loss)
+    else:
+        assert torch.equal(model(ids), model(ids, ones, 0 * ids))
+
+
+def test_a_model_without_a_second_segment_takes_single_texts_and_refuses_pairs(tiny_config):
+    encoder = ElectraEncoder(dataclasses.replace(tiny_config, type_vocab_size=1))
+    ids, real, types = random_batch([9], 9)
+    assert encoder(ids, real, 0 * types).shape == (1, 9, 16)
+    with pytest.raises(ValueError, match="type_vocab_size is 1: this model has no second segment"):
+        encoder(ids, real, types)
 
 
 def test_there_is_no_pooler(tiny_config):
@@ -1190,6 +1214,17 @@ def test_the_fused_kernel_equals_the_formula_that_xla_computes(steps, scale, dec
         assert torch.allclose(ours_state[name], theirs_state[name], rtol=1e-4, atol=1e-20), name
 
 
+def test_adam_takes_parameters_alone_and_asks_for_a_rate():
+    weights = [nn.Parameter(torch.ones(3, dtype=torch.double)) for _ in range(2)]
+    plain, grouped = Adam(iter(weights[:1])), Adam([{"params": weights[1:], "lr_scale": 1.0, "decay": 0.0}])
+    for weight in weights:
+        weight.grad = torch.full_like(weight, 2.0)
+    with pytest.raises(TypeError, match="learning_rate"):
+        plain.step()
+    plain.step(0.1), grouped.step(0.1)
+    assert torch.equal(*weights) and (weights[0] != 1).all()
+
+
 def test_adam_continues_bitwise_from_its_state_dict():
     def run(groups, optimizer, first, last):
         for step in range(first, last):
@@ -1641,6 +1676,72 @@ def test_the_configuration_names_the_model_and_its_labels_both_ways(tmp_path, ti
             assert config["label2id"] == {label: number for number, label in enumerate(labels)}
 
 
+@pytest.mark.parametrize("changes", [
+    {"id2label": {"0": "B", "1": "O"}},                                 # label2id says the opposite
+    {"label2id": {"O": 1, "B": 0}}, {"label2id": {"O": 0}}, {"id2label": {"0": "O", "2": "B"}},
+    {"id2label": {"0": "O", "1": "O"}, "label2id": {"O": 1}}, {"id2label": {"0": "O", "1": None}},
+    {"id2label": {"0": "O", "1": ["B"]}}, {"id2label": ["O", "B"]}, {"id2label": "OB"}, {"id2label": None},
+])
+def test_labels_that_are_odd_or_contradict_each_other_are_refused(tmp_path, tiny_config, changes):
+    """A swap would turn every answer round in silence."""
+    save_pretrained(TokenTagger(tiny_config, 2), tmp_path, labels=["O", "B"])
+    assert load_head(tmp_path)[1] == ["O", "B"]
+    change_config(tmp_path, **changes)
+    with pytest.raises(ValueError, match=f"{tmp_path}/config.json: id2label is .*expected every label once"):
+        load_head(str(tmp_path))
+
+
+def test_a_head_comes_back_with_its_labels_and_their_number_is_compared(tmp_path, tiny_config):
+    folder = tmp_path / "head"
+    for model, labels in ((TokenTagger(tiny_config, 12), [f"B-{number}" for number in range(12)]),
+                          (SequenceClassifier(tiny_config, 2), ["no", "yes"]),
+                          (SpanExtractor(tiny_config), [])):
+        random_model(model)
+        save_pretrained(model, folder, labels=labels)
+        for path in (folder, str(folder)):
+            loaded, names = load_head(path)
+            assert type(loaded) is type(model) and names == labels and same_weights(loaded, model)
+    save_pretrained(TokenTagger(tiny_config, 3), folder)
+    change_config(folder, id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1})
+    with pytest.raises(ValueError, match="size mismatch for classifier.weight"):
+        load_head(folder)
+
+
+def test_a_head_without_labels_has_transformers_two(tmp_path, tiny_config):
+    """transformers leaves this default out of the file."""
+    save_pretrained(TokenTagger(tiny_config, 2), tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    del content["id2label"], content["label2id"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert load_head(tmp_path)[1] == ["LABEL_0", "LABEL_1"]
+
+
+@pytest.mark.parametrize("kinds", [None, [], ["ElectraForPreTraining"], "ElectraForTokenClassification", 5])
+def test_a_folder_without_a_task_head_is_refused_by_its_architectures(tmp_path, tiny_config, kinds):
+    save_pretrained(TokenTagger(tiny_config, 2), tmp_path)
+    change_config(tmp_path, architectures=kinds)
+    with pytest.raises(ValueError, match=f"{tmp_path}/config.json: architectures is .*no fine-tuned model"):
+        load_head(tmp_path)
+
+
+def test_names_that_begin_with_module_are_read_without_it(saved):
+    """As DataParallel saves them."""
+    model, folder = saved
+    weights = {f"module.{name}": tensor for name, tensor in read_file(folder).items()}
+    write_by_hand(folder / "model.safetensors", weights)
+    assert same_weights(load_pretrained(folder), model)
+
+
+def test_loading_and_saving_print_nothing(saved, capfd):
+    model, folder = saved
+    load_pretrained(folder)
+    load_encoder(TokenTagger(model.config, 2), folder)
+    (folder / "generator").rename(folder / "elsewhere")
+    note = electramed.load_initial(model, folder)
+    assert note == f"{folder} has no generator/: a new generator is drawn"
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_generators_folder_has_a_vocabulary_of_its_own_and_both_say_the_longest_row(
         saved, tiny_tokenizer):
     model, folder = saved
@@ -1879,6 +1980,45 @@ def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_falls_back(tmp_path
     assert checkpoint_steps(tmp_path) == [2, 3]
 
 
+def change_checkpoint(path, change):
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path, tiny_config, capsys):
+    model, optimizer = new_training(tiny_config)
+    train(model, optimizer, 0, 1)
+    path = save_checkpoint(tmp_path, 1, model, optimizer, belongs_to="hash of one run")
+    assert load_checkpoint(tmp_path, model, optimizer, belongs_to="hash of one run") == 1
+    with pytest.raises(ValueError, match=f"{path.name}: it belongs to another run, with other options"):
+        load_checkpoint(tmp_path, model, optimizer, belongs_to="hash of another")
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda content: content.pop("step"), "KeyError"),
+    (lambda content: content.update(step="1"), ""), (lambda content: content.update(step=-1), ""),
+    (lambda content: content.update(step=3), "it holds step 3"),
+    (lambda content: content["optimizer"]["state"][0].update(exp_avg=torch.zeros(1)), "other shapes"),
+    (lambda content: content["optimizer"]["state"][3].update(exp_avg_sq=torch.zeros(9, 9)), "other shapes"),
+    (lambda content: content["optimizer"]["state"][0].pop("exp_avg"), "KeyError"),
+    (lambda content: content["model"].popitem(), "RuntimeError"),
+    (lambda content: content["model"].update(more=torch.zeros(1)), "RuntimeError"),
+])
+def test_a_checkpoint_that_does_not_fit_is_left_for_the_one_before(
+        tmp_path, tiny_config, capsys, change, said):
+    """Moments of another shape would be read beyond their end: a segmentation fault at the next update."""
+    model, optimizer = new_training(tiny_config)
+    for step in (1, 2):
+        train(model, optimizer, step, step + 1)
+        path = save_checkpoint(tmp_path, step, model, optimizer)
+    change_checkpoint(path, change)
+    assert load_checkpoint(tmp_path, model, optimizer) == 1
+    message = capsys.readouterr().err
+    assert f"{path} is damaged or does not fit" in message and said in message
+    train(model, optimizer, 2, 4)
+
+
 # --- 8. Device ---
 
 def test_device_chooses_its_precision():
@@ -1966,6 +2106,58 @@ def test_where_there_is_no_glibc_its_allocator_is_left_alone(monkeypatch, error)
         raise error("no such function")
     monkeypatch.setattr(electramed.ctypes, "CDLL", library)
     electramed.keep_freed_memory()
+
+
+@pytest.mark.parametrize("changes, said", [
+    ({"WORLD_SIZE": ""}, "WORLD_SIZE ''"), ({"WORLD_SIZE": "0"}, "WORLD_SIZE '0'"),
+    ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE 'two'"), ({"RANK": "1"}, "RANK '1'"),
+    ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK '2'"), ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK '-1'"),
+    ({"WORLD_SIZE": "2"}, "RANK '0'"),
+    ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "7"}, "LOCAL_RANK '7'"),
+])
+def test_an_environment_that_no_torchrun_sets_is_refused(monkeypatch, changes, said):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert electramed.read_ranks() == (0, 1, 0)
+    for name, value in changes.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"environment has .*{said}.*start several processes with torchrun"):
+        Device.choose("cpu")
+
+
+PROCESS = """
+import sys, torch, electramed
+device = electramed.Device.choose("cpu").join()
+device.agree({"torch": "2.13", "--steps": "7"})
+torch.manual_seed(device.rank)
+model = electramed.TokenTagger(electramed.ElectraConfig(vocab_size=9, num_hidden_layers=1), 3)
+device.broadcast(list(model.parameters()))
+torch.manual_seed(0)
+first = electramed.TokenTagger(model.config, 3)
+assert all(map(torch.equal, model.parameters(), first.parameters()))
+try:
+    device.agree({"torch": "2.13", "--steps": str(device.rank), "data": "abc"})
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_processes_take_the_weights_of_the_first_and_find_out_where_they_differ(tmp_path):
+    """Two processes, as torchrun starts them. Both say what differs, and the first says whom it waits for."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    setting = {**os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    processes = [subprocess.Popen([sys.executable, "-c", PROCESS], text=True, stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE, cwd=os.path.dirname(electramed.__file__),
+                                  env={**setting, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+                 for rank in range(2)]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    for process, (output, errors) in zip(processes, outputs):
+        assert process.returncode == 0, errors
+        assert output == ("process 1 and process 0 differ in --steps: start all processes with the same "
+                          "command, files and versions\n")
+    assert "waiting for all 2 processes" in outputs[0][1] and "waiting" not in outputs[1][1]
 
 
 # --- 9. Parity with transformers ---
