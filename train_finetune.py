@@ -1837,7 +1837,7 @@ def score_curve(options: Options) -> str:
         step,f1,low,high
         20000,78.12,77.40,78.84
 
-    One seed has no interval; then there are only two columns.
+    One seed has no interval: then the last two columns are empty.
     returns   the lines of curve.csv
     source    Bio-ELECTRA, Figure 1
     """
@@ -1846,16 +1846,16 @@ def score_curve(options: Options) -> str:
     if not models:
         raise ValueError(f"--curve: {run_folder / 'models'} holds no models: expected a run of "
                          "train_pretrain.py, which keeps one every --keep-every steps")
-    lines = [f"step,{metric}" + ",low,high" * (options.seeds > 1)]
+    lines = [f"step,{metric},low,high"]
     for number, model in enumerate(models, start=1):
         say(f"model {number} of {len(models)}: {model.name}")
         _, results = run_seeds(dataclasses.replace(options, init=str(model), out=str(out / model.name)))
         values = [100 * result[metric] for result in results]
-        shown = [metrics.mean_and_sd(values)[0]]
+        interval = ","
         if options.seeds > 1:
-            shown += metrics.confidence_interval(values)
-        step = int(model.name.removeprefix("step-"))
-        lines.append(",".join([str(step), *(f"{value:.2f}" for value in shown)]))
+            interval = "{:.2f},{:.2f}".format(*metrics.confidence_interval(values))
+        step, mean = int(model.name.removeprefix("step-")), metrics.mean_and_sd(values)[0]
+        lines.append(f"{step},{mean:.2f},{interval}")
     write_lines(out / "curve.csv", lines)
     return "\n".join(lines)
 

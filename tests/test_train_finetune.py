@@ -1186,7 +1186,8 @@ def test_the_curve_has_a_row_for_each_model_a_run_kept(pretrained, tmp_path, cap
         half = 12.706 * abs(values[0] - values[1]) / 2
         assert float(row["high"]) - float(row["f1"]) == pytest.approx(half, abs=0.02)
     assert run("demo-re", tmp_path / "run", tmp_path / "one", "--curve") == 0
-    assert re.fullmatch(r"step,f1\n20,[\d.]+\n100,[\d.]+\n", (tmp_path / "one" / "curve.csv").read_text())
+    one = (tmp_path / "one" / "curve.csv").read_text()
+    assert re.fullmatch(r"step,f1,low,high\n20,[\d.]+,,\n100,[\d.]+,,\n", one)
     assert run("demo-re", pretrained, out, "--curve") == 2
     assert "holds no models" in capsys.readouterr().err
 
