@@ -42,10 +42,8 @@ def large(model, seed=0):
 
 def config_for(tokenizer):
     return electramed.ElectraConfig(
-        vocab_size=len(tokenizer.pieces), embedding_size=8, hidden_size=16, num_hidden_layers=2,
-        num_attention_heads=2, intermediate_size=32, max_position_embeddings=64, generator_size=0.5,
-        pad_token_id=tokenizer.pad_id, cls_token_id=tokenizer.cls_id, sep_token_id=tokenizer.sep_id,
-        mask_token_id=tokenizer.mask_id)
+        embedding_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=64, generator_size=0.5).with_tokenizer(tokenizer)
 
 
 def save(model, folder, tokenizer, labels=()):
@@ -71,16 +69,8 @@ def open_silently(auto, folder, caplog):
 
 def batch_of(tokenizer):
     """Two rows of both segments, one of them padded."""
-    first, second = (tokenizer.encode(text) for text in TEXTS[:2])
-    rows = [([tokenizer.cls_id, *first, tokenizer.sep_id], [*second, tokenizer.sep_id]),
-            ([tokenizer.cls_id, *second, tokenizer.sep_id], [])]
-    width = max(len(head) + len(tail) for head, tail in rows)
-    ids, real, types = (torch.zeros(2, width, dtype=torch.long) for _ in range(3))
-    for row, (head, tail) in enumerate(rows):
-        length = len(head) + len(tail)
-        ids[row, :length], real[row, :length] = torch.tensor(head + tail), 1
-        types[row, len(head):length] = 1
-    return ids, real, types
+    rows = [tokenizer.row(TEXTS[0], TEXTS[1]), tokenizer.row(TEXTS[1])]
+    return electramed.pad_rows(rows, tokenizer.pad_id)
 
 
 def their_logits(model, ids, real, types):
@@ -91,7 +81,7 @@ def their_logits(model, ids, real, types):
 def predictions(task, run, lines, tmp_path, capsys):
     """Return what train_finetune.py --predict prints for some lines, read as JSON."""
     options = {"task": task, "max_length": 64, "tag_loss": "softmax"}
-    (electramed.model_folder(run) / train_finetune.READING).write_text(json.dumps(options))
+    (electramed.model_folder(run) / train_finetune.TASK_FILE).write_text(json.dumps(options))
     (tmp_path / "lines").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     capsys.readouterr()
     assert train_finetune.main(["--out", str(run), "--predict", str(tmp_path / "lines"),
@@ -184,6 +174,28 @@ def test_text_classification_agrees_with_predict(task, labels, vocabulary, tmp_p
         else:
             assert result["label"] == max(scores, key=scores.get)
             assert result["score"] == pytest.approx(scores[result["label"]], abs=1e-4)
+
+
+@pytest.mark.parametrize("head, kind", [
+    ("ElectraForSequenceClassification", electramed.SequenceClassifier),
+    ("ElectraForTokenClassification", electramed.TokenTagger),
+    ("ElectraForQuestionAnswering", electramed.SpanExtractor)])
+def test_a_head_that_transformers_wrote_is_read(vocabulary, tmp_path, head, kind):
+    """Also a trained classifier: its hidden layer is ours."""
+    labels = {} if kind is electramed.SpanExtractor else {0: "no", 1: "yes", 2: "maybe"}
+    config = transformers.ElectraConfig(**json.loads(config_for(vocabulary).to_json()))
+    if labels:
+        config.id2label, config.label2id = labels, {name: number for number, name in labels.items()}
+    theirs, batch = large(getattr(transformers, head)(config)), batch_of(vocabulary)
+    theirs.save_pretrained(tmp_path)
+    model, names = electramed.load_head(tmp_path)
+    assert type(model) is kind and names == list(labels.values())
+    logits, output = model.eval()(*batch), their_logits(theirs, *batch)
+    if labels:
+        assert (logits - output.logits)[batch[1] == 1 if logits.ndim == 3 else ...].abs().max() < 1e-5
+    else:
+        inside = logits[:, :, 0] > -1e3
+        assert (logits[:, :, 0] - output.start_logits)[inside].abs().max() < 1e-5
 
 
 def test_question_answering_has_the_same_logits_in_the_passage(vocabulary, tmp_path, caplog):
