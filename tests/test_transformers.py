@@ -11,6 +11,7 @@ import math
 import pytest
 import torch
 
+import data
 import electramed
 import train_finetune
 from tokenizer import Tokenizer, learn_vocab
@@ -21,7 +22,6 @@ transformers = pytest.importorskip("transformers",
 TEXTS = ["Kelmarin slowed fever in 20 patients (IL-2), p < 0.05.", "The drug, jorganux, treats fever.",
          "Fièvre fell with 3.5 mg of β-kelmarin.", "fever"]
 PAIRS = [{"question": "Does kelmarin slow fever?", "passage": text} for text in TEXTS]
-TAGS = ("O", "B-Disease", "I-Disease", "B-Drug", "I-Drug")
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["lower case", "cased"])
@@ -132,11 +132,12 @@ def test_fill_mask_on_the_generators_folder_agrees(vocabulary, tmp_path):
 
 def test_token_classification_with_aggregation_first_agrees_with_predict(
         vocabulary, tmp_path, caplog, capsys):
-    model = large(electramed.TokenTagger(config_for(vocabulary), len(TAGS)))
+    tags = data.TASKS["demo-ner"].labels
+    model = large(electramed.TokenTagger(config_for(vocabulary), len(tags)))
     batch = batch_of(vocabulary)
     with torch.no_grad():
         model.classifier.bias -= model(*batch).mean((0, 1))         # no tag is likelier than the others
-    folder = save(model, tmp_path / "run/model", vocabulary, TAGS)
+    folder = save(model, tmp_path / "run/model", vocabulary, tags)
     opened = open_silently(transformers.AutoModelForTokenClassification, folder, caplog)
     theirs = their_logits(opened, *batch)
     assert (theirs.logits - model(*batch))[batch[1] == 1].abs().max() < 1e-5
@@ -151,10 +152,10 @@ def test_token_classification_with_aggregation_first_agrees_with_predict(
     assert found > 3
 
 
-@pytest.mark.parametrize("task, labels", [
-    ("demo-re", ("none", "treats", "causes", "worsens")), ("yesno", ("no", "yes")), ("rerank", ("0", "1"))])
-def test_text_classification_agrees_with_predict(task, labels, vocabulary, tmp_path, caplog, capsys):
+@pytest.mark.parametrize("task", ["demo-re", "yesno", "rerank"])
+def test_text_classification_agrees_with_predict(task, vocabulary, tmp_path, caplog, capsys):
     """Relations have one text, yes/no questions and ranking have pairs; ranking reports label 1."""
+    labels = data.TASKS[task].labels
     model = large(electramed.SequenceClassifier(config_for(vocabulary), len(labels)))
     folder = save(model, tmp_path / "run/model", vocabulary, labels)
     batch = batch_of(vocabulary)
