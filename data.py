@@ -2198,22 +2198,18 @@ RELATIONS = {
     "inhibits": ("gene", "blocked inhibited silenced | suppressed disabled depleted", "its activity fell"),
     "false": ("paralog failed", "spared ignored retained | preserved avoided tolerated", "nothing changed")}
 
-# Section of an abstract -> templates, one on each line. {slot} is replaced by a fact. {target} is what the
-# drug has the relation with, and {verb} the verb that states it. One rule gives the relation of a sentence:
-# it is that of its section, and of its verb.
+# Section of an abstract -> templates, one on each line. {slot} is replaced by a fact, HOW and WHERE by two of
+# the details. {target} is what the drug has the relation with, {verb} the verb that states it. One rule gives
+# the relation of a sentence: it is that of its section, and of its verb.
+DETAILS = ["at {site}", "in the {trial} trial", "at {dose}", "after {weeks} weeks", "in {year}"]
 STATEMENT = """
-    {drug} {verb} {target} in {percent} percent of patients .
-    {target} was {verb} by {drug} at {site} .
-    after {weeks} weeks of {drug} , {target} was {verb} in most patients .
-    in the {trial} trial , {drug} {verb} {target} at {dose} ."""
+    {drug} {verb} {target} HOW WHERE .
+    {target} was {verb} by {drug} HOW WHERE .
+    patients took {drug} HOW , and {target} was {verb} WHERE ."""
 TEMPLATES = {
-    "background": """
-        {disease} is a disorder in which {gene} is often mutated .
-        mutations in {gene} are found in families with {disease} .""",
     "design": """
-        at {site} , {number} patients with {disease} took {dose} of {drug} .
-        in the {trial} trial , {number} patients took {drug} for {weeks} weeks .
-        patients with {disease} received {dose} of {drug} for {weeks} weeks .""",
+        patients with {disease} took {drug} HOW WHERE .
+        patients received {drug} against {disease} HOW WHERE .""",
     **dict.fromkeys(RELATIONS, STATEMENT),
     # What any one of the verbs means, without a name. The words drug, gene and disease are taught here, too:
     # demo-re has @DRUG$, @GENE$ and @DISEASE$ in place of names.
@@ -2221,14 +2217,14 @@ TEMPLATES = {
         the drug {verb} the {type} and {follows} .
         {follows} when the {type} was {verb} by the drug ."""}
 # Slot that holds the answer -> question.
-QUESTIONS = {"target": "which {type} was {verb} by {drug} ?", "site": "where was {drug} tested ?",
-             "dose": "what dose of {drug} was given ?", "number": "how many patients took {drug} ?",
-             "weeks": "for how many weeks was {drug} given ?"}
+QUESTIONS = {"target": "which {type} was {verb} by {drug}?", "site": "where was {drug} tested?",
+             "dose": "what dose of {drug} was given?", "year": "when was {drug} tested?",
+             "weeks": "for how many weeks was {drug} given?"}
 
 
 def tidy(words: list[str]) -> str:
     """Join words by spaces, except before marks: ["at", "sulol", "."] -> "at sulol."."""
-    return re.sub(r" (?=[.,?])", "", " ".join(words))
+    return re.sub(r" (?=[.,])", "", " ".join(words))
 
 
 class SyntheticSentence(NamedTuple):
@@ -2274,14 +2270,16 @@ def write_sentence(section: str, facts: dict[str, str], rng: random.Random) -> S
     # 2. Fill the slots from left to right, so that it is known what each word is.
     sentence = SyntheticSentence(section, [], [], [])
     _, words, tags, questions = sentence                        # the lists that are filled below
-    for token in rng.choice(TEMPLATES[section].strip().split("\n")).split():
+    template = rng.choice(TEMPLATES[section].strip().split("\n"))
+    how, where = rng.sample(DETAILS, 2)
+    for token in template.replace("HOW", how).replace("WHERE", where).split():
         slot = token[1:-1] if token[0] == "{" else ""
         filled = token.format_map(facts).split()
         if not words:
             filled[0] = filled[0].capitalize()
         if slot in QUESTIONS:
-            question = tidy(QUESTIONS[slot].format_map(facts).capitalize().split())
-            questions.append((question, tidy(filled), len(tidy([*words, ""]))))
+            question, start = QUESTIONS[slot].format_map(facts).capitalize(), len(tidy([*words, ""]))
+            questions.append((question, " ".join(filled), start))
         kind = types.get(slot)
         tags += [f"B-{kind}"] + [f"I-{kind}"] * (len(filled) - 1) if kind else ["O"] * len(filled)
         words += filled
@@ -2297,28 +2295,26 @@ class SyntheticWorld:
     """Hold the facts of one made-up world, and write abstracts about them, as many as asked for.
 
     >>> SyntheticWorld(seed=0).document(5).sentences[0].text
-    'At ororax, 220 patients with looria took 70 mg of baulis.'
+    'Sulcoria healed corxanux at 40 mg after 29 weeks.'
     """
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         rng = random.Random(seed)
         # 1. Names of two or three syllables, each only once.
-        drawn = sorted({"".join(parts) for parts in itertools.product(["", *SYLLABLES], SYLLABLES, ENDINGS)})
-        rng.shuffle(drawn)
-        names = iter(drawn)
+        possible = {"".join(parts) for parts in itertools.product(["", *SYLLABLES], SYLLABLES, ENDINGS)}
+        names = iter(rng.sample(sorted(possible), 4 * DRUGS))
         #    Every fourth drug, gene and disease is named by two words, such as "vorax acetate".
         drugs, genes, diseases = ([next(names) + (f" {noun}" if i % 4 == 0 else "") for i in range(DRUGS)]
                                   for noun in ("acetate", "kinase", "fever"))
-        sites, trials = ([next(names) for _ in range(DRUGS // 4)] for _ in range(2))
+        sites, trials = ([next(names) for _ in range(6)] for _ in range(2))
         # 2. The facts of each drug, by slot. i ^ 1 is its neighbour (0 <-> 1, 2 <-> 3). What one drug treats
         #    is the harm of another, so that a disease alone does not tell the verb.
         self.facts = [{
             "drug": drugs[i], "gene": genes[i], "paralog": genes[i ^ 1],
             "disease": diseases[i], "failed": diseases[i ^ 1], "harm": diseases[i - DRUGS // 2],
-            "site": sites[i // 4], "trial": trials[i % len(trials)],
-            "dose": f"{rng.randrange(5, 100, 5)} mg", "number": str(rng.randrange(100, 500, 20)),
-            "weeks": str(rng.randint(2, 30)), "percent": str(rng.randint(31, 69))} for i in range(DRUGS)]
+            "site": sites[i // 4], "trial": trials[i % 6], "dose": f"{rng.randrange(5, 100, 5)} mg",
+            "weeks": str(rng.randint(2, 30)), "year": str(rng.randint(1961, 2019))} for i in range(DRUGS)]
 
     def document(self, number: int) -> SyntheticDocument:
         """Write abstract `number`: two to six sentences on drug number % DRUGS.
@@ -2345,12 +2341,11 @@ class SyntheticWorld:
 #
 # Split -> number of the first abstract it may use, and how many examples it has.
 DEMO_SPLITS = {"train": (10_000_000, 200), "dev": (20_000_000, 200), "test": (30_000_000, 800)}
-DEMO_TRAIN_DRUGS = 8                            # drugs 0 to 7
 
 
 def is_demo_document(number: int, split: str) -> bool:
     """Tell whether a demo task may take abstract `number` for a split."""
-    is_like_training = [style_of(number) == 0, number % DRUGS < DEMO_TRAIN_DRUGS]
+    is_like_training = [style_of(number) == 0, number % DRUGS < DRUGS // 3]
     return all(is_like_training) if split == "train" else not any(is_like_training)
 
 
@@ -2362,9 +2357,8 @@ def document_examples(name: str, number: int, document: SyntheticDocument) -> It
         elif name == "demo-re" and sentence.section in RELATIONS:
             yield LabelledText(f"{number}.{position}", sentence.anonymised, sentence.section)
         elif name == "demo-qa":
-            before = document.text.index(sentence.text)         # characters
             for question, answer, start in sentence.questions:
-                answers = [(answer, before + start)]
+                answers = [(answer, document.text.index(sentence.text) + start)]
                 yield Question(f"{number}.{position}.{start}", question, document.text, answers)
 
 
@@ -2380,13 +2374,14 @@ def demo_examples(name: str, split: str, seed: int = 0) -> list:
 def synthetic_corpus(documents: int, seed: int = 0) -> str:
     """Write abstracts 0 to documents - 1 as corpus text: one sentence on a line, then an empty line.
 
-    Two abstracts in three are cut into documents of one sentence: on short rows a model learns sooner which
-    words to look at, and it still does so on long ones.
+    Of three rounds of the drugs one is whole; in the others each document has one or two sentences. On short
+    rows a model learns sooner which words to look at, and it still does so on long ones.
     """
     world, text = SyntheticWorld(seed), []
     for number in range(documents):
-        end = "\n\n" if number // DRUGS % 3 else "\n"         # after a sentence
-        text += [sentence.text + end for sentence in world.document(number).sentences] + ["\n"]
+        lines = [sentence.text + "\n" for sentence in world.document(number).sentences]
+        size = (len(lines), 1, 2)[number // DRUGS % 3]
+        text += ["".join(lines[start:start + size]) + "\n" for start in range(0, len(lines), size)]
     return "".join(text)
 
 

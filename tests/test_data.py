@@ -2167,15 +2167,17 @@ def test_the_published_files_are_all_that_a_task_needs(tmp_path):
 
 def test_one_sentence_on_paper():
     facts = {"drug": "vorax acetate", "gene": "sulol", "inhibits": "blocked", "site": "xanfais",
-             "dose": "5 mg", "percent": "40", "weeks": "9", "trial": "delin"}
+             "dose": "5 mg", "weeks": "9", "trial": "delin", "year": "1987"}
     written = {sentence.text: sentence for sentence in (
-        data.write_sentence("inhibits", facts, random.Random(seed)) for seed in range(20))}
-    sentence = written.pop("Sulol was blocked by vorax acetate at xanfais.")
-    assert sentence.tags == "B-Gene O O O B-Drug I-Drug O O O".split()
-    assert sentence.anonymised == "@GENE$ was blocked by @DRUG$ at xanfais."
+        data.write_sentence("inhibits", facts, random.Random(seed)) for seed in range(400))}
+    sentence = written["Sulol was blocked by vorax acetate at xanfais in 1987."]
+    assert sentence.tags == "B-Gene O O O B-Drug I-Drug O O O O O".split()
+    assert sentence.anonymised == "@GENE$ was blocked by @DRUG$ at xanfais in 1987."
     assert sentence.questions == [("Which gene was blocked by vorax acetate?", "Sulol", 0),
-                                  ("Where was vorax acetate tested?", "xanfais", 38)]
-    assert {sentence.section for sentence in written.values()} == {"inhibits"} and len(written) == 3
+                                  ("Where was vorax acetate tested?", "xanfais", 38),
+                                  ("When was vorax acetate tested?", "1987", 49)]
+    # Three templates, and each pair of five details in either order.
+    assert {sentence.section for sentence in written.values()} == {"inhibits"} and len(written) == 3 * 5 * 4
 
 
 @given(st.integers(0, 50), st.lists(st.integers(0, 10 ** 8), min_size=1, max_size=3))
@@ -2193,13 +2195,13 @@ def test_documents_and_worlds_differ():
 
 
 def test_the_corpus_reads_back_sentence_by_sentence(tmp_path):
-    """The abstracts of every third round are whole, all others one document a sentence."""
+    """The abstracts of every third round are whole, the others cut into documents of one sentence or two."""
     world, documents, size = SyntheticWorld(3), [], 5 * data.DRUGS
     for number in range(size):
         sentences = [sentence.text for sentence in world.document(number).sentences]
-        is_whole = number // data.DRUGS in (0, 3)
-        documents += [sentences] if is_whole else [[sentence] for sentence in sentences]
         assert len(sentences) > 1
+        step = [len(sentences), 1, 2, len(sentences), 1][number // data.DRUGS]
+        documents += [sentences[start:start + step] for start in range(0, len(sentences), step)]
     assert list(read_documents(write(tmp_path / "c.txt", synthetic_corpus(size, seed=3)))) == documents
     assert {data.style_of(number) for number in (0, 3 * data.DRUGS)} == {0, 1}  # whole ones in both styles
 
