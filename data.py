@@ -1458,8 +1458,8 @@ def find_columns(names: Iterable[str], forms: Sequence[Form], place: str) -> lis
 def read_rows(path: Path, forms: Sequence[Form], yes_no: bool) -> Iterator[Row]:
     """Yield the rows of a file: tab-separated, one JSON object on each line, or BioASQ's yes/no questions."""
     lines = [(number, line) for number, line in numbered_lines(path) if line.strip()]
-    # 1. JSON objects have names of their own.
-    if lines and lines[0][1].lstrip().startswith("{") and "\t" not in lines[0][1]:
+    # 1. JSON begins with an object or a list; a sentence may begin with "[Gout" or "[".
+    if lines and re.fullmatch(r"\s*(\[\s*)?({[^\t]*)?", lines[0][1]):
         for place, entry in parse_objects(path, lines):
             if yes_no and "questions" in entry:
                 yield from yes_no_rows(path, entry)
@@ -1602,10 +1602,10 @@ def read_snippets(path: Path, content: Any, batch: int | None,
     questions: list[Question] = []
     asked = list(read_asked(path, content, "factoid", "list"))
     for article, (place, name, names, entry) in enumerate(asked):
-        names = sorted(filter(None, map(str.strip, names)), key=len, reverse=True)
         gold = golden.get(name, names) or None
         # White space inside a name matches any other: "5 mg" is found in "5\u00a0mg".
-        spelt = [r"\s+".join(map(re.escape, name.split())) for name in names]
+        longest_first = sorted(filter(None, map(str.strip, names)), key=len, reverse=True)
+        spelt = [r"\s+".join(map(re.escape, words.split())) for words in longest_first]
         body = take(entry, "body", str, place)
         snippets = take({"snippets": [], **entry}, "snippets", list, place)
         for number, snippet in enumerate(snippets or [{"text": ""}]):
