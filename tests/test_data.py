@@ -1844,7 +1844,7 @@ def test_pairs_are_read_with_and_without_a_header(tmp_path, header):
 def test_yes_no_questions_of_bioasq_lose_a_leading_yes_or_no(tmp_path, name, ideal, answer):
     entry = {"id": "5c", "type": "yesno", "body": "Does it hurt?", "ideal_answer": ideal, "snippets": []}
     other = {"id": "l", "type": "list", "body": "?", "exact_answer": [["a"]]}
-    for file, exact in (("BioASQ-training9b.json", "Yes"), ("9B1_golden.json", ["no"])):
+    for file, exact in (("BioASQ-training9b.json", "Yes."), ("9B1_golden.json", ["no"])):
         write(tmp_path / file, json.dumps({"questions": [other, {**entry, "exact_answer": exact}]}, indent=1))
     for split, label in (("train", "1"), ("test", "0")):
         found = read_task(name, split, tmp_path)
@@ -1973,7 +1973,7 @@ def test_bioasq_reads_its_own_files_of_any_year_in_batches(tmp_path, test_batch)
 def test_one_id_in_two_files_is_refused_as_in_one(tmp_path):
     for name in ("a", "b"):
         write(tmp_path / f"BioASQ-train-factoid-{name}.json", official(("5c", "factoid", "gout", ["gout"])))
-    with pytest.raises(ValueError, match=r"-b\.json: 2 questions have the id '5c_000.*in .*-a"):
+    with pytest.raises(ValueError, match=r"-a\.json or .*-b\.json: several questions have the id '5c_000'"):
         read_task("bioasq7b", "train", tmp_path)
 
 
@@ -2014,7 +2014,7 @@ def one_answer(text, start):
     (squad(("abc", {"id": "1", "question": 5})), r"question 1: 'question' is 5"),
     (squad(("abc", {"id": None, "question": "?"})), r"'id' is None"),
     (squad(("abc", {"id": 5, "question": "?"}), ("abc", {"id": "5", "question": "!"})),
-     r"train\.json: 2 questions have the id '5'"),
+     r"train\.json: several questions have the id '5'"),
     ('{"data": [\n {"paragraphs": []},\n]}', r"train\.json: JSON that cannot be read: .*line 3"),
     ('{"data": [', r"train\.json: JSON.*line 1"), ("", r"train\.json: JSON.*line 1"),
     ("[]", r"train\.json: not in SQuAD's form"), ("{}", r"train\.json: not in SQuAD's form.*'data'"),
@@ -2347,8 +2347,8 @@ def test_vocabularies_are_fetched_into_folders_of_their_own(server, tmp_path, mo
     blob = hashlib.sha1(b"blob %d" % len(content) + bytes(1) + content).hexdigest()
     monkeypatch.setattr(data, "PUBLISHED_FILES", f"bio-electra-vocab words.txt {blob}\n")
     server.files[f"/{repository}/{data.COMMITS[repository]}/electra/data/words.txt"] = content
-    folder = fetch_task("bio-electra-vocab", str(tmp_path), server.base)
-    assert folder == tmp_path / "vocab" / "bio-electra" and contents(folder) == {"words.txt": content}
+    fetch_task("bio-electra-vocab", str(tmp_path), server.base)
+    assert contents(tmp_path / "vocab" / "bio-electra") == {"words.txt": content}
 
 
 @pytest.mark.parametrize("name, file", [("scivocab", "scivocab"), ("bio-electra-vocab", "bio_electra")])
@@ -2625,8 +2625,7 @@ def test_learn_interrupted_ends_with_status_130_and_writes_nothing(tmp_path, mon
 def test_fetching_from_the_command_line_names_what_is_there_and_knows_its_tasks(tmp_path):
     for _, path, _ in missing_files("gad", tmp_path):
         write(path, "")
-    [*_, train] = sorted(path for path in tmp_path.rglob("*.tsv"))
-    said = f"gad: nothing is missing beside {train}\n"
+    said = f"gad: nothing is missing in {tmp_path}\n"
     assert command("fetch", "gad", "--data", tmp_path) == (0, said, "")
     write(tmp_path / "own" / "dev.tsv", "")                 # a data set of one's own is fetched from nowhere
     status, _, err = command("fetch", "gad", "--data", tmp_path / "own")
