@@ -1380,7 +1380,7 @@ def check_columns(path: Path, words: list[str], between: dict[int, set[str]]) ->
     # 2. Tags of entities in another column than the last would be dropped without a word.
     for place, values in between.items():
         types = {value[2:] for value in values if value != "O"}
-        if types and all(map(TAG.fullmatch, values)) and not types <= PHRASES:
+        if all(map(TAG.fullmatch, values)) and not types <= PHRASES:
             raise ValueError(f"{path}: column {place} holds tags ({', '.join(sorted(values)[:3])}), as the "
                              "last one does: nested entities are not read, delete one of the two columns")
 

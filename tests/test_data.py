@@ -2166,6 +2166,10 @@ def test_a_split_is_published_or_cut_as_the_task_says(tmp_path, capsys, absent, 
     assert len(splits["test"]) == (2 if "test" in absent else 20)
     assert ("*** gad: no test file in" in said) == ("test" in absent)
     assert ("gad: no dev file in" in said and "without it the last epoch counts" in said) == ("dev" in absent)
+    if not absent:                          # a copy of the test file must not choose an epoch
+        write(tmp_path / "dev.tsv", (tmp_path / "test.tsv").read_bytes())
+        assert "dev" not in data.read_splits("gad", tmp_path)[0]
+        assert "the development set is the test set" in capsys.readouterr().err
 
 
 # --- 6. Task files: the published data sets ---
