@@ -1525,7 +1525,7 @@ def check_columns(path: Path, words: list[str], between: dict[int, set[str]]) ->
     # 2. Tags of entities in another column than the last would be dropped without a word.
     for place, values in between.items():
         types = {value[2:] for value in values if value != "O"}
-        if types and all(map(TAG.fullmatch, values)) and not types <= PHRASES:
+        if all(map(TAG.fullmatch, values)) and not types <= PHRASES:
             raise ValueError(f"{path}: column {place} holds tags ({', '.join(sorted(values)[:3])}), as the "
                              "last one does: nested entities are not read, delete one of the two columns")
 
@@ -1603,8 +1603,8 @@ def find_columns(names: Iterable[str], forms: Sequence[Form], place: str) -> lis
 def read_rows(path: Path, forms: Sequence[Form], yes_no: bool) -> Iterator[Row]:
     """Yield the rows of a file: tab-separated, one JSON object on each line, or BioASQ's yes/no questions."""
     lines = [(number, line) for number, line in numbered_lines(path) if line.strip()]
-    # 1. JSON objects have names of their own.
-    if lines and lines[0][1].lstrip().startswith("{") and "\t" not in lines[0][1]:
+    # 1. JSON begins with an object or a list; a sentence may begin with "[Gout" or "[".
+    if lines and re.fullmatch(r"\s*(\[\s*)?({[^\t]*)?", lines[0][1]):
         for place, entry in parse_objects(path, lines):
             if yes_no and "questions" in entry:
                 yield from yes_no_rows(path, entry)
@@ -1716,7 +1716,7 @@ def yes_no_rows(path: Path, content: Any) -> Iterator[Row]:
              None and Not short, too
     """
     for place, name, names, entry in read_asked(path, content, "yesno"):
-        exact, ideal = "".join(names).strip().lower(), entry.get("ideal_answer")
+        exact, ideal = "".join(names).strip(" .\n").lower(), entry.get("ideal_answer")
         if exact not in ("yes", "no"):
             raise ValueError(f"{place}: 'exact_answer' is {str(names)[:60]}, expected yes or no")
         first = ideal[0] if isinstance(ideal, list) and ideal else ideal        # later ones say it once more
@@ -1747,21 +1747,20 @@ def read_snippets(path: Path, content: Any, batch: int | None,
     questions: list[Question] = []
     asked = list(read_asked(path, content, "factoid", "list"))
     for article, (place, name, names, entry) in enumerate(asked):
-        names = sorted(filter(None, map(str.strip, names)), key=len, reverse=True)
-        gold = golden.get(name, names) or None
+        gold = None if batch is None else golden.get(name, names) or None
         # White space inside a name matches any other: "5 mg" is found in "5\u00a0mg".
-        spelt = [r"\s+".join(map(re.escape, name.split())) for name in names]
+        longest_first = sorted(filter(None, map(str.strip, names)), key=len, reverse=True)
+        spelt = [r"\s+".join(map(re.escape, words.split())) for words in longest_first]
         body = take(entry, "body", str, place)
         snippets = take({"snippets": [], **entry}, "snippets", list, place)
         for number, snippet in enumerate(snippets or [{"text": ""}]):
             text = take(snippet, "text", str, place)
             found = (re.search(rf"(?<!\w){spelling}(?!\w)", text, re.I) for spelling in spelt)
-            match, question = next(filter(None, found), None), (f"{name}_{number:03d}", body, text)
-            if batch is not None:
-                questions.append(Question(*question, [], batch, gold, article, entry["type"]))
-            elif match:
-                answer = (match[0], match.start())
-                questions.append(Question(*question, [answer], article=article, type=entry["type"]))
+            match = next(filter(None, found), None) if batch is None else None
+            if match or batch is not None:
+                answers = [(match[0], match.start())] if match else []
+                questions.append(Question(f"{name}_{number:03d}", body, text, answers, batch, gold, article,
+                                          entry["type"]))
     without = len(asked) - len({question.article for question in questions})
     if batch is None:
         say(f"{path}: left out {without} of {len(asked)} questions: no snippet holds an exact answer")
@@ -1982,17 +1981,10 @@ def find_folder(root: Path, folder: str) -> Path:
     return root
 
 
-class PublishedFile(NamedTuple):
-    """Hold a file of a published data set that is not on this disk."""
-
-    address: str
-    path: Path                  # where it belongs
-    blob: str                   # first digits of git's SHA-1 of its content
-
-
-def missing_files(name: str, directory: str | os.PathLike, base: str = GITHUB) -> list[PublishedFile]:
+def missing_files(name: str, directory: str | os.PathLike, base: str = GITHUB) -> list[tuple[str, Path, str]]:
     """List the files of a published task, or vocabulary, that are not below the data root.
 
+    Each with its address, the path where it belongs, and the first digits of git's SHA-1 of its content.
     The list is empty when `directory` itself holds a file with a name of this task: that is a data set of the
     user's own, which must not be mixed with published files.
     """
@@ -2005,16 +1997,15 @@ def missing_files(name: str, directory: str | os.PathLike, base: str = GITHUB) -
     source = f"{base}/{repository}/{COMMITS.get(repository)}/{place}"
     lines = [line for line in PUBLISHED_FILES.splitlines() if line.startswith(name + " ")]
     pairs = re.findall(r" (\S+) (\w+)", "\n".join(lines))           # section 9: name and blob of each file
-    files = [PublishedFile(f"{source}/{file}", folder / file, blob) for file, blob in pairs]
-    return [file for file in files if not file.path.is_file()]
+    files = [(f"{source}/{file}", folder / file, blob) for file, blob in pairs]
+    return [(address, path, blob) for address, path, blob in files if not path.is_file()]
 
 
-def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> Path:
+def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> None:
     """Download what is missing of a published task, or a vocabulary. Only whole, right files are written.
 
     base     the address before repository, commit and path; tests put a server of their own here
 
-    returns  the training file, or the folder of the vocabulary
     raises   OSError (no network, no such file, cut off) or ValueError (wrong checksum) naming the address and
              the path; FileNotFoundError where a data set of the user's own lacks a training file
     """
@@ -2037,11 +2028,8 @@ def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> P
         # 3. Write it under its name only now.
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
-    if name in VOCABULARIES:
-        return find_folder(Path(directory), VOCABULARIES[name].folder)
-    if not (files := find_split(name, "train", directory)):
+    if name in TASKS and not find_split(name, "train", directory):
         raise FileNotFoundError(describe_missing(name, "train", directory))
-    return files[0]
 
 
 def find_split(name: str, split: str, directory: str | os.PathLike | None) -> list[Path]:
@@ -2049,16 +2037,14 @@ def find_split(name: str, split: str, directory: str | os.PathLike | None) -> li
 
     The list is empty where there is none, or no folder is given. The demo tasks have no files.
     """
-    task, root = find_task(name), Path(directory or "")
-    # The first pattern that finds a file wins: a published file goes before a substitute.
-    patterns = (task.files or STANDARD_FILES)[SPLITS.index(split)]
+    task = find_task(name)
     if directory is None or name.startswith("demo-"):
         return []
-    for folder in (root, find_folder(root, task.folder)):
-        for pattern in patterns:
-            if found := sorted(folder.glob(pattern)):
-                return found
-    return []
+    folders = (Path(directory), find_folder(Path(directory), task.folder))
+    patterns = (task.files or STANDARD_FILES)[SPLITS.index(split)]
+    # The first pattern that finds a file wins: a published file goes before a substitute.
+    found = (sorted(folder.glob(pattern)) for folder in folders for pattern in patterns)
+    return next(filter(None, found), [])
 
 
 def describe_missing(name: str, split: str, directory: str | os.PathLike | None) -> str:
@@ -2076,8 +2062,9 @@ def describe_missing(name: str, split: str, directory: str | os.PathLike | None)
     patterns = " or ".join((task.files or STANDARD_FILES)[SPLITS.index(split)])
     how = f" (published as {task.source})" if task.source else ""
     if files := missing_files(name, root):
-        names, address = ", ".join(file.path.name for file in files), os.path.dirname(files[0].address)
-        how = f"; run python data.py fetch {name}, or put {names} of {address} into {files[0].path.parent}"
+        names, (address, path, _) = ", ".join(path.name for _, path, _ in files), files[0]
+        how = (f"; run python data.py fetch {name}, or put {names} of {os.path.dirname(address)} "
+               f"into {path.parent}")
     return f"{name}: no {split} file in {places}: expected {patterns}{how}"
 
 
@@ -2095,18 +2082,13 @@ def read_task(name: str, split: str, directory: str | os.PathLike | None = None)
         raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
     if name.startswith("demo-"):
         return demo_examples(name, split)      # section 7
-    examples: list = []
-    asked: dict[str, Path] = {}
     files = find_split(name, split, directory)
-    for path in files:
-        found = READERS[task.kind](path, task.labels)
-        # Two questions with one id are refused, since their answers would count for both.
-        for example in found if task.kind == "qa" else ():
-            if example.id in asked:
-                raise ValueError(f"{path}: 2 questions have the id {example.id!r}, the first one in "
-                                 f"{asked[example.id]}: give each an id of its own, or leave out a file")
-            asked[example.id] = path
-        examples += found
+    examples = [example for path in files for example in READERS[task.kind](path, task.labels)]
+    # Two questions with one id are refused, since their answers would count for both.
+    asked = collections.Counter(example.id for example in examples if task.kind == "qa")
+    if repeated := [question for question, count in asked.items() if count > 1]:
+        raise ValueError(f"{' or '.join(map(str, files))}: several questions have the id {repeated[0]!r}: "
+                         "give each an id of its own, or leave out a file")
     # An empty development file, as BioBERT's folds of GAD have it, counts as none.
     if not files or (not examples and split != "dev"):
         raise (ValueError if files else FileNotFoundError)(describe_missing(name, split, directory))
@@ -2158,9 +2140,8 @@ def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
     groups = list(dict.fromkeys(getattr(example, task.together) for example in examples))
     random.Random(0).shuffle(groups)
     part_of = {group: number % task.parts for number, group in enumerate(groups)}
-    split_of = {fold % task.parts: "test"}
-    if task.cut == "train":
-        split_of[(fold + 1) % task.parts] = "dev"
+    dev = "dev" if task.cut == "train" else "train"
+    split_of = {fold % task.parts: "test", (fold + 1) % task.parts: dev}
     splits: dict[str, list] = {"train": [], **{split: [] for split in split_of.values()}}
     for example in examples:
         splits[split_of.get(part_of[getattr(example, task.together)], "train")].append(example)
@@ -2451,7 +2432,8 @@ def info_command(options: argparse.Namespace) -> None:
 def fetch_command(options: argparse.Namespace) -> None:
     """Download what is missing of published data sets."""
     for name in options.names:
-        print(f"{name}: nothing is missing beside {fetch_task(name, options.data)}")
+        fetch_task(name, options.data)
+        print(f"{name}: nothing is missing in {options.data}")
 
 
 def given(text: str) -> str:
