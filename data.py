@@ -228,7 +228,6 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
 READ_BYTES = 1 << 20                    # bytes read at once
 HEAD_BYTES = 1 << 16                    # first bytes of a file, from which its format is told
 BLOCK_BYTES = 1 << 24                   # of text in one shard: about 4 million tokens, seconds of one core
-XML_MEMBER_BYTES = 1 << 29              # of one XML file in an archive: it is held in memory as a whole
 # What Python's readers raise when an archive ends too early or holds wrong bytes.
 DAMAGED = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
 
@@ -326,7 +325,7 @@ NOT_PROSE = {name: re.compile(pattern, re.M) for name, pattern in {
     "checksums": r"\s*(?:(?:MD5|SHA\d+) ?\(.+\) ?= ?|[0-9a-f]{32,} )",
     "tagged records (.nbib, RIS)": r"\s*(?:[A-Z][A-Z0-9]{1,3} {0,2}- .*\n(?: .*\n)*){2}",     # PMID- 7
     "stand-off annotations": r"\s*(?:\d+\|[a-z]\||[TREAMN#]\d+\t)",                           # 7|t|On gout.
-    "sequences": r"\s*>.*\n[A-Za-z*-]+\r?$",                                                  # >seq1
+    "sequences": r"\s*>.*\n(?:[A-Z*-]{4,}|[acgtun]{4,})\r?$",                                  # >seq1
     "tagged words": r"\s*(?:\S+(?: \S+)* (?:O|[BIES]-\S+)\s*\n){3}"}.items()}                 # gout B-Disease
 ABOUT_FILES = re.compile(r"(?:readme|licen[cs]e|copying|changelog)\b", re.I)
 IS_XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:[?][A-Za-z]|!DOCTYPE|!--|[A-Za-z_][\w.:-]*(?:\s|/?>))")
@@ -365,8 +364,10 @@ def detect_format(head: bytes) -> str:
     if head[257:262] == b"ustar":
         return "tar"
     if IS_XML.match(head):
-        # The first tag that is no comment, declaration or instruction is that of the root.
-        root = re.search(rb"<([A-Za-z_][\w.:-]*)", re.sub(rb"(?s)<!--.*?-->|<[?].*?[?]>", b"", head))
+        # The first tag that is no comment, declaration or instruction is that of the root. If it comes later
+        # than 8 kB, the parser will check it.
+        head = re.sub(rb"(?s)<!--.*?-->|<[?].*?[?]>", b"", head[:1 << 13])
+        root = re.search(rb"<([A-Za-z_][\w.:-]*)", head)
         tag = root[1].decode().rpartition(":")[2] if root else ""
         return "xml" if not root or tag in XML_ROOTS else f"XML with the root element {tag}"
     # Bytes that are not UTF-8 are decoded to surrogates. The head may end inside a character, of three bytes
@@ -462,10 +463,7 @@ def read_members(file: io.BufferedReader, path: str) -> Iterator[FilePart]:
                 content = decompressed(archive.extractfile(member), name)
                 format = format_in_folder(content, member.name)
             if format == "xml":
-                xml = content.read(XML_MEMBER_BYTES + 1)
-                if len(xml) > XML_MEMBER_BYTES:
-                    raise ValueError(f"{name}: XML over {XML_MEMBER_BYTES:,} bytes: unpack the archive")
-                yield FilePart(name, 1, "xml", xml)
+                yield FilePart(name, 1, "xml", content.read())      # a paper: it fits in memory
             elif format == "text":
                 yield from cut_text(content, name)
             elif not member.isdir():
@@ -756,7 +754,7 @@ def corpus_files(paths: Iterable[str | os.PathLike]) -> tuple[list[Path], int]:
             if any(part.startswith(".") for part in file.relative_to(path).parts):
                 continue
             format = "a link to a folder, or not to be read"
-            if file == path or file.is_file() and os.access(file, os.R_OK):
+            if file.is_file():
                 with open_file(file) as content:
                     format = format_in_folder(content, file.name)
                     if file == path:

@@ -237,7 +237,8 @@ def test_an_error_of_the_program_keeps_its_traceback():
 
 def test_what_the_output_cannot_encode_is_escaped(tmp_path):
     corpus = write(tmp_path / "\u03b1.txt", "abc abc abd abd\n")
-    learn = [sys.executable, ROOT / "data.py", "learn", corpus, "--size", "12", "--out", tmp_path / "\u03b2.txt"]
+    learn = [sys.executable, ROOT / "data.py", "learn", corpus, "--size", "12", "--out",
+             tmp_path / "\u03b2.txt"]
     done = subprocess.run(learn, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0 and b"\\u03b2.txt: 12 pieces" in done.stdout
 
