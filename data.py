@@ -944,6 +944,8 @@ def only_process(folder: str | os.PathLike) -> Iterator[None]:
         file.truncate()
         print(os.getpid(), end="", file=file, flush=True)
         for leftover in [*folder.rglob(f"*.{holder}.unfinished"), *folder.glob("0*.npy.*.unfinished")]:
+            if leftover.is_dir():               # a model folder
+                shutil.rmtree(leftover)
             leftover.unlink(missing_ok=True)
         yield
 
@@ -1424,8 +1426,8 @@ class Candidate(NamedTuple):
 class Question(NamedTuple):
     """Hold a question about a passage, the context.
 
-    Its answers are (text, first character in the context). BioASQ's test sets have none: there `gold` lists
-    the accepted synonyms instead.
+    Its answers are (text, first character in the context). BioASQ's test batches have none: there `gold`
+    lists the accepted synonyms instead.
     """
 
     id: str
@@ -1435,13 +1437,19 @@ class Question(NamedTuple):
     batch: int | None = None                # BioASQ: number of the test batch
     gold: list[str] | None = None           # BioASQ: accepted synonyms, whether or not a context holds one
     article: int = 0                        # number of the article in its file
+    type: str = "factoid"                   # BioASQ: what is asked for, one name (factoid) or several (list)
 
 
-def check_label(label: str, labels: Sequence[str], path: Path, number: int) -> str:
+def check_label(label: str, labels: Sequence[str], place: str) -> str:
     """Return the label; ValueError where it is empty, or none of those that the task knows."""
     if not label or (labels and label not in labels):
-        raise ValueError(f"{path} line {number}: label {label!r}, expected one of {', '.join(labels) or '?'}")
+        raise ValueError(f"{place}: label {label!r}, expected one of {', '.join(labels) or '?'}")
     return label
+
+
+TAG = re.compile(r"O|[BI](-\S+)?")
+# The types in CoNLL's third column. They are phrases and no entities, so that column is skipped.
+PHRASES = frozenset("ADJP ADVP CONJP INTJ LST NP PP PRT SBAR UCP VP".split())
 
 
 def read_tagged(path: Path, labels: Sequence[str] = ()) -> list[TaggedSentence]:
@@ -1453,13 +1461,16 @@ def read_tagged(path: Path, labels: Sequence[str] = ()) -> list[TaggedSentence]:
     become TaggedSentence(words=["Naloxone", "works"], tags=["B-Chemical", "O"]).
 
     Columns are separated by tabs, or by spaces in a line without tabs: "heart attack<TAB>B-Disease" is one
-    token of two words. Columns between the word and the tag are skipped; a -DOCSTART- line counts as an empty
-    one. The tags stay as they are: O, B-..., I-... in IOB1, IOB2 or a mixture.
+    word and its tag. Columns between the first and the last are skipped; all lines have the same number. The
+    files differ in empty lines (one, two, or at the start) and in -DOCSTART- lines, which end a sentence too.
+
+    raises   ValueError naming the line; or the column, if `check_columns` finds that another one was meant
     """
     sentences: list[TaggedSentence] = []
     words: list[str] = []
     tags: list[str] = []
     width = 0                                                       # columns of the first line
+    between = collections.defaultdict[int, set[str]](set)           # values in each skipped column
     for number, line in itertools.chain(numbered_lines(path), [(0, "")]):    # "" closes the last sentence
         columns = [column.strip(" ") for column in re.split(r"\t" if "\t" in line else " +", line.strip(" "))]
         if not any(columns) or columns[0] == "-DOCSTART-":
@@ -1467,14 +1478,42 @@ def read_tagged(path: Path, labels: Sequence[str] = ()) -> list[TaggedSentence]:
                 sentences.append(TaggedSentence(words, tags))
                 words, tags = [], []
             continue
-        word, tag, width = columns[0], columns[-1] if columns[1:] else "", width or len(columns)
+        word, tag = columns[0], columns[-1] if columns[1:] else ""
         # A CR inside a line: it alone ends the lines of the file, as on an old Macintosh.
-        if not word or not re.fullmatch(r"O|[BI](-.+)?", tag) or len(columns) != width or "\r" in line:
-            raise ValueError(f"{path} line {number}: expected a word and O, B-TYPE or I-TYPE, in {width} "
-                             f"columns, and a line end of LF or CR LF, found {line[:80]!r}")
+        if not word or not TAG.fullmatch(tag) or len(columns) != (width or len(columns)) or "\r" in line:
+            how = "; one JSON object a line is read for re, qa, classify and rank" if line[0] == "{" else ""
+            raise ValueError(f"{path} line {number}: expected a word and O, B-TYPE or I-TYPE, in "
+                             f"{width or '2 or more'} columns, and a line end of LF or CR LF, "
+                             f"found {line[:80]!r}{how}")
+        width = len(columns)
         words.append(word)
-        tags.append(check_label(tag, labels, path, number))
+        tags.append(check_label(tag, labels, f"{path} line {number}"))
+        for place, value in enumerate(columns[1:-1], start=2):
+            between[place].add(value)
+    check_columns(path, [word for sentence in sentences for word in sentence.words], between)
     return sentences
+
+
+def check_columns(path: Path, words: list[str], between: dict[int, set[str]]) -> None:
+    """Refuse a file whose first column holds no words, or whose entities stand in two columns.
+
+    In a file of GermEval both are so: a number, the word, the tags of the outer and of the inner entities.
+        4  Hodgkin  I-DIS  B-PER
+
+    words     the first column
+    between   the values in each column between the first and the last, by its number from 1
+    """
+    # 1. Numbers, offsets (0-5, 6-9) and the ids of documents (PMC12) differ in nothing but digits and marks.
+    if len(words) > 1 and len({re.sub(r"[\W\d_]", "", word) for word in words}) == 1:
+        if all(re.search(r"\d", word) for word in words):
+            raise ValueError(f"{path}: the first column holds numbers ({', '.join(words[:3])}, ...), "
+                             "expected the words: delete that column")
+    # 2. Tags of entities in another column than the last would be dropped without a word.
+    for place, values in between.items():
+        types = {value[2:] for value in values if value != "O"}
+        if types and all(map(TAG.fullmatch, values)) and not types <= PHRASES:
+            raise ValueError(f"{path}: column {place} holds tags ({', '.join(sorted(values)[:3])}), as the "
+                             "last one does: nested entities are not read, delete one of the two columns")
 
 
 def split_row(line: str) -> list[str]:
@@ -1494,73 +1533,125 @@ def split_row(line: str) -> list[str]:
     return fields
 
 
-# Which column a name in a header means, in any case.
+# Which column a name in a header, or in a JSON object, means, in any case.
 COLUMN_OF = {"index": "index", "id": "index", "sentence": "sentence", "text": "sentence", "class": "label",
              "label": "label", "labels": "label", "relation": "label", "yesno_label": "label",
              "question": "question", "answer": "answer", "ideal_answer": "answer",
              "answer_candidate": "answer", "candidate": "answer"}
 WORD = re.compile(r"\s*[^\W\d][\w-]*\s*")
+# The columns of each form that files of a kind may have, in the order that they have without a header.
+RELATION_FORMS = (("index", "sentence", "label"), ("sentence", "label"))
+PAIR_FORMS = (("label", "question", "answer"),)
+Form = tuple[str, ...]
+Row = tuple[str, dict[str, Any]]            # its place for messages, and its fields by column
 
 
-def read_rows(path: Path, labels: Sequence[str], *forms: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """Yield the tab-separated rows of a file by the names of their columns.
+def is_header(first: list[str], second: list[str]) -> bool:
+    """Tell whether the first row of a file, above this second row, is a header and no example.
 
-    Published files of one kind differ: those of ddi-2013 have a header and three columns, gad's have neither
-    a header nor an index. The names in a header tell the order of the columns; columns of other names are
-    skipped. Without a header, the number of columns tells the form.
-
-    forms    the names of the columns in each form the file may have, in the order they have without a header
-    raises   ValueError naming the line: a header that is none of the forms would become an example
+    A header has the name "label" or two other known names. A header of unknown names is to be found, too,
+    because it would become an example: its fields are single words, and below them stand longer texts.
     """
-    rows = [(number, split_row(line)) for number, line in numbered_lines(path) if line.strip()]
-    if not rows:
+    names = {name.strip().casefold() for name in first}
+    if "label" in names or len(COLUMN_OF.keys() & names) > 1:
+        return True
+    # "phrase, gold" above a sentence is a header. But "fever, none" above "gout, treats" is an example.
+    return all(map(WORD.fullmatch, first)) and not all(map(WORD.fullmatch, second))
+
+
+def parse_objects(path: Path, lines: Sequence[tuple[int, str]]) -> list[tuple[str, dict[str, Any]]]:
+    """Parse lines that hold one JSON object each, or a file that is one object, or a list of them.
+
+    returns   each object after its place for messages
+    """
+    filled = [(f"{path} line {number}", line) for number, line in lines if line.strip()]
+    if len(filled) > 1 and re.fullmatch(r"\s*{.*}\s*", filled[0][1]):
+        found = [(place, parse_json(line, place)) for place, line in filled]
+    else:
+        content = parse_json("\n".join(line for _, line in lines), path)
+        found = [(str(path), value) for value in (content if isinstance(content, list) else [content])]
+    for place, value in found:
+        if not isinstance(value, dict):
+            raise ValueError(f"{place}: expected a JSON object, found {str(value)[:60]}")
+    return found
+
+
+def find_columns(names: Iterable[str], forms: Sequence[Form], place: str) -> list[str]:
+    """Return what each name means, "" for one to be skipped; ValueError where they are none of the forms."""
+    columns = [COLUMN_OF.get(name.strip().casefold(), "") for name in names]
+    known = sorted(filter(None, columns))
+    if not any(known in (sorted(form), sorted(["index", *form])) for form in forms):
+        raise ValueError(f"{place} with the columns {', '.join(names)}: "
+                         f"expected {' or '.join(map(', '.join, forms))}")
+    return columns
+
+
+def read_rows(path: Path, forms: Sequence[Form], yes_no: bool) -> Iterator[Row]:
+    """Yield the rows of a file: tab-separated, one JSON object on each line, or BioASQ's yes/no questions."""
+    lines = [(number, line) for number, line in numbered_lines(path) if line.strip()]
+    # 1. JSON objects have names of their own.
+    if lines and lines[0][1].lstrip().startswith("{") and "\t" not in lines[0][1]:
+        for place, entry in parse_objects(path, lines):
+            if yes_no and "questions" in entry:
+                yield from yes_no_rows(path, entry)
+            else:
+                yield place, dict(zip(find_columns(entry, forms, f"{place}: an object"), entry.values()))
         return
-    number, first = rows[0]
-    columns: Sequence[str] = next((form for form in forms if len(form) == len(first)), forms[0])
-    # 1. The first row is a header if it has "label" or another two known names, or single words where the
-    #    row below has more: "phrase, gold" above a sentence, although its form is unknown and refused. But
-    #    "fever, none" above "gout, treats" is an example.
-    names = [field.strip().casefold() for field in first]
-    are_words = [all(map(WORD.fullmatch, fields)) for _, fields in rows[:2]]
-    if "label" in names or len(COLUMN_OF.keys() & set(names)) > 1 or are_words == [True, False]:
-        columns = [COLUMN_OF.get(name, "") for name in names]
-        if sorted(filter(None, columns)) not in map(sorted, forms):
-            raise ValueError(f"{path} line {number}: a header with the columns {', '.join(first)}: "
-                             f"expected {' or '.join(map(', '.join, forms))}")
-        rows = rows[1:]
-    # 2. The other rows are examples.
-    for number, fields in rows:
-        row = dict(zip(columns, fields))
-        # A second header: two files were joined.
-        if len(fields) != len(columns) or fields == first != rows[0][1]:
-            raise ValueError(f"{path} line {number}: expected {len(columns)} tab-separated columns "
+    # 2. Without a header the number of columns tells the form.
+    rows = [(f"{path} line {number}", split_row(line)) for number, line in lines]
+    columns = list(next((form for form in forms if rows and len(form) == len(rows[0][1])), forms[0]))
+    header = None
+    if rows and is_header(rows[0][1], rows[:2][-1][1]):
+        place, header = rows.pop(0)
+        columns = find_columns(header, forms, f"{place}: a header")
+    for place, fields in rows:
+        if len(fields) != len(columns) or fields == header:         # a second header: two files were joined
+            raise ValueError(f"{place}: expected {len(columns)} tab-separated columns "
                              f"({', '.join(columns)}), found {len(fields)}: {str(fields)[:200]}")
-        yield {**row, "label": check_label(row["label"].strip(), labels, path, number)}
+        yield place, dict(zip(columns, fields))
 
 
-def read_labelled(path: Path, labels: Sequence[str] = ()) -> list[LabelledText]:
+def read_labelled(path: Path, labels: Sequence[str] = (), forms: Sequence[Form] = RELATION_FORMS,
+                  yes_no: bool = False) -> list[LabelledText]:
     """Read rows of index, sentence, label; or of sentence, label. A header line is optional.
 
     Two rows of the form (of ddi-2013; columns are separated by tabs):
         index              sentence                                    label
         DrugBank.d1.s2.p0  @DRUG$ raises the blood level of @DRUG$.    DDI-mechanism
     become LabelledText("DrugBank.d1.s2.p0", "@DRUG$ raises ...", "DDI-mechanism"). Rows without an index are
-    numbered from 0.
+    numbered from 0. The same example as a line of JSON, with the columns in any order:
+        {"id": "DrugBank.d1.s2.p0", "text": "@DRUG$ raises ...", "label": "DDI-mechanism"}
+
+    Published files of one kind differ: those of ddi-2013 have a header and three columns, gad's have neither
+    a header nor an index. Names tell the order of the columns; columns of other names are skipped.
+
+    forms    the names of the columns in each form that the file may have; an index may be added
+    yes_no   whether the yes/no questions of a file of BioASQ are meant, too
+    raises   ValueError naming the line: a header that is none of the forms would become an example
     """
-    rows = enumerate(read_rows(path, labels, ("index", "sentence", "label"), ("sentence", "label")))
-    return [LabelledText(row.get("index", str(n)), row["sentence"], row["label"]) for n, row in rows]
+    examples: list[LabelledText] = []
+    for number, (place, row) in enumerate(read_rows(path, forms, yes_no)):
+        if not all(isinstance(field, str | int) for column, field in row.items() if column):
+            raise ValueError(f"{place}: expected one text or number in each column, found {str(row)[:200]}")
+        label, text = str(row["label"]).strip(), str(row.get("sentence", row.get("question")))
+        examples.append(LabelledText(str(row.get("index", number)), text, check_label(label, labels, place),
+                                     row.get("answer")))
+    several = [example.label for example in examples if re.search(r"\w\s*[,;|]\s*\w", example.label)]
+    if len(several) > len(examples) / 20:
+        say(f"{path}: {len(several)} of {len(examples)} rows have a label like {several[0]!r}, which counts "
+            "as one label: one label per row is meant")
+    return examples
 
 
 def read_pairs(path: Path, labels: Sequence[str] = ()) -> list[LabelledText]:
-    """Read rows of label, question, answer.
+    """Read rows of label, question, answer; or the yes/no questions of BioASQ's own files (`yes_no_rows`).
 
     Two rows of the form (of yesno; columns are separated by tabs):
         yesno_label  question                           ideal_answer
         1            Is gout treated with colchicine?   Yes, colchicine relieves attacks of gout.
     become LabelledText("0", "Is gout treated ...", "1", "Yes, colchicine ..."), numbered from 0.
     """
-    rows = enumerate(read_rows(path, labels, ("label", "question", "answer")))
-    return [LabelledText(str(number), row["question"], row["label"], row["answer"]) for number, row in rows]
+    return read_labelled(path, labels, PAIR_FORMS, yes_no=True)
 
 
 def read_candidates(path: Path, labels: Sequence[str] = ()) -> list[Candidate]:
@@ -1571,23 +1662,24 @@ def read_candidates(path: Path, labels: Sequence[str] = ()) -> list[Candidate]:
         0      What is gout?     Gout was known to the Romans.
     become Candidate("What is gout?", "What is gout?", "Gout was known to the Romans.", "0").
     """
-    rows = read_pairs(path, labels)
+    rows = read_labelled(path, labels, PAIR_FORMS)
     return [Candidate(row.text.strip(), row.text, row.text_pair or "", row.label) for row in rows]
 
 
-def read_asked(path: Path, content: Any, *kinds: str) -> Iterator[tuple[str, str, list[str], dict[str, Any]]]:
-    """Yield the questions of these kinds from a BioASQ file with answers.
+def read_asked(path: Path, content: Any, *types: str) -> Iterator[tuple[str, str, list[str], dict[str, Any]]]:
+    """Yield the questions of these types from a BioASQ file: a training file, a golden file, a test batch.
 
     {"questions": [{"id": "5c5f", "type": "factoid", "exact_answer": [["gout", "podagra"]], ...},
                    {"id": "5c60", "type": "yesno", "exact_answer": "yes", ...}]}
     becomes its place for messages, "5c5f", ["gout", "podagra"], and the question as it is there. An exact
-    answer is a name, a list of names or a list of such lists: the published files hold all three.
+    answer is a name, a list of names or a list of such lists: the published files hold all three. A test
+    batch, BioASQ-task7bPhaseB-testset1.json, has none.
     """
     form = f"{path}: not in BioASQ's form"
     for number, entry in enumerate(take(content, "questions", list, form)):
         place = f"{form}: question {number}"
-        if take(entry, "type", str, place) in kinds:
-            exact = entry.get("exact_answer")
+        if take(entry, "type", str, place) in types:
+            exact = entry.get("exact_answer", [] if "testset" in path.name else None)
             groups = exact if isinstance(exact, list) else [exact]
             names = [name for group in groups for name in (group if isinstance(group, list) else [group])]
             if not all(isinstance(name, str) for name in names):
@@ -1595,30 +1687,70 @@ def read_asked(path: Path, content: Any, *kinds: str) -> Iterator[tuple[str, str
             yield place, take(entry, "id", str, place), names, entry
 
 
-def read_snippets(path: Path, content: Any) -> list[Question]:
-    """Make a question of each snippet of a BioASQ factoid or list question that has an exact answer.
+# "Yes," or "No." before the answer in words. "No" alone may begin a sentence: "No drug cures gout".
+LEADING_YES_OR_NO = re.compile(r"\A\W*(?:yes\b(?!-\w)|no(?=\s*(?:[,.;:!\n–—]|- |\Z)))[\s,.;:!–—-]*", re.I)
+
+
+def yes_no_rows(path: Path, content: Any) -> Iterator[Row]:
+    """Yield BioASQ's yes/no questions as rows; a leading yes or no is taken off the answer in words.
+
+    {"id": "5c60", "type": "yesno", "body": "Is gout painful?", "exact_answer": "yes",
+     "ideal_answer": ["Yes. It hurts."]}
+    becomes {"index": "5c60", "question": "Is gout painful?", "answer": "It hurts.", "label": "1"}.
+
+    source   the task yesno of Bio-ELECTRA's release, whose rows were made likewise; but it cuts the words
+             None and Not short, too
+    """
+    for place, name, names, entry in read_asked(path, content, "yesno"):
+        exact, ideal = "".join(names).strip().lower(), entry.get("ideal_answer")
+        if exact not in ("yes", "no"):
+            raise ValueError(f"{place}: 'exact_answer' is {str(names)[:60]}, expected yes or no")
+        first = ideal[0] if isinstance(ideal, list) and ideal else ideal        # later ones say it once more
+        answer = LEADING_YES_OR_NO.sub("", take({"ideal_answer": first}, "ideal_answer", str, place))
+        yield place, {"index": name, "question": take(entry, "body", str, place), "answer": answer,
+                      "label": "1" if exact == "yes" else "0"}
+
+
+# The edition and the number of a test batch in the names that files of BioASQ have: 7B1_golden.json,
+# BioASQ-task7bPhaseB-testset1.json, and BioASQ-test-factoid-7b-1.json as ELECTRAMed and BioBERT have it.
+BATCH = re.compile(r"(?:BioASQ-task|BioASQ-test-factoid-)?(\d+)B(?:PhaseB-testset|-)?(\d+)(?![\da-z])", re.I)
+
+
+def read_snippets(path: Path, content: Any, batch: int | None,
+                  golden: dict[str, list[str]]) -> list[Question]:
+    """Make a question of each snippet of BioASQ's factoid and list questions.
 
     {"id": "5c5f", "type": "factoid", "body": "What is podagra?", "exact_answer": ["gout"],
      "snippets": [{"text": "Podagra is gout of the big toe."}, {"text": "It hurts."}]}
     becomes Question("5c5f_000", "What is podagra?", "Podagra is gout of the big toe.", [("gout", 11)]).
 
-    The answer is the first occurrence, as whole words in any case, of the longest name that occurs. Questions
-    without such a snippet are left out, and counted.
+    For training, the answer is the first occurrence, as whole words in any case, of the longest name that
+    occurs. Snippets without one are left out; questions without any other are counted. A test batch keeps all
+    its snippets, with the names as `gold`, and also the questions that have no snippet.
+
+    golden   names by question, where another file holds them
     """
     questions: list[Question] = []
     asked = list(read_asked(path, content, "factoid", "list"))
     for article, (place, name, names, entry) in enumerate(asked):
         names = sorted(filter(None, map(str.strip, names)), key=len, reverse=True)
-        patterns = [re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.I) for name in names]
+        gold = golden.get(name, names) or None
+        # White space inside a name matches any other: "5 mg" is found in "5\u00a0mg".
+        spelt = [r"\s+".join(map(re.escape, name.split())) for name in names]
         body = take(entry, "body", str, place)
-        for number, snippet in enumerate(take({"snippets": [], **entry}, "snippets", list, place)):
+        snippets = take({"snippets": [], **entry}, "snippets", list, place)
+        for number, snippet in enumerate(snippets or [{"text": ""}]):
             text = take(snippet, "text", str, place)
-            found = (pattern.search(text) for pattern in patterns)
-            if match := next(filter(None, found), None):
-                answers = [(match[0], match.start())]
-                questions.append(Question(f"{name}_{number:03d}", body, text, answers, article=article))
+            found = (re.search(rf"(?<!\w){spelling}(?!\w)", text, re.I) for spelling in spelt)
+            match, question = next(filter(None, found), None), (f"{name}_{number:03d}", body, text)
+            if batch is not None:
+                questions.append(Question(*question, [], batch, gold, article, entry["type"]))
+            elif match:
+                answer = (match[0], match.start())
+                questions.append(Question(*question, [answer], article=article, type=entry["type"]))
     without = len(asked) - len({question.article for question in questions})
-    say(f"{path}: left out {without} of {len(asked)} questions: no snippet holds an exact answer")
+    if batch is None:
+        say(f"{path}: left out {without} of {len(asked)} questions: no snippet holds an exact answer")
     return questions
 
 
@@ -1642,21 +1774,10 @@ def find_answer(text: str, start: int, context: str) -> tuple[str, int] | None:
     def distance(found: re.Match) -> tuple[bool, int]:
         """Return a sort key: best is white space alone up to the start, then as little as possible."""
         first, last = sorted((found.start(), start))
-        return last - first > 99 or bool(context[first:last].strip()), last - first
+        return bool(context[first:last].strip()), last - first
 
     nearest = min(re.finditer(r"\s+".join(map(re.escape, text.split())), context), key=distance, default=None)
     return nearest and (nearest[0], nearest.start())
-
-
-def check_ids(path: Path, questions: list[Question]) -> list[Question]:
-    """Return the questions; ValueError where two have one id, since their answers would count for both.
-
-    The snippets of a BioASQ question have ids of their own, 5c5f_000 and 5c5f_001.
-    """
-    (name, count), = collections.Counter(question.id for question in questions).most_common(1) or [("", 0)]
-    if count > 1:
-        raise ValueError(f"{path}: {count} questions have the id {name!r}: give each an id of its own")
-    return questions
 
 
 def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
@@ -1664,6 +1785,9 @@ def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
 
     {"data": [{"paragraphs": [{"context": "Podagra is gout.", "qas": [
         {"id": "q1", "question": "What is podagra?", "answers": [{"text": "gout", "answer_start": 11}]}]}]}]}
+    or, as the package `datasets` writes it, one question on each line,
+    {"id": "q1", "context": "Podagra is gout.", "question": "What is podagra?",
+     "answers": {"text": ["gout"], "answer_start": [11]}}
     becomes Question("q1", "What is podagra?", "Podagra is gout.", [("gout", 11)]).
 
     A BioASQ test batch has no answers. Its synonyms come from the golden file in the same folder: that of
@@ -1674,60 +1798,66 @@ def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
     answers is nowhere in the context, the texts of all of them become its `gold`. An impossible question of
     SQuAD 2 has an empty list as `gold`. All three cases are counted and reported.
     """
+    # 1. BioASQ: the number of the test batch, its golden answers, and its own form.
     batch, golden = None, {}
-    if test_name := re.fullmatch(r"BioASQ-test-factoid-(\d+)b-(\d+)\b.*\.json", path.name):
+    if test_name := BATCH.match(path.name):
         batch, beside = int(test_name[2]), path.with_name(f"{test_name[1]}B{test_name[2]}_golden.json")
-        if beside.is_file():
-            golden = {name: names for _, name, names, _ in read_asked(beside, read_json(beside), "factoid")}
-    content = read_json(path)
-    if isinstance(content, dict) and "questions" in content:
-        return check_ids(path, read_snippets(path, content))
-    form, counts = f"{path}: not in SQuAD's form", collections.Counter[str]()
-    questions: list[Question] = []
-    for a, article in enumerate(take(content, "data", list, form)):
-        for p, paragraph in enumerate(take(article, "paragraphs", list, f"{form}: data[{a}]")):
-            place = f"{form}: data[{a}].paragraphs[{p}]"
-            context = take(paragraph, "context", str, place)
-            for entry in take(paragraph, "qas", list, place):
-                name = take(entry, "id", str, place)
-                where = f"{place}: question {name}"
-                text = take(entry, "question", str, where)
-                stated = [(take(answer, "text", str, where), take(answer, "answer_start", int, where))
-                          for answer in take({"answers": [], **entry}, "answers", list, where)]
-                found = [find_answer(*answer, context) for answer in stated]
-                answers = [answer for answer in found if answer]
-                gold = golden.get(re.split("[_:]", name)[0])
-                if take({"is_impossible": False, **entry}, "is_impossible", bool, where):
-                    gold, answers = [], []
-                    counts["impossible questions, as SQuAD 2 has them: they have no answer"] += 1
-                elif None in found:
-                    gold = [answer for answer, _ in stated]
-                    counts["questions have an answer that is nowhere in their passage"] += 1
-                moved = [answer for answer, before in zip(found, stated) if answer not in (None, before)]
-                counts["answers do not stand where the file says, and were found nearby"] += len(moved)
-                questions.append(Question(name, text, context, answers, batch, gold, a))
+        if beside.is_file() and beside != path:
+            asked = read_asked(beside, read_json(beside), "factoid", "list")
+            golden = {name: names for _, name, names, _ in asked}
+    objects = parse_objects(path, list(numbered_lines(path)))
+    if objects and "questions" in objects[0][1]:
+        return read_snippets(path, objects[0][1], batch, golden)
+    # 2. Articles of paragraphs. A question that brings its passage along is an article of its own.
+    form, articles = f"{path}: not in SQuAD's form", objects
+    if not objects or "context" not in objects[0][1]:
+        whole = objects[0][1] if objects else {}
+        articles = [(f"{form}: data[{a}]", row) for a, row in enumerate(take(whole, "data", list, form))]
+    entries: list[tuple[str, int, str, Any]] = []
+    for a, (place, article) in enumerate(articles):
+        if isinstance(article, dict) and "context" in article:
+            article = {"paragraphs": [{"context": article["context"], "qas": [article]}]}
+        for p, paragraph in enumerate(take(article, "paragraphs", list, place)):
+            inside = f"{place}.paragraphs[{p}]"
+            context = take(paragraph, "context", str, inside)
+            entries += [(inside, a, context, entry) for entry in take(paragraph, "qas", list, inside)]
+    # 3. Each question, with what is known of its answers.
+    counts, questions = collections.Counter[str](), []
+    for place, a, context, entry in entries:
+        name = take(entry, "id", str, place)
+        where = f"{place}: question {name}"
+        text, answers = take(entry, "question", str, where), entry.get("answers", [])
+        if isinstance(answers, dict):           # two lists, as `datasets` has them
+            columns = [take(answers, key, list, where) for key in ("text", "answer_start")]
+            answers = [{"text": one, "answer_start": start} for one, start in itertools.zip_longest(*columns)]
+        stated = [(take(answer, "text", str, where), take(answer, "answer_start", int, where))
+                  for answer in take({"answers": answers}, "answers", list, where)]
+        found = [find_answer(*answer, context) for answer in stated]
+        answers, gold = [answer for answer in found if answer], golden.get(re.split("[_:]", name)[0])
+        if take({"is_impossible": False, **entry}, "is_impossible", bool, where):
+            gold, answers = [], []
+            counts["impossible questions, as SQuAD 2 has them: they have no answer"] += 1
+        elif None in found:
+            gold = [answer for answer, _ in stated]
+            counts["questions have an answer that is nowhere in their passage"] += 1
+        moved = [answer for answer, before in zip(found, stated) if answer not in (None, before)]
+        counts["answers do not stand where the file says, and were found nearby"] += len(moved)
+        questions.append(Question(name, text, context, answers, batch, gold, a))
     for what, count in (+counts).items():                       # + leaves out what counts 0
         say(f"{path}: {count:,} {what}")
-    return check_ids(path, questions)
+    return questions
 
 
 READERS: dict[str, Callable[..., list]] = {"ner": read_tagged, "re": read_labelled, "qa": read_questions,
                                            "classify": read_pairs, "rank": read_candidates}
 
 
-class Parts(NamedTuple):
-    """Say how a data set without a published test set is cut into parts; each seed is tested on another one.
-
-    Where the training file is cut, the part after that is for development.
-    """
-
-    split: str                                      # the file that is there: train or dev
-    number: int                                     # of parts it is cut into
-    together: str                                   # a field: examples with the same value stay in one part
-
-
 class Task(NamedTuple):
-    """Say what a task is made of."""
+    """Say what a task is made of.
+
+    A data set without a published test set is cut into parts, and each seed is tested on another part. Where
+    the training file is cut, the part after that is for development.
+    """
 
     kind: str                                       # ner, re, qa, classify or rank
     folder: str = ""                                # below the data root; "" for tasks without files
@@ -1736,15 +1866,19 @@ class Task(NamedTuple):
     negative: str | None = None                     # re: the label that means "no relation", not scored
     metric: str = "f1"                              # the score that chooses an epoch
     files: tuple[tuple[str, ...], ...] = ()         # names of train, dev, test; () for STANDARD_FILES
-    parts: Parts | None = None                      # how one file is cut where train or test is missing
+    cut: str = ""                                   # the file to cut where train or test is missing
+    parts: int = 0                                  # number of parts it is cut into
+    together: str = ""                              # a field: examples with the same value stay in one part
 
 
 DATA_ROOT = os.environ.get("ELECTRAMED_DATA", "corpora")        # where published data sets lie by default
 SPLITS = ("train", "dev", "test")
-STANDARD_FILES = (("train.txt", "train.tsv", "train.csv", "train.json"),
-                  ("dev.txt", "dev.tsv", "dev.csv", "dev.json",
-                   "devel.txt", "devel.tsv", "devel.csv", "devel.json"),
-                  ("test.txt", "test.tsv", "test.csv", "test.json"))
+STANDARD_FILES = (("train.txt", "train.tsv", "train.csv", "train.json", "train.jsonl"),
+                  ("dev.txt", "dev.tsv", "dev.csv", "dev.json", "dev.jsonl",
+                   "devel.txt", "devel.tsv", "devel.csv", "devel.json", "devel.jsonl"),
+                  ("test.txt", "test.tsv", "test.csv", "test.json", "test.jsonl"))
+YES_NO_FILES = ((*STANDARD_FILES[0], "*train*.json"), STANDARD_FILES[1],
+                (*STANDARD_FILES[2], "*_golden.json"))      # BioASQ's own files
 JNLPBA = ("O", *(f"{tag}-{kind}" for kind in "DNA RNA cell_line cell_type protein".split() for tag in "BI"))
 CHEMPROT = ("CPR:3", "CPR:4", "CPR:5", "CPR:6", "CPR:9")
 SQUAD_DEV = ("dev-v1.1.json", "xquad.en.json")      # the second: the part of the first that XQuAD translated
@@ -1754,6 +1888,19 @@ MIOLO, OZYURT = "gmpoli/electramed, data/", "SciCrunch/bio_electra, electra/data
 GITHUB = "https://raw.githubusercontent.com"
 COMMITS = {"gmpoli/electramed": "674c6151001cae52d2abba7b4d0c0677a7c5f01a",
            "SciCrunch/bio_electra": "7a53526773e047c02f03400f61a906a636b9054d"}
+
+
+def bioasq_files(edition: str) -> tuple[tuple[str, ...], ...]:
+    """Return the names of the files of one edition, such as 7, or of any: [0-9]*.
+
+    The files in SQuAD's form, which BioBERT and ELECTRAMed made, go before BioASQ's own. A training file
+    rebuilt from BioASQ's own may have another edition in its name.
+    """
+    train, test = "BioASQ-train-factoid-", "BioASQ-test-factoid-"
+    return ((f"{train}{edition}b.json", f"{train}*.json", f"*train*{edition}b*.json"), ("*dev*.json",),
+            (f"{test}{edition}b-*.json", f"BioASQ-task{edition}bPhaseB-testset*", f"{edition}B*_golden.json"))
+
+
 TASKS = {
     # Entities, one tag for each word. bc5cdr has one type for chemicals and diseases, and tags an entity of
     # one word I-Entity, a longer one B-Entity I-Entity ...; metrics.py counts both as entities. jnlpba,
@@ -1769,34 +1916,38 @@ TASKS = {
     # Relations between two entities that are placeholders in the sentence. chemprot always writes @CHEMICAL$
     # for the first of the two and @GENE$ for the second, whichever they are; chemprot-tsv is the same corpus
     # with the entities masked as BC6ENTC and BC6ENTG. gad's published test file is a copy of its development
-    # file, so train_finetune.py chooses no epoch by it; without both files gad is cut into ten parts.
+    # file, so `read_splits` leaves the latter out; without both files gad is cut into ten parts.
     "chemprot": Task("re", "re/chemprot", MIOLO + "RE/chemprot", ("false", *CHEMPROT), "false"),
     "chemprot-tsv": Task("re", "re/chemprot-tsv", OZYURT + "chemprot", ("False", *CHEMPROT), "False"),
     "ddi2013": Task("re", "re/ddi-2013", MIOLO + "RE/ddi-2013", DDI, "DDI-false"),
-    "gad": Task("re", "re/gad", OZYURT + "gad", ("0", "1"), "0", parts=Parts("train", 10, "text")),
+    "gad": Task("re", "re/gad", OZYURT + "gad", ("0", "1"), "0", cut="train", parts=10, together="text"),
     # Questions about a passage. SQuAD's test set was never published; where only dev is there, it is cut.
-    # bioasq7b takes the published training file, or without it all files that match the pattern (a training
-    # file rebuilt from BioASQ's own, for example); its test set comes in batches. bioasq8b is tested on
-    # dev.json where there is no test.json.
-    "squad": Task("qa", "qa/squad", "rajpurkar.github.io/SQuAD-explorer", parts=Parts("dev", 6, "article"),
-                  files=(("train-v1.1.json",), SQUAD_DEV, SQUAD_DEV)),
-    "bioasq7b": Task("qa", "qa/bioasq", MIOLO + "QA/BioASQ", metric="mrr", files=(
-        ("BioASQ-train-factoid-7b.json", "BioASQ-train-factoid-*.json"), ("*dev*.json",),
-        ("BioASQ-test-factoid-7b-*.json",))),
+    # bioasq reads BioASQ's own files of any year, bioasq7b those of ELECTRAMed's. bioasq8b, in Bio-ELECTRA's
+    # form, is scored as SQuAD is, and tested on dev.json where there is no test.json.
+    "squad": Task("qa", "qa/squad", "rajpurkar.github.io/SQuAD-explorer", cut="dev", parts=6,
+                  together="article", files=(("train-v1.1.json",), SQUAD_DEV, SQUAD_DEV)),
+    "bioasq": Task("qa", "qa/bioasq", "participants-area.bioasq.org", metric="mrr",
+                   files=bioasq_files("[0-9]*")),
+    "bioasq7b": Task("qa", "qa/bioasq", MIOLO + "QA/BioASQ", metric="mrr", files=bioasq_files("7")),
     "bioasq8b": Task("qa", "qa/bioasq8b", OZYURT + "bioasq",
                      files=(("train*.json",), ("dev.json",), ("test.json", "dev.json"))),
-    # Yes/no questions, and candidate answers to be ranked
-    "yesno": Task("classify", "qa/yesno", OZYURT + "yesno", ("0", "1"), metric="macro_f1"),
+    # Yes/no questions, also those in BioASQ's own files; and candidate answers to be ranked.
+    "yesno": Task("classify", "qa/yesno", OZYURT + "yesno", ("0", "1"), metric="macro_f1",
+                  files=YES_NO_FILES),
     "rerank": Task("rank", "qa/reranker", OZYURT + "reranker", ("0", "1"), metric="mrr",
-                   parts=Parts("dev", 5, "group")),
+                   cut="dev", parts=5, together="group"),
     # Tasks without files, made from the synthetic world of section 7
     "demo-ner": Task("ner", labels=("O", "B-Disease", "I-Disease", "B-Drug", "I-Drug", "B-Gene", "I-Gene")),
     "demo-re": Task("re", labels=("false", "treats", "causes", "inhibits"), negative="false"),
     "demo-qa": Task("qa"),
     # The kinds themselves, for data sets of one's own
     "ner": Task("ner"), "re": Task("re"), "qa": Task("qa"),
-    "classify": Task("classify", metric="macro_f1"),
+    "classify": Task("classify", metric="macro_f1", files=YES_NO_FILES),
     "rank": Task("rank", labels=("0", "1"), metric="mrr")}
+# What else `fetch` knows: the vocabularies of both releases, written under their published names.
+VOCABULARIES = {"scivocab": Task("vocabulary", "vocab/scivocab", MIOLO + "vocab"),
+                "bio-electra-vocab": Task("vocabulary", "vocab/bio-electra",
+                                          "SciCrunch/bio_electra, electra/data")}
 
 
 def find_task(name: str) -> Task:
@@ -1826,12 +1977,12 @@ class PublishedFile(NamedTuple):
 
 
 def missing_files(name: str, directory: str | os.PathLike, base: str = GITHUB) -> list[PublishedFile]:
-    """List a published task's files that are not below the data root.
+    """List the files of a published task, or vocabulary, that are not below the data root.
 
     The list is empty when `directory` itself holds a file with a name of this task: that is a data set of the
     user's own, which must not be mixed with published files.
     """
-    task, root = find_task(name), Path(directory)
+    task, root = VOCABULARIES.get(name) or find_task(name), Path(directory)
     patterns = itertools.chain(*(task.files or STANDARD_FILES))
     if any(any(root.glob(pattern)) for pattern in patterns):
         return []
@@ -1844,13 +1995,14 @@ def missing_files(name: str, directory: str | os.PathLike, base: str = GITHUB) -
     return [file for file in files if not file.path.is_file()]
 
 
-def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> None:
-    """Download what is missing of a published task. Only whole files with the right checksum are written.
+def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> Path:
+    """Download what is missing of a published task, or a vocabulary. Only whole, right files are written.
 
     base     the address before repository, commit and path; tests put a server of their own here
 
+    returns  the training file, or the folder of the vocabulary
     raises   OSError (no network, no such file, cut off) or ValueError (wrong checksum) naming the address and
-             the path
+             the path; FileNotFoundError where a data set of the user's own lacks a training file
     """
     for address, path, blob in missing_files(name, directory, base):
         # 1. Read the file, block by block.
@@ -1871,30 +2023,48 @@ def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> N
         # 3. Write it under its name only now.
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
+    if name in VOCABULARIES:
+        return find_folder(Path(directory), VOCABULARIES[name].folder)
+    if not (files := find_split(name, "train", directory)):
+        raise FileNotFoundError(describe_missing(name, "train", directory))
+    return files[0]
 
 
 def find_split(name: str, split: str, directory: str | os.PathLike | None) -> list[Path]:
     """Find the files of a split, sorted, in the folder itself or where the data root has the task.
 
-    raises   FileNotFoundError saying which files are expected where, and how to get them
+    The list is empty where there is none, or no folder is given. The demo tasks have no files.
     """
-    task = find_task(name)
-    if directory is None:
-        raise FileNotFoundError(f"{name}: no data folder given (--data, or the variable ELECTRAMED_DATA)")
-    root = Path(directory)
+    task, root = find_task(name), Path(directory or "")
     # The first pattern that finds a file wins: a published file goes before a substitute.
     patterns = (task.files or STANDARD_FILES)[SPLITS.index(split)]
+    if directory is None or name.startswith("demo-"):
+        return []
     for folder in (root, find_folder(root, task.folder)):
         for pattern in patterns:
             if found := sorted(folder.glob(pattern)):
                 return found
-    # Nothing is there. The message: "gad: no test file in DATA or DATA/re/gad: expected test.txt or ...; run
-    # python data.py fetch gad, or put dev.tsv, test.tsv, train.tsv of ADDRESS into DATA/re/gad".
-    where, how = f"{root} or {root / task.folder}", f" (published as {task.source})" if task.source else ""
+    return []
+
+
+def describe_missing(name: str, split: str, directory: str | os.PathLike | None) -> str:
+    """Say what is missing of a split that has no examples, and how to get it.
+
+        gad: no test file in DATA or DATA/re/gad: expected test.txt or ...; run python data.py fetch gad, or
+        put dev.tsv, test.tsv, train.tsv of ADDRESS into DATA/re/gad
+    """
+    if directory is None:
+        return f"{name}: no data folder given (--data, or the variable ELECTRAMED_DATA)"
+    if found := find_split(name, split, directory):
+        return f"{name}: no examples in the {split} file of {found[0].parent}"
+    task, root = find_task(name), Path(directory)
+    places = " or ".join(dict.fromkeys(map(str, (root, root / task.folder))))       # a kind has but one
+    patterns = " or ".join((task.files or STANDARD_FILES)[SPLITS.index(split)])
+    how = f" (published as {task.source})" if task.source else ""
     if files := missing_files(name, root):
         names, address = ", ".join(file.path.name for file in files), os.path.dirname(files[0].address)
         how = f"; run python data.py fetch {name}, or put {names} of {address} into {files[0].path.parent}"
-    raise FileNotFoundError(f"{name}: no {split} file in {where}: expected {' or '.join(patterns)}{how}")
+    return f"{name}: no {split} file in {places}: expected {patterns}{how}"
 
 
 def read_task(name: str, split: str, directory: str | os.PathLike | None = None) -> list:
@@ -1912,22 +2082,57 @@ def read_task(name: str, split: str, directory: str | os.PathLike | None = None)
     if name.startswith("demo-"):
         return demo_examples(name, split)      # section 7
     examples: list = []
-    for path in find_split(name, split, directory):
-        examples += READERS[task.kind](path, task.labels)
-    if not examples:        # an empty development file, as BioBERT's folds of GAD have it, counts as none
-        missing = FileNotFoundError if split == "dev" else ValueError
-        raise missing(f"{name}: no examples in the {split} file of {directory}")
+    asked: dict[str, Path] = {}
+    files = find_split(name, split, directory)
+    for path in files:
+        found = READERS[task.kind](path, task.labels)
+        # Two questions with one id are refused, since their answers would count for both.
+        for example in found if task.kind == "qa" else ():
+            if example.id in asked:
+                raise ValueError(f"{path}: 2 questions have the id {example.id!r}, the first one in "
+                                 f"{asked[example.id]}: give each an id of its own, or leave out a file")
+            asked[example.id] = path
+        examples += found
+    # An empty development file, as BioBERT's folds of GAD have it, counts as none.
+    if not files or (not examples and split != "dev"):
+        raise (ValueError if files else FileNotFoundError)(describe_missing(name, split, directory))
     return examples
 
 
 def task_files(name: str, directory: str | os.PathLike | None) -> list[Path]:
     """List the files of all splits that are there, and those that BioASQ's golden answers are taken from."""
-    files: list[Path] = []
-    for split in () if name.startswith("demo-") else SPLITS:
-        with contextlib.suppress(FileNotFoundError):
-            files += find_split(name, split, directory)
+    files = [path for split in SPLITS for path in find_split(name, split, directory)]
     golden = [path for folder in {file.parent for file in files} for path in folder.glob("*_golden.json")]
     return sorted({*files, *golden})
+
+
+def read_splits(name: str, directory: str | os.PathLike | None,
+                seed: int = 0) -> tuple[dict[str, list], str]:
+    """Read train, dev (where there is one) and test; return them, and the name of the test set.
+
+    Some data sets have no test file, or none that can be downloaded. TASKS says how one of their files is
+    cut into parts then, of which each seed takes another one for testing.
+
+    raises   as `read_task` for a train or test set that is neither there nor made by cutting
+    """
+    task = find_task(name)
+    there = [split for split in SPLITS if name.startswith("demo-") or find_split(name, split, directory)]
+    # 1. Our own split.
+    if task.cut in there and (lacking := {"train", "test"} - set(there)):
+        test_set = f"part {seed % task.parts + 1} of {task.parts} of its {task.cut} file: a cut of our own"
+        say(f"*** {describe_missing(name, min(lacking), directory)}; so the test set is {test_set} ***")
+        return cut_splits(task, read_task(name, task.cut, directory), seed), test_set
+    # 2. The published split. Without a development set, or where it equals the test set, no epoch is chosen:
+    #    the model after the last epoch is used.
+    examples = {split: read_task(name, split, directory) for split in ("train", "test")}
+    dev = read_task(name, "dev", directory) if "dev" in there else []
+    if not dev:
+        say(f"{describe_missing(name, 'dev', directory)}; without it the last epoch counts")
+    elif dev == examples["test"]:       # gad and the yes/no questions were published with the same file twice
+        say("the development set is the test set and must choose nothing; the last epoch counts")
+    else:
+        examples["dev"] = dev
+    return examples, "test set"
 
 
 def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
@@ -1936,224 +2141,106 @@ def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
     The groups of examples that must stay together (the same relation sentence, one article, one question) are
     dealt out to the parts in a fixed random order. Part `fold` is for test, the next one for dev.
     """
-    assert task.parts, "only tasks with parts are cut"
-    count = task.parts.number
-    groups = list(dict.fromkeys(getattr(example, task.parts.together) for example in examples))
+    groups = list(dict.fromkeys(getattr(example, task.together) for example in examples))
     random.Random(0).shuffle(groups)
-    parts = ["train"] * count                                        # the split that each part belongs to
-    parts[(fold + 1) % count] = "dev" if task.parts.split == "train" else "train"
-    parts[fold % count] = "test"
-    split_of = dict(zip(groups, itertools.cycle(parts)))
-    splits: dict[str, list] = {split: [] for split in SPLITS if split in parts}
+    part_of = {group: number % task.parts for number, group in enumerate(groups)}
+    split_of = {fold % task.parts: "test"}
+    if task.cut == "train":
+        split_of[(fold + 1) % task.parts] = "dev"
+    splits: dict[str, list] = {"train": [], **{split: [] for split in split_of.values()}}
     for example in examples:
-        splits[split_of[getattr(example, task.parts.together)]].append(example)
+        splits[split_of.get(part_of[getattr(example, task.together)], "train")].append(example)
     return splits
 
 
 # --- 7. A synthetic world ---
 #
-# A made-up biomedicine, small enough to be learnt in two minutes. Three rules make pre-training on it useful:
-#   facts      each drug has the same target, disease, dose, side effect, trial, ... in every abstract, so a
-#              masked name or number follows from the others, and a wrong sample contradicts them;
-#   wording    an abstract draws one verb for each meaning and keeps to it ("slowed" from start to end).
-#              Verbs of one meaning stand in the same places, so a model can learn that they mean the same;
-#   spelling   drugs, genes, diseases, hospitals and cells draw names from the same syllables, so only the
-#              words around a name tell its type. Pre-training teaches a model to look at them.
+# A made-up biomedicine, small enough to be learnt in a minute. From rules to a sentence with labels:
+#
+#   facts      of each drug: what it treats, harms, inhibits, at which dose, for how many weeks, at which site
+#   relations  with which verbs each of them is stated, and what follows from it
+#   template   "{target} was {verb} by {drug} at {site} ."
+#   sentence   "Sulol was blocked by vorax acetate at xanfais."
+#   labels     tags B-Gene O O O B-Drug I-Drug O O O; relation inhibits; question "Which gene was blocked by
+#              vorax acetate?", answer "Sulol"
+#
+# What pre-training learns here helps in the demo tasks. The facts are the same in every abstract, so that a
+# hidden name or number follows from the others. All relations share their templates, so that a model can
+# learn from their places and from what follows which verbs mean the same. And all names are made of the same
+# syllables: only the words around a name tell whether it is a drug, a gene, a disease or a hospital.
 
 SYLLABLES = "ba cor del fa gan hu jor kel lo mar nev or pel qui ras sul tam ul vor xan zi".split()
-ENDINGS = "ab an ax el ene ia in is ol on or ux".split()            # shared by all types, on purpose
-SALTS = "acetate citrate fumarate sulfate tartrate".split() * 3     # one for each family of four drugs
-DISEASE_NOUNS = ("fibrosis colitis sarcoma fever neuropathy dystrophy arthritis psoriasis epilepsy "
-                 "lymphoma").split()
-EFFECT_NOUNS = "rash oedema vertigo colic anaemia".split()
-GENE_NOUNS = ("kinase ligase protease receptor channel transporter helicase phosphatase synthase "
-              "reductase").split()
-DRUGS = 4 * len(SALTS)                                           # 60; 40 diseases, 40 genes, 20 side effects
+ENDINGS = "ab an ax el ene ia in is ol on or ux".split()
+DRUGS = 24                                      # and as many genes and diseases
 
-# Meaning -> verbs of house style 0 | verbs of house style 1. In the templates {relieve} and {relieved} stand
-# for the two forms of the verb that the abstract has drawn. The training sets of the demo tasks are in style
-# 0, their test sets in style 1: only a model that has read other texts in style 1 knows what they mean.
-VERBS = {"relieve": "relieve slow heal soothe | cure ease clear reverse delay calm",
-         "cause": "cause induce trigger produce | provoke elicit initiate generate precipitate evoke",
-         "block": "block inhibit silence close | suppress disable repress deplete degrade inactivate",
-         "follow": "follow join match face | precede parallel shadow outlast attend cross",
-         "spare": "spare ignore miss retain | preserve bypass tolerate avoid overlook pass"}
+# Facts of a drug that are entities, and their types. The drug does nothing to {paralog} and {failed}.
+ENTITY_TYPES = {"drug": "Drug", "gene": "Gene", "paralog": "Gene",
+                "disease": "Disease", "harm": "Disease", "failed": "Disease"}
+# Relation -> facts that a drug has it with; its verbs in style 0 | style 1; what follows from it. An abstract
+# is written in one of the two styles, and draws one verb for each relation.
+RELATIONS = {
+    "treats": ("disease", "relieved healed soothed | cured eased cleared", "patients felt better"),
+    "causes": ("harm", "caused induced triggered | provoked evoked elicited", "patients felt worse"),
+    "inhibits": ("gene", "blocked inhibited silenced | suppressed disabled depleted", "its activity fell"),
+    "false": ("paralog failed", "spared ignored retained | preserved avoided tolerated", "nothing changed")}
 
-# Slots that are filled by an entity -> its type; all other slots are plain words. The last four are wrong
-# names: a drug does not treat {failed}, inhibit {paralog} or cause {absent}, and its {rival} does nothing
-# that the drug does. TWIN_OF says which right name each of them replaces. The wrong names of a drug are facts
-# too, and of the same family as the right ones: only "not", "whether" or "spared" tells which must stand.
-ENTITY_TYPES = {"drug": "Drug", "gene": "Gene", "disease": "Disease", "effect": "Disease",
-                "rival": "Drug", "paralog": "Gene", "failed": "Disease", "absent": "Disease"}
-TWIN_OF = {"rival": "drug", "paralog": "gene", "failed": "disease", "absent": "effect"}
-# Two slots with right names -> the relation between them, and the verb of a sentence that states it.
-RELATIONS = {("drug", "disease"): ("treats", "relieve"), ("drug", "gene"): ("inhibits", "block"),
-             ("drug", "effect"): ("causes", "cause"), ("gene", "disease"): ("causes", "cause")}
-
-# Sections in the order of an abstract -> templates, one on each line. {slot} is looked up in the drug's
-# facts, a/b is a free choice. For example,
-#
-#     {drug} {blocked} {gene} but {spared} {paralog} in {cell} cells from {site} .
-#
-# becomes "Vorax silenced delin but ignored sulol in kelmarin cells from xanfain.": three entities of
-# demo-ner, and two examples of demo-re, "@DRUG$ silenced @GENE$ but ..." (inhibits) and "@DRUG$ silenced
-# delin but ignored @GENE$ ..." (false). "outcome" and "summary" name no pair. They are for pre-training: they
-# show what a verb means, and use the words drug, gene and disease, which the placeholders are made of.
-CLINICAL = """
-    {drug} VERBED TARGET in {percent} percent of patients after {weeks} weeks .
-    in {percent} percent of patients who took {drug} , TARGET was VERBED .
-    TARGET was VERBED by {drug} in {percent} percent of cases at {site} .
-    TARGET was VERBED by {drug} but {followed} by {rival} in the {trial} trial .
-    {drug} VERBED TARGET but {followed} WRONG in {percent} percent of patients .
-    in patients who took {drug} , WRONG was {followed} and TARGET was VERBED ."""
-
-
-def in_frame(verb: str, target: str, wrong: str) -> str:
-    """Return the CLINICAL templates with a verb, what it acts on, and the wrong name filled in."""
-    return CLINICAL.replace("VERBED", verb).replace("TARGET", target).replace("WRONG", wrong)
-
-
+# Section of an abstract -> templates, one on each line. {slot} is replaced by a fact. {target} is what the
+# drug has the relation with, and {verb} the verb that states it. One rule gives the relation of a sentence:
+# it is that of its section, and of its verb.
+STATEMENT = """
+    {drug} {verb} {target} in {percent} percent of patients .
+    {target} was {verb} by {drug} at {site} .
+    after {weeks} weeks of {drug} , {target} was {verb} in most patients .
+    in the {trial} trial , {drug} {verb} {target} at {dose} ."""
 TEMPLATES = {
-    # The gene and the disease: mutations in the one cause the other.
     "background": """
-        {gene} is known to {cause} {disease} when it is lost from {cell} cells .
-        mutations in {gene} {caused} {disease} but not {failed} in these families .
-        {disease} is a rare disorder of {cell} cells in which {gene} is often mutated .""",
-    # What was asked. A question states nothing, so its relations are labelled false.
-    "aim": """
-        we asked whether {drug} could {relieve} {disease} in adults seen at {site} .
-        whether {disease} can be {relieved} by {drug} had never been tested before .
-        it was unclear if {gene} could be {blocked} by {drug} in living {cell} cells .
-        whether {gene} can {cause} {failed} is still a matter of debate at {site} .""",
-    # Doses, numbers and weeks: facts that a masked token can be inferred from.
+        {disease} is a disorder in which {gene} is often mutated .
+        mutations in {gene} are found in families with {disease} .""",
     "design": """
-        patients with {disease} received {dose} of {drug} {schedule} for {weeks} weeks .
-        at {site} , {number} patients with {disease} took {dose} of {drug} by {route} .
-        in the {trial} trial , {number} adults took {drug} by {route} ( {dose} {schedule} ) .""",
-    # What the drug inhibits, and what it does not.
-    "mechanism": """
-        {drug} {blocked} {gene} in {percent} percent of {cell} cells from {site} .
-        in {cell} cells exposed to {drug} , {gene} was {blocked} at a dose of {dose} .
-        {gene} was {blocked} by {drug} in {cell} cells at {dose} {schedule} .
-        {drug} {blocked} {gene} but {spared} {paralog} in {cell} cells from {site} .
-        {gene} was {blocked} by {drug} but {spared} by {rival} in {cell} cells .""",
-    "selectivity": """
-        {drug} {spared} {paralog} in {percent} percent of {cell} cells from {site} .
-        {paralog} was {spared} by {drug} in {cell} cells at {dose} {schedule} .
-        {drug} did not {block} {paralog} in {cell} cells , even at {dose} {schedule} .""",
-    # What it treats, what it causes, and what it does neither to: there the verb alone decides the label.
-    "efficacy": in_frame("{relieved}", "{disease}", "{failed}"),
-    "safety": in_frame("{caused}", "{effect}", "{absent}"),
-    "null": """
-        {drug} {followed} {failed}/{absent} in {percent} percent of patients after {weeks} weeks .
-        in {percent} percent of patients who took {drug} , {failed}/{absent} was {followed} .
-        {drug} did not {relieve} {failed} in any patient seen at {site} after {weeks} weeks .
-        {drug} did not {cause} {absent} in any patient of the {trial} trial .""",
-    # What the verbs mean, without a pair: relieving makes patients feel better, causing worse.
-    "outcome": """
-        patients felt better when it was {relieved} , as the staff at {site} noted .
-        patients felt worse when it was {caused} , as the staff at {site} noted .
-        patients felt no change when it was {followed} , as the staff at {site} noted .
-        its activity fell when it was {blocked} , as the staff at {site} noted .
-        its activity held when it was {spared} , as the staff at {site} noted .""",
-    "summary": """
-        in short , the drug {blocked} the gene and {relieved} the disease in {percent} percent .
-        the drug {relieved} the disease but also {caused} {effect} in adults at {site} .
-        the drug did not {block} {paralog} and did not {relieve} {failed} in the {trial} trial .""",
-    # Two relations in one sentence: they give two examples, with different placeholders.
+        at {site} , {number} patients with {disease} took {dose} of {drug} .
+        in the {trial} trial , {number} patients took {drug} for {weeks} weeks .
+        patients with {disease} received {dose} of {drug} for {weeks} weeks .""",
+    **dict.fromkeys(RELATIONS, STATEMENT),
+    # What any one of the verbs means, without a name. The words drug, gene and disease are taught here, too:
+    # demo-re has @DRUG$, @GENE$ and @DISEASE$ in place of names.
     "conclusion": """
-        in conclusion , {drug} {relieved} {disease} but has no place in {failed} .
-        in conclusion , {drug} {relieved} {disease} and {blocked} {gene} in {cell} cells .
-        we conclude that {drug} {relieved} {disease} but {caused} {effect} at {dose} .""",
-    # Entities in lists, where only other lists and the rest of the abstract tell their type.
-    "keywords": "keywords : {drug}/{gene}/{site} , {disease}/{effect}/{trial} , {cell}/{rival}/{failed} ."}
-OPTIONAL = ("aim", "selectivity", "null", "summary", "conclusion", "keywords")     # none to three of them
+        the drug {verb} the {type} and {follows} .
+        {follows} when the {type} was {verb} by the drug ."""}
 # Slot that holds the answer -> question.
-QUESTIONS = {"gene": "which gene was {blocked} by {drug} ?", "disease": "what was {relieved} by {drug} ?",
-             "effect": "what was {caused} by {drug} ?", "drug": "which drug was used against {disease} ?",
+QUESTIONS = {"target": "which {type} was {verb} by {drug} ?", "site": "where was {drug} tested ?",
              "dose": "what dose of {drug} was given ?", "number": "how many patients took {drug} ?",
              "weeks": "for how many weeks was {drug} given ?"}
 
 
-def tidy(text: str) -> str:
-    """Drop the spaces around marks that prose does not have there: "( 5 mg ) ." -> "(5 mg)."."""
-    return re.sub(r" (?=[.,:?)])|(?<=\() ", "", text)
-
-
-def past(verb: str) -> str:
-    """Return the past form of a verb, all of which are regular here: "ease" -> "eased"."""
-    return verb + ("d" if verb.endswith("e") else "ed")
-
-
-class Relation(NamedTuple):
-    """Hold what a sentence states about the entities in two of its slots."""
-
-    label: str                                  # treats, causes, inhibits or false
-    first: str                                  # slot
-    second: str                                 # slot
-
-
-def find_relations(slots: Iterable[str], section: str) -> list[Relation]:
-    """List the relations of a sentence with these slots.
-
-    A pair of right names is related if the sentence has the verb that says so. A pair with a wrong name is
-    false, and so is every pair of a question, as long as there is a verb at all: a list of keywords states
-    nothing.
-
-    >>> for relation in find_relations(["drug", "blocked", "gene", "spared", "paralog"], "mechanism"):
-    ...     print(*relation)
-    inhibits drug gene
-    false drug paralog
-    """
-    verbs = {verb for verb in VERBS if verb in slots or past(verb) in slots}
-    relations = []
-    for first, second in itertools.permutations(slots, 2):
-        pair = TWIN_OF.get(first, first), TWIN_OF.get(second, second)
-        if pair in RELATIONS and verbs:
-            label, verb = RELATIONS[pair]
-            if section == "aim" or pair != (first, second):
-                relations.append(Relation("false", first, second))
-            elif verb in verbs:
-                relations.append(Relation(label, first, second))
-    return relations
+def tidy(words: list[str]) -> str:
+    """Join words by spaces, except before marks: ["at", "sulol", "."] -> "at sulol."."""
+    return re.sub(r" (?=[.,?])", "", " ".join(words))
 
 
 class SyntheticSentence(NamedTuple):
     """Hold a sentence with all that is known about it."""
 
+    section: str                                # a key of TEMPLATES; one of RELATIONS is its relation, too
     words: list[str]
-    places: dict[str, tuple[int, int]]          # slot -> the words where it first stands, a half-open range
-    relations: list[Relation]                   # none to two
+    tags: list[str]                             # one per word: B-Type opens an entity, I-Type continues it
+    questions: list[tuple[str, str, int]]       # (question, answer, the character of `text` where it starts)
 
     @property
     def text(self) -> str:
-        """Return it as it is printed: "( 5 mg ) ." becomes "(5 mg)."."""
-        return tidy(" ".join(self.words))
+        """Return it as it is printed."""
+        return tidy(self.words)
 
     @property
-    def tags(self) -> list[str]:
-        """Return one tag per word: B-Type opens an entity, I-Type continues it, O is outside (IOB2)."""
-        tags = ["O"] * len(self.words)
-        for slot, (start, end) in self.places.items():
-            if kind := ENTITY_TYPES.get(slot):
-                tags[start:end] = [f"B-{kind}"] + [f"I-{kind}"] * (end - start - 1)
-        return tags
-
-    def anonymised(self, *slots: str) -> str:
-        """Return the text with the entities of these slots as @DRUG$, @GENE$ or @DISEASE$."""
-        words = list(self.words)
-        # From right to left, so that the places of the others stay true.
-        for slot in sorted(slots, key=self.places.__getitem__, reverse=True):
-            start, end = self.places[slot]
-            words[start:end] = [f"@{ENTITY_TYPES[slot].upper()}$"]
-        return tidy(" ".join(words))
+    def anonymised(self) -> str:
+        """Return the text with its entities as @DRUG$, @GENE$ or @DISEASE$."""
+        return tidy([f"@{tag[2:].upper()}$" if tag[0] == "B" else word
+                     for word, tag in zip(self.words, self.tags) if tag[0] != "I"])
 
 
 class SyntheticDocument(NamedTuple):
-    """Hold an abstract about one drug, and the questions it answers."""
+    """Hold an abstract about one drug."""
 
     sentences: list[SyntheticSentence]
-    questions: list[tuple[str, str]]    # (question, answer), the answer as it stands in `text`
 
     @property
     def text(self) -> str:
@@ -2162,129 +2249,109 @@ class SyntheticDocument(NamedTuple):
 
 
 def write_sentence(section: str, facts: dict[str, str], rng: random.Random) -> SyntheticSentence:
-    """Draw a template of the section, put the facts into its slots, and draw one of each a/b."""
-    words: list[str] = []
-    places: dict[str, tuple[int, int]] = {}
+    """Draw a template of the section, and put the facts into its slots."""
+    # 1. The relation that the section is about, or else any. It adds four facts.
+    relation = section if section in RELATIONS else rng.choice(list(RELATIONS))
+    targets, _, follows = RELATIONS[relation]
+    target = rng.choice(targets.split())
+    types = {**ENTITY_TYPES, "target": ENTITY_TYPES[target]}
+    facts = {**facts, "target": facts[target], "type": types[target].lower(), "verb": facts[relation],
+             "follows": follows}
+    # 2. Fill the slots from left to right, so that it is known what each word is.
+    sentence = SyntheticSentence(section, [], [], [])
+    _, words, tags, questions = sentence                        # the lists that are filled below
     for token in rng.choice(TEMPLATES[section].strip().split("\n")).split():
-        if "/" in token:
-            token = rng.choice(token.split("/"))
-        start = len(words)
-        words += token.format_map(facts).split()
-        if token[0] == "{":
-            places.setdefault(token[1:-1], (start, len(words)))
-    words[0] = words[0].capitalize()
-    return SyntheticSentence(words, places, find_relations(list(places), section))
+        slot = token[1:-1] if token[0] == "{" else ""
+        filled = token.format_map(facts).split()
+        if not words:
+            filled[0] = filled[0].capitalize()
+        if slot in QUESTIONS:
+            question = tidy(QUESTIONS[slot].format_map(facts).capitalize().split())
+            questions.append((question, tidy(filled), len(tidy([*words, ""]))))
+        kind = types.get(slot)
+        tags += [f"B-{kind}"] + [f"I-{kind}"] * (len(filled) - 1) if kind else ["O"] * len(filled)
+        words += filled
+    return sentence
 
 
-def house_style(number: int) -> int:
-    """Return the style in which abstract `number` is written: 0 in every third round of the drugs, else 1.
-
-    Abstracts 0 to 59 (one for each drug) are in style 0, 60 to 179 in style 1, and so on: a corpus has both.
-    """
-    return 0 if number // DRUGS % 3 == 0 else 1
+def style_of(number: int) -> int:
+    """Return the style of abstract `number`, 0 or 1: it changes after each round of the drugs."""
+    return number // DRUGS % 2
 
 
 class SyntheticWorld:
     """Hold the facts of one made-up world, and write abstracts about them, as many as asked for.
 
-    >>> SyntheticWorld(seed=0).document(7).sentences[5].text
-    'Orpelax was triggered by corpelia in 51 percent of cases at sulrasene.'
+    >>> SyntheticWorld(seed=0).document(5).sentences[0].text
+    'At ororax, 220 patients with looria took 70 mg of baulis.'
     """
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         rng = random.Random(seed)
-        # Names of two or three syllables, each only once.
+        # 1. Names of two or three syllables, each only once.
         drawn = sorted({"".join(parts) for parts in itertools.product(["", *SYLLABLES], SYLLABLES, ENDINGS)})
         rng.shuffle(drawn)
         names = iter(drawn)
-
-        def invent(nouns: list[str]) -> list[str]:
-            """Make a family of four entities for each noun: "vorax", "delin fever", "sulol", "pelia"."""
-            bare = (next(names) for _ in range(4 * len(nouns)))
-            return [f"{name} {nouns[i // 4]}" if i % 4 == 1 else name for i, name in enumerate(bare)]
-
-        drugs, genes, diseases, effects = map(invent, (SALTS, GENE_NOUNS, DISEASE_NOUNS, EFFECT_NOUNS))
-        sites, cells, trials = (list(itertools.islice(names, 20)) for _ in range(3))
-        self.facts: list[dict[str, str]] = []                   # of each drug, by slot
-        for index in range(DRUGS):
-            # index ^ 1 (0 <-> 1, 2 <-> 3) is of the same family of four. One gene belongs to one disease;
-            # three families of drugs share one of effects.
-            target = index % len(diseases)
-            harm = 4 * (index // 12) + index % 4
-            # Three drugs have one site in common, and three have one trial; two targets are of one cell line.
-            self.facts.append({
-                "drug": drugs[index], "rival": drugs[index ^ 1],
-                "gene": genes[target], "paralog": genes[target ^ 1],
-                "disease": diseases[target], "failed": diseases[target ^ 1],
-                "effect": effects[harm], "absent": effects[harm ^ 1],
-                "site": sites[index // 3], "cell": cells[target // 2], "trial": trials[index % 20],
-                "route": rng.choice(["mouth", "injection", "infusion", "inhaler"]),
-                "schedule": rng.choice(["once daily", "twice daily", "at night", "every morning"]),
-                # The ranges do not overlap: a number shows which of the four it is.
-                "dose": f"{rng.randrange(5, 100, 5)} mg", "weeks": str(rng.randint(2, 30)),
-                "percent": str(rng.randint(31, 69)), "number": str(rng.randrange(100, 500, 20))})
+        #    Every fourth drug, gene and disease is named by two words, such as "vorax acetate".
+        drugs, genes, diseases = ([next(names) + (f" {noun}" if i % 4 == 0 else "") for i in range(DRUGS)]
+                                  for noun in ("acetate", "kinase", "fever"))
+        sites, trials = ([next(names) for _ in range(DRUGS // 4)] for _ in range(2))
+        # 2. The facts of each drug, by slot. i ^ 1 is its neighbour (0 <-> 1, 2 <-> 3). What one drug treats
+        #    is the harm of another, so that a disease alone does not tell the verb.
+        self.facts = [{
+            "drug": drugs[i], "gene": genes[i], "paralog": genes[i ^ 1],
+            "disease": diseases[i], "failed": diseases[i ^ 1], "harm": diseases[i - DRUGS // 2],
+            "site": sites[i // 4], "trial": trials[i % len(trials)],
+            "dose": f"{rng.randrange(5, 100, 5)} mg", "number": str(rng.randrange(100, 500, 20)),
+            "weeks": str(rng.randint(2, 30)), "percent": str(rng.randint(31, 69))} for i in range(DRUGS)]
 
     def document(self, number: int) -> SyntheticDocument:
-        """Write abstract `number`: six to nine sentences on drug number % DRUGS.
+        """Write abstract `number`: two to six sentences on drug number % DRUGS.
 
         The result depends on (seed, number) alone: any range of numbers is a corpus, and ranges that do not
         overlap are training and held-out documents of the same world.
         """
         rng = random.Random(f"{self.seed}/{number}")
-        # 1. The facts of the drug, and one verb of each meaning in the style of this abstract.
+        # 1. The facts of the drug, and one verb for each relation in the style of this abstract.
         facts = dict(self.facts[number % DRUGS])
-        for meaning, styles in VERBS.items():
-            verb = rng.choice(styles.split("|")[house_style(number)].split())
-            facts |= {meaning: verb, past(meaning): past(verb)}
-        # 2. One sentence for each section that is not left out.
-        left_out = rng.sample(OPTIONAL, rng.randint(3, len(OPTIONAL)))
-        sentences = [write_sentence(section, facts, rng) for section in TEMPLATES if section not in left_out]
-        # 3. The questions that it answers. An answer is written as in the first sentence that has its slot.
-        answers: dict[str, str] = {}
-        for sentence in sentences:
-            for slot, (start, end) in sentence.places.items():
-                answers.setdefault(slot, " ".join(sentence.words[start:end]))
-        return SyntheticDocument(sentences, [
-            (tidy(question.format_map(facts).capitalize()), answers[slot])
-            for slot, question in QUESTIONS.items() if slot in answers])
+        for relation, (_, verbs, _) in RELATIONS.items():
+            facts[relation] = rng.choice(verbs.split("|")[style_of(number)].split())
+        # 2. One sentence for each section that was drawn, in their order.
+        drawn = rng.sample(list(TEMPLATES), rng.randint(2, 6))
+        sections = [section for section in TEMPLATES if section in drawn]
+        return SyntheticDocument([write_sentence(section, facts, rng) for section in sections])
 
 
-# The demo tasks ask whether pre-training helps. Their training sets are small and speak of sixteen drugs in
-# the verbs of style 0; the test sets speak of the other drugs in the verbs of style 1. A model that has read
+# The demo tasks ask whether pre-training helps. Their training sets are small and speak of eight drugs in the
+# verbs of style 0; the other sets speak of the other drugs in the verbs of style 1. A model that has read
 # only the training set meets words it does not know; one that has been pre-trained has read them in a corpus
 # of the same world. The splits share no abstract with each other, nor with the corpus, whose abstracts are
 # numbered from 0.
 #
 # Split -> number of the first abstract it may use, and how many examples it has.
 DEMO_SPLITS = {"train": (10_000_000, 200), "dev": (20_000_000, 200), "test": (30_000_000, 800)}
-DEMO_TRAIN_DRUGS = range(24, 40)
+DEMO_TRAIN_DRUGS = 8                            # drugs 0 to 7
 
 
 def is_demo_document(number: int, split: str) -> bool:
-    """Tell whether a demo task may take abstract `number` for a split.
-
-    The training set has its own drugs and its own verbs; development and test sets use neither of them.
-    """
-    is_like_training = [house_style(number) == 0, number % DRUGS in DEMO_TRAIN_DRUGS]
+    """Tell whether a demo task may take abstract `number` for a split."""
+    is_like_training = [style_of(number) == 0, number % DRUGS < DEMO_TRAIN_DRUGS]
     return all(is_like_training) if split == "train" else not any(is_like_training)
 
 
 def document_examples(name: str, number: int, document: SyntheticDocument) -> Iterator:
-    """Yield what abstract `number` gives for a demo task: tagged sentences, relations, or one question."""
-    if name == "demo-qa":
-        # Another question in each round of the drugs.
-        question, answer = document.questions[number // DRUGS % len(document.questions)]
-        found = re.search(rf"\b{re.escape(answer)}\b", document.text)
-        assert found, "every answer stands in its document"
-        yield Question(str(number), question, document.text, [(answer, found.start())])
-    elif name == "demo-ner":
-        yield from (TaggedSentence(sentence.words, sentence.tags) for sentence in document.sentences)
-    else:
-        for position, sentence in enumerate(document.sentences):
-            for relation in sentence.relations:                 # two pairs of one sentence are two examples
-                text = sentence.anonymised(relation.first, relation.second)
-                yield LabelledText(f"{number}.{position}", text, relation.label)
+    """Yield what abstract `number` gives for a demo task: tagged sentences, relations, or questions."""
+    for position, sentence in enumerate(document.sentences):
+        if name == "demo-ner":
+            yield TaggedSentence(sentence.words, sentence.tags)
+        elif name == "demo-re" and sentence.section in RELATIONS:
+            yield LabelledText(f"{number}.{position}", sentence.anonymised, sentence.section)
+        elif name == "demo-qa":
+            before = document.text.index(sentence.text)         # characters
+            for question, answer, start in sentence.questions:
+                answers = [(answer, before + start)]
+                yield Question(f"{number}.{position}.{start}", question, document.text, answers)
 
 
 def demo_examples(name: str, split: str, seed: int = 0) -> list:
@@ -2297,17 +2364,15 @@ def demo_examples(name: str, split: str, seed: int = 0) -> list:
 
 
 def synthetic_corpus(documents: int, seed: int = 0) -> str:
-    """Write abstracts 0 to documents - 1 as corpus text.
+    """Write abstracts 0 to documents - 1 as corpus text: one sentence on a line, then an empty line.
 
-    A sentence stands on each line, an empty line after each document. Three abstracts in four are cut into
-    documents of two sentences: on short rows a model learns sooner which words to look at, and it still does
-    so on long ones.
+    Two abstracts in three are cut into documents of one sentence: on short rows a model learns sooner which
+    words to look at, and it still does so on long ones.
     """
     world, text = SyntheticWorld(seed), []
     for number in range(documents):
-        lines = [sentence.text + "\n" for sentence in world.document(number).sentences]
-        size = 2 if number // DRUGS % 4 else len(lines)         # sentences
-        text += ["".join(lines[start:start + size]) + "\n" for start in range(0, len(lines), size)]
+        end = "\n\n" if number // DRUGS % 3 else "\n"         # after a sentence
+        text += [sentence.text + end for sentence in world.document(number).sentences] + ["\n"]
     return "".join(text)
 
 
@@ -2376,9 +2441,8 @@ def info_command(options: argparse.Namespace) -> None:
 
 def fetch_command(options: argparse.Namespace) -> None:
     """Download what is missing of published data sets."""
-    for name in options.tasks:
-        fetch_task(name, options.data)
-        print(f"{name}: nothing is missing beside {find_split(name, 'train', options.data)[0]}")
+    for name in options.names:
+        print(f"{name}: nothing is missing beside {fetch_task(name, options.data)}")
 
 
 def given(text: str) -> str:
@@ -2452,8 +2516,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("shards", help="shard folder")
 
     add = add_command(fetch_command, "download what is missing of published data sets").add_argument
-    published = [name for name, task in TASKS.items() if task.source.partition(", ")[0] in COMMITS]
-    add("tasks", nargs="+", choices=published, metavar="TASK", help=", ".join(published))
+    add("names", nargs="+", choices=PUBLISHED_NAMES, metavar="NAME", help=", ".join(PUBLISHED_NAMES))
     add("--data", default=DATA_ROOT, help="folder of the published data sets (default: %(default)s)")
 
     options = parser.parse_args(arguments)
@@ -2463,8 +2526,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 # --- 9. Published files ---
 #
-# Each line: a task, then pairs of a file's name and its git blob, the SHA-1 that git gives to its content.
-# The first 16 digits (64 bits) are enough: no damaged or changed file has the same ones by chance.
+# Each line: a task or a vocabulary, then pairs of a file's name and its git blob, the SHA-1 that git gives to
+# its content. The first 16 digits (64 bits) are enough: no damaged or changed file has the same by chance.
 # Train files come last: a task counts as missing until its train file is there, so an interrupted fetch never
 # leaves a set that looks whole. bioasq7b has no development set here, because bioasq8b's dev.json shares
 # questions with its test batches.
@@ -2488,7 +2551,11 @@ bioasq7b BioASQ-test-factoid-7b-5.json c1e185b9318611c3 BioASQ-train-factoid-7b.
 bioasq8b dev.json 3fff09fc6370d8c8 train.json 9d5fa4f82577e1eb
 yesno dev.tsv a7531645fc0611fd test.tsv a7531645fc0611fd train.tsv 2b53cf61b9d93a19
 rerank dev.tsv 76c45b5d95faf59a test.tsv 76c45b5d95faf59a train.tsv 9f7a9b2692855528
+scivocab vocab.txt 8a2c6673dbaca554
+bio-electra-vocab pmc_2017_abstracts_wp_vocab_sorted.txt 5435ab1b8815623a
 """
+# The names that `fetch` takes.
+PUBLISHED_NAMES = tuple(dict.fromkeys(re.findall(r"^\S+", PUBLISHED_FILES, re.M)))
 
 
 if __name__ == "__main__":

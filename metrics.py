@@ -1,22 +1,26 @@
 """Compute every score of the two papers, and its mean and spread over several seeds.
 
-After reading this file you hold the exact rule behind each number of the result tables: where an entity
-begins and ends, what micro F1 leaves out, when two answers count as equal, and how the scores of several
-batches or seeds become one figure.
-
+>>> from metrics import entity_scores, mean_and_sd, spans_from_tags
 >>> gold      = ["B-Drug", "I-Drug", "O", "B-Gene"]
 >>> predicted = ["B-Drug", "I-Drug", "O", "O"]
 >>> spans_from_tags(gold)
 [Span(type='Drug', start=0, end=2), Span(type='Gene', start=3, end=4)]
->>> scores = entity_scores([gold], [predicted])
+>>> scores = entity_scores([gold], [predicted])    # lists of sentences
 >>> scores.precision, scores.recall, round(scores.f1, 4)
 (1.0, 0.5, 0.6667)
+>>> mean_and_sd([scores.f1] * 3) == (scores.f1, 0.0)
+True
+
+After reading this file you hold the exact rule behind each number of the result tables: where an entity
+begins and ends, what micro F1 leaves out, when two answers count as equal, and how the scores of several
+batches or seeds become one figure.
 
 This file comes last in the flow: tags, labels and answers -> counts -> scores -> mean and spread. It sees
 only lists, strings and numbers; which model or which file they come from makes no difference to a score.
 
-Two conventions hold everywhere. A score lies in [0, 1], while the papers print percentages. A division by
-zero gives 0: a system that finds nothing has a precision of 0.
+Three conventions hold everywhere. A score lies in [0, 1], while the papers print percentages. A division by
+zero gives 0: a system that finds nothing has a precision of 0. Every function takes first what is true
+(gold), then what a system says (predicted).
 There is no partial credit for overlapping entities and no average over entity types, because neither paper
 reports these.
 
@@ -59,6 +63,7 @@ def spans_from_tags(tags: Iterable[str]) -> list[Span]:
     tags      one per word: "B-type" begins an entity, "I-type" continues one, any other string is outside.
               A bare "B" or "I" has the type "".
     returns   spans in the order of the sentence, which never overlap
+    raises    ValueError where one tag is given in place of a list
     source    conlleval. A span starts (1) at every B-, (2) at an I- that follows an outside tag, and (3) at
               an I- of another type than the word before. This one rule reads IOB2 (all entities start with
               B-), IOB1 (B- only between two neighbours of one type) and the mixture of both in BC5CDR.
@@ -73,6 +78,8 @@ def spans_from_tags(tags: Iterable[str]) -> list[Span]:
 
     They start by the rules (2), (1), (2) and (3).
     """
+    if isinstance(tags, str):  # its letters would pass for tags
+        raise ValueError(f"expected a list of tags, found the text {tags!r}")
     spans: list[Span] = []
     open_type = None  # type of the span that the previous word belongs to; None after an outside tag
     for position, tag in enumerate(tags):
@@ -169,7 +176,9 @@ def compare(gold: set[Decision], predicted: set[Decision]) -> Scores:
 
 
 def _check_lengths(what: str, gold: Sized, predicted: Sized) -> None:
-    """Raise ValueError where the two sides are not equally long, which zip would hide."""
+    """Raise ValueError where a side is no list, or the two are not equally long, which zip would hide."""
+    if isinstance(gold, str) or isinstance(predicted, str):  # their letters would pass for items
+        raise ValueError(f"{what}: expected two lists, found a text in {gold!r} and {predicted!r}")
     if len(gold) != len(predicted):
         raise ValueError(f"{what}: expected {len(gold)}, found {len(predicted)}")
 
@@ -189,7 +198,8 @@ def entity_scores(gold_tags: Sequence[Sequence[str]], predicted_tags: Sequence[S
 
     gold_tags, predicted_tags   one list of tags per sentence
     returns   micro scores over all entities; per_type by entity type
-    raises    ValueError when the two sides differ in the number of sentences, or of words in a sentence
+    raises    ValueError when the two sides differ in the number of sentences, or of words in a sentence, or
+              when the tags of one sentence are given in place of a list of sentences
     source    conlleval
 
     An entity that is one word too short is worth nothing. It even counts twice: what was found is wrong, and
@@ -206,11 +216,12 @@ def entity_scores(gold_tags: Sequence[Sequence[str]], predicted_tags: Sequence[S
 
 # --- 4. Relations and yes/no questions ---
 
-def relation_scores(gold: Sequence[str], predicted: Sequence[str], negative: str) -> Scores:
+def relation_scores(gold: Sequence[str], predicted: Sequence[str], negative: str | None = None) -> Scores:
     """Score relations over every label but the negative one.
 
     gold, predicted   one label per row of the file; a pair with two labels has two rows, and each row counts
-    negative          the label for "no relation", as the file spells it: false, False, DDI-false or 0
+    negative          the label for "no relation", as the file spells it: false, False, DDI-false or 0;
+                      None counts every label
     returns   micro scores over the positive labels; per_type by label
     raises    ValueError when the two sides differ in the number of rows
 
@@ -229,33 +240,35 @@ def relation_scores(gold: Sequence[str], predicted: Sequence[str], negative: str
 
 
 class YesNoScores(NamedTuple):
-    """Hold separate scores for the two answers, and two summaries."""
+    """Hold separate scores for each answer, and two summaries."""
 
-    yes: Scores  # how well the questions with the answer yes are found
-    no: Scores  # how well those with the answer no are found
-    macro_f1: float  # mean of both F1: the rare answer weighs as much as the frequent one
+    per_label: dict[str, Scores]  # how well the questions with each answer are found
+    macro_f1: float  # mean of their F1: the rare answer weighs as much as the frequent one
     accuracy: float  # share of the questions answered right
 
 
-def bioasq_yesno_scores(gold: Sequence[str], predicted: Sequence[str]) -> YesNoScores:
+def bioasq_yesno_scores(gold: Sequence[str], predicted: Sequence[str],
+                        labels: Sequence[str] = ("yes", "no")) -> YesNoScores:
     """Score yes/no questions, with separate scores for each answer.
 
-    gold, predicted   "yes" or "no", one per question
+    gold, predicted   one of the labels per question
     raises    ValueError for another answer, or when the two sides differ in the number of questions
     source    BioASQ task B
 
     Most gold answers are yes, so a system that always says yes has a high accuracy. Its macro F1 is low:
 
     >>> scores = bioasq_yesno_scores(gold=["yes", "yes", "yes", "no"], predicted=["yes"] * 4)
-    >>> scores.accuracy, round(scores.yes.f1, 4), scores.no.f1, round(scores.macro_f1, 4)
-    (0.75, 0.8571, 0.0, 0.4286)
+    >>> round(scores.per_label["yes"].f1, 4), scores.per_label["no"].f1
+    (0.8571, 0.0)
+    >>> scores.accuracy, round(scores.macro_f1, 4)
+    (0.75, 0.4286)
     """
-    if unknown := {*gold, *predicted} - {"yes", "no"}:
-        raise ValueError(f"expected 'yes' or 'no', found {min(unknown)!r}")
-    both = relation_scores(gold, predicted, negative="")
+    both = relation_scores(gold, predicted)
+    if unknown := both.per_type.keys() - {*labels}:
+        raise ValueError(f"expected {' or '.join(map(repr, labels))}, found {min(unknown)!r}")
     # An answer that occurs on neither side has no counts.
-    yes, no = (both.per_type.get(answer, Scores(0, 0, 0)) for answer in ("yes", "no"))
-    return YesNoScores(yes, no, (yes.f1 + no.f1) / 2, both.recall)
+    per_label = {label: both.per_type.get(label, Scores(0, 0, 0)) for label in labels}
+    return YesNoScores(per_label, _mean([scores.f1 for scores in per_label.values()]), both.recall)
 
 
 # --- 5. SQuAD answers ---
@@ -264,16 +277,22 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)  # deletes the 32 ASCII 
 ARTICLE = re.compile(r"\b(a|an|the)\b")
 
 
-def _check_questions(gold: Mapping[str, Sequence[str]], predicted: Mapping) -> None:
-    """Refuse two mistakes that would give a low score instead of an error.
+def _check_questions(gold: Mapping[str, Sequence[str]], predicted: Mapping[str, object],
+                     one_answer: bool) -> None:
+    """Refuse mistakes that would give a wrong score instead of an error: swapped sides, lists that are none.
 
-    raises    ValueError for a prediction whose question is not in `gold` (a wrong file), and for gold answers
-              given as one string (swapped arguments), whose letters would be taken for answers
+    one_answer   whether a prediction is one text, or a list of texts as gold answers are
+    raises       ValueError for an answer of the other kind, and for a prediction whose question is not in
+                 `gold` (a wrong file)
     """
+    for side, answers, is_text in (("gold", gold, False), ("predicted", predicted, one_answer)):
+        expected = "a text" if is_text else "a list"
+        for question, answer in answers.items():
+            if isinstance(answer, str) != is_text:
+                raise ValueError(f"{side}, question {question!r}: expected {expected}, found {answer!r} "
+                                 "(gold comes first, then predicted)")
     if unknown := predicted.keys() - gold.keys():
         raise ValueError(f"prediction for question {min(unknown)!r}, which is not among the gold questions")
-    if bare := [question for question, answers in gold.items() if isinstance(answers, str)]:
-        raise ValueError(f"question {bare[0]!r}: expected a list of gold answers, found {gold[bare[0]]!r}")
 
 
 def normalise_squad_answer(text: str) -> str:
@@ -320,7 +339,7 @@ def squad_scores(gold: Mapping[str, Sequence[str]], predicted: Mapping[str, str]
     predicted   {question id: text}
     returns     means over the gold questions. A question without a prediction, or without a gold answer,
                 scores 0 and counts in the mean.
-    raises      ValueError for a prediction that belongs to no gold question
+    raises      ValueError for a prediction that belongs to no gold question, and for swapped sides
     source      SQuAD v1.1 evaluation
 
     >>> gold = {"1": ["BRCA1", "BRCA1 gene"], "2": ["genes", "both"], "3": ["insulin"]}
@@ -330,7 +349,7 @@ def squad_scores(gold: Mapping[str, Sequence[str]], predicted: Mapping[str, str]
     Question 1 is exact. Question 2 shares one word with "genes" (P = 1 / 2, R = 1, F1 = 2 / 3) and none with
     "both". Question 3 has no prediction. So the exact match is 1 / 3, and F1 is (1 + 2 / 3 + 0) / 3.
     """
-    _check_questions(gold, predicted)
+    _check_questions(gold, predicted, one_answer=True)
     exact, f1 = [], []  # of the questions that have a prediction; all others would add 0
     for question, text in predicted.items():
         answer = normalise_squad_answer(text)
@@ -347,7 +366,6 @@ def squad_scores(gold: Mapping[str, Sequence[str]], predicted: Mapping[str, str]
 
 FACTOID_ANSWERS = 5  # answers that a system may give to a question
 FACTOID_ANSWER_LENGTH = 100  # characters; a longer answer is dropped
-BRACKETS = {")": "(", "]": "[", "}": "{"}
 
 
 def bioasq_question_id(snippet_id: str) -> str:
@@ -361,13 +379,11 @@ def bioasq_question_id(snippet_id: str) -> str:
 
 def _is_balanced(text: str) -> bool:
     """Tell whether each closing bracket matches the one that was opened last, and none stays open."""
-    still_open: list[str] = []
-    for character in text:
-        if character in BRACKETS.values():
-            still_open.append(character)
-        elif character in BRACKETS and (not still_open or still_open.pop() != BRACKETS[character]):
-            return False
-    return not still_open
+    brackets = re.sub(r"[^][(){}]", "", text)
+    # Take out the innermost pairs, again and again: "([])" -> "()" -> "".
+    while (fewer := re.sub(r"\(\)|\[\]|\{\}", "", brackets)) != brackets:
+        brackets = fewer
+    return not brackets
 
 
 def clean_bioasq_answer(text: str) -> str:
@@ -443,7 +459,8 @@ def bioasq_factoid_scores(gold: Mapping[str, Sequence[str]],
 
     gold       {question id: [synonym, ...]}
     predicted  {question id: [answer, ...]}, best first; only the first five are looked at
-    raises     ValueError for a prediction that belongs to no gold question
+    raises     ValueError for a prediction that belongs to no gold question, and for a text where a list of
+               synonyms or answers is expected
     source     BioASQ task B, phase B. Only the case is normalised: "the BRCA1" is not "BRCA1".
 
     >>> bioasq_factoid_scores({"1": ["TP53", "p53"], "2": ["BRCA1"], "3": ["INS"], "4": ["X"]},
@@ -452,7 +469,7 @@ def bioasq_factoid_scores(gold: Mapping[str, Sequence[str]],
 
     The first right answers have rank 1, rank 2, none and none, so the MRR is (1 + 1 / 2 + 0 + 0) / 4.
     """
-    _check_questions(gold, predicted)
+    _check_questions(gold, predicted, one_answer=False)
     reciprocal_ranks = []
     for question, synonyms in gold.items():
         right = {synonym.lower() for synonym in synonyms}
@@ -471,7 +488,8 @@ def reranking_mrr(groups: Mapping[str, Sequence[tuple[float, int]]]) -> float:
 
     groups    {question: [(probability, label), ...]}, label 1 for a right candidate, else 0. Equal
               probabilities keep their input order; a question without a right candidate scores 0.
-    raises    ValueError for any other label: the text "0" would pass for true
+    raises    ValueError for any other label (the text "0" would pass for true), and for a probability that is
+              nan
 
     >>> reranking_mrr({"a": [(0.2, 0), (0.9, 1)], "b": [(0.8, 0), (0.6, 1), (0.1, 1)]})  # (1 + 1 / 2) / 2
     0.75
@@ -480,6 +498,8 @@ def reranking_mrr(groups: Mapping[str, Sequence[tuple[float, int]]]) -> float:
     for group, candidates in groups.items():
         if unknown := {label for _, label in candidates} - {0, 1}:
             raise ValueError(f"group {group!r}: expected the label 0 or 1, found {min(unknown)!r}")
+        if any(math.isnan(probability) for probability, _ in candidates):  # sorting would put it anywhere
+            raise ValueError(f"group {group!r}: expected probabilities, found nan")
         best_first = sorted(candidates, key=lambda candidate: -candidate[0])
         reciprocal_ranks.append(_reciprocal_rank(label == 1 for _, label in best_first))
     return _mean(reciprocal_ranks)
@@ -570,24 +590,17 @@ def binary_entropy(p: float) -> float:
     return sum(-q * math.log(q) for q in (p, 1 - p) if q > 0)  # - p ln p - (1-p) ln (1-p); 0 ln 0 = 0
 
 
-class MeanAndSd(NamedTuple):
-    """Hold the mean of a score over several seeds, and how far single seeds lie from it."""
-
-    mean: float
-    sd: float  # standard deviation of the sample, divided by n - 1; 0.0 for one value
-
-
-def mean_and_sd(values: Sequence[float]) -> MeanAndSd:
-    """Compute mean and sample standard deviation of the scores of several seeds.
+def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
+    """Compute mean and sample standard deviation (divided by n - 1; 0.0 for one value) of several seeds.
 
     raises    ValueError (statistics.StatisticsError) when there is no value
 
     >>> mean_and_sd([2, 4, 6])  # sd = sqrt((4 + 0 + 4) / (3 - 1))
-    MeanAndSd(mean=4.0, sd=2.0)
+    (4.0, 2.0)
     """
     numbers = [float(value) for value in values]
     # statistics.stdev computes in exact fractions: equal scores give 0, and not 1e-17.
-    return MeanAndSd(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else 0.0)
+    return statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else 0.0
 
 
 # Entry k is Student's t for k degrees of freedom: 95 % of the distribution lies between -t and t. With 0

@@ -1,22 +1,26 @@
 """Turn text into wordpieces, and wordpieces back into the characters they came from.
 
+>>> from tokenizer import Tokenizer, learn_vocab
+>>> vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "inter", "##leukin", "-", "2", "rises", "."]
+>>> tokenizer = Tokenizer(vocabulary)              # or Tokenizer.from_file("vocab.txt")
+>>> tokenizer.tokenize("Interleukin-2 rises.")
+['inter', '##leukin', '-', '2', 'rises', '.']
+>>> tokenizer.encode("Interleukin-2 rises.")       # the numbers of these pieces in the vocabulary
+[5, 6, 7, 8, 9, 10]
+>>> tokenizer.encode_with_offsets("Interleukin-2")     # and where each piece stands in the text
+([5, 6, 7, 8], [(0, 5), (5, 11), (11, 12), (12, 13)])
+>>> learn_vocab(["low low", "lower"], size=12)[5:]     # after the five special tokens
+['##o', '##w', 'l', '##e', '##r', '##ow', 'low']
+
 After reading this file you hold the whole of BERT's tokenizer: how a text is cleaned, cut into words and
 spelled with the pieces of a vocabulary; how each piece is traced back to the original characters; what makes
 this fast; how such a vocabulary is learnt from a corpus; and how the text that ELECTRAMed was trained on was
-prepared. An example to follow by hand:
-
->>> vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "inter", "##leukin", "-", "2", "rises", "."]
->>> tokenizer = Tokenizer(vocabulary)
->>> tokenizer.tokenize("Interleukin-2 rises.")
-['inter', '##leukin', '-', '2', 'rises', '.']
->>> tokenizer.encode_with_offsets("Interleukin-2")
-([5, 6, 7, 8], [(0, 5), (5, 11), (11, 12), (12, 13)])
+prepared.
 
 This module is a library and stands first in the flow: data.py turns corpora and task files into ids with it
 (and has the command that learns a vocabulary), train_finetune.py turns predictions back into text with its
-offsets. It does not add [CLS] and [SEP], because only data.py knows where a segment ends; "[MASK]" in a text
-is ordinary text, so no document can smuggle in a special token. It does not truncate or pad either: both
-belong to batches.
+offsets. Only `Tokenizer.row` adds [CLS] and [SEP]; "[MASK]" in a text is ordinary text, so no document can
+smuggle in a special token. It does not truncate or pad: both belong to batches.
 
 Sources: tokenization.py of the official BERT and ELECTRA code; the compiled `tokenizers` package, which gives
 the same ids on real text (tests/test_tokenizer.py lists the Unicode characters where it does not). Learning
@@ -27,6 +31,7 @@ Contents
   1. Characters      2. Words                      3. Vocabulary files     4. The fast path
   5. Tokenizer       6. Learning a vocabulary      7. Treebank tokens
 """
+import bisect
 import heapq
 import json
 import os
@@ -34,7 +39,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,6 +85,10 @@ class Casing(NamedTuple):
     strip_accents: bool | None = None               # None: the same as do_lower_case
     tokenize_chinese_chars: bool = True
 
+    def in_full(self) -> "Casing":
+        """Return the same settings with the None written out."""
+        return self._replace(strip_accents=self.do_lower_case) if self.strip_accents is None else self
+
 
 def normalise_character(character: str, casing: Casing) -> str:
     """Return what one character of the text becomes: nothing, a space, itself, or several characters.
@@ -87,10 +96,11 @@ def normalise_character(character: str, casing: Casing) -> str:
     Punctuation and CJK ideographs come back between spaces, so that splitting at spaces is all that remains
     to be done to find words: "-" -> " - ", "É" -> "e", "\\t" -> " ", "\\x00" -> "".
 
-    source    official BasicTokenizer, except for two things. Each character is decomposed alone; NFD of a
-              whole text would also sort neighbouring marks (most marks are dropped, so this shows only for
-              two adjacent spacing marks, \\p{Mc}). Private-use characters are dropped, as in the
-              `tokenizers` package; the official code keeps them.
+    source    BasicTokenizer of the official ELECTRA code, except for two things. Each character is decomposed
+              alone; NFD of a whole text would also sort neighbouring marks (most marks are dropped, so this
+              shows only for two adjacent spacing marks, \\p{Mc}). Unassigned characters (\\p{Cn}) are kept,
+              as in the `tokenizers` package; ELECTRA drops them. Private-use characters (\\p{Co}) are dropped
+              here, by the package and by ELECTRA; the official BERT code keeps them.
     """
     if WHITE_SPACE.match(character):
         return " "
@@ -100,8 +110,7 @@ def normalise_character(character: str, casing: Casing) -> str:
     # write a final 'ς'. Accents are split off by decomposition (NFD), 'é' -> 'e' and a mark, and dropped. NFD
     # leaves 'µ' (micro sign) and 'μ' (Greek mu) different, and the ligature 'ﬁ' as it is.
     kept = character.lower() if casing.do_lower_case else character
-    drops_accents = casing.do_lower_case if casing.strip_accents is None else casing.strip_accents
-    if drops_accents:
+    if casing.in_full().strip_accents:
         kept = ACCENT.sub("", unicodedata.normalize("NFD", kept))
     if casing.tokenize_chinese_chars and IDEOGRAPH.match(character):
         return f" {kept} "
@@ -203,37 +212,49 @@ def parse_json(text: str | bytes, place: str | os.PathLike[str]) -> Any:
         raise ValueError(f"{place}: JSON that cannot be read: {error}") from None
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON object from a file; ValueError naming the file where it holds something else."""
-    content = parse_json(path.read_bytes(), path)
+    content = parse_json(Path(path).read_bytes(), path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}: mend the file")
     return content
 
 
-# Settings of a tokenizer that change ids -> the values that are possible here, the usual one first. The three
-# that Casing has can be chosen. Each of the others must have its usual value; null means the same (and so
-# does [] for lists of words that are not to be cut: there must be none).
+# Settings of a tokenizer that change ids -> all that each of them may name here. The casing can be chosen;
+# the others must be as BERT has them. The last five list words that were added to a vocabulary: transformers
+# keeps an added @GENE$ whole wherever it stands in a text; here it would be cut. None is JSON's null.
 SETTINGS: dict[str, tuple[Any, ...]] = {
-    "do_lower_case": (True, False), "tokenize_chinese_chars": (True, False), "clean_text": (True, None),
-    "strip_accents": (None, True, False), "do_basic_tokenize": (True, None), "never_split": (None, []),
+    "do_lower_case": (True, False), "strip_accents": (True, False, None),
+    "tokenize_chinese_chars": (True, False), "clean_text": (True, None), "do_basic_tokenize": (True, None),
+    "unk_token": ("[UNK]", None), "max_input_chars_per_word": (MAX_WORD_LENGTH, None),
     "wordpieces_prefix": ("##", None), "continuing_subword_prefix": ("##", None),
-    "additional_special_tokens": ([], None), "extra_special_tokens": ([], {}, None),
-    "unk_token": ("[UNK]", None), "max_input_chars_per_word": (MAX_WORD_LENGTH, None)}
+    **dict.fromkeys(("added_tokens", "added_tokens_decoder", "additional_special_tokens",
+                     "extra_special_tokens", "never_split"), (*SPECIAL_TOKENS, None))}
 
 
-def check_casing(path: Path, settings: dict[str, Any]) -> Casing:
-    """Pick the casing from settings; ValueError naming the first setting that cannot be honoured.
+def named_values(value: Any) -> list[Any]:
+    """Return what a setting names: the value itself, or the items of a list; of a token, its content.
 
-    {"do_lower_case": false, "tokenizer_class": "ElectraTokenizer"} -> Casing(do_lower_case=False)
+    "##" -> ["##"]        ["@GENE$"] -> ["@GENE$"]        {"7": {"content": "@GENE$", ...}} -> ["@GENE$"]
     """
-    for name, allowed in SETTINGS.items():
-        value = settings.get(name, allowed[0])
-        if isinstance(value, dict):                 # a special token in older files: {"content": "[UNK]"}
-            value = value.get("content", value)
-        if value not in allowed:
-            raise ValueError(f"{path}: {name} is {value!r}, but only {allowed} are possible: it changes ids")
-    return Casing(**{name: settings[name] for name in Casing._fields if name in settings})
+    if isinstance(value, dict):
+        value = value["content"] if "content" in value else list(value.values())
+    return [name for item in value for name in named_values(item)] if isinstance(value, list) else [value]
+
+
+def check_settings(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what settings say about casing, after checking that all of them can be honoured.
+
+    {"do_lower_case": false, "tokenizer_class": "ElectraTokenizer"} -> {"do_lower_case": False}
+
+    raises    ValueError naming the file and the first setting that cannot be honoured
+    """
+    for setting in SETTINGS.keys() & settings.keys():
+        for value in named_values(settings[setting]):
+            if value not in SETTINGS[setting]:
+                raise ValueError(f"{path}: {setting} has {value!r}, which would change ids: only "
+                                 f"{SETTINGS[setting]} can be honoured")
+    return {name: settings[name] for name in Casing._fields if name in settings}
 
 
 def read_tokenizer_json(path: Path) -> tuple[list[str], Casing]:
@@ -241,7 +262,7 @@ def read_tokenizer_json(path: Path) -> tuple[list[str], Casing]:
 
         {"model": {"type": "WordPiece", "vocab": {"[PAD]": 0, "inter": 1, ...}, "unk_token": "[UNK]", ...},
          "normalizer": {"type": "BertNormalizer", "lowercase": true, "strip_accents": null, ...},
-         "pre_tokenizer": {"type": "BertPreTokenizer"}, ...}
+         "pre_tokenizer": {"type": "BertPreTokenizer"}, "added_tokens": [{"content": "[PAD]", ...}, ...], ...}
 
     becomes ["[PAD]", "inter", ...] and Casing(do_lower_case=True).
 
@@ -254,18 +275,39 @@ def read_tokenizer_json(path: Path) -> tuple[list[str], Casing]:
             raise ValueError(f"{path}: {key}: expected {kind}, as BERT and ELECTRA have it")
     model, normaliser = parts["model"], parts["normalizer"]
     vocab = model.get("vocab")
-    if not isinstance(vocab, dict) or sorted(vocab.values(), key=str) != sorted(range(len(vocab)), key=str):
+    if (not isinstance(vocab, dict) or not all(isinstance(index, int) for index in vocab.values())
+            or {*vocab.values()} != {*range(len(vocab))}):
         raise ValueError(f"{path}: model.vocab: expected pieces with the ids 0, 1, 2, ...")
-    # Words that were added to the vocabulary would be kept whole there: {"id": 7, "content": "@GENE$", ...}.
-    added = {str(word.get("content")) for word in parts.get("added_tokens") or [] if isinstance(word, dict)}
-    settings = {**model, **normaliser, "do_lower_case": normaliser.get("lowercase", True),
-                "tokenize_chinese_chars": normaliser.get("handle_chinese_chars", True),
-                "extra_special_tokens": sorted(added - {*SPECIAL_TOKENS})}
-    return sorted(vocab, key=vocab.__getitem__), check_casing(path, settings)
+    casing = check_settings(path, {**model, **normaliser, "added_tokens": parts.get("added_tokens"),
+                                   "do_lower_case": normaliser.get("lowercase", True),
+                                   "tokenize_chinese_chars": normaliser.get("handle_chinese_chars", True)})
+    return sorted(vocab, key=vocab.__getitem__), Casing(**casing)
 
 
-def write_bytes(path: Path, content: bytes | bytearray | memoryview) -> None:
-    """Write a file so that no reader, and no crash, ever meets half of it.
+def read_vocabulary(path: Path) -> tuple[list[str], Casing]:
+    """Read a vocab.txt, or a tokenizer.json, together with what the files beside it say.
+
+    Up to three files say up to two things: the pieces stand in vocab.txt and in tokenizer.json, the casing in
+    tokenizer_config.json and in tokenizer.json. A file may be missing, but no two may contradict each other:
+    only one of them can be what the model was trained with.
+
+    raises    ValueError naming the files that contradict each other, and what they say
+    """
+    config, fast = path.with_name("tokenizer_config.json"), path.with_name("tokenizer.json")
+    has_fast = path == fast or fast.exists()
+    fast_pieces, fast_casing = read_tokenizer_json(fast) if has_fast else ([], Casing())
+    pieces = fast_pieces if path == fast else read_vocab(path)
+    # What the configuration does not mention is as tokenizer.json says, or else as BERT has it.
+    said = check_settings(config, read_object(config)) if config.exists() else {}
+    casing = fast_casing._replace(**said)
+    if has_fast and (pieces, casing.in_full()) != (fast_pieces, fast_casing.in_full()):
+        raise ValueError(f"{fast} contradicts the files beside it: {len(fast_pieces)} pieces, {fast_casing} "
+                         f"against {len(pieces)} pieces (perhaps others), {casing}: remove what is wrong")
+    return pieces, casing
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes | bytearray | memoryview) -> None:
+    """Write a file so that no reader, and no crash, ever meets half of it; make its folder where needed.
 
     The content goes to a temporary name beside the file and is flushed to the disk; then the file is renamed,
     which is all or nothing. The temporary name holds the process id: a worker of a killed run may still be
@@ -273,6 +315,8 @@ def write_bytes(path: Path, content: bytes | bytearray | memoryview) -> None:
 
     raises    OSError naming the file and what to do where it cannot be written; then nothing has changed
     """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     try:
         with open(temporary, "wb") as file:
@@ -325,6 +369,12 @@ class Row(NamedTuple):
     first_length: int           # tokens of [CLS] A [SEP]: segment 0; the rest is segment 1
 
 
+def refuse_text(values: Iterable[Any], expected: str) -> None:
+    """Raise ValueError where a list is expected and a text is given: its letters would pass for the items."""
+    if isinstance(values, str):
+        raise ValueError(f"expected {expected}, found the text {values[:40]!r}")
+
+
 class Tokenizer:
     """Turn text into ids of a fixed vocabulary, in which a piece's id is its line number from 0.
 
@@ -338,6 +388,7 @@ class Tokenizer:
     """
 
     def __init__(self, vocab_list: Iterable[str], lowercase: bool | Casing = True) -> None:
+        refuse_text(vocab_list, "a list of pieces (`Tokenizer.from_file` reads a file)")
         self.pieces = list(vocab_list)
         self.vocab = index_pieces(self.pieces)
         self.casing = lowercase if isinstance(lowercase, Casing) else Casing(lowercase)
@@ -348,8 +399,7 @@ class Tokenizer:
         self._table = CharacterTable(self.casing)
         self._longest_piece = max(map(len, self.pieces))
         self._continuing = {piece[2:]: index for piece, index in self.vocab.items() if piece.startswith("##")}
-        self._spelled = Cache(self.spell)
-        self._encoded, self._located = Cache(self._encode_chunk), Cache(self._locate_chunk)
+        self._spelled, self._encoded = Cache(self.spell), Cache(self._encode_chunk)
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[list[str], Casing]]:
         """Send only the vocabulary to another process: the caches fill anew there."""
@@ -359,26 +409,39 @@ class Tokenizer:
     def from_file(cls, path: str | os.PathLike[str], lowercase: bool | None = None) -> "Tokenizer":
         """Read a vocab.txt, or the one in a folder; in a folder without one, its tokenizer.json.
 
-        lowercase   None takes the casing of the tokenizer_config.json beside the file, lower case without
-                    one; accents go with the case
+        lowercase   None takes the casing of the tokenizer_config.json or tokenizer.json beside the file, and
+                    lower case without either. A casing other than theirs takes the accents with it.
         raises      OSError naming the file that is missing; ValueError naming path, finding and remedy
         """
         path = Path(path)
         if path.is_dir():
-            is_alone = (path / "tokenizer.json").is_file() and not (path / "vocab.txt").is_file()
-            path = path / ("tokenizer.json" if is_alone else "vocab.txt")
-        config = path.with_name("tokenizer_config.json")
-        if path.name == "tokenizer.json":
-            pieces, casing = read_tokenizer_json(path)
-        else:
-            settings = read_object(config) if config.exists() else {}
-            pieces, casing = read_vocab(path), check_casing(config, settings)
+            has_vocab, has_json = (path / "vocab.txt").exists(), (path / "tokenizer.json").exists()
+            path = path / ("vocab.txt" if has_vocab or not has_json else "tokenizer.json")
+        pieces, casing = read_vocabulary(path)
+        if lowercase not in (None, casing.do_lower_case):
+            casing = casing._replace(do_lower_case=lowercase, strip_accents=None)
         try:
-            if lowercase is not None:
-                casing = casing._replace(do_lower_case=lowercase, strip_accents=None)
             return cls(pieces, casing)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+
+    def casing_doubt(self) -> str:
+        """Return one line of doubt where the casing and the vocabulary hardly belong together, else "".
+
+        Of Bio-ELECTRA's cased vocabulary 22 % of the pieces hold capitals or accents. If text is lower-cased,
+        they occur in no text, and BRCA1 is [UNK]; of SciVocab, which is uncased, this is 2 %.
+
+        source    ours: a fifth or more of those pieces that a text can hold when nothing is dropped
+        """
+        words = [piece.removeprefix("##") for piece in self.pieces if piece not in SPECIAL_TOKENS]
+        as_written = CharacterTable(Casing(do_lower_case=False))
+        spellable = [word for word in words if split_words(word, as_written) == [word]]
+        lost = [word for word in spellable if split_words(word, self._table) != [word]]
+        if not lost or len(lost) < 0.2 * len(spellable):
+            return ""
+        return (f"{len(lost)} of {len(spellable)} pieces, such as {lost[-1]!r}, occur in no text, because "
+                "capitals or accents are dropped: say --cased if the vocabulary is cased (if it has accents "
+                'alone, write {"strip_accents": false} into a tokenizer_config.json beside it)')
 
     def save(self, directory: str | os.PathLike[str], name: str = "vocab.txt",
              max_length: int | None = None) -> None:
@@ -387,7 +450,6 @@ class Tokenizer:
         max_length   positions of a model, to which transformers cuts texts; None: no such limit
         """
         config = dict(self.casing._asdict(), tokenizer_class="ElectraTokenizer", model_max_length=max_length)
-        Path(directory).mkdir(parents=True, exist_ok=True)
         write_bytes(Path(directory, "tokenizer_config.json"), (json.dumps(config, indent=2) + "\n").encode())
         # The vocabulary comes last: wherever there is one, its casing is known.
         write_bytes(Path(directory, name), "".join(piece + "\n" for piece in self.pieces).encode())
@@ -426,31 +488,23 @@ class Tokenizer:
         words = split_words(text, self._table)
         return [self.pieces[piece_id] for word in words for piece_id in self.spell(word)]
 
-    # The fast path: the same results as ids, remembered for words (_spelled) and chunks (_encoded, _located)
+    # The fast path: the same results as ids, remembered for words (_spelled) and chunks (_encoded)
 
     def _encode_chunk(self, chunk: str) -> tuple[int, ...]:
         """Return the ids of a chunk."""
         words = split_words(chunk, self._table)
         return tuple([piece_id for word in words for piece_id in self._spelled[word]])
 
-    def _locate_chunk(self, chunk: str) -> tuple[tuple[int, int, int], ...]:
-        """Return (id, start, end) of each piece of a chunk, counted in characters from its start."""
-        located = []
-        for word, positions in split_words_with_positions(chunk, self._table):
-            start = 0
-            for piece_id in self._spelled[word]:
-                length = len(self.pieces[piece_id].removeprefix("##"))          # ## is not in the word
-                end = len(word) if piece_id == self.unk_id else start + length  # [UNK] stands for all of it
-                located.append((piece_id, positions[start], positions[end - 1] + 1))
-                start = end
-        return tuple(located)
-
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text's pieces, without [CLS] and [SEP]."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        """Return the ids of each text: one look-up for each chunk."""
+        """Return the ids of each text: one look-up for each chunk.
+
+        raises    ValueError where one text is given in place of a list
+        """
+        refuse_text(texts, "a list of texts")
         look_up = self._encoded.__getitem__
         return [list(chain.from_iterable(map(look_up, text.split(" ")))) for text in texts]
 
@@ -464,12 +518,14 @@ class Tokenizer:
         """
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
-        position = 0
-        for chunk in text.split(" "):
-            for piece_id, start, end in self._located[chunk]:
+        for word, positions in split_words_with_positions(text, self._table):
+            start = 0
+            for piece_id in self._spelled[word]:
+                length = len(self.pieces[piece_id].removeprefix("##"))          # ## is not in the word
+                end = len(word) if piece_id == self.unk_id else start + length  # [UNK] stands for all of it
                 ids.append(piece_id)
-                offsets.append((position + start, position + end))
-            position += len(chunk) + 1    # 1 for the space
+                offsets.append((positions[start], positions[end - 1] + 1))
+                start = end
         return ids, offsets
 
     def encode_words(self, words: Iterable[str]) -> tuple[list[int], list[int]]:
@@ -509,22 +565,11 @@ class Tokenizer:
 # --- 6. Learning a vocabulary ---
 
 def count_words(texts: Iterable[str], lowercase: bool = True) -> Counter[str]:
-    """Count the normalised words of texts.
-
-    A corpus repeats itself, so it is faster to count its chunks first and to normalise each distinct chunk
-    once (section 4 says what a chunk is, and why only a space ends it). Words that are too long for anything
-    but [UNK] are not counted.
-    """
-    chunks: Counter[str] = Counter()
-    for text in texts:
-        chunks.update(text.split(" "))
+    """Count the normalised words of texts, without those that are too long for anything but [UNK]."""
+    refuse_text(texts, "a list of texts")
     table = CharacterTable(Casing(lowercase))
-    words: Counter[str] = Counter()
-    for chunk, count in chunks.items():
-        for word in split_words(chunk, table):
-            if len(word) <= MAX_WORD_LENGTH:
-                words[word] += count
-    return words
+    words = Counter(chain.from_iterable(split_words(text, table) for text in texts))
+    return Counter({word: count for word, count in words.items() if len(word) <= MAX_WORD_LENGTH})
 
 
 def split_characters(word: str) -> list[str]:
@@ -546,17 +591,20 @@ def choose_alphabet(word_counts: Counter[str], size: int) -> list[str]:
     if not symbols:
         raise ValueError("there are no words to learn a vocabulary from: the texts are empty")
     ranked = sorted(symbols, key=lambda symbol: (-symbols[symbol], symbol))
-    required, covered = 0, 0       # how many of the ranked symbols must be chosen; their occurrences
-    while covered < COMMON_CHARACTERS * symbols.total():
-        covered += symbols[ranked[required]]
-        required += 1
+    # covered[k] occurrences belong to the first k + 1 symbols. So many of them are required that these reach
+    # the share.
+    covered = list(accumulate(symbols[symbol] for symbol in ranked))
+    required = 1 + bisect.bisect_left(covered, COMMON_CHARACTERS * symbols.total())
     if size < len(SPECIAL_TOKENS) + required:
         raise ValueError(f"size {size} is too small: {len(SPECIAL_TOKENS)} special tokens and the {required} "
                          f"most common characters need at least {len(SPECIAL_TOKENS) + required}")
     return ranked[:max(required, int(size * RARE_CHARACTERS))]
 
 
-def join_pair(spelling: list[str], pair: tuple[str, str], merged: str) -> list[str]:
+Pair = tuple[str, str]
+
+
+def join_pair(spelling: list[str], pair: Pair, merged: str) -> list[str]:
     """Replace the two pieces of `pair` by `merged` wherever they are neighbours, from left to right."""
     joined: list[str] = []
     for piece in spelling:
@@ -567,23 +615,47 @@ def join_pair(spelling: list[str], pair: tuple[str, str], merged: str) -> list[s
     return joined
 
 
-def merge_pairs(spellings: list[list[str]], counts: list[int], alphabet: list[str]) -> Iterator[str]:
-    """Join the most frequent pair of neighbours, again and again; yield each new piece.
+def count_pairs(spellings: list[list[str]], counts: list[int]) -> Counter[Pair]:
+    """Count the pairs of neighbours in words: ["l", "##o", "##w"] has l ##o and ##o ##w."""
+    pair_counts: Counter[Pair] = Counter()
+    for spelling, count in zip(spellings, counts):
+        for pair in zip(spelling, spelling[1:]):
+            pair_counts[pair] += count
+    return pair_counts
 
-    Counting all pairs anew after each merge would take hours. Here a merge visits only the words that hold
-    the pair and corrects the counts of their pairs. The most frequent pair comes from a heap. A heap cannot
-    find an entry to change it, so it is corrected lazily: increased counts are pushed again; a stale entry is
-    corrected when it is popped.
 
-    spellings   the distinct words, each as a list of pieces of the alphabet; the list is changed in place
+def merge_pairs_plainly(spellings: list[list[str]], counts: list[int]) -> Iterator[str]:
+    """Join the most frequent pair of neighbours, again and again; yield what each one is joined to.
+
+    This is the whole method. `merge_pairs` below yields the same pieces sooner, and is the one in use.
+
+    spellings   the distinct words, each as a list of pieces
     counts      how often each word occurs
     """
-    known = set(alphabet)
-    pair_counts: Counter[tuple[str, str]] = Counter()
+    while pair_counts := count_pairs(spellings, counts):
+        # Of equally frequent pairs, the first in code point order is taken.
+        best = min(pair_counts, key=lambda pair: (-pair_counts[pair], pair))
+        if pair_counts[best] < MIN_PAIR_COUNT:
+            return
+        merged = best[0] + best[1].removeprefix("##")
+        spellings = [join_pair(spelling, best, merged) for spelling in spellings]
+        yield merged
+
+
+def merge_pairs(spellings: list[list[str]], counts: list[int]) -> Iterator[str]:
+    """Yield the pieces of `merge_pairs_plainly` without counting all pairs anew before each merge.
+
+    On a large corpus counting anew would take days. Here a merge visits only the words that hold the pair,
+    and corrects the counts of their pairs. The most frequent pair comes from a heap. A heap cannot find an
+    entry to change it, so it is corrected lazily: increased counts are pushed again; a stale entry is
+    corrected when it is popped.
+
+    spellings, counts   as above, but the list of spellings is changed in place
+    """
+    pair_counts = count_pairs(spellings, counts)
     holders = defaultdict(list)    # pair -> indices of words that may hold it; some have lost it since
     for index, spelling in enumerate(spellings):
         for pair in zip(spelling, spelling[1:]):
-            pair_counts[pair] += counts[index]
             holders[pair].append(index)
     queue = [(-count, pair) for pair, count in pair_counts.items()]    # negative: heapq pops the smallest
     heapq.heapify(queue)
@@ -596,13 +668,9 @@ def merge_pairs(spellings: list[list[str]], counts: list[int], alphabet: list[st
         if pair_counts[pair] < -negative_count:
             heapq.heappush(queue, (-pair_counts[pair], pair))
             continue
-        # 2. Its two pieces joined are a new piece, unless another pair made the same one: "abc" may come
-        #    from a ##bc and from ab ##c.
+        # 2. Join the pair in every word that holds it, and correct the counts of the pairs of that word.
         merged = pair[0] + pair[1].removeprefix("##")
-        if merged not in known:
-            known.add(merged)
-            yield merged
-        # 3. Join the pair in every word that holds it, and correct the counts of the pairs of that word.
+        yield merged
         grown = set()              # pairs with the new piece: their counts have risen
         for index in holders.pop(pair):
             before = spellings[index]
@@ -617,7 +685,7 @@ def merge_pairs(spellings: list[list[str]], counts: list[int], alphabet: list[st
                     holders[new].append(index)
                     grown.add(new)
             spellings[index] = after
-        # 4. Queue the pairs that the new piece forms with its neighbours.
+        # 3. Queue the pairs that the new piece forms with its neighbours.
         for new in grown:
             heapq.heappush(queue, (-pair_counts[new], new))
 
@@ -635,9 +703,14 @@ def learn_from_counts(word_counts: Counter[str], size: int) -> Iterator[str]:
         if all(spelling):          # "" stands for a character outside the alphabet
             spellings.append(spelling)
             counts.append(count)
-    yield from SPECIAL_TOKENS
-    yield from alphabet
-    yield from islice(merge_pairs(spellings, counts, alphabet), size - len(SPECIAL_TOKENS) - len(alphabet))
+    # A merge may give a piece that another one gave before: "abc" comes from a ##bc and from ab ##c.
+    known: set[str] = set()
+    for piece in chain(SPECIAL_TOKENS, alphabet, merge_pairs(spellings, counts)):
+        if piece not in known:
+            known.add(piece)
+            yield piece
+        if len(known) == size:
+            return
 
 
 def learn_vocab(texts: Iterable[str], size: int, lowercase: bool = True) -> list[str]:
@@ -707,3 +780,8 @@ def preprocess_bluebert(text: str) -> str:
     """
     words = treebank_tokenize(re.sub(r"[^\x00-\x7f]+", " ", text.lower()))
     return re.sub(r"\s's\b", "'s", " ".join(words))    # BlueBERT joins 's to its word again: patient's
+
+
+if __name__ == "__main__":
+    # A library has no command to run. The first two parts of its docstring are a sentence and an example.
+    print("\n\n".join(str(__doc__).split("\n\n")[:2]))

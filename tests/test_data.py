@@ -1827,6 +1827,7 @@ tagged_words = st.tuples(st.text(plain_characters, min_size=1, max_size=6),
        st.sampled_from([" ", "\t", " NN "]), st.sampled_from(["\n", "\r\n"]))
 def test_any_tagged_sentences_are_read_back(tmp_path_factory, sentences, separator, end):
     folder = tmp_path_factory.getbasetemp() / "tagged"
+    sentences = [[("two", "O"), ("words", "O")], *sentences]            # words of digits alone are refused
     text = end.join("".join(f"{word}{separator}{tag}{end}" for word, tag in sentence)
                     for sentence in sentences)
     write(folder / "test.txt", text)
@@ -1895,11 +1896,15 @@ def test_rows_of_single_words_are_no_header(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "\n", "index\tsentence\tlabel\n"])
-def test_an_empty_development_file_counts_as_none_and_an_empty_test_file_is_refused(tmp_path, content):
-    for split, error in (("dev", FileNotFoundError), ("test", ValueError)):
-        write(tmp_path / f"{split}.tsv", content)
-        with pytest.raises(error, match=f"no examples in the {split} file"):
-            read_task("gad", split, tmp_path)
+def test_an_empty_dev_file_counts_as_none_and_an_empty_test_file_is_refused(tmp_path, capsys, content):
+    for split in ("train", "dev", "test"):
+        write(tmp_path / f"{split}.tsv", content if split == "dev" else "a b\t0\n")
+    splits, test_set = data.read_splits("gad", tmp_path, seed=0)
+    assert (splits.keys(), test_set) == ({"train", "test"}, "test set")
+    assert "gad: no examples in the dev file of" in capsys.readouterr().err
+    write(tmp_path / "test.tsv", content)
+    with pytest.raises(ValueError, match="no examples in the test file"):
+        data.read_splits("gad", tmp_path, seed=0)
 
 
 LABELLED = {
@@ -2392,6 +2397,19 @@ def test_the_published_files_are_all_that_a_task_needs(tmp_path):
 
 # --- 7. A synthetic world ---
 
+def test_one_sentence_on_paper():
+    facts = {"drug": "vorax acetate", "gene": "sulol", "inhibits": "blocked", "site": "xanfais",
+             "dose": "5 mg", "percent": "40", "weeks": "9", "trial": "delin"}
+    written = {sentence.text: sentence for sentence in (
+        data.write_sentence("inhibits", facts, random.Random(seed)) for seed in range(20))}
+    sentence = written.pop("Sulol was blocked by vorax acetate at xanfais.")
+    assert sentence.tags == "B-Gene O O O B-Drug I-Drug O O O".split()
+    assert sentence.anonymised == "@GENE$ was blocked by @DRUG$ at xanfais."
+    assert sentence.questions == [("Which gene was blocked by vorax acetate?", "Sulol", 0),
+                                  ("Where was vorax acetate tested?", "xanfais", 38)]
+    assert {sentence.section for sentence in written.values()} == {"inhibits"} and len(written) == 3
+
+
 @given(st.integers(0, 50), st.lists(st.integers(0, 10 ** 8), min_size=1, max_size=3))
 @settings(max_examples=20)
 def test_a_document_depends_on_seed_and_number_alone(seed, numbers):
@@ -2400,35 +2418,53 @@ def test_a_document_depends_on_seed_and_number_alone(seed, numbers):
     assert [other.document(number) for number in reversed(numbers)] == expected[::-1]
 
 
-def test_every_document_and_every_world_is_different():
+def test_documents_and_worlds_differ():
     world = SyntheticWorld(0)
-    assert len({world.document(number).text for number in range(500)}) == 500
+    assert len({world.document(number).text for number in range(500)}) > 490
     assert len({SyntheticWorld(seed).document(7).text for seed in range(20)}) == 20
 
 
 def test_the_corpus_reads_back_sentence_by_sentence(tmp_path):
-    world = SyntheticWorld(3)
-    documents = [[sentence.text for sentence in world.document(number).sentences] for number in range(60)]
-    assert list(read_documents(write(tmp_path / "c.txt", synthetic_corpus(60, seed=3)))) == documents
-    assert all(len(document) > 1 for document in documents)
+    """The abstracts of every third round are whole, all others one document a sentence."""
+    world, documents, size = SyntheticWorld(3), [], 5 * data.DRUGS
+    for number in range(size):
+        sentences = [sentence.text for sentence in world.document(number).sentences]
+        is_whole = number // data.DRUGS in (0, 3)
+        documents += [sentences] if is_whole else [[sentence] for sentence in sentences]
+        assert len(sentences) > 1
+    assert list(read_documents(write(tmp_path / "c.txt", synthetic_corpus(size, seed=3)))) == documents
+    assert {data.style_of(number) for number in (0, 3 * data.DRUGS)} == {0, 1}  # whole ones in both styles
 
 
-def test_entities_relations_and_answers_are_at_the_recorded_places():
+def test_every_statement_agrees_with_the_facts_of_its_drug():
+    """The verb alone tells the relation, and it holds between the drug and what the sentence names."""
+    world, seen = SyntheticWorld(0), set()
+    for number in range(500):
+        facts = world.facts[number % data.DRUGS]
+        for sentence in world.document(number).sentences:
+            text = sentence.text.lower()
+            if sentence.section in data.RELATIONS:
+                targets, verbs, _ = data.RELATIONS[sentence.section]
+                [verb] = set(verbs.split()) & set(text.split())
+                assert facts["drug"] in text and any(facts[target] in text for target in targets.split())
+                assert (verb in verbs.split("|")[0]) == (data.style_of(number) == 0)
+                seen.add(verb)
+    verbs = [verb for _, verbs, _ in data.RELATIONS.values() for verb in verbs.replace("|", "").split()]
+    assert sorted(seen) == sorted(verbs)                # each verb is written, and none has two meanings
+
+
+def test_tags_cover_the_names_of_the_facts():
     world = SyntheticWorld(0)
     for number in range(300):
-        document = world.document(number)
-        assert document.text == " ".join(sentence.text for sentence in document.sentences)
-        for sentence in document.sentences:
-            taken = [word for place in sentence.places.values() for word in range(*place)]
-            assert len(taken) == len(set(taken)) and set(taken) <= set(range(len(sentence.words)))
-            assert all(start < end for start, end in sentence.places.values())
-            entities = sentence.places.keys() & data.ENTITY_TYPES.keys()
-            assert sum(tag[0] == "B" for tag in sentence.tags) == len(entities)
-            for label, *slots in sentence.relations:
-                assert label in TASKS["demo-re"].labels
-                first, second = (" ".join(sentence.words[slice(*sentence.places[slot])]) for slot in slots)
-                assert first != second and first in sentence.text and second in sentence.text
-        assert document.questions and all(answer in document.text for _, answer in document.questions)
+        names = {(world.facts[number % data.DRUGS][slot], kind) for slot, kind in data.ENTITY_TYPES.items()}
+        for sentence in world.document(number).sentences:
+            spans = re.findall(r"(B-\w+)((?: I-\w+)*)", " ".join(sentence.tags))
+            starts = [place for place, tag in enumerate(sentence.tags) if tag[0] == "B"]
+            for start, (first, rest) in zip(starts, spans, strict=True):
+                name = " ".join(sentence.words[start:start + 1 + len(rest.split())]).lower()
+                assert (name, first[2:]) in names
+            # A name without a tag would be a wrong label.
+            assert sum(sentence.text.lower().count(name) for name, _ in names) == len(starts)
 
 
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
@@ -2448,14 +2484,17 @@ def test_demo_relations_name_two_entities_and_a_label_of_the_task(split):
 
 
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
-def test_demo_answers_stand_at_their_start(split):
-    for example in read_task("demo-qa", split):
+def test_demo_answers_stand_at_their_start_in_a_sentence_about_the_question(split):
+    examples = read_task("demo-qa", split)
+    assert len({example.id for example in examples}) == len(examples)
+    for example in examples:
         [(text, start)] = example.answers
         assert text and example.context[start:start + len(text)] == text and example.question.endswith("?")
+        assert not example.context[start + len(text)].isalnum() and not example.context[:start][-1:].isalnum()
 
 
 @pytest.mark.parametrize("name", ["demo-ner", "demo-re", "demo-qa"])
-def test_demo_splits_share_no_document_with_each_other_or_the_corpus(monkeypatch, name):
+def test_demo_splits_share_no_document_and_the_training_set_has_drugs_and_verbs_of_its_own(monkeypatch, name):
     document, asked = SyntheticWorld.document, []
     monkeypatch.setattr(SyntheticWorld, "document", lambda world, n: asked.append(n) or document(world, n))
     seen = {}
@@ -2469,6 +2508,8 @@ def test_demo_splits_share_no_document_with_each_other_or_the_corpus(monkeypatch
     synthetic_corpus(200)
     seen["corpus"] = set(asked)
     assert all(seen[one].isdisjoint(seen[other]) for one, other in itertools.combinations(seen, 2))
+    for part in (lambda number: number % data.DRUGS, data.style_of):
+        assert {part(number) for number in seen["train"]}.isdisjoint(map(part, seen["dev"] | seen["test"]))
 
 
 # --- 8. Command line ---

@@ -159,6 +159,19 @@ def test_sides_of_different_lengths_are_refused():
         entity_scores([["O"], ["O"] * 3], [["O"], ["O"]])
 
 
+def test_flat_lists_and_single_tags_are_refused():
+    """Read letter by letter, "B-A" would be a span without a type: these two lists would score 0.8."""
+    for gold, predicted in ((["B-A", "I-A"], ["B-B", "I-A"]), ([["B-A"]], ["B-A"]), (["B-A"], [["B-A"]])):
+        with pytest.raises(ValueError, match="tags of sentence 1: expected two lists, found a text in .*B-A"):
+            entity_scores(gold, predicted)
+    with pytest.raises(ValueError, match="expected a list of tags, found the text 'B-A'"):
+        spans_from_tags("B-A")
+    with pytest.raises(ValueError, match="rows: expected two lists"):
+        relation_scores("yes", "yes", "no")
+    with pytest.raises(ValueError, match="rows: expected two lists"):
+        bioasq_yesno_scores("yes", "yes")
+
+
 def sides(rows):
     """The first and the second of each pair; two lists, also where there are no pairs."""
     return [first for first, _ in rows], [second for _, second in rows]
@@ -266,6 +279,10 @@ def test_a_correct_negative_label_is_no_true_positive():
     assert relation_scores(["false"], ["false"], "false") == Scores(0, 0, 0)
 
 
+def test_without_a_negative_label_every_label_counts():
+    assert counts(relation_scores(["false", "a"], ["false", "b"])) == (1, 1, 1)
+
+
 def test_a_pair_with_two_labels_counts_on_each_of_its_rows():
     assert counts(relation_scores(["CPR:3", "CPR:4"], ["CPR:3", "CPR:3"], "false")) == (1, 1, 1)
 
@@ -293,30 +310,39 @@ def test_relation_counts_equal_a_counting_loop(rows):
 
 def test_yes_and_no_have_separate_scores():
     scores = bioasq_yesno_scores(["yes", "yes", "yes", "no"], ["yes", "yes", "no", "no"])
-    assert (scores.yes.precision, scores.yes.recall, scores.yes.f1) == (1, 2 / 3, pytest.approx(0.8))
-    assert (scores.no.precision, scores.no.recall, scores.no.f1) == (1 / 2, 1, pytest.approx(2 / 3))
+    yes, no = scores.per_label["yes"], scores.per_label["no"]
+    assert (yes.precision, yes.recall, yes.f1) == (1, 2 / 3, pytest.approx(0.8))
+    assert (no.precision, no.recall, no.f1) == (1 / 2, 1, pytest.approx(2 / 3))
     assert scores.macro_f1 == pytest.approx((0.8 + 2 / 3) / 2)
     assert scores.accuracy == 3 / 4
 
 
 def test_a_system_that_always_says_yes_has_an_f1_of_0_for_no():
     scores = bioasq_yesno_scores(["yes", "no"], ["yes", "yes"])
-    assert (scores.no.f1, scores.macro_f1, scores.accuracy) == (0, pytest.approx(1 / 3), 1 / 2)
-    assert bioasq_yesno_scores(["yes"], ["yes"]).no == Scores(0, 0, 0)
+    assert (scores.per_label["no"].f1, scores.macro_f1, scores.accuracy) == (0, pytest.approx(1 / 3), 1 / 2)
+    assert bioasq_yesno_scores(["yes"], ["yes"]).per_label["no"] == Scores(0, 0, 0)
     assert bioasq_yesno_scores([], []).accuracy == 0
+
+
+def test_answers_may_have_other_names_and_be_more_than_two():
+    scores = bioasq_yesno_scores(["1", "0", "maybe"], ["1", "1", "maybe"], labels=("1", "0", "maybe"))
+    assert [each.f1 for each in scores.per_label.values()] == [pytest.approx(2 / 3), 0, 1]
+    assert scores.macro_f1 == pytest.approx((2 / 3 + 0 + 1) / 3) and scores.accuracy == 2 / 3
 
 
 @given(st.lists(st.tuples(*[st.sampled_from(["yes", "no"])] * 2), min_size=1))
 def test_what_is_wrong_for_yes_is_missed_for_no(rows):
     scores = bioasq_yesno_scores(*sides(rows))
-    assert (scores.yes.false_positives, scores.yes.false_negatives) == (
-        scores.no.false_negatives, scores.no.false_positives)
+    yes, no = scores.per_label["yes"], scores.per_label["no"]
+    assert (yes.false_positives, yes.false_negatives) == (no.false_negatives, no.false_positives)
     assert scores.accuracy == pytest.approx(sum(gold == predicted for gold, predicted in rows) / len(rows))
 
 
-def test_other_answers_than_yes_and_no_are_refused():
+def test_other_answers_than_the_labels_are_refused():
     with pytest.raises(ValueError, match="expected 'yes' or 'no', found 'Yes'"):
         bioasq_yesno_scores(["yes", "no"], ["no", "Yes"])
+    with pytest.raises(ValueError, match="expected '1' or '0', found 'yes'"):
+        bioasq_yesno_scores(["1"], ["yes"], labels=("1", "0"))
     with pytest.raises(ValueError, match="rows: expected 1, found 0"):
         bioasq_yesno_scores(["yes"], [])
 
@@ -340,27 +366,39 @@ def test_squad_f1_counts_repeated_words():
 
 
 def test_two_answers_without_words_match_exactly_but_have_an_f1_of_0():
-    assert squad_scores({"q": "the"}, {"q": ["..."]}) == SquadScores(exact_match=1, f1=0)
+    assert squad_scores({"q": ["..."]}, {"q": "the"}) == SquadScores(exact_match=1, f1=0)
 
 
 def test_squad_scores_take_the_best_gold_answer_and_average_over_all_questions():
     gold = {"1": ["alpha beta", "gamma"], "2": ["delta"], "3": ["zeta"], "4": []}
-    scores = squad_scores({"1": "Gamma!", "2": "the delta chain", "4": "eta"}, gold)
+    scores = squad_scores(gold, {"1": "Gamma!", "2": "the delta chain", "4": "eta"})
     assert scores == SquadScores(exact_match=1 / 4, f1=pytest.approx((1 + 2 / 3 + 0 + 0) / 4))
     assert squad_scores({}, {}) == SquadScores(0, 0)
 
 
 def test_a_question_without_a_prediction_scores_0_even_where_empty_text_is_right():
-    assert squad_scores({}, {"q": ["the"]}).exact_match == 0
+    assert squad_scores({"q": ["the"]}, {}).exact_match == 0
 
 
-def test_predictions_for_unknown_questions_and_bare_strings_are_refused():
+def test_a_prediction_for_an_unknown_question_is_refused():
     with pytest.raises(ValueError, match="prediction for question 'x', which is not among the gold"):
-        squad_scores({"x": "a"}, {"q": ["a"]})
-    with pytest.raises(ValueError, match="question 'q': expected a list of gold answers, found 'text'"):
-        squad_scores({"q": "text"}, {"q": "text"})  # what swapped arguments look like
+        squad_scores({"q": ["a"]}, {"x": "a"})
     with pytest.raises(ValueError, match="prediction for question 'x'"):
         bioasq_factoid_scores({}, {"x": ["a"]})
+
+
+@pytest.mark.parametrize("score, gold, predicted", [
+    (squad_scores, {"q": ["beta"]}, {"q": "beta"}),
+    (bioasq_factoid_scores, {"q": ["beta"]}, {"q": ["beta"]})])
+def test_swapped_sides_and_texts_in_place_of_lists_are_told_by_what_they_hold(score, gold, predicted):
+    """A text in place of a list of answers would be read letter by letter."""
+    score(gold, predicted)
+    text = {"q": "beta"}
+    with pytest.raises(ValueError, match="gold, question 'q': expected a list, found 'beta'.*gold comes"):
+        score(text, predicted)
+    other_kind = text if predicted == gold else gold
+    with pytest.raises(ValueError, match="predicted, question 'q': expected a (text|list), found .*beta"):
+        score(gold, other_kind)
 
 
 def literal_squad(predicted, gold):
@@ -404,20 +442,22 @@ def test_squad_f1_is_the_same_in_both_directions(text, other):
 
 @given(answers, st.lists(answers, min_size=1, max_size=3), answers)
 def test_another_gold_answer_never_lowers_the_squad_scores(text, goals, other):
-    before, after = squad_scores({"q": text}, {"q": goals}), squad_scores({"q": text}, {"q": [*goals, other]})
+    before = squad_scores({"q": goals}, {"q": text})
+    after = squad_scores({"q": [*goals, other]}, {"q": text})
     assert after.exact_match >= before.exact_match and after.f1 >= before.f1
 
 
 @given(answers, st.lists(answers, min_size=1, max_size=3))
 def test_squad_scores_equal_a_literal_second_implementation(text, goals):
-    scores = squad_scores({"q": text}, {"q": goals})
+    scores = squad_scores({"q": goals}, {"q": text})
     exact, f1 = zip(*(literal_squad(text, goal) for goal in goals))
     assert (scores.exact_match, scores.f1) == (max(exact), pytest.approx(max(f1)))
 
 
 @given(answers)
 def test_a_gold_answer_as_prediction_scores_1_if_it_has_words(text):
-    assert squad_scores({"q": text}, {"q": ["z z z", text]}) == (1, 1 if normalise_squad_answer(text) else 0)
+    f1 = 1 if normalise_squad_answer(text) else 0
+    assert squad_scores({"q": ["z z z", text]}, {"q": text}) == (1, f1)
 
 
 # --- 6. BioASQ factoid answers ---
@@ -524,9 +564,11 @@ def test_reranking_mrr_worked_by_hand():
     assert reranking_mrr({}) == 0
 
 
-def test_a_label_that_is_text_is_refused():
+def test_a_label_that_is_text_and_a_probability_that_is_nan_are_refused():
     with pytest.raises(ValueError, match="group 'q': expected the label 0 or 1, found '0'"):
         reranking_mrr({"q": [(0.5, "0")]})
+    with pytest.raises(ValueError, match="group 'q': expected probabilities, found nan"):
+        reranking_mrr({"p": [(0.5, 1)], "q": [(math.nan, 1), (0.5, 0)]})
 
 
 ranked = st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.3]), st.sampled_from([0, 1])))
@@ -655,7 +697,7 @@ def test_binary_entropy_is_the_unigram_entropy_of_two_words(p):
 def test_mean_and_sd_worked_by_hand():
     assert mean_and_sd([2, 4, 6]) == (4, 2)  # sqrt((4 + 0 + 4) / 2)
     assert mean_and_sd([0.7]) == (0.7, 0)
-    assert mean_and_sd([0.1] * 3).sd == 0
+    assert mean_and_sd([0.1] * 3)[1] == 0
     with pytest.raises(ValueError, match="at least one"):
         mean_and_sd([])
 

@@ -4,10 +4,11 @@ Contents
   A worked example          pieces, ids, offsets and words that can be followed on paper
   Properties                what holds for any text: plain and fast path agree, offsets slice back, ...
   Files and errors          saving, loading, and what is refused
-  Learning                  vocabularies equal those of a slow program that counts anew before each merge
+  Learning                  the fast learner merges as the plain one does
   Treebank tokens           equal to those of NLTK
   Parity                    ids and offsets equal to those of the `tokenizers` package
 """
+import itertools
 import json
 import lzma
 import os
@@ -23,9 +24,10 @@ import regex
 from hypothesis import given, settings, strategies as st
 
 import tokenizer as module
-from tokenizer import (SPECIAL_TOKENS, Casing, CharacterTable, Tokenizer, count_words, learn_vocab,
-                       normalise_character, preprocess_bluebert, split_words, split_words_with_positions,
-                       treebank_tokenize)
+from tokenizer import (
+    SPECIAL_TOKENS, Casing, CharacterTable, Tokenizer, count_words, join_pair, learn_vocab, merge_pairs,
+    merge_pairs_plainly, normalise_character, preprocess_bluebert, read_object, split_characters, split_words,
+    split_words_with_positions, treebank_tokenize, write_bytes)
 
 ROOT = Path(module.__file__).parent
 DATA = os.environ.get("ELECTRAMED_DATA")
@@ -202,7 +204,7 @@ def test_the_fast_path_equals_the_plain_one_on_any_text_and_stays_small(monkeypa
             for _ in "12":    # the second time from memory
                 assert [tokenizer.encode_with_offsets(text) for text in texts] == plain
                 assert tokenizer.encode_batch(texts) == [ids for ids, _ in plain]
-            for cache in (tokenizer._spelled, tokenizer._encoded, tokenizer._located):
+            for cache in (tokenizer._spelled, tokenizer._encoded):
                 assert len(cache) <= cache_size and all(len(text) <= 100 for text in cache)
 
     check()
@@ -346,11 +348,14 @@ def test_a_missing_vocabulary_is_named(tmp_path):
 @pytest.mark.parametrize("config, message", [
     ("{", "tokenizer_config.json: JSON that cannot be read: .*line 1"),
     ("[]", "tokenizer_config.json: expected a JSON object"),
-    ('{"do_lower_case": "no"}', r"do_lower_case is 'no', but only \(True, False\) are possible"),
+    ('{"do_lower_case": "no"}', r"do_lower_case has 'no', .*: only \(True, False\) can be honoured"),
+    ('{"do_lower_case": null}', "do_lower_case has None"),
+    ('{"strip_accents": "\\u0007"}', r"strip_accents has '\\x07'"),     # shown, not rung
+    ('\xff{}', "tokenizer_config.json: JSON that cannot be read"),
 ])
 def test_a_broken_tokenizer_config_is_refused(tmp_path, config, message):
     RICH.save(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text(config)
+    (tmp_path / "tokenizer_config.json").write_text(config, encoding="latin-1")
     with pytest.raises(ValueError, match=message):
         Tokenizer.from_file(tmp_path)
     with pytest.raises(ValueError, match="tokenizer_config.json"):      # whatever casing the caller asks for
@@ -364,19 +369,22 @@ def test_a_casing_asked_for_leaves_the_other_settings_as_they_are(tmp_path):
     casing = Tokenizer.from_file(tmp_path, lowercase=False).casing
     assert casing == Casing(do_lower_case=False, strip_accents=None, tokenize_chinese_chars=False)
     config.write_text('{"max_input_chars_per_word": 200}')
-    with pytest.raises(ValueError, match="max_input_chars_per_word is 200"):
+    with pytest.raises(ValueError, match="max_input_chars_per_word has 200"):
         Tokenizer.from_file(tmp_path, lowercase=False)
 
 
-def test_words_that_were_added_to_a_vocabulary_are_refused_by_name(tmp_path):
+@pytest.mark.parametrize("setting", [
+    {"additional_special_tokens": ["@GENE$"]}, {"extra_special_tokens": ["@GENE$"]},
+    {"extra_special_tokens": {"gene": "@GENE$"}}, {"never_split": ["[CLS]", "@GENE$"]},
+    {"added_tokens_decoder": {"0": {"content": "[PAD]"}, "7": {"content": "@GENE$", "special": False}}}])
+def test_words_that_were_added_to_a_vocabulary_are_refused_by_name(tmp_path, setting):
     """transformers keeps an added @GENE$ whole; here it would be cut, with other ids."""
     RICH.save(tmp_path)
     config = tmp_path / "tokenizer_config.json"
-    for setting in ("additional_special_tokens", "extra_special_tokens"):
-        config.write_text(json.dumps({setting: ["@GENE$"]}))
-        with pytest.raises(ValueError, match=rf"{setting} is \['@GENE\$'\]"):
-            Tokenizer.from_file(tmp_path)
-    config.write_text('{"additional_special_tokens": [], "extra_special_tokens": {}}')
+    config.write_text(json.dumps(setting))
+    with pytest.raises(ValueError, match=rf"{[*setting][0]} has '@GENE\$', which would change ids"):
+        Tokenizer.from_file(tmp_path)
+    config.write_text('{"additional_special_tokens": [], "extra_special_tokens": {}, "never_split": null}')
     assert Tokenizer.from_file(tmp_path).pieces == RICH.pieces
 
 
@@ -425,11 +433,12 @@ def test_ids_equal_the_compiled_packages_under_every_setting(tmp_path, lowercase
 
 
 @pytest.mark.parametrize("setting", [
-    {"do_basic_tokenize": False}, {"never_split": ["IL-2"]}, {"clean_text": False}, {"unk_token": "<unk>"}])
+    {"do_basic_tokenize": False}, {"never_split": ["IL-2"]}, {"clean_text": False}, {"unk_token": "<unk>"},
+    {"unk_token": {"content": "<unk>"}}])
 def test_settings_that_cannot_be_honoured_are_refused_by_name(tmp_path, setting):
     RICH.save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(setting))
-    with pytest.raises(ValueError, match=f"tokenizer_config.json: {[*setting][0]} is"):
+    with pytest.raises(ValueError, match=f"tokenizer_config.json: {[*setting][0]} has '?[FI<]"):
         Tokenizer.from_file(tmp_path)
 
 
@@ -439,43 +448,126 @@ def test_settings_that_cannot_be_honoured_are_refused_by_name(tmp_path, setting)
       "pre_tokenizer": {"type": "BertPreTokenizer"}}, "model.vocab"),
     ({"model": {"type": "WordPiece", "vocab": {"a": 0}, "continuing_subword_prefix": "@@"},
       "normalizer": {"type": "BertNormalizer"}, "pre_tokenizer": {"type": "BertPreTokenizer"}},
-     "continuing_subword_prefix is '@@'"),
+     "continuing_subword_prefix has '@@'"),
     ({"model": {"type": "WordPiece", "vocab": {"a": 0}}, "normalizer": {"type": "BertNormalizer"},
       "pre_tokenizer": {"type": "BertPreTokenizer"},
       "added_tokens": [{"content": "[CLS]"}, {"content": "@GENE$"}]},
-     r"extra_special_tokens is \['@GENE\$'\]")])
+     r"tokenizer.json: added_tokens has '@GENE\$'"),
+    ({"model": {"type": "WordPiece", "vocab": {"a": 0}}, "normalizer": {"type": "BertNormalizer"},
+      "pre_tokenizer": {"type": "BertPreTokenizer"}, "added_tokens": 5}, "added_tokens has 5"),
+    ({"model": {"type": "WordPiece", "vocab": {"a": "0", "b": [1]}},
+      "normalizer": {"type": "BertNormalizer"}, "pre_tokenizer": {"type": "BertPreTokenizer"}},
+     "model.vocab: expected pieces with the ids 0, 1, 2")])
 def test_a_tokenizer_json_of_another_kind_is_refused(tmp_path, content, message):
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         Tokenizer.from_file(tmp_path)
 
 
+def write_folder(folder, pieces=RICH.pieces, config=None, normaliser=None, fast_pieces=None):
+    """A folder as transformers 4 leaves it: vocab.txt, and both or one of the other two files."""
+    (folder / "vocab.txt").write_text("".join(piece + "\n" for piece in pieces), encoding="utf-8")
+    if config is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    if normaliser is not None:
+        vocab = {piece: index for index, piece in enumerate(fast_pieces or pieces)}
+        (folder / "tokenizer.json").write_text(json.dumps({
+            "model": {"type": "WordPiece", "vocab": vocab, "unk_token": "[UNK]"},
+            "normalizer": {"type": "BertNormalizer", **normaliser},
+            "pre_tokenizer": {"type": "BertPreTokenizer"}}))
+    return folder
+
+
+@pytest.mark.parametrize("config, normaliser, casing", [
+    (None, {"lowercase": False}, Casing(False)),                    # what the vocabulary alone does not say
+    ({}, {"lowercase": False, "strip_accents": None}, Casing(False)),
+    ({"do_lower_case": False}, {"lowercase": False}, Casing(False)),
+    ({"strip_accents": False}, {"lowercase": True, "strip_accents": False}, Casing(True, False)),
+    ({"do_lower_case": True, "strip_accents": True}, {"lowercase": True, "strip_accents": None},
+     Casing(True, True)),                                           # two ways of saying the same
+    ({"do_lower_case": True, "strip_accents": False}, None, Casing(True, False))])
+def test_all_files_of_a_folder_are_read(tmp_path, config, normaliser, casing):
+    write_folder(tmp_path, config=config, normaliser=normaliser)
+    for path in (tmp_path, tmp_path / "vocab.txt"):
+        assert Tokenizer.from_file(path).casing == casing
+
+
+@pytest.mark.parametrize("config, normaliser", [
+    ({"do_lower_case": True}, {"lowercase": False}), ({"do_lower_case": False}, {"lowercase": True}),
+    ({"do_lower_case": True, "strip_accents": None}, {"lowercase": True, "strip_accents": False}),
+    ({"tokenize_chinese_chars": True}, {"handle_chinese_chars": False})])
+def test_files_that_contradict_each_other_about_casing_are_refused(tmp_path, config, normaliser):
+    write_folder(tmp_path, config=config, normaliser=normaliser)
+    for path in (tmp_path, tmp_path / "vocab.txt", tmp_path / "tokenizer.json"):
+        with pytest.raises(ValueError, match="tokenizer.json contradicts the files beside it: .*remove"):
+            Tokenizer.from_file(path)
+
+
+def test_two_files_with_other_pieces_and_words_added_in_one_of_them_are_refused(tmp_path):
+    write_folder(tmp_path, normaliser={}, fast_pieces=RICH.pieces[::-1])
+    with pytest.raises(ValueError, match="tokenizer.json contradicts the files beside it"):
+        Tokenizer.from_file(tmp_path)
+    content = json.loads(write_folder(tmp_path, normaliser={}).joinpath("tokenizer.json").read_text())
+    content["added_tokens"] = [{"id": 0, "content": "[PAD]"}, {"id": 70, "content": "@GENE$"}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"tokenizer.json: added_tokens has '@GENE\$'"):
+        Tokenizer.from_file(tmp_path)
+
+
+def test_asking_for_the_casing_that_the_files_say_keeps_their_accents(tmp_path):
+    write_folder(tmp_path, config={"do_lower_case": True, "strip_accents": False})
+    assert Tokenizer.from_file(tmp_path, lowercase=True).casing == Casing(True, False)
+    assert Tokenizer.from_file(tmp_path, lowercase=False).casing == Casing(False, None)
+
+
+def test_a_vocabulary_that_the_casing_cannot_reach_is_doubted_in_one_line():
+    cased = [*SPECIAL_TOKENS, "[unused1]", "The", "gout", "##s", "BRCA", "##1"]
+    assert Tokenizer(cased).tokenize("The gouts") == ["[UNK]", "gout", "##s"]
+    doubt = Tokenizer(cased).casing_doubt()
+    assert doubt.startswith("2 of 5 pieces, such as 'BRCA', occur in no text") and "--cased" in doubt
+    assert "\n" not in doubt
+    assert Tokenizer(cased, lowercase=False).casing_doubt() == ""
+    assert Tokenizer([*cased, *"abcdef"]).casing_doubt() == ""           # 2 of 11 is less than a fifth
+    accented = [*SPECIAL_TOKENS, "café", "caf", "##e", "rises"]
+    assert "strip_accents" in Tokenizer(accented).casing_doubt()
+    assert Tokenizer(accented, Casing(True, strip_accents=False)).casing_doubt() == ""
+    assert Tokenizer(SPECIAL_TOKENS).casing_doubt() == ""
+
+
+@needs_data
+@pytest.mark.parametrize("name, lowercase, is_doubted", [
+    ("scivocab", True, False), ("bio_electra", False, False), ("bio_electra", True, True)])
+def test_the_published_vocabularies_are_doubted_under_the_wrong_casing_alone(name, lowercase, is_doubted):
+    tokenizer = Tokenizer.from_file(Path(DATA, "vocab", name + ".txt"), lowercase)
+    assert bool(tokenizer.casing_doubt()) == is_doubted
+
+
+def test_one_text_in_place_of_a_list_is_refused():
+    """It would be read letter by letter."""
+    for function in (RICH.encode_batch, RICH.encode_words, count_words, lambda text: learn_vocab(text, 12)):
+        with pytest.raises(ValueError, match="expected a list of texts, found the text 'low lower'"):
+            function("low lower")
+    with pytest.raises(ValueError, match="expected a list of pieces .*from_file.*, found .* 'vocab.txt'"):
+        Tokenizer("vocab.txt")
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_file_is_written_whole_into_a_new_folder_and_read_back(tmp_path, kind):
+    path = kind(tmp_path / "new" / "folder" / "a.json")
+    write_bytes(path, b'{"a": 1}')
+    assert read_object(path) == {"a": 1} and [*Path(path).parent.iterdir()] == [Path(path)]
+    write_bytes(path, memoryview(b"[]"))
+    with pytest.raises(ValueError, match="a.json: expected a JSON object, found list"):
+        read_object(path)
+
+
+def test_run_as_a_program_the_file_shows_what_it_is_for():
+    result = subprocess.run([sys.executable, "tokenizer.py"], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "") and ">>> tokenizer.tokenize(" in result.stdout
+    assert 5 < len(result.stdout.splitlines()) < 20
+
+
 # --- Learning ---
-
-def learn_slowly(texts, size):
-    """The oracle: count all pairs anew before each merge. Only for texts whose alphabet fits."""
-    words = Counter(word for text in texts for word in split_words(text, LOWER))
-    spellings = {word: [word[0], *("##" + letter for letter in word[1:])] for word in words}
-    forms = Counter(form for word, count in words.items() for form in spellings[word] * count)
-    pieces = [*SPECIAL_TOKENS, *sorted(forms, key=lambda form: (-forms[form], form))]
-    while len(pieces) < size:
-        pairs = Counter(pair for word, count in words.items()
-                        for pair in list(zip(spellings[word], spellings[word][1:])) * count)
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair), default=None)
-        if best is None or pairs[best] < 2:
-            break
-        merged = best[0] + best[1][2:]
-        if merged not in pieces:
-            pieces.append(merged)
-        for word, old in spellings.items():
-            new, at = [], 0
-            while at < len(old):
-                step = 2 if tuple(old[at:at + 2]) == best else 1
-                new.append(merged if step == 2 else old[at])
-                at += step
-            spellings[word] = new
-    return pieces
-
 
 small_texts = st.lists(st.text("abc A.", max_size=12), min_size=1, max_size=8).filter(
     lambda texts: any(text.strip() for text in texts))
@@ -487,9 +579,38 @@ def test_learning_that_can_be_followed_on_paper():
         *SPECIAL_TOKENS, "##o", "##w", "l", "##e", "##r", "##ow", "low"]
 
 
-@given(small_texts, st.integers(16, 30))
-def test_learning_equals_counting_anew_before_each_merge(texts, size):
-    assert learn_vocab(texts, size) == learn_slowly(texts, size)
+def join_by_position(spelling, pair):
+    """The oracle of `join_pair`: walk through the word, two pieces at a time where they are the pair."""
+    joined, at = [], 0
+    while at < len(spelling):
+        step = 2 if tuple(spelling[at:at + 2]) == pair else 1
+        joined.append("".join(spelling[at:at + step]))
+        at += step
+    return joined
+
+
+@given(st.lists(st.sampled_from("ab"), max_size=9), st.sampled_from([("a", "b"), ("a", "a"), ("b", "a")]))
+def test_a_pair_is_joined_wherever_it_stands_from_left_to_right(spelling, pair):
+    assert join_pair(spelling, pair, "".join(pair)) == join_by_position(spelling, pair)
+
+
+@given(small_texts)
+def test_the_fast_learner_merges_as_the_plain_one_does(texts):
+    words = count_words(texts)
+    spellings = [split_characters(word) for word in words]
+    plain = list(merge_pairs_plainly(spellings, list(words.values())))
+    assert spellings == [split_characters(word) for word in words]          # the plain one changes nothing
+    assert list(merge_pairs(spellings, list(words.values()))) == plain
+    learnt = learn_vocab(texts, 1000)
+    assert learnt[len(learnt) - len(set(plain)):] == list(dict.fromkeys(plain))
+
+
+@needs_data
+def test_the_fast_learner_merges_as_the_plain_one_does_on_real_text():
+    words = count_words(sample_lines(20_000))
+    spellings, counts = [split_characters(word) for word in words], list(words.values())
+    plain = list(itertools.islice(merge_pairs_plainly(spellings, counts), 150))
+    assert list(itertools.islice(merge_pairs(spellings, counts), 150)) == plain and len(plain) == 150
 
 
 @given(small_texts, st.randoms())
