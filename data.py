@@ -1,26 +1,29 @@
 """Turn files into batches: corpora into shards, task files into labelled examples; invent a synthetic world.
 
 After reading this file you hold how ELECTRA's pre-training examples are cut from documents, how a corpus of
-any size is stored and drawn from reproducibly, and how the published task files of both papers are read. For
-example, examples of like length share a batch: of 20, 30, 30 and 7 tokens the first and the last become rows
-of 24 tokens, the other two rows of 32.
+any size is stored and drawn from reproducibly, and how the published task files of both papers are read. From
+text to a batch, by itself:
 
->>> plan = plan_batches(np.array([20, 30, 30, 7]), batch_size=2, max_length=32, rng=np.random.default_rng(0))
->>> [(width, sorted(rows.tolist())) for width, rows in sorted(plan, key=lambda batch: batch[0])]
-[(24, [0, 3]), (32, [1, 2])]
+>>> documents = list(text_documents(["Fever fell.", "Nobody died.", "", "A title"]))
+>>> documents
+[['Fever fell.', 'Nobody died.'], ['A title']]
+>>> tokenizer = Tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "fever", "fell", "nobody", "."])
+>>> encoded = [tokenizer.encode_batch(document) for document in documents]
+>>> list(build_examples(encoded, max_length=16, rng=random.Random(0)))
+[([5, 6, 8], [7, 1, 8]), ([1, 1], [])]
 
 Where it stands: text -> [this file, with tokenizer.py] -> numpy batches -> train_pretrain.py and
-train_finetune.py, which also use the small tools of section 1. As a program it prepares what they need:
+train_finetune.py, which prepare their data with it. As a program it prepares data alone:
 
-    python data.py learn | build | info | verify | fetch
+    python data.py learn | build | info | fetch
 
 Left out on purpose: masking, which is drawn anew for every step (electramed.py), and scores (metrics.py).
 Sources: the official TensorFlow ELECTRA code ("TF", with the file and function), and the releases of
 ELECTRAMed and Bio-ELECTRA for the formats of their files.
 
 Contents, in the order in which data flows
-    1. Small tools                 messages, progress, reading and writing files, commands
-    2. Documents                   text, PubMed and PMC XML, archives -> lists of sentences
+    1. Documents                   text -> lists of sentences; where a sentence of prose ends
+    2. Corpus files                PubMed and PMC XML, archives, folders -> documents; what is left out
     3. Pre-training examples       sentences -> segments A and B
     4. Shards                      examples -> a folder of arrays, built by several processes
     5. Batches                     examples of like length -> padded rows
@@ -35,11 +38,10 @@ import argparse
 import collections
 import concurrent.futures.process
 import contextlib
-import fcntl
 import functools
 import gzip
 import hashlib
-import html
+import html.entities
 import http.client
 import io
 import itertools
@@ -61,18 +63,174 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
-from xml.parsers import expat
+from xml.etree import ElementTree
 
 import numpy as np
 import regex
 
 from tokenizer import (Casing, Tokenizer, count_words, learn_from_counts, parse_json, preprocess_bluebert,
-                       write_bytes)
+                       read_object, write_bytes)
 
-# --- 1. Small tools ---
+try:
+    import fcntl
+except ImportError:                     # Windows has no such locks: there nothing guards a folder
+    fcntl = None                        # type: ignore[assignment]
+
+# --- 1. Documents ---
 #
-# The rest of this file and both trainers use them. One more, `write_bytes`, comes from tokenizer.py, which
-# saves vocabularies with it: it writes a whole file or nothing.
+# A corpus is a set of files; each file holds documents; a document is a list of sentences. Sentences matter
+# because an example is made of whole sentences (section 3). Plain text has one on each line; in XML they are
+# found by the rules below.
+
+
+class Document(list[str]):
+    """Hold the sentences of one document, and its number: {"pmid": "7"} or {"pmcid": "PMC7"}; text has none.
+
+    A PMID that PubMed has deleted comes as a document without sentences: {"deleted": "7"}.
+    """
+
+    id: dict[str, str] = {}
+
+
+def text_documents(lines: Iterable[str]) -> Iterator[Document]:
+    """Yield the documents of a text: a sentence on each line, an empty line after each document.
+
+    >>> list(text_documents(["Fever fell.", "Nobody died.", "", "A title"]))
+    [['Fever fell.', 'Nobody died.'], ['A title']]
+    """
+    for has_text, group in itertools.groupby(map(str.strip, lines), key=bool):  # lines with text, empty, ...
+        if has_text:
+            yield Document(group)
+
+
+# A full stop may belong to an abbreviation instead of ending the sentence. There are three kinds. They are
+# compared as they are written, in lower case or with one capital: "Ms. Lee" has a title, "by MS." has not.
+def in_both_cases(words: str) -> frozenset[str]:
+    """Return words in lower case, and with a first capital: "fig" -> "fig", "Fig"."""
+    return frozenset(words.split()) | frozenset(word[0].upper() + word[1:] for word in words.split())
+
+
+# (a) These abbreviations never stand last in a sentence: "Fig. 2". Some are words only with the capital:
+#     "mt" and "ms" are units, "sec" may be seconds.
+NEVER_LAST = frozenset("ca Dr Drs FIG FIGS Mr Mrs Ms Mt Prof Sec Sects St".split()) | in_both_cases(
+    "approx cf chr e.g eq eqs fig figs i.e ref refs resp sect sects ssp subsp suppl tab tabs var viz vol "
+    "vols vs")
+# (b) These may stand last, but not before a number: "no. 4", "No. NO1", "Jan. 2012".
+BEFORE_NUMBER = in_both_cases(
+    "al apr aug ca chap dec feb jan jul jun mar no nos nov nr oct p pp sep sept")
+# (c) These stand last only if the next word is one of OPENERS: "Smith et al. We ...". Initials and genera
+# (E. coli) are treated like them, and so are abbreviations with full stops inside (i.v., U.S.).
+RARELY_LAST = in_both_cases("al co corp dept inc jr ltd sp spp sr univ")
+OPENERS = frozenset("""a after all although among an and as at because before both but by conversely despite
+    due during each either finally first for from he her here his how however if in it its many moreover most
+    neither no of on one only other our out results she since some such that the their then there therefore
+    these they this those three thus to two under until upon using we what when whereas whether which while
+    who with within without""".split())
+# After these words a single capital is a name, not an initial: "in group A. Patients".
+LETTERED = frozenset("a arm class cohort factor figure grade group hepatitis influenza metaphase panel phase "
+                     "prophase site stage table toxin type vitamin".split())
+# A possible end: marks (also ". . ."), what may follow them (closing quotes and brackets, \p{Pe} and \p{Pf};
+# a citation such as [3,4], or a superscript number directly behind a word or its quote), then white space; or
+# an empty line. A match begins only at the first of several marks, and no other repeated character begins
+# one: so the time is linear in the text. SPACE adds U+001C to U+001F to \s: str.strip() takes them for white
+# space, `regex` does not.
+SPACE = r"[\s\x1c-\x1f]"
+SENTENCE_BREAK = regex.compile(
+    r"""(?<![.?!])(?<!\.\ )[.?!]+(?:\ \.)*+["'\p{Pe}\p{Pf}]*"""
+    rf"(?:\[[\d,\s\p{{Pd}}]{{1,40}}\]"
+    rf"|(?<=[a-z][a-z]\.[\"'\p{{Pf}}]?)\d(?:[\d,\p{{Pd}}]{{,8}}\d)?(?={SPACE}))?{SPACE}+"
+    rf"|\n[^\S\n]*\n{SPACE}*")
+OPENING_MARKS = regex.compile(r"""\A["'\p{Ps}\p{Pi}]+""")
+# (b), (a-c) and (a, a') stand before the parts of a legend, (ii) before those of a list.
+LETTERED_PART = regex.compile(r"\((?:[a-z]'?(?:[\s,\p{Pd}]{1,3}[a-z]'?){,4},?|[ivx]{1,4})\)")
+CLOSING_BRACKET = regex.compile(r"[^(]{,200}\)")
+INITIAL = regex.compile(r"[A-Z]|(?:[A-Za-z]{1,2}\.)+[A-Za-z]{1,2}")
+
+
+def ends_sentence(text: str, start: int, found: regex.Match) -> bool:
+    """Tell whether the marks found end the sentence that began at `start`.
+
+    The rules, by example:
+        (1) at pH 7. the buffer      a lower-case word continues the sentence; p53, mRNA, (b) can open one
+        (2) (n = 3. Not all)         inside brackets nothing ends
+        (3) Why? He said "no." Then  anything but a single full stop always ends
+        (4) Fig. 2, no. 4, 1. The    abbreviations, and numbers that head a paragraph
+        (5) E. coli, et al. found    initials, and abbreviations that rarely stand last
+
+    No rule looks further than 200 characters: a long text takes no more time per character than a short one.
+    """
+    stop, mark = found.start(), found[0].rstrip()
+    following = (OPENING_MARKS.sub("", text[found.end():found.end() + 40]).split() or [""])[0]
+    # (1) A lower-case word continues the sentence, unless it is a name such as p53 or β-actin, or what a
+    #     legend explains ("pe, pigmented epithelium"), or heads a part of a legend or list.
+    can_open = regex.search(r"\d|^[α-ω]-|^[a-z]{1,3},$", following)
+    if following.islower() and not can_open and not LETTERED_PART.match(text, found.end()):
+        return False
+    # (2) Inside brackets nothing ends. The bracket was opened before, and is closed within 200 characters.
+    before = text[max(start, stop - 200):stop]
+    is_open = before.rfind("(") > before.rfind(")") and ")" not in mark
+    if is_open and CLOSING_BRACKET.match(text, found.end()):
+        return False
+    # (3) Only a full stop that is alone, or before a citation number ("mice.3"), may not end it. Always an
+    #     end: ? and !, several marks ("..."), and a full stop with a quote, a bracket or [3] behind it.
+    is_full_stop = mark[0] == "." and (len(mark) == 1 or mark[1].isdigit())
+    if not is_full_stop:
+        return True
+    # (4) The full stop of an abbreviation of kind (a) or (b) does not end it, nor does that of a number that
+    #     is the whole sentence so far: it heads a paragraph ("1. The").
+    two_before, previous, last = ["", "", "", *before.split()][-3:]
+    word = OPENING_MARKS.sub("", last)
+    if word in NEVER_LAST or (word in BEFORE_NUMBER and regex.match(r"[A-Z_]*\d", following)):
+        return False
+    if before.isdigit() and len(before) == stop - start:
+        return False
+    # (5) The full stop of an initial or an abbreviation of kind (c) ends it only if the next word opens
+    #     sentences, or if the capital is a name or a unit ("in group A.", "in A and B.", "at 37 C.").
+    if word in RARELY_LAST or INITIAL.fullmatch(word):
+        is_listed = previous in ("and", "or") and regex.fullmatch(r"[A-Z\d]{1,3},?", two_before)
+        is_lettered = previous.lower() in LETTERED or previous[-1:].isdigit()
+        return len(word) == 1 and bool(is_listed or is_lettered) or following.lower().rstrip(",") in OPENERS
+    return True
+
+
+def split_sentences(text: str) -> list[tuple[int, int]]:
+    """Find the sentences of biomedical prose.
+
+    >>> text = "It fell (p < 0.05). E. coli in Fig. 2 did not.[3]"
+    >>> [text[start:end] for start, end in split_sentences(text)]
+    ['It fell (p < 0.05).', 'E. coli in Fig. 2 did not.[3]']
+
+    A sentence ends at . ? or ! before white space and a word that can open another (one with a capital or a
+    digit, such as p53 and mRNA), unless `ends_sentence` knows better; and at every empty line. Citation marks
+    behind the full stop ("in mice.[3,4]", "in mice.3") belong to the sentence that they end.
+
+    returns   (start, end) characters of each, without the white space around it
+    """
+    spans, start = [], len(text) - len(text.lstrip())
+    for found in SENTENCE_BREAK.finditer(text, start):
+        if found[0].count("\n") > 1 or ends_sentence(text, start, found):
+            # Before an empty line there may be spaces: they are no part of the sentence.
+            spans.append((start, start + len(text[start:found.end()].rstrip())))
+            start = found.end()
+    end = len(text.rstrip())
+    return spans + [(start, end)] if start < end else spans
+
+
+# --- 2. Corpus files ---
+#
+# On the way from a file to its documents there is one step in between:
+#
+#     file --read_parts--> parts --part_documents--> documents
+#
+# A part is raw bytes, cut where a document ends. Cutting is cheap and is done by one process; parsing and
+# tokenizing take time, and are done by as many processes as there are cores (section 4).
+
+READ_BYTES = 1 << 20                    # bytes read at once
+HEAD_BYTES = 1 << 16                    # first bytes of a file, from which its format is told
+BLOCK_BYTES = 1 << 24                   # of text in one shard: about 4 million tokens, seconds of one core
+XML_MEMBER_BYTES = 1 << 29              # of one XML file in an archive: it is held in memory as a whole
+# What Python's readers raise when an archive ends too early or holds wrong bytes.
+DAMAGED = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
 
 
 def say(text: str, end: str = "\n") -> None:
@@ -82,58 +240,6 @@ def say(text: str, end: str = "\n") -> None:
     """
     with contextlib.suppress(OSError, ValueError):
         print(text, end=end, file=sys.stderr or open(os.devnull, "w"), flush=True)
-
-
-class Progress:
-    """Show how far long work has come, on one line: units done and in all, units per second, time left.
-
-    On a terminal the line is written over the one before; elsewhere (a log file) a plain line is added:
-        1,200 of 10,000 steps, 41.3/s, 4 min left  loss 6.12
-
-    total     units in all; None when unknown
-    unit      what is counted, in the plural: "steps"
-    start     units that an earlier run has done already: they do not count in the rate
-    """
-
-    def __init__(self, total: int | None, unit: str, start: int = 0) -> None:
-        self.total, self.unit, self.start = total, unit, start
-        self.began = self.shown = time.monotonic()
-        # On a terminal: back to the line's start, and clear it.
-        self.rewind = "\r\x1b[2K" if sys.stderr and sys.stderr.isatty() else ""
-        self.line = self.printed = ""
-
-    def show(self, done: int, note: str = "") -> None:
-        """Report `done` units: at most five times a second on a terminal, every ten seconds elsewhere."""
-        now = time.monotonic()
-        rate = (done - self.start) / max(now - self.began, 1e-9)
-        total = f" of {self.total:,}" if self.total else ""
-        self.line = f"{done:,}{total} {self.unit}, {rate:,.1f}/s"
-        if self.total and rate:                                     # otherwise the time left is unknown
-            left = (self.total - done) / max(rate, 1e-9)            # seconds
-            self.line += f", {left / 60:,.0f} min left" if left >= 90 else f", {left:.0f} s left"
-        self.line += f"  {note}" if note else ""
-        if self.rewind:             # a line wider than the terminal could not be written over
-            self.line = self.line[:shutil.get_terminal_size().columns - 1]
-        if now - self.shown >= (0.2 if self.rewind else 10):
-            self.shown, self.printed = now, self.line
-            say(self.rewind + self.line, end="" if self.rewind else "\n")
-
-    def finish(self) -> None:
-        """Print the last state, if it does not stand there already, and end the line."""
-        if self.rewind or self.line != self.printed:
-            say(self.rewind + self.line)
-
-    def over(self, items: Iterable[Any]) -> Iterator[Any]:
-        """Yield items unchanged, showing how many have been taken."""
-        for done, item in enumerate(items, self.start + 1):
-            yield item
-            self.show(done)
-        self.finish()
-
-
-# What Python's readers raise when an archive ends too early or holds wrong bytes.
-DAMAGED = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
-READ_BYTES = 1 << 20                    # bytes read at once
 
 
 @contextlib.contextmanager
@@ -172,6 +278,18 @@ def decompressed(file: Any, name: str = "") -> io.BufferedReader:
     return content
 
 
+def open_file(path: str | os.PathLike) -> io.BufferedReader:
+    """Open a file, compressed or not; "-" is standard input. It is opened once, so a pipe can be read too.
+
+    raises   OSError where it cannot be opened, ValueError where it is damaged, or standard input is closed
+    """
+    if str(path) != "-":
+        return decompressed(open(path, "rb", buffering=0), str(path))
+    if sys.stdin is None:
+        raise ValueError("standard input is closed: pass a file")
+    return decompressed(getattr(sys.stdin.buffer, "raw", sys.stdin.buffer), "standard input")
+
+
 def decode_line(line: bytes, number: int, place: str | os.PathLike) -> str:
     """Decode one line and drop its end; drop a byte order mark from line 1.
 
@@ -186,252 +304,59 @@ def decode_line(line: bytes, number: int, place: str | os.PathLike) -> str:
         raise ValueError(f"{place} line {number} byte {error.start}: not UTF-8: convert the file") from None
 
 
-def numbered_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: str | os.PathLike,
+                   file: io.BufferedReader | None = None) -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, line without its end) of a file, compressed or not.
 
     Only \\n ends a line (a \\r before it is dropped too): text from PDF files holds characters such as U+2028
     at which str.splitlines would also break.
 
+    file     what `open_file` gave, where the file is open already
     raises   ValueError naming path and line where the bytes are not UTF-8 or the archive is damaged
     """
     number = 0
-    with damage_named(lambda: f"{path} after line {number}"), open(path, "rb", buffering=0) as raw:
-        for number, line in enumerate(decompressed(raw, str(path)), start=1):
+    with damage_named(lambda: f"{path} after line {number}"), file or open_file(path) as content:
+        for number, line in enumerate(content, start=1):
             yield number, decode_line(line, number, path)
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; ValueError naming it, and the line, where `parse_json` refuses its content."""
-    return parse_json("\n".join(line for _, line in numbered_lines(path)), path)
-
-
-def take(entry: Any, key: str, kind: type, place: str) -> Any:
-    """Return a value of a JSON object, of the type that it must have; an id may also be a number.
-
-    raises   ValueError naming place and key where it is missing or of another type
-    """
-    if not isinstance(entry, dict) or key not in entry:
-        raise ValueError(f"{place}: no {key!r} in {str(entry)[:60]}")
-    value: Any = str(entry[key]) if key == "id" and type(entry[key]) is int else entry[key]
-    if type(value) is not kind:
-        raise ValueError(f"{place}: {key!r} is {str(value)[:60]}, expected a value of type {kind.__name__}")
-    return value
-
-
-def file_hash(path: str | os.PathLike) -> str:
-    """Return the SHA-256 of a file's content. At most READ_BYTES of it are in memory at a time."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def run_command(command: Callable[[], int]) -> int:
-    """Run a command and return its exit status.
-
-    Wrong input becomes one line on stderr and status 2, Ctrl-C becomes status 130. Other exceptions are
-    errors of the program and keep their traceback.
-    """
-    try:
-        return command()
-    except KeyboardInterrupt:
-        say("\ninterrupted")
-        return 130
-    except BrokenPipeError:         # the program that reads our output (head, say) has ended, and so do we
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ValueError, OSError) as error:
-        say(f"error: {error}")
-        return 2
-
-
-@contextlib.contextmanager
-def only_process(folder: Path) -> Iterator[None]:
-    """Hold a folder while something is written there, so that no second process writes there, too.
-
-    The system drops the lock when its holder ends, however it ends. What the last holder, if it was killed,
-    left half written (NAME.PID.unfinished, see `write_bytes`) is removed; its workers wrote arrays of shards.
-
-    raises   ValueError naming the process that holds the folder
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".electramed.lock", "a+") as file:
-        holder = Path(file.name).read_text()
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder} is in use by process {holder}: wait until it ends") from None
-        file.truncate(0)
-        print(os.getpid(), end="", file=file, flush=True)
-        for leftover in [*folder.rglob(f"*.{holder}.unfinished"), *folder.glob("0*.npy.*.unfinished")]:
-            leftover.unlink(missing_ok=True)
-        yield
-
-
-def refuse_inside(out: Path, corpus: Iterable[str | os.PathLike]) -> None:
-    """Raise ValueError where `out` lies in a folder of the corpus: what is written would become text."""
-    for folder in map(Path, corpus):
-        if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"{out} lies in {folder}, all files of which are corpus: choose another --out")
-
-
-# --- 2. Documents ---
-#
-# A corpus is a set of files; each file holds documents; a document is a list of sentences. Sentences matter
-# because an example is made of whole sentences (section 3). Plain text has one on each line; in XML they are
-# found by the rules below. On the way from a file to its documents there is one step in between:
-#
-#     file --read_parts--> parts --part_documents--> documents
-#
-# A part is raw bytes, cut where a document ends. Cutting is cheap and is done by one process; parsing and
-# tokenizing take time, and are done by as many processes as there are cores (section 4).
-
-Document = list[str]                    # the sentences of one document
-
-# A full stop may belong to an abbreviation instead of ending the sentence. There are three kinds.
-# (a) These abbreviations never stand last in a sentence: "Fig. 2".
-NEVER_LAST = frozenset("approx ca cf dr e.g eq eqs fig figs i.e mr mrs ms prof ref refs resp sect ssp st "
-                       "subsp suppl tab tabs var viz vol vols vs".split())
-# (b) These may stand last, but not before a number: "no. 4", "Jan. 2012".
-BEFORE_NUMBER = frozenset("al apr aug chap dec feb jan jul jun mar no nos nov nr oct p pp sep sept".split())
-# (c) These stand last only if the next word is one of OPENERS: "Smith et al. We ...". Initials and genera
-# (E. coli) are treated like them, and so are abbreviations with full stops inside (i.v., U.S.).
-RARELY_LAST = frozenset("al co corp dept inc jr ltd sp spp sr univ".split())
-OPENERS = frozenset("""a after all although among an and as at because before both but by conversely despite
-    due during each either finally first for from he her here his how however if in it its many moreover most
-    neither no of on one only other our out results she since some such that the their then there therefore
-    these they this those three thus to two under until upon using we what when whereas whether which while
-    who with within without""".split())
-# After these words a single capital is a name, not an initial: "in group A. Patients".
-LETTERED = frozenset("a and arm class cohort factor figure grade group hepatitis influenza or panel stage "
-                     "table toxin type vitamin".split())
-# A possible end: marks, what may follow them (closing quotes and brackets, \p{Pe} and \p{Pf}; a citation such
-# as [3,4], or a superscript number directly behind a word), then white space; or an empty line. A match
-# begins only at the first of several marks, and no other repeated character begins one: so the time is linear
-# in the text. SPACE adds U+001C to U+001F to \s: str.strip() takes them for white space, `regex` does not.
-SPACE = r"[\s\x1c-\x1f]"
-SENTENCE_BREAK = regex.compile(
-    r"""(?<![.?!])[.?!]+["'\p{Pe}\p{Pf}]*"""
-    rf"(?:\[[\d,\s\p{{Pd}}]{{1,40}}\]|(?<=[a-z][a-z]\.)\d[\d,\p{{Pd}}]{{,9}}(?={SPACE}))?{SPACE}+"
-    rf"|\n[^\S\n]*\n{SPACE}*")
-OPENING_MARKS = regex.compile(r"""\A["'\p{Ps}\p{Pi}]+""")
-CLOSING_BRACKET = regex.compile(r"[^(]{,200}\)")
-INITIAL = regex.compile(r"[A-Z]|(?:[A-Za-z]{1,2}\.)+[A-Za-z]{1,2}")
-
-
-def ends_sentence(text: str, start: int, found: regex.Match) -> bool:
-    """Tell whether the marks found end the sentence that began at `start`.
-
-    The rules, by example:
-        (1) at pH 7. the buffer      a lower-case word continues the sentence; p53 and mRNA can open one
-        (2) (n = 3. Not all)         inside brackets nothing ends
-        (3) Why? He said "no." Then  anything but a single full stop always ends
-        (4) Fig. 2, no. 4, 1. The    abbreviations, and numbers that head a paragraph
-        (5) E. coli, et al. found    initials, and abbreviations that rarely stand last
-
-    No rule looks further than 200 characters: a long text takes no more time per character than a short one.
-    """
-    stop, mark = found.start(), found[0].rstrip()
-    following = (OPENING_MARKS.sub("", text[found.end():found.end() + 40]).split() or [""])[0]
-    # (1) A lower-case word continues the sentence, unless it is a name such as p53 or β-actin.
-    if following.islower() and not regex.search(r"\d|^[α-ω]-", following):
-        return False
-    # (2) Inside brackets nothing ends. The bracket was opened before, and is closed within 200 characters.
-    before = text[max(start, stop - 200):stop]
-    is_open = before.rfind("(") > before.rfind(")") and ")" not in mark
-    if is_open and CLOSING_BRACKET.match(text, found.end()):
-        return False
-    # (3) Only a full stop that is alone, or before a citation number ("mice.3"), may not end it. Always an
-    #     end: ? and !, several marks ("..."), and a full stop with a quote, a bracket or [3] behind it.
-    is_full_stop = mark[0] == "." and (len(mark) == 1 or mark[1].isdigit())
-    if not is_full_stop:
-        return True
-    # (4) The full stop of an abbreviation of kind (a) or (b) does not end it, nor does that of a number that
-    #     is the whole sentence so far: it heads a paragraph ("1. The").
-    previous, last = ["", "", *before.split()][-2:]
-    word = OPENING_MARKS.sub("", last)
-    if word.lower() in NEVER_LAST or (word.lower() in BEFORE_NUMBER and following[:1].isdigit()):
-        return False
-    if before.isdigit() and len(before) == stop - start:
-        return False
-    # (5) The full stop of an initial or an abbreviation of kind (c) ends it only if the next word opens
-    #     sentences, or if the capital is a name or a unit ("in group A.", "at 37 C.").
-    if word.lower() in RARELY_LAST or INITIAL.fullmatch(word):
-        is_name = len(word) == 1 and (previous.lower() in LETTERED or previous[-1:].isdigit())
-        return is_name or following.lower().rstrip(",") in OPENERS
-    return True
-
-
-def split_sentences(text: str) -> list[tuple[int, int]]:
-    """Find the sentences of biomedical prose.
-
-    >>> text = "It fell (p < 0.05). E. coli in Fig. 2 did not.[3]"
-    >>> [text[start:end] for start, end in split_sentences(text)]
-    ['It fell (p < 0.05).', 'E. coli in Fig. 2 did not.[3]']
-
-    A sentence ends at . ? or ! before white space and a word that can open another (one with a capital or a
-    digit, such as p53 and mRNA), unless `ends_sentence` knows better; and at every empty line. Citation marks
-    behind the full stop ("in mice.[3,4]", "in mice.3") belong to the sentence that they end.
-
-    returns   (start, end) characters of each, without the white space around it
-    """
-    spans, start = [], len(text) - len(text.lstrip())
-    for found in SENTENCE_BREAK.finditer(text, start):
-        if found[0].count("\n") > 1 or ends_sentence(text, start, found):
-            spans.append((start, found.start() + len(found[0].rstrip())))
-            start = found.end()
-    end = len(text.rstrip())
-    return spans + [(start, end)] if start < end else spans
-
-
-def corpus_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
-    """List the given files, and all files below the given folders (sorted) that are not hidden.
-
-    The order matters: it decides which documents fall into one block, and which are held out. Links to
-    folders are not followed, since they may lead in circles; they are named, and so is what cannot be read.
-
-    raises   FileNotFoundError naming a path that is not there
-    """
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder")
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if any(part.startswith(".") for part in file.relative_to(path).parts):
-                continue
-            if file == path or file.is_file():
-                files.append(file)
-            elif file.is_symlink() or not file.is_dir() or not os.access(file, os.R_OK | os.X_OK):
-                say(f"{file}: a link to a folder, or not to be read: left out")
-    return files
-
-
-BLOCK_BYTES = 1 << 24                   # of text in one shard: about 4 million tokens, seconds of one core
-XML_MEMBER_BYTES = 1 << 29              # of one XML file in an archive: it is held in memory as a whole
+# What is neither prose nor XML, told from its beginning. Columns are found by `has_columns`.
+NOT_PROSE = {name: re.compile(pattern, re.M) for name, pattern in {
+    "JSON": r'\s*(?:\{\s*["}]|\[\s*["{[])',                         # also one object on each line
+    "checksums": r"\s*(?:(?:MD5|SHA\d+) ?\(.+\) ?= ?|[0-9a-f]{32,} )",
+    "tagged records (.nbib, RIS)": r"\s*(?:[A-Z][A-Z0-9]{1,3} {0,2}- .*\n(?: .*\n)*){2}",     # PMID- 7
+    "stand-off annotations": r"\s*(?:\d+\|[a-z]\||[TREAMN#]\d+\t)",                           # 7|t|On gout.
+    "sequences": r"\s*>.*\n[A-Za-z*-]+\r?$",                                                  # >seq1
+    "tagged words": r"\s*(?:\S+(?: \S+)* (?:O|[BIES]-\S+)\s*\n){3}"}.items()}                 # gout B-Disease
+ABOUT_FILES = re.compile(r"(?:readme|licen[cs]e|copying|changelog)\b", re.I)
 IS_XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:[?][A-Za-z]|!DOCTYPE|!--|[A-Za-z_][\w.:-]*(?:\s|/?>))")
+PACKED = (b"PK\3\4", b"BZh", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd", b"Rar!")       # zip, bzip2, 7z, zstd, rar
+READ = ("text", "xml", "tar")           # the formats that are read
+# These endings promise text or XML (PMC's papers end in .nxml): if the content is something else, it is
+# damaged, and an error names its line.
+PROMISING = (".txt", "xml", ".gz", ".xz")
 
 
-class FilePart(NamedTuple):
-    """Hold whole documents of one file as raw bytes, not yet parsed.
+def has_columns(text: str) -> bool:
+    """Tell whether lines are rows of a table: one separator stands in all of them, and equally often.
 
-    One process cuts files into parts and hands them to the others. An XML file is one part, because only a
-    parser knows where its documents end; its content stays on the disk.
+    Prose has commas too, but a space behind them, or digits on both sides (1,204). Of tabs a few lines may
+    have none. What stands in quotes may hold separators and line ends.
     """
-
-    name: str                   # the path; for a member of an archive, followed by its name there
-    line: int                   # number of its first line
-    format: str                 # text or xml
-    content: bytes | None       # None for an XML file outside archives: its reader opens it
-    position: int               # bytes of the file on the disk (compressed or not) up to the end of this part
+    lines = [line for line in re.sub(r'"[^"]*"', '""', text).split("\n") if line.strip() and line[0] != "#"]
+    for separator in ("\t", r"(?<!\d),(?! )|,(?![\d ])|,(?=\d(?!\d\d\b))", r";(?! )", r"\|"):
+        counts = [len(re.findall(separator, line)) for line in lines]
+        is_even = len(set(counts)) == 1 or separator == "\t"
+        if len(lines) > 1 and is_even and sum(map(bool, counts)) > 0.8 * len(lines):
+            return True
+    return False
 
 
 def detect_format(head: bytes) -> str:
-    """Tell from the first 512 bytes or more of a file, not from its name: text, xml, tar or binary.
+    """Tell from its first bytes what a file is, whatever its name.
 
-    A tar archive begins with a header whose checksum is right. If the checksum is wrong but "ustar" stands at
-    byte 257, it is a damaged archive; its reader will say so. XML begins with a tag. Zero bytes, or bytes
-    that are not UTF-8, show a file that is not text (a picture among papers).
+    returns   "text", "xml" or "tar", which are read; "binary" where it is not UTF-8; or, in words, what it
+              seems to be: "JSON", "columns", "XML with the root element html"
     """
     with contextlib.suppress(tarfile.HeaderError):
         tarfile.TarInfo.frombuf(head[:512], "utf-8", "replace")
@@ -439,14 +364,50 @@ def detect_format(head: bytes) -> str:
     if head[257:262] == b"ustar":
         return "tar"
     if IS_XML.match(head):
-        return "xml"
+        # The first tag that is no comment, declaration or instruction is that of the root.
+        root = re.search(rb"<([A-Za-z_][\w.:-]*)", re.sub(rb"(?s)<!--.*?-->|<[?].*?[?]>", b"", head))
+        tag = root[1].decode().rpartition(":")[2] if root else ""
+        return "xml" if not root or tag in XML_ROOTS else f"XML with the root element {tag}"
     # Bytes that are not UTF-8 are decoded to surrogates. The head may end inside a character, of three bytes
-    # at most.
-    decoded = head.decode(errors="surrogateescape")[:-3]
-    return "binary" if b"\0" in head or re.search("[\ud800-\udfff]", decoded) else "text"
+    # at most, and inside a line.
+    decoded = head.decode("utf-8-sig", "surrogateescape")
+    if b"\0" in head or re.search("[\ud800-\udfff]", decoded[:-3]):
+        return "an archive of another kind" if head.startswith(PACKED) else "binary"
+    whole = decoded if len(head) < HEAD_BYTES else decoded.rpartition("\n")[0]
+    names = (name for name, pattern in NOT_PROSE.items() if pattern.match(decoded))
+    return next(names, "columns" if has_columns(whole) else "text")
 
 
-def cut_text(file: io.BufferedReader, name: str, raw: io.FileIO) -> Iterator[FilePart]:
+def refuse_other(path: str | os.PathLike, format: str) -> None:
+    """Raise ValueError where a file that was given by itself holds something else than text."""
+    if format not in (*READ, "binary"):
+        raise ValueError(f"{path}: this seems to be {format}, which would be learnt as if it were prose: "
+                         "expected PubMed's or PMC's XML, or text: a sentence on each line, an empty line "
+                         "after each document; convert it to text")
+
+
+def name_left_out(place: str | os.PathLike, left_out: list[tuple[str, str]]) -> None:
+    """Say which files of a folder or members of an archive are not read, and what they seem to be."""
+    if left_out:
+        shown = "; ".join(f"{name} ({what})" for name, what in left_out[:20])
+        say(f"{place}: {len(left_out):,} left out: {shown}{'; ...' if len(left_out) > 20 else ''}")
+
+
+class FilePart(NamedTuple):
+    """Hold whole documents of one file as raw bytes, not yet parsed.
+
+    One process cuts files into parts and hands them to the others. An XML file is one part, because only a
+    parser knows where its documents end; it is read from the open file, or by another process from the disk.
+    """
+
+    name: str                       # the path, or "archive.tar: member"
+    line: int                       # number of the first line; 1 tells that a file begins
+    format: str                     # "text", "xml", or "left out": a member of an archive that is not read
+    content: Any                    # bytes; of an XML file the open file, or None: open it anew
+    position: int = 0               # bytes of the file, as it is on the disk, up to the part's end
+
+
+def cut_text(file: io.BufferedReader, name: str) -> Iterator[FilePart]:
     """Cut a stream of text into parts of at most BLOCK_BYTES.
 
     Cuts fall between documents; only a document longer than a block is cut inside, at a line's end.
@@ -465,71 +426,78 @@ def cut_text(file: io.BufferedReader, name: str, raw: io.FileIO) -> Iterator[Fil
         end = len(block) if is_last else border.end() if border else block.rfind(b"\n") + 1
         if not is_last and not end:
             raise ValueError(f"{name} line {line}: over {BLOCK_BYTES:,} bytes: put each sentence on a line")
-        yield FilePart(name, line, "text", bytes(block[:end]), raw.tell())
+        yield FilePart(name, line, "text", bytes(block[:end]))
         line += block.count(b"\n", 0, end)
         del block[:end]
 
 
-def read_members(file: io.BufferedReader, path: str, raw: io.FileIO) -> Iterator[FilePart]:
+def read_members(file: io.BufferedReader, path: str) -> Iterator[FilePart]:
     """Cut the members of a tar archive into parts, each read as a file of its own would be.
 
     The archive is read as a stream and nothing is unpacked, so a member's name ("../../etc") can do no harm.
-    Members that hold no text (pictures, links, devices, the "._" files of a Mac) are left out, and named. One
-    whose name promises text is read as such: if it is damaged, an error names its line.
+    Members that are no text (pictures, tables, links, archives, the "._" files of a Mac) are left out, and
+    named.
     """
     name = f"{path} after line 0"
-    left_out: list[str] = []
+    left_out: list[tuple[str, str]] = []
     with damage_named(lambda: name):
         archive: Any = tarfile.open(fileobj=file, mode="r|")
         while (member := archive.next()) is not None:
             archive.members.clear()                          # or memory would grow with the number of members
-            name, format = f"{path}: {member.name}", "binary"
-            is_wanted = member.isfile() and not os.path.basename(member.name).startswith("._")
-            if is_wanted:
+            name, base = f"{path}: {member.name}", os.path.basename(member.name)
+            format = "hidden" if member.isfile() else "no file"
+            if member.isfile() and not base.startswith("._"):
                 content = decompressed(archive.extractfile(member), name)
-                format = detect_format(content.peek(512)[:512])
+                format = "about the files" if ABOUT_FILES.match(base) else detect_format(head_of(content))
             if format == "xml":
                 xml = content.read(XML_MEMBER_BYTES + 1)
                 if len(xml) > XML_MEMBER_BYTES:
                     raise ValueError(f"{name}: XML over {XML_MEMBER_BYTES:,} bytes: unpack the archive")
-                yield FilePart(name, 1, "xml", xml, raw.tell())
-            # These endings promise text or XML (PMC's papers end in .nxml), so other content is damage.
-            elif is_wanted and (format == "text" or name.lower().endswith((".txt", "xml", ".gz", ".xz"))):
-                yield from cut_text(content, name, raw)
+                yield FilePart(name, 1, "xml", xml)
+            elif format == "text" or format == "binary" and name.lower().endswith(PROMISING):
+                yield from cut_text(content, name)
             elif not member.isdir():
-                left_out.append(member.name)
+                what = "an archive in an archive: unpack it" if format in ("tar", "an archive of another kind"
+                                                                           ) else format
+                left_out.append((member.name, what))
+                yield FilePart(name, 1, "left out", b"")
         # tarfile takes a damaged header for the end of the archive. The true end is two blocks of zeros or
         # more. tarfile has read the first, so at least one has to follow, and nothing but zeros.
         rest = [block.strip(b"\0") for block in iter(lambda: archive.fileobj.read(READ_BYTES), b"")]
         if not rest or any(rest):
             raise tarfile.ReadError(f"no header, and no end, at byte {archive.offset:,}")
-    if left_out:
-        say(f"{path}: left out {len(left_out):,} members without text, such as {', '.join(left_out[:20])}")
+    name_left_out(path, left_out)
 
 
-def read_parts(path: str | os.PathLike) -> Iterator[FilePart]:
+def head_of(file: io.BufferedReader) -> bytes:
+    """Return the first bytes of an open file, which are read again afterwards."""
+    return file.peek(HEAD_BYTES)[:HEAD_BYTES]
+
+
+def read_parts(path: str | os.PathLike, file: io.BufferedReader | None = None) -> Iterator[FilePart]:
     """Cut a text, XML or tar file, compressed or not, into parts that can be read one by one.
 
     Text gives parts of at most BLOCK_BYTES, an XML file is one part, an archive gives those of its members.
 
-    raises   ValueError naming path and line where the archive is damaged or a line is longer than a block
+    file     what `open_file` gave, where the file is open already
+    raises   ValueError naming path and line where the archive is damaged or a line is longer than a block, or
+             saying what the file seems to be if it is no text
     """
-    with open(path, "rb", buffering=0) as raw:
-        file = decompressed(raw, str(path))
-        format = detect_format(file.peek(512))
+    with file or open_file(path) as content:
+        format = detect_format(head_of(content))
+        refuse_other(path, format)
         if format == "xml":
-            yield FilePart(str(path), 1, "xml", None, os.path.getsize(path))
+            parts = iter([FilePart(str(path), 1, "xml", content)])
         elif format == "tar":
-            yield from read_members(file, str(path), raw)
+            parts = read_members(content, str(path))
         else:
             # "binary" too: the user asked for this file, and is told which line is not UTF-8.
-            yield from cut_text(file, str(path), raw)
-
-
-def format_of(path: str | os.PathLike) -> str:
-    """Return the format of a file, compressed or not: text, xml, tar or binary."""
-    with open(path, "rb", buffering=0) as raw:
-        return detect_format(decompressed(raw, str(path)).peek(512))
+            parts = cut_text(content, str(path))
+        for part in parts:
+            position = 0
+            with contextlib.suppress(OSError):                      # a pipe has no position
+                position = os.lseek(content.fileno(), 0, os.SEEK_CUR)
+            yield part._replace(position=position)
 
 
 class Reading(NamedTuple):
@@ -547,20 +515,6 @@ class Reading(NamedTuple):
 def describe_reading(reading: Reading) -> dict[str, Any]:
     """Return what is taken as JSON values for index.json: a function is recorded by its name."""
     return {**reading._asdict(), "preprocess": getattr(reading.preprocess, "__name__", None)}
-
-
-def text_documents(part: FilePart) -> Iterator[Document]:
-    """Yield the documents of a text: a sentence on each line, an empty line after each document.
-
-    "Fever fell.\\nNobody died.\\n\\nA title\\n" -> ["Fever fell.", "Nobody died."], ["A title"]
-
-    raises   ValueError naming the line that is not UTF-8
-    """
-    lines = enumerate(io.BytesIO(part.content or b""), start=part.line)
-    sentences = (decode_line(line, number, part.name).strip() for number, line in lines)
-    for has_text, group in itertools.groupby(sentences, key=bool):         # lines with text, empty lines, ...
-        if has_text:
-            yield list(group)
 
 
 # A record of PubMed (today's form, and MEDLINE's of 2010), and a paper of PMC (JATS), in short:
@@ -589,114 +543,66 @@ INLINE = frozenset("inline-formula math tex-math label inline-graphic inline-sup
 HIDDEN = INLINE | frozenset("""OtherAbstract trans-abstract sub-article response ref-list table-wrap
     table-wrap-group table fig fig-group disp-formula disp-formula-group caption title graphic media
     supplementary-material chem-struct-wrap fn-group notes glossary def-list array code preformat attrib
-    permissions break""".split())
+    permissions break annotation""".split())
 # Elements before and after which a sentence ends.
 PARAGRAPHS = frozenset([*WANTED, "p", "sec", "list", "list-item", "disp-quote", "boxed-text", "ack", "app",
                         "bio", "statement", "speech", "verse-group", "verse-line"])
 CITATIONS = re.compile(r" ?(?:\[ ?\0 ?\]|\( ?\0 ?\)|\0)")      # NUL stands for a citation mark, see end_mark
+# Named characters such as &alpha; -> their text. They are declared in a file that the XML refers to, which is
+# never opened; the names that HTML knows are taken instead.
+NAMED_CHARACTERS = {name.rstrip(";"): text for name, text in html.entities.html5.items()}
 
 
-class Record(list[str]):
-    """Hold the sentences of a record, and its id: {"pmid": "7"}, or {"pmcid": "PMC7"}."""
+class RecordReader:
+    """Collect the sentences of one record: walk through the tree of its elements, and end paragraphs.
 
-    id: dict[str, str] = {}
-
-
-class XmlReader:
-    """Collect documents while the parser walks through the elements of a file.
-
-    The parser (expat) calls `start`, `characters` and `end` as it meets tags and text. At any time one record
-    and one paragraph are under construction; finished records are appended to `documents`. While it reads
+    While it walks through
 
         <article><body><p>We asked<xref ref-type="bibr">3</xref>.</p></body></article>
 
-    `open` grows to article (outside), body (inside), p (inside), xref (inside) and shrinks again; `text` is
-    ["We asked", "3"] before </xref>, ["We asked", NUL] after it, and "We asked." is a sentence after </p>.
+    `text` is ["We asked", "3"] before </xref>, ["We asked", NUL] after it, and "We asked." is a sentence
+    after </p>.
     """
 
-    def __init__(self, reading: Reading) -> None:
-        self.reading = reading
-        self.parser = expat.ParserCreate()
-        self.parser.buffer_text = True
-        self.parser.StartElementHandler, self.parser.EndElementHandler = self.start, self.end
-        self.parser.CharacterDataHandler, self.parser.EntityDeclHandler = self.characters, self.refuse_entity
-        self.parser.DefaultHandler = self.named_character
-        self.documents: list[Document] = []
-        # The elements that are open, outermost first: tag and region. The region is "outside" or "inside" of
-        # wanted text, or "hidden": inside an unwanted element.
-        self.open = [("", "outside")]
-        self.document = Record()                # sentences of the record so far
+    def __init__(self) -> None:
+        self.document = Document()              # sentences of the record so far
         self.languages: list[str] = []          # of the record
-        self.size = 0                           # characters of the record
-        self.text: list[str] = []               # parts of the paragraph's text
-        # References and superscripts that are open in it: the index of their first part in `text`, and
-        # whether they refer to the list of references.
-        self.marks: list[tuple[int, bool]] = []
+        self.text: list[str] = []               # parts of the paragraph's text, none of them empty
 
-    def refuse_entity(self, name: str, *_: Any) -> None:
-        """Stop at an entity that the file declares itself: a few lines of them can stand for gigabytes."""
-        raise ValueError(f"declares the entity {name}: expected PubMed's or PMC's XML, which declares none")
+    def walk(self, element: ElementTree.Element, parent: str = "", is_wanted: bool = False) -> None:
+        """Take the text of an element and of all inside it.
 
-    def named_character(self, markup: str) -> None:
-        """Take named characters such as &alpha; as text; drop all other markup that has no handler.
-
-        Such names are declared in a file that the XML refers to. That file is never opened; the names that
-        HTML knows are taken instead.
+        parent      the tag of the element around it
+        is_wanted   whether that element's text is wanted
         """
-        if markup.startswith("&"):
-            self.characters(html.unescape(markup))
-
-    def start(self, tag: str, attributes: dict[str, str]) -> None:
-        """Enter an element; note whether its text is wanted, and what begins with it."""
-        tag = tag.rpartition(":")[2]                                # mml:math -> math
-        parent, region = self.open[-1]
-        if len(self.open) == 1 and tag not in XML_ROOTS:
-            raise ValueError(f"root element {tag}: expected {', '.join(sorted(XML_ROOTS))}")
-        if len(self.open) > 1000:
-            raise ValueError("more than 1,000 elements inside each other")
-        # Is its text wanted? An element has the region of its parent, unless one of these rules changes it.
-        # Nothing inside a hidden element is wanted again.
-        if region == "hidden" or tag in HIDDEN:
-            if region == "inside" and tag not in INLINE:
-                self.characters(" ")
-            region = "hidden"
-        elif tag == "article-id" and attributes.get("pub-id-type") not in ("pmc", "pmcid"):
-            region = "hidden"                                       # a paper's DOI, or its publisher's id
-        elif tag in WANTED and (not WANTED[tag] or parent in WANTED[tag]):
-            region = "inside"
-        self.open.append((tag, region))
-        # What begins with this element: a record, a paragraph (it ends the one before it), or a mark?
-        if tag in RECORDS and region != "hidden":
-            self.document, self.languages, self.size = Record(), [], 0
-        if region == "inside":
-            if tag in PARAGRAPHS:
-                self.end_paragraph(parent)
-            elif tag in ("sup", "xref"):
-                self.marks.append((len(self.text), attributes.get("ref-type") == "bibr"))
-
-    def characters(self, text: str) -> None:
-        """Take text where it is wanted."""
-        _, region = self.open[-1]
-        if region == "inside":
-            self.text.append(text)
-            self.size += len(text)
-            if self.size > BLOCK_BYTES:
-                raise ValueError(f"a document of more than {BLOCK_BYTES:,} characters: cut it")
-
-    def end(self, tag: str) -> None:
-        """Leave an element; this may end a paragraph, a mark or a record. Keep a record that is wanted."""
-        tag, region = self.open.pop()
-        if region == "inside":
-            if tag in PARAGRAPHS:
-                self.end_paragraph(tag)
-            elif tag in ("sup", "xref"):
-                self.end_mark(*self.marks.pop())
-        if tag in RECORDS and region != "hidden" and self.document:
-            wanted, pmid = self.reading, self.document.id.get("pmid", "")
-            # PMC's papers have no PMID, and all of them are wanted.
-            is_paper = not pmid.isdecimal()
-            if is_paper or int(pmid) >= wanted.min_pmid and wanted.language in (None, *self.languages):
-                self.documents.append(self.document)
+        tag = element.tag.rpartition("}")[2]                        # {address of the namespace}math -> math
+        # 1. Is its text wanted? An element is like the one around it, unless one of these rules changes it.
+        #    Nothing inside a hidden element is wanted again, but for the formulas of PubMed, which stand for
+        #    words: "VO2max". Their accents (V with a dot) and white space are dropped.
+        if tag == "math" and "pmid" in self.document.id and is_wanted:
+            words = "".join(part.text or "" for part in element.iter() if not part.tag.endswith("annotation"))
+            self.text.append(regex.sub(r"[\s\p{Sk}\p{M}\p{C}]", "", words) or " ")
+            return
+        if tag in HIDDEN:
+            self.text += [" "] if is_wanted and tag not in INLINE else []
+            return
+        if tag == "article-id" and element.get("pub-id-type") not in ("pmc", "pmcid"):
+            return                                                  # a paper's DOI, or its publisher's id
+        is_wanted = is_wanted or tag in WANTED and (not WANTED[tag] or parent in WANTED[tag])
+        # 2. A paragraph begins, and ends the one before it.
+        if is_wanted and tag in PARAGRAPHS:
+            self.end_paragraph(parent)
+        # 3. Take its own text, then each element inside and the text behind that one.
+        start = len(self.text)
+        self.text += [element.text] if is_wanted and element.text else []
+        for child in element:
+            self.walk(child, tag, is_wanted)
+            self.text += [child.tail] if is_wanted and child.tail else []
+        # 4. A paragraph or a mark ends.
+        if is_wanted and tag in PARAGRAPHS:
+            self.end_paragraph(tag)
+        elif is_wanted and tag in ("sup", "xref"):
+            self.end_mark(min(start, len(self.text)), element.get("ref-type") == "bibr")
 
     def end_mark(self, start: int, is_citation: bool) -> None:
         """Put NUL, which XML cannot hold, in place of a numbered citation; write 10<sup>6</sup> as 10^6.
@@ -713,8 +619,6 @@ class XmlReader:
         """Add the text since the last paragraph to the record; `tag` is the element it stands in."""
         text = " ".join("".join(self.text).split())
         self.text.clear()
-        # A mark that is still open continues in the next paragraph, from its first part on.
-        self.marks = [(0, is_citation) for _, is_citation in self.marks]
         # Citation marks such as [3] are dropped, with their brackets: "[\0, \0–\0]" -> "[\0]" -> "".
         if "\0" in text:
             text = CITATIONS.sub("", re.sub(r"\0(?:[ ,;‐-―−-]*\0)+", "\0", text))
@@ -733,48 +637,90 @@ class XmlReader:
             self.document += [text[start:end] for start, end in split_sentences(text)]
 
 
-def xml_documents(part: FilePart, reading: Reading) -> Iterator[Document]:
-    """Yield the documents of PubMed's or PMC's XML, in constant memory.
+class XmlFile:
+    """Hand an open XML file to the parser, and refuse what would fill the memory.
 
-    The parser is fed 64 kB at a time, and the records that have ended are handed out before it is fed again.
-    Files that the XML refers to are never opened.
+    line    line up to which it has been read, for messages
+    fed     bytes read since the end of the last record
+    """
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.line, self.fed, self.last = file, 1, 0, b""
+
+    def read(self, size: int) -> bytes:
+        """Read up to `size` bytes; ValueError where the file declares entities, or a record has no end."""
+        chunk = self.file.read(size)
+        # A few lines of entities that the file declares itself can stand for gigabytes.
+        if b"<!ENTITY" in self.last + chunk:
+            raise ValueError("declares entities: expected PubMed's or PMC's XML, which declares none")
+        self.line, self.fed, self.last = self.line + chunk.count(b"\n"), self.fed + len(chunk), chunk[-8:]
+        if self.fed > 4 * BLOCK_BYTES:
+            raise ValueError(f"a record, tag or comment of more than {4 * BLOCK_BYTES:,} bytes: cut it")
+        return chunk
+
+
+def xml_documents(part: FilePart, reading: Reading) -> Iterator[Document]:
+    """Yield the documents of PubMed's or PMC's XML, in constant memory, and the PMIDs that PubMed deleted.
+
+    The parser reads 16 kB at a time, and builds the tree of a record's elements, which is dropped when the
+    record has been read. Files that the XML refers to are never opened.
 
     raises   ValueError naming the line where the XML is broken or of another kind, declares entities, or has
-             a document as long as a whole block
+             a record that is too long
     """
-    reader = XmlReader(reading)
-    parser, fed = reader.parser, 0
-    with (damage_named(lambda: f"{part.name} after line {parser.CurrentLineNumber}"),
-          open(part.name, "rb", buffering=0) if part.content is None else io.BytesIO(part.content) as raw):
-        file = decompressed(raw, part.name)
+    content = io.BytesIO(part.content) if isinstance(part.content, bytes) else part.content
+    file, root = XmlFile(decompressed(content, part.name) if content else open_file(part.name)), None
+    parser: Any = ElementTree.XMLParser()
+    parser.entity.update(NAMED_CHARACTERS)
+    with damage_named(lambda: f"{part.name} after line {file.line}"):
         try:
-            while chunk := file.read(1 << 16):
-                parser.Parse(chunk, False)
-                fed += len(chunk)
-                # expat keeps a tag or comment in memory until it ends.
-                if fed - parser.CurrentByteIndex > READ_BYTES + len(chunk):
-                    raise ValueError(f"a tag or comment of more than {READ_BYTES:,} bytes")
-                yield from reader.documents
-                reader.documents.clear()
-            parser.Parse(b"", True)
-        # LookupError: an encoding that nobody knows. ValueError: from XmlReader, or an encoding of several
-        # bytes a character, which this parser cannot read unless it is UTF.
-        except (expat.ExpatError, LookupError, ValueError) as error:
-            what = f"broken XML, {error}" if isinstance(error, expat.ExpatError) else error
-            raise ValueError(f"{part.name} line {parser.CurrentLineNumber}: {what}") from None
-    yield from reader.documents
+            for event, element in ElementTree.iterparse(cast(Any, file), ("start", "end"), parser):
+                tag = element.tag.rpartition("}")[2]
+                root = element if root is None else root
+                if root is element and tag not in XML_ROOTS:
+                    raise ValueError(f"root element {tag}: expected {', '.join(sorted(XML_ROOTS))}")
+                if event == "end" and tag in RECORDS:
+                    record = RecordReader()
+                    record.walk(element)
+                    wanted, pmid = reading, record.document.id.get("pmid", "")
+                    # PMC's papers have no PMID, and all of them are wanted.
+                    if record.document and (not pmid.isdecimal() or int(pmid) >= wanted.min_pmid
+                                            and wanted.language in (None, *record.languages)):
+                        yield record.document
+                    root.clear()            # also empties the elements around the record, which are done with
+                    file.fed = 0
+                elif event == "end" and tag == "DeleteCitation":
+                    for deleted in element:
+                        document = Document()
+                        document.id = {"deleted": (deleted.text or "").strip()}
+                        yield document
+        # LookupError: an encoding that nobody knows. ValueError: from here, or an encoding of several bytes a
+        # character, which this parser cannot read unless it is UTF.
+        except ElementTree.ParseError as error:
+            raise ValueError(f"{part.name} line {error.position[0]}: broken XML, {error}") from None
+        except (LookupError, ValueError, RecursionError) as error:
+            raise ValueError(f"{part.name} up to line {file.line}: {error}") from None
 
 
 def part_documents(part: FilePart, reading: Reading) -> Iterator[Document]:
-    """Yield the documents of one part, each sentence preprocessed; drop sentences that become empty."""
-    for document in xml_documents(part, reading) if part.format == "xml" else text_documents(part):
+    """Yield the documents of one part, each sentence preprocessed, and drop sentences that become empty.
+
+    raises   ValueError naming the line that is not UTF-8, or where the XML is broken
+    """
+    if part.format == "xml":
+        documents = xml_documents(part, reading)
+    else:
+        lines = enumerate(io.BytesIO(part.content), start=part.line)
+        documents = text_documents(decode_line(line, number, part.name) for number, line in lines)
+    for document in documents:
         if reading.preprocess:
-            document = list(filter(None, map(reading.preprocess, document)))
-        if document:
+            document[:] = filter(None, map(reading.preprocess, document))
+        if document or "deleted" in document.id:
             yield document
 
 
-def read_documents(path: str | os.PathLike, reading: Reading = Reading()) -> Iterator[Document]:
+def read_documents(path: str | os.PathLike, reading: Reading = Reading(),
+                   file: io.BufferedReader | None = None) -> Iterator[Document]:
     """Yield the documents of a file, as lists of sentences.
 
     The format is detected from the content, not from the file name:
@@ -784,26 +730,67 @@ def read_documents(path: str | os.PathLike, reading: Reading = Reading()) -> Ite
       figures, formulas and citation marks such as [3];
     - any of these compressed (.gz, .xz), and .tar archives of them.
 
+    file     what `open_file` gave, where the file is open already
     raises   ValueError or OSError that names the path and the line
     """
-    for part in read_parts(path):
-        yield from part_documents(part, reading)
+    for part in read_parts(path, file):
+        yield from filter(None, part_documents(part, reading))
 
 
-def learn_vocabulary(files: Iterable[Path], size: int, lowercase: bool,
-                     reading: Reading = Reading()) -> tuple[Tokenizer, collections.Counter[str]]:
-    """Learn a vocabulary of `size` pieces from a corpus; return its tokenizer, and the counts of the words.
+def corpus_files(paths: Iterable[str | os.PathLike]) -> tuple[list[Path], int]:
+    """List the given files, and all files below the given folders (sorted) that hold text and are not hidden.
 
-    Only these counts are kept in memory.
+    The order matters: it decides which documents fall into one block, and which are held out. Links to
+    folders are not followed, since they may lead in circles. What is left out of a folder is named.
+
+    returns  the files, and how many others the folders hold
+    raises   FileNotFoundError naming a path that is not there; ValueError naming a file that is given by
+             itself, but is no text, or a pipe, which cannot be read twice
     """
-    documents = (document for path in files for document in read_documents(path, reading))
-    sentences = itertools.chain.from_iterable(Progress(None, "documents").over(documents))
-    word_counts = count_words(sentences, lowercase)
-    pieces = Progress(size, "pieces").over(learn_from_counts(word_counts, size))
-    tokenizer = Tokenizer(pieces, lowercase)
-    if len(tokenizer.pieces) < size:
-        say(f"{len(tokenizer.pieces):,} pieces were found, not {size:,}: no other two are neighbours twice")
-    return tokenizer, word_counts
+    files: list[Path] = []
+    number_left_out = 0
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+        if not path.is_file() and not path.is_dir():
+            raise ValueError(f"{path}: a pipe or device; a corpus is read more than once: write it to a file")
+        left_out: list[tuple[str, str]] = []
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if any(part.startswith(".") for part in file.relative_to(path).parts):
+                continue
+            if file.is_file() and os.access(file, os.R_OK):
+                with open_file(file) as content:
+                    format = detect_format(head_of(content))
+                if file == path:
+                    refuse_other(file, format)
+                elif ABOUT_FILES.match(file.name):
+                    format = "about the files"
+                is_damaged = format == "binary" and file.name.lower().endswith(PROMISING)
+                if file == path or format in READ or is_damaged:
+                    files.append(file)
+                else:
+                    left_out.append((str(file.relative_to(path)), format))
+            elif file == path:
+                files.append(file)                          # which cannot be read: opening it will say so
+            elif file.is_symlink() or not file.is_dir() or not os.access(file, os.R_OK | os.X_OK):
+                left_out.append((str(file.relative_to(path)), "a link to a folder, or not to be read"))
+        name_left_out(path, left_out)
+        number_left_out += len(left_out)
+    return files, number_left_out
+
+
+def describe_files(formats: collections.Counter[str], left_out: int) -> str:
+    """Say how many files and members of archives were read: "12 files: 9 XML, 2 text; 1 left out".
+
+    formats     their number, by `FilePart.format`
+    left_out    files of the folders
+    """
+    left_out += formats["left out"]
+    kinds = [(formats["xml"], "XML"), (formats["text"], "text")]
+    read = [f"{number:,} {kind}" for number, kind in kinds if number]
+    total = formats["xml"] + formats["text"] + left_out
+    return (f"{total:,} file{'s' if total != 1 else ''}: {', '.join(read) or 'none read'}"
+            + (f"; {left_out:,} left out" if left_out else ""))
 
 
 # --- 3. Pre-training examples ---
@@ -880,6 +867,8 @@ def build_examples(documents: Iterable[list[list[int]]], max_length: int,
 #   00000.tokens.npy     uint16, all examples one after the other, unpadded, with [CLS] and [SEP]
 #   00000.starts.npy     int64, where each example starts, and at the end the number of tokens
 #   00000.first.npy      uint16, length of [CLS] A [SEP]: token type 0; the rest is B [SEP], type 1
+#   00000.pmids.npy      int64, the PMIDs of its documents, and negative those that are to be deleted; only
+#                        where there are any
 #
 # Two examples, [CLS] 7 8 [SEP] 9 [SEP] and [CLS] 5 [SEP] with [CLS] = 2 and [SEP] = 3, are stored as
 #   tokens  2 7 8 3 9 3 2 5 3        starts  0 6 9        first  4 3
@@ -889,10 +878,133 @@ def build_examples(documents: Iterable[list[list[int]]], max_length: int,
 # workers. Random choices are seeded by the block's number, so any number of workers gives the same files. A
 # shard counts once index.json lists it: an interrupted build continues behind the last one listed.
 
+class Progress:
+    """Show how far long work has come, on one line: units done and in all, units per second, time left.
+
+    On a terminal the line is written over the one before; elsewhere (a log file) a plain line is added:
+        1,200 of 10,000 steps, 41.3/s, 4 min left  loss 6.12
+
+    total     units in all; None when unknown
+    unit      what is counted, in the plural: "steps"
+    start     units that an earlier run has done already: they do not count in the rate
+    """
+
+    def __init__(self, total: int | None, unit: str, start: int = 0) -> None:
+        self.total, self.unit, self.start = total, unit, start
+        self.began = time.monotonic()
+        self.shown = self.began - 8         # so the first line comes after two seconds, as a sign of life
+        # On a terminal: back to the line's start. Spaces cover the rest of the line before.
+        self.rewind = "\r" if sys.stderr and sys.stderr.isatty() else ""
+        self.line = self.printed = ""
+
+    def show(self, done: int, note: str = "") -> None:
+        """Report `done` units: at most five times a second on a terminal, every ten seconds elsewhere."""
+        now = time.monotonic()
+        rate = (done - self.start) / max(now - self.began, 1e-9)
+        self.line = f"{done:,} of {self.total:,} {self.unit}" if self.total else f"{done:,} {self.unit}"
+        if rate:                                                    # otherwise nothing is known of the time
+            left = ((self.total or done) - done) / rate             # seconds
+            self.line += f", {rate:,.1f}/s"
+            if left >= 1:
+                self.line += f", {left / 60:,.0f} min left" if left >= 90 else f", {left:.0f} s left"
+        self.line += f"  {note}" if note else ""
+        if self.rewind:             # a line wider than the terminal could not be written over
+            width = shutil.get_terminal_size().columns - 1
+            self.line = self.line[:width].ljust(width)
+        if now - self.shown >= (0.2 if self.rewind else 10):
+            self.shown, self.printed = now, self.line
+            say(self.rewind + self.line, end="" if self.rewind else "\n")
+
+    def finish(self) -> None:
+        """Print the last state, if it does not stand there already, and end the line."""
+        if self.rewind or self.line != self.printed:
+            say(self.rewind + self.line)
+
+    def over(self, items: Iterable[Any]) -> Iterator[Any]:
+        """Yield items unchanged, showing how many have been taken."""
+        for done, item in enumerate(items, self.start + 1):
+            yield item
+            self.show(done)
+        self.finish()
+
+
+@contextlib.contextmanager
+def only_process(folder: str | os.PathLike) -> Iterator[None]:
+    """Hold a folder while something is written there, so that no second process writes there, too.
+
+    The system drops the lock when its holder ends, however it ends. What the last holder, if it was killed,
+    left half written (NAME.PID.unfinished, see `write_bytes`) is removed; its workers wrote arrays of shards.
+    Windows has no such lock: there the folder is written unguarded.
+
+    raises   ValueError naming the process that holds the folder; OSError where the lock is a link
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # A link is not followed: the number would be written into whatever file it names.
+    lock = os.open(folder / ".electramed.lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    with open(lock, "r+") as file:
+        holder = file.read()
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder} is in use by process {holder}: wait until it ends") from None
+        file.seek(0)
+        file.truncate()
+        print(os.getpid(), end="", file=file, flush=True)
+        for leftover in [*folder.rglob(f"*.{holder}.unfinished"), *folder.glob("0*.npy.*.unfinished")]:
+            if leftover.is_dir():               # a model folder
+                shutil.rmtree(leftover)
+            leftover.unlink(missing_ok=True)
+        yield
+
+
+def refuse_inside(out: str | os.PathLike, corpus: Iterable[str | os.PathLike]) -> None:
+    """Raise ValueError where `out` lies in a folder of the corpus: what is written would become text."""
+    for folder in map(Path, corpus):
+        if folder.is_dir() and Path(out).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{out} lies in {folder}, all files of which are corpus: choose another --out")
+
+
+def file_hash(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file's content. At most READ_BYTES of it are in memory at a time."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def learn_vocabulary(paths: Iterable[str | os.PathLike], size: int, lowercase: bool,
+                     reading: Reading = Reading()) -> tuple[Tokenizer, collections.Counter[str]]:
+    """Learn a vocabulary of `size` pieces from a corpus; return its tokenizer, and the counts of the words.
+
+    Only these counts are kept in memory.
+    """
+    files, left_out = corpus_files(paths)
+    formats: collections.Counter[str] = collections.Counter()
+
+    def documents() -> Iterator[Document]:
+        """Yield the documents of all files, counting these by their format."""
+        for part in itertools.chain.from_iterable(map(read_parts, files)):
+            formats[part.format] += part.line == 1
+            yield from part_documents(part, reading)
+
+    sentences = itertools.chain.from_iterable(Progress(None, "documents").over(documents()))
+    word_counts = count_words(sentences, lowercase)
+    say(describe_files(formats, left_out))
+    pieces = Progress(size, "pieces").over(learn_from_counts(word_counts, size))
+    tokenizer = Tokenizer(pieces, lowercase)
+    if len(tokenizer.pieces) < size:
+        say(f"the vocabulary is complete with {len(tokenizer.pieces):,} pieces: in this corpus no other two "
+            f"stand side by side twice ({size:,} need more text)")
+    return tokenizer, word_counts
+
+
 FORMAT_VERSION = 3
-ARRAYS = ("tokens", "starts", "first")
 HELD_OUT_EVERY = 100                # every 100th document is kept from training, for evaluation
-MAX_XML_WORDPIECES = 1 << 27        # of one block, which is kept in memory: 256 MB
+MAX_XML_WORDPIECES = 1 << 26        # of one block, which is kept in memory
+MAX_MAPS = 512                      # of token arrays that are open at a time: each costs a file descriptor
 
 
 class Block(NamedTuple):
@@ -916,12 +1028,14 @@ def read_blocks(files: Iterable[Path]) -> Iterator[Block]:
     parts: list[FilePart] = []
     for file in files:
         for part in read_parts(file):
-            part_size = part.position if part.content is None else len(part.content)
+            is_cut = isinstance(part.content, bytes)
+            part_size = len(part.content) if is_cut else file.stat().st_size
             if parts and size + part_size > BLOCK_BYTES:
                 yield Block(number, parts, position)
                 number, size, parts = number + 1, 0, []
-            parts.append(part)
-            size, position = size + part_size, earlier + part.position
+            # An open file cannot travel to another process, which opens it anew.
+            parts.append(part if is_cut else part._replace(content=None))
+            size, position = size + part_size, earlier + (part.position if is_cut else part_size)
         earlier += file.stat().st_size
     if parts:
         yield Block(number, parts, earlier)
@@ -945,42 +1059,44 @@ def write_shard(folder: Path, tokenizer: Tokenizer, max_length: int, seed: int, 
     """
     rng = random.Random(f"{seed}/{block.number}")
     counts = collections.Counter(documents=0, sentences=0, words=0, wordpieces=0, unknown=0)
-    held_out: list[list[list[int]]] = []        # documents that wait until those to train on are done
-
-    def training_documents() -> Iterator[list[list[int]]]:
-        """Turn sentences into wordpiece ids; yield the documents to train on, and set the others aside."""
-        documents = (document for part in block.parts for document in part_documents(part, reading))
-        # Each block begins to count at another number, so that blocks of fewer than a hundred documents hold
-        # out some, too.
-        for number, document in enumerate(documents, start=37 * block.number):
-            sentences = tokenizer.encode_batch(document)
-            counts.update(documents=1, sentences=len(document), words=len(" ".join(document).split()),
-                          wordpieces=sum(map(len, sentences)),
-                          unknown=sum(ids.count(tokenizer.unk_id) for ids in sentences))
-            if counts["wordpieces"] > MAX_XML_WORDPIECES:
-                raise ValueError(f"{block.parts[0].name}: over {MAX_XML_WORDPIECES:,} wordpieces: cut it")
-            if number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1:
-                held_out.append(sentences)
-            else:
-                yield sentences
-
-    # 1. Cut examples from the training documents; this also fills `held_out`. Then cut those held out.
+    train: list[list[list[int]]] = []           # documents as sentences of wordpiece ids
+    held_out: list[list[list[int]]] = []
+    pmids = array("q")
+    # 1. Turn sentences into wordpiece ids. Each block begins to count at another number, so that blocks of
+    #    fewer than a hundred documents hold out some, too.
+    number = 37 * block.number
+    for document in itertools.chain.from_iterable(part_documents(part, reading) for part in block.parts):
+        pmids.extend(int(pmid) * sign for key, sign in (("pmid", 1), ("deleted", -1))
+                     if (pmid := document.id.get(key, "")[:18]).isdecimal())
+        if not document:                        # a PMID that was deleted
+            continue
+        sentences = tokenizer.encode_batch(document)
+        counts.update(documents=1, sentences=len(document), words=len(" ".join(document).split()),
+                      wordpieces=sum(map(len, sentences)),
+                      unknown=sum(ids.count(tokenizer.unk_id) for ids in sentences))
+        if counts["wordpieces"] > MAX_XML_WORDPIECES:
+            raise ValueError(f"{block.parts[0].name}: over {MAX_XML_WORDPIECES:,} wordpieces: cut it")
+        (held_out if number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else train).append(sentences)
+        number += 1
+    # 2. Cut examples from the documents to train on, then from those held out.
     tokens, starts, firsts = array("H"), array("q", [0]), array("H")
-    for encoded in (training_documents(), held_out):
+    for documents in (train, held_out):
         trained = len(firsts)           # in the end: the examples before the second round, those to train on
-        for a, b in build_examples(encoded, max_length, rng):
+        for a, b in build_examples(documents, max_length, rng):
             tokens.fromlist([tokenizer.cls_id, *a, tokenizer.sep_id] + ([*b, tokenizer.sep_id] if b else []))
             starts.append(len(tokens))
             firsts.append(len(a) + 2)
-    # 2. Write the arrays, and hash their bytes as they are written.
+    # 3. Write the arrays, and hash their bytes as they are written.
     hashes = {}
-    for name, values in zip(ARRAYS, (tokens, starts, firsts)):
+    arrays = {"tokens": tokens, "starts": starts, "first": firsts, **({"pmids": pmids} if pmids else {})}
+    for name, values in arrays.items():
         content = io.BytesIO()
         np.save(content, np.array(values))
         write_bytes(folder / f"{block.number:05d}.{name}.npy", content.getbuffer())
         hashes[name] = hashlib.sha256(content.getbuffer()).hexdigest()
+    files = collections.Counter(part.format for part in block.parts if part.line == 1)
     return {**counts, "tokens": len(tokens), "examples": len(firsts), "held_out": len(firsts) - trained,
-            "position": block.position, "sha256": hashes}
+            "position": block.position, "files": files, "sha256": hashes}
 
 
 def with_hash(index: dict[str, Any]) -> dict[str, Any]:
@@ -994,10 +1110,9 @@ def read_index(folder: Path) -> dict:
     path = folder / "index.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; a shard folder is made by: python data.py build")
-    index = read_json(path)
-    version = index.get("format") if isinstance(index, dict) else None
-    if version != FORMAT_VERSION or index != with_hash(index):
-        raise ValueError(f"{path}: not an index of shards, or edited (format {version}, expected "
+    index = read_object(path)
+    if index.get("format") != FORMAT_VERSION or index != with_hash(index):
+        raise ValueError(f"{path}: not an index of shards, or edited (format {index.get('format')}, expected "
                          f"{FORMAT_VERSION}, and its own SHA-256): build the shards anew")
     return index
 
@@ -1087,34 +1202,56 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, out: 
     if not 8 <= max_length < 2 ** 16:
         raise ValueError(f"max_length {max_length}: less than 8 leaves no room for text, 65535 is the most")
     # 1. What the shards are made from; a folder made from something else is refused.
-    folder, files = Path(out), corpus_files(paths := list(paths))
+    folder, paths = Path(out), list(paths)
+    files, left_out = corpus_files(paths)
     refuse_inside(folder, paths)
     names = (file.name.encode(errors="backslashreplace").decode() for file in files)
     wanted = {"format": FORMAT_VERSION, "vocabulary": vocabulary_hash(tokenizer), "max_length": max_length,
               "seed": seed, "text": describe_reading(reading),
               "sources": [f"{name}, SHA-256 {file_hash(file)}" for name, file in zip(names, files)]}
-    index = continue_index(folder, wanted)
-    if index["complete"]:
-        return
-    # 2. Build the blocks that are not listed yet; list each as it comes.
-    shards, size = index["shards"], sum(file.stat().st_size for file in files)
-    job = functools.partial(write_shard, folder, tokenizer, max_length, seed, reading)
-    blocks = itertools.islice(read_blocks(files), len(shards), None)
-    done = shards[-1]["position"] if shards else 0                               # bytes
-    progress = Progress(size // 10 ** 6, "MB of the corpus", done // 10 ** 6)
+    size = sum(file.stat().st_size for file in files)
     # Fewer workers when the corpus is small. 4: compressed text is about a quarter as large.
     workers = min(workers or os.cpu_count() or 1, 1 + 4 * size // BLOCK_BYTES)
+    job = functools.partial(write_shard, folder, tokenizer, max_length, seed, reading)
     with only_process(folder):
-        for entry in map(job, blocks) if workers == 1 else map_in_processes(job, blocks, workers):
-            shards.append(entry)
-            write_bytes(folder / "index.json", json.dumps(with_hash(index)).encode())
-            progress.show(entry["position"] // 10 ** 6)
-        # 3. Declare the folder complete.
-        if not any(entry["examples"] for entry in shards):
-            raise ValueError(f"no text in {', '.join(map(str, files)) or 'the given folders'}")
-        index = with_hash({**index, "complete": True})
-        write_bytes(folder / "index.json", json.dumps(index, indent=1).encode())
-    progress.finish()
+        index = continue_index(folder, wanted)
+        shards = index["shards"]
+        # 2. Build the blocks that are not listed yet; list each as it comes.
+        if not index["complete"]:
+            blocks = itertools.islice(read_blocks(files), len(shards), None)
+            done = shards[-1]["position"] if shards else 0                       # bytes
+            progress = Progress(-(-size // 1000), "kB of the corpus", done // 1000)
+            for entry in map(job, blocks) if workers == 1 else map_in_processes(job, blocks, workers):
+                shards.append(entry)
+                write_bytes(folder / "index.json", json.dumps(with_hash(index)).encode())
+                progress.show(-(-entry["position"] // 1000))
+            if not any(entry["examples"] for entry in shards):
+                raise ValueError(f"no text in {', '.join(map(str, files)) or 'the given folders'}")
+            progress.finish()
+        # 3. Declare the folder complete, and say what it was built from.
+        formats = sum((collections.Counter(entry.get("files")) for entry in shards), collections.Counter())
+        summary = describe_pmids(folder, shards) + describe_files(formats, left_out)
+        if not index["complete"]:
+            index = with_hash({**index, "files": summary, "complete": True})
+            write_bytes(folder / "index.json", json.dumps(index, indent=1).encode())
+    say(summary)
+
+
+def describe_pmids(folder: Path, shards: list[dict[str, Any]]) -> str:
+    """Say how many PMIDs came more than once, and how many came that PubMed deleted; "" where none did.
+
+    PubMed's update files hold new versions of records in its baseline. Both become documents.
+    """
+    arrays = [np.load(check_array(folder, shards, number, "pmids"))
+              for number, entry in enumerate(shards) if "pmids" in entry["sha256"]]
+    pmids = np.concatenate([np.empty(0, np.int64), *arrays])
+    kept, times = np.unique(pmids[pmids > 0], return_counts=True)
+    twice, deleted = int((times > 1).sum()), np.unique(-pmids[pmids < 0])
+    text = f"{twice:,} PMIDs were met more than once; all their versions are in the shards\n" if twice else ""
+    if len(deleted):
+        text += (f"{len(deleted):,} PMIDs are deleted by DeleteCitation; of these "
+                 f"{int(np.isin(deleted, kept).sum()):,} are in the shards\n")
+    return text
 
 
 def check_array(folder: Path, entries: list[dict[str, Any]], number: int, name: str) -> Path:
@@ -1123,17 +1260,6 @@ def check_array(folder: Path, entries: list[dict[str, Any]], number: int, name: 
     if file_hash(path) != entries[number]["sha256"][name]:
         raise ValueError(f"{path}: truncated, damaged or edited (its SHA-256 differs): build the shards anew")
     return path
-
-
-def verify_shards(path: str | os.PathLike) -> int:
-    """Compare every array with its SHA-256; return the number of shards.
-
-    raises   ValueError naming the first array that differs
-    """
-    entries = read_index(Path(path))["shards"]
-    for number, name in itertools.product(range(len(entries)), ARRAYS):
-        check_array(Path(path), entries, number, name)
-    return len(entries)
 
 
 class Shards:
@@ -1156,8 +1282,6 @@ class Shards:
         if not self.index["complete"]:
             raise ValueError(f"{self.folder} is half-built: repeat the command that builds it to complete it")
         entries = self.index["shards"]
-        # This remembers the paths it has returned, so each array is checked once.
-        self.checked_path = functools.cache(functools.partial(check_array, self.folder, entries))
         numbers = range(len(entries))
         self.starts = [self.load(number, "starts") for number in numbers]
         self.firsts = [self.load(number, "first") for number in numbers]
@@ -1167,12 +1291,20 @@ class Shards:
         ends = zip(self.offsets[1:], entries)
         self.held_out = np.concatenate([np.arange(end - entry["held_out"], end) for end, entry in ends])
         self.train = np.setdiff1d(np.arange(self.offsets[-1]), self.held_out)
-        # At most 512 maps stay open: each costs a file descriptor.
-        self.tokens = functools.lru_cache(maxsize=512)(functools.partial(self.load, name="tokens"))
+        self.maps: dict[int, np.ndarray] = {}           # shard -> its tokens, once an example was asked for
 
     def load(self, number: int, name: str) -> np.ndarray:
-        """Read one array of one shard, the tokens as a memory map; check it when it is first read."""
-        return np.load(self.checked_path(number, name), mmap_mode="r" if name == "tokens" else None)
+        """Check one array of one shard and read it, the tokens as a memory map."""
+        path = check_array(self.folder, self.index["shards"], number, name)
+        return np.load(path, mmap_mode="r" if name == "tokens" else None)
+
+    def tokens(self, number: int) -> np.ndarray:
+        """Return the tokens of one shard."""
+        if number not in self.maps:
+            if len(self.maps) == MAX_MAPS:
+                self.maps.clear()
+            self.maps[number] = self.load(number, "tokens")
+        return self.maps[number]
 
     def example(self, number: int) -> tuple[np.ndarray, int]:
         """Return the token ids of one example, and how many of them are [CLS] A [SEP].
@@ -1185,12 +1317,7 @@ class Shards:
         return self.tokens(shard)[start:end], int(self.firsts[shard][row])
 
 
-def open_shards(path: str | os.PathLike) -> Shards:
-    """Return Shards(path): the public name for opening a shard folder.
-
-    raises   ValueError or OSError naming the folder when it is missing, half-built or damaged
-    """
-    return Shards(path)
+open_shards = Shards                    # the name to open a folder by; the class is the type of what it gives
 
 
 # --- 5. Batches ---
@@ -1214,8 +1341,8 @@ def bucket_widths(max_length: int) -> np.ndarray:
     >>> bucket_widths(128).tolist()
     [16, 24, 32, 40, 48, 64, 80, 104, 128]
 
-    Multiples of 8, each about 1.2 times the one before: on average an example wastes a twelfth of its row,
-    and a compiler that specialises on shapes sees few of them.
+    Multiples of 8, each 1.2 to 1.5 times the one before: an example wastes about a tenth of its row, and a
+    compiler that specialises on shapes sees few of them.
     """
     widths = [max_length]
     while widths[-1] > 16:
@@ -1264,6 +1391,24 @@ def plan_batches(lengths: np.ndarray, batch_size: int, max_length: int, rng: np.
 #   rank        candidate answers   Candidate         read_candidates
 # To add a kind, write its reader, list it in READERS, and describe its data sets in TASKS.
 
+def read_json(path: str | os.PathLike) -> Any:
+    """Read a JSON file; ValueError naming it, and the line, where `parse_json` refuses its content."""
+    return parse_json("\n".join(line for _, line in numbered_lines(path)), path)
+
+
+def take(entry: Any, key: str, kind: type, place: str) -> Any:
+    """Return a value of a JSON object, of the type that it must have; an id may also be a number.
+
+    raises   ValueError naming place and key where it is missing or of another type
+    """
+    if not isinstance(entry, dict) or key not in entry:
+        raise ValueError(f"{place}: no {key!r} in {str(entry)[:60]}")
+    value: Any = str(entry[key]) if key == "id" and type(entry[key]) is int else entry[key]
+    if type(value) is not kind:
+        raise ValueError(f"{place}: {key!r} is {str(value)[:60]}, expected a value of type {kind.__name__}")
+    return value
+
+
 class TaggedSentence(NamedTuple):
     """Hold one sentence of entity recognition, with one tag per word, both as in the file."""
 
@@ -1295,8 +1440,8 @@ class Candidate(NamedTuple):
 class Question(NamedTuple):
     """Hold a question about a passage, the context.
 
-    Its answers are (text, first character in the context). BioASQ's test sets have none: there `gold` lists
-    the accepted synonyms instead.
+    Its answers are (text, first character in the context). BioASQ's test batches have none: there `gold`
+    lists the accepted synonyms instead.
     """
 
     id: str
@@ -1306,13 +1451,19 @@ class Question(NamedTuple):
     batch: int | None = None                # BioASQ: number of the test batch
     gold: list[str] | None = None           # BioASQ: accepted synonyms, whether or not a context holds one
     article: int = 0                        # number of the article in its file
+    type: str = "factoid"                   # BioASQ: what is asked for, one name (factoid) or several (list)
 
 
-def check_label(label: str, labels: Sequence[str], path: Path, number: int) -> str:
+def check_label(label: str, labels: Sequence[str], place: str) -> str:
     """Return the label; ValueError where it is empty, or none of those that the task knows."""
     if not label or (labels and label not in labels):
-        raise ValueError(f"{path} line {number}: label {label!r}, expected one of {', '.join(labels) or '?'}")
+        raise ValueError(f"{place}: label {label!r}, expected one of {', '.join(labels) or '?'}")
     return label
+
+
+TAG = re.compile(r"O|[BI](-\S+)?")
+# The types in CoNLL's third column. They are phrases and no entities, so that column is skipped.
+PHRASES = frozenset("ADJP ADVP CONJP INTJ LST NP PP PRT SBAR UCP VP".split())
 
 
 def read_tagged(path: Path, labels: Sequence[str] = ()) -> list[TaggedSentence]:
@@ -1324,13 +1475,16 @@ def read_tagged(path: Path, labels: Sequence[str] = ()) -> list[TaggedSentence]:
     become TaggedSentence(words=["Naloxone", "works"], tags=["B-Chemical", "O"]).
 
     Columns are separated by tabs, or by spaces in a line without tabs: "heart attack<TAB>B-Disease" is one
-    token of two words. Columns between the word and the tag are skipped; a -DOCSTART- line counts as an empty
-    one. The tags stay as they are: O, B-..., I-... in IOB1, IOB2 or a mixture.
+    word and its tag. Columns between the first and the last are skipped; all lines have the same number. The
+    files differ in empty lines (one, two, or at the start) and in -DOCSTART- lines, which end a sentence too.
+
+    raises   ValueError naming the line; or the column, if `check_columns` finds that another one was meant
     """
     sentences: list[TaggedSentence] = []
     words: list[str] = []
     tags: list[str] = []
     width = 0                                                       # columns of the first line
+    between = collections.defaultdict[int, set[str]](set)           # values in each skipped column
     for number, line in itertools.chain(numbered_lines(path), [(0, "")]):    # "" closes the last sentence
         columns = [column.strip(" ") for column in re.split(r"\t" if "\t" in line else " +", line.strip(" "))]
         if not any(columns) or columns[0] == "-DOCSTART-":
@@ -1338,14 +1492,42 @@ def read_tagged(path: Path, labels: Sequence[str] = ()) -> list[TaggedSentence]:
                 sentences.append(TaggedSentence(words, tags))
                 words, tags = [], []
             continue
-        word, tag, width = columns[0], columns[-1] if columns[1:] else "", width or len(columns)
+        word, tag = columns[0], columns[-1] if columns[1:] else ""
         # A CR inside a line: it alone ends the lines of the file, as on an old Macintosh.
-        if not word or not re.fullmatch(r"O|[BI](-.+)?", tag) or len(columns) != width or "\r" in line:
-            raise ValueError(f"{path} line {number}: expected a word and O, B-TYPE or I-TYPE, in {width} "
-                             f"columns, and a line end of LF or CR LF, found {line[:80]!r}")
+        if not word or not TAG.fullmatch(tag) or len(columns) != (width or len(columns)) or "\r" in line:
+            how = "; one JSON object a line is read for re, qa, classify and rank" if line[0] == "{" else ""
+            raise ValueError(f"{path} line {number}: expected a word and O, B-TYPE or I-TYPE, in "
+                             f"{width or '2 or more'} columns, and a line end of LF or CR LF, "
+                             f"found {line[:80]!r}{how}")
+        width = len(columns)
         words.append(word)
-        tags.append(check_label(tag, labels, path, number))
+        tags.append(check_label(tag, labels, f"{path} line {number}"))
+        for place, value in enumerate(columns[1:-1], start=2):
+            between[place].add(value)
+    check_columns(path, [word for sentence in sentences for word in sentence.words], between)
     return sentences
+
+
+def check_columns(path: Path, words: list[str], between: dict[int, set[str]]) -> None:
+    """Refuse a file whose first column holds no words, or whose entities stand in two columns.
+
+    In a file of GermEval both are so: a number, the word, the tags of the outer and of the inner entities.
+        4  Hodgkin  I-DIS  B-PER
+
+    words     the first column
+    between   the values in each column between the first and the last, by its number from 1
+    """
+    # 1. Numbers, offsets (0-5, 6-9) and the ids of documents (PMC12) differ in nothing but digits and marks.
+    if len(words) > 1 and len({re.sub(r"[\W\d_]", "", word) for word in words}) == 1:
+        if all(re.search(r"\d", word) for word in words):
+            raise ValueError(f"{path}: the first column holds numbers ({', '.join(words[:3])}, ...), "
+                             "expected the words: delete that column")
+    # 2. Tags of entities in another column than the last would be dropped without a word.
+    for place, values in between.items():
+        types = {value[2:] for value in values if value != "O"}
+        if types and all(map(TAG.fullmatch, values)) and not types <= PHRASES:
+            raise ValueError(f"{path}: column {place} holds tags ({', '.join(sorted(values)[:3])}), as the "
+                             "last one does: nested entities are not read, delete one of the two columns")
 
 
 def split_row(line: str) -> list[str]:
@@ -1365,73 +1547,125 @@ def split_row(line: str) -> list[str]:
     return fields
 
 
-# Which column a name in a header means, in any case.
+# Which column a name in a header, or in a JSON object, means, in any case.
 COLUMN_OF = {"index": "index", "id": "index", "sentence": "sentence", "text": "sentence", "class": "label",
              "label": "label", "labels": "label", "relation": "label", "yesno_label": "label",
              "question": "question", "answer": "answer", "ideal_answer": "answer",
              "answer_candidate": "answer", "candidate": "answer"}
 WORD = re.compile(r"\s*[^\W\d][\w-]*\s*")
+# The columns of each form that files of a kind may have, in the order that they have without a header.
+RELATION_FORMS = (("index", "sentence", "label"), ("sentence", "label"))
+PAIR_FORMS = (("label", "question", "answer"),)
+Form = tuple[str, ...]
+Row = tuple[str, dict[str, Any]]            # its place for messages, and its fields by column
 
 
-def read_rows(path: Path, labels: Sequence[str], *forms: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """Yield the tab-separated rows of a file by the names of their columns.
+def is_header(first: list[str], second: list[str]) -> bool:
+    """Tell whether the first row of a file, above this second row, is a header and no example.
 
-    Published files of one kind differ: those of ddi-2013 have a header and three columns, gad's have neither
-    a header nor an index. The names in a header tell the order of the columns; columns of other names are
-    skipped. Without a header, the number of columns tells the form.
-
-    forms    the names of the columns in each form the file may have, in the order they have without a header
-    raises   ValueError naming the line: a header that is none of the forms would become an example
+    A header has the name "label" or two other known names. A header of unknown names is to be found, too,
+    because it would become an example: its fields are single words, and below them stand longer texts.
     """
-    rows = [(number, split_row(line)) for number, line in numbered_lines(path) if line.strip()]
-    if not rows:
+    names = {name.strip().casefold() for name in first}
+    if "label" in names or len(COLUMN_OF.keys() & names) > 1:
+        return True
+    # "phrase, gold" above a sentence is a header. But "fever, none" above "gout, treats" is an example.
+    return all(map(WORD.fullmatch, first)) and not all(map(WORD.fullmatch, second))
+
+
+def parse_objects(path: Path, lines: Sequence[tuple[int, str]]) -> list[tuple[str, dict[str, Any]]]:
+    """Parse lines that hold one JSON object each, or a file that is one object, or a list of them.
+
+    returns   each object after its place for messages
+    """
+    filled = [(f"{path} line {number}", line) for number, line in lines if line.strip()]
+    if len(filled) > 1 and re.fullmatch(r"\s*{.*}\s*", filled[0][1]):
+        found = [(place, parse_json(line, place)) for place, line in filled]
+    else:
+        content = parse_json("\n".join(line for _, line in lines), path)
+        found = [(str(path), value) for value in (content if isinstance(content, list) else [content])]
+    for place, value in found:
+        if not isinstance(value, dict):
+            raise ValueError(f"{place}: expected a JSON object, found {str(value)[:60]}")
+    return found
+
+
+def find_columns(names: Iterable[str], forms: Sequence[Form], place: str) -> list[str]:
+    """Return what each name means, "" for one to be skipped; ValueError where they are none of the forms."""
+    columns = [COLUMN_OF.get(name.strip().casefold(), "") for name in names]
+    known = sorted(filter(None, columns))
+    if not any(known in (sorted(form), sorted(["index", *form])) for form in forms):
+        raise ValueError(f"{place} with the columns {', '.join(names)}: "
+                         f"expected {' or '.join(map(', '.join, forms))}")
+    return columns
+
+
+def read_rows(path: Path, forms: Sequence[Form], yes_no: bool) -> Iterator[Row]:
+    """Yield the rows of a file: tab-separated, one JSON object on each line, or BioASQ's yes/no questions."""
+    lines = [(number, line) for number, line in numbered_lines(path) if line.strip()]
+    # 1. JSON objects have names of their own.
+    if lines and lines[0][1].lstrip().startswith("{") and "\t" not in lines[0][1]:
+        for place, entry in parse_objects(path, lines):
+            if yes_no and "questions" in entry:
+                yield from yes_no_rows(path, entry)
+            else:
+                yield place, dict(zip(find_columns(entry, forms, f"{place}: an object"), entry.values()))
         return
-    number, first = rows[0]
-    columns: Sequence[str] = next((form for form in forms if len(form) == len(first)), forms[0])
-    # 1. The first row is a header if it has "label" or another two known names, or single words where the
-    #    row below has more: "phrase, gold" above a sentence, although its form is unknown and refused. But
-    #    "fever, none" above "gout, treats" is an example.
-    names = [field.strip().casefold() for field in first]
-    are_words = [all(map(WORD.fullmatch, fields)) for _, fields in rows[:2]]
-    if "label" in names or len(COLUMN_OF.keys() & set(names)) > 1 or are_words == [True, False]:
-        columns = [COLUMN_OF.get(name, "") for name in names]
-        if sorted(filter(None, columns)) not in map(sorted, forms):
-            raise ValueError(f"{path} line {number}: a header with the columns {', '.join(first)}: "
-                             f"expected {' or '.join(map(', '.join, forms))}")
-        rows = rows[1:]
-    # 2. The other rows are examples.
-    for number, fields in rows:
-        row = dict(zip(columns, fields))
-        # A second header: two files were joined.
-        if len(fields) != len(columns) or fields == first != rows[0][1]:
-            raise ValueError(f"{path} line {number}: expected {len(columns)} tab-separated columns "
+    # 2. Without a header the number of columns tells the form.
+    rows = [(f"{path} line {number}", split_row(line)) for number, line in lines]
+    columns = list(next((form for form in forms if rows and len(form) == len(rows[0][1])), forms[0]))
+    header = None
+    if rows and is_header(rows[0][1], rows[:2][-1][1]):
+        place, header = rows.pop(0)
+        columns = find_columns(header, forms, f"{place}: a header")
+    for place, fields in rows:
+        if len(fields) != len(columns) or fields == header:         # a second header: two files were joined
+            raise ValueError(f"{place}: expected {len(columns)} tab-separated columns "
                              f"({', '.join(columns)}), found {len(fields)}: {str(fields)[:200]}")
-        yield {**row, "label": check_label(row["label"].strip(), labels, path, number)}
+        yield place, dict(zip(columns, fields))
 
 
-def read_labelled(path: Path, labels: Sequence[str] = ()) -> list[LabelledText]:
+def read_labelled(path: Path, labels: Sequence[str] = (), forms: Sequence[Form] = RELATION_FORMS,
+                  yes_no: bool = False) -> list[LabelledText]:
     """Read rows of index, sentence, label; or of sentence, label. A header line is optional.
 
     Two rows of the form (of ddi-2013; columns are separated by tabs):
         index              sentence                                    label
         DrugBank.d1.s2.p0  @DRUG$ raises the blood level of @DRUG$.    DDI-mechanism
     become LabelledText("DrugBank.d1.s2.p0", "@DRUG$ raises ...", "DDI-mechanism"). Rows without an index are
-    numbered from 0.
+    numbered from 0. The same example as a line of JSON, with the columns in any order:
+        {"id": "DrugBank.d1.s2.p0", "text": "@DRUG$ raises ...", "label": "DDI-mechanism"}
+
+    Published files of one kind differ: those of ddi-2013 have a header and three columns, gad's have neither
+    a header nor an index. Names tell the order of the columns; columns of other names are skipped.
+
+    forms    the names of the columns in each form that the file may have; an index may be added
+    yes_no   whether the yes/no questions of a file of BioASQ are meant, too
+    raises   ValueError naming the line: a header that is none of the forms would become an example
     """
-    rows = enumerate(read_rows(path, labels, ("index", "sentence", "label"), ("sentence", "label")))
-    return [LabelledText(row.get("index", str(n)), row["sentence"], row["label"]) for n, row in rows]
+    examples: list[LabelledText] = []
+    for number, (place, row) in enumerate(read_rows(path, forms, yes_no)):
+        if not all(isinstance(field, str | int) for column, field in row.items() if column):
+            raise ValueError(f"{place}: expected one text or number in each column, found {str(row)[:200]}")
+        label, text = str(row["label"]).strip(), str(row.get("sentence", row.get("question")))
+        examples.append(LabelledText(str(row.get("index", number)), text, check_label(label, labels, place),
+                                     row.get("answer")))
+    several = [example.label for example in examples if re.search(r"\w\s*[,;|]\s*\w", example.label)]
+    if len(several) > len(examples) / 20:
+        say(f"{path}: {len(several)} of {len(examples)} rows have a label like {several[0]!r}, which counts "
+            "as one label: one label per row is meant")
+    return examples
 
 
 def read_pairs(path: Path, labels: Sequence[str] = ()) -> list[LabelledText]:
-    """Read rows of label, question, answer.
+    """Read rows of label, question, answer; or the yes/no questions of BioASQ's own files (`yes_no_rows`).
 
     Two rows of the form (of yesno; columns are separated by tabs):
         yesno_label  question                           ideal_answer
         1            Is gout treated with colchicine?   Yes, colchicine relieves attacks of gout.
     become LabelledText("0", "Is gout treated ...", "1", "Yes, colchicine ..."), numbered from 0.
     """
-    rows = enumerate(read_rows(path, labels, ("label", "question", "answer")))
-    return [LabelledText(str(number), row["question"], row["label"], row["answer"]) for number, row in rows]
+    return read_labelled(path, labels, PAIR_FORMS, yes_no=True)
 
 
 def read_candidates(path: Path, labels: Sequence[str] = ()) -> list[Candidate]:
@@ -1442,23 +1676,24 @@ def read_candidates(path: Path, labels: Sequence[str] = ()) -> list[Candidate]:
         0      What is gout?     Gout was known to the Romans.
     become Candidate("What is gout?", "What is gout?", "Gout was known to the Romans.", "0").
     """
-    rows = read_pairs(path, labels)
+    rows = read_labelled(path, labels, PAIR_FORMS)
     return [Candidate(row.text.strip(), row.text, row.text_pair or "", row.label) for row in rows]
 
 
-def read_asked(path: Path, content: Any, *kinds: str) -> Iterator[tuple[str, str, list[str], dict[str, Any]]]:
-    """Yield the questions of these kinds from a BioASQ file with answers.
+def read_asked(path: Path, content: Any, *types: str) -> Iterator[tuple[str, str, list[str], dict[str, Any]]]:
+    """Yield the questions of these types from a BioASQ file: a training file, a golden file, a test batch.
 
     {"questions": [{"id": "5c5f", "type": "factoid", "exact_answer": [["gout", "podagra"]], ...},
                    {"id": "5c60", "type": "yesno", "exact_answer": "yes", ...}]}
     becomes its place for messages, "5c5f", ["gout", "podagra"], and the question as it is there. An exact
-    answer is a name, a list of names or a list of such lists: the published files hold all three.
+    answer is a name, a list of names or a list of such lists: the published files hold all three. A test
+    batch, BioASQ-task7bPhaseB-testset1.json, has none.
     """
     form = f"{path}: not in BioASQ's form"
     for number, entry in enumerate(take(content, "questions", list, form)):
         place = f"{form}: question {number}"
-        if take(entry, "type", str, place) in kinds:
-            exact = entry.get("exact_answer")
+        if take(entry, "type", str, place) in types:
+            exact = entry.get("exact_answer", [] if "testset" in path.name else None)
             groups = exact if isinstance(exact, list) else [exact]
             names = [name for group in groups for name in (group if isinstance(group, list) else [group])]
             if not all(isinstance(name, str) for name in names):
@@ -1466,30 +1701,70 @@ def read_asked(path: Path, content: Any, *kinds: str) -> Iterator[tuple[str, str
             yield place, take(entry, "id", str, place), names, entry
 
 
-def read_snippets(path: Path, content: Any) -> list[Question]:
-    """Make a question of each snippet of a BioASQ factoid or list question that has an exact answer.
+# "Yes," or "No." before the answer in words. "No" alone may begin a sentence: "No drug cures gout".
+LEADING_YES_OR_NO = re.compile(r"\A\W*(?:yes\b(?!-\w)|no(?=\s*(?:[,.;:!\n–—]|- |\Z)))[\s,.;:!–—-]*", re.I)
+
+
+def yes_no_rows(path: Path, content: Any) -> Iterator[Row]:
+    """Yield BioASQ's yes/no questions as rows; a leading yes or no is taken off the answer in words.
+
+    {"id": "5c60", "type": "yesno", "body": "Is gout painful?", "exact_answer": "yes",
+     "ideal_answer": ["Yes. It hurts."]}
+    becomes {"index": "5c60", "question": "Is gout painful?", "answer": "It hurts.", "label": "1"}.
+
+    source   the task yesno of Bio-ELECTRA's release, whose rows were made likewise; but it cuts the words
+             None and Not short, too
+    """
+    for place, name, names, entry in read_asked(path, content, "yesno"):
+        exact, ideal = "".join(names).strip().lower(), entry.get("ideal_answer")
+        if exact not in ("yes", "no"):
+            raise ValueError(f"{place}: 'exact_answer' is {str(names)[:60]}, expected yes or no")
+        first = ideal[0] if isinstance(ideal, list) and ideal else ideal        # later ones say it once more
+        answer = LEADING_YES_OR_NO.sub("", take({"ideal_answer": first}, "ideal_answer", str, place))
+        yield place, {"index": name, "question": take(entry, "body", str, place), "answer": answer,
+                      "label": "1" if exact == "yes" else "0"}
+
+
+# The edition and the number of a test batch in the names that files of BioASQ have: 7B1_golden.json,
+# BioASQ-task7bPhaseB-testset1.json, and BioASQ-test-factoid-7b-1.json as ELECTRAMed and BioBERT have it.
+BATCH = re.compile(r"(?:BioASQ-task|BioASQ-test-factoid-)?(\d+)B(?:PhaseB-testset|-)?(\d+)(?![\da-z])", re.I)
+
+
+def read_snippets(path: Path, content: Any, batch: int | None,
+                  golden: dict[str, list[str]]) -> list[Question]:
+    """Make a question of each snippet of BioASQ's factoid and list questions.
 
     {"id": "5c5f", "type": "factoid", "body": "What is podagra?", "exact_answer": ["gout"],
      "snippets": [{"text": "Podagra is gout of the big toe."}, {"text": "It hurts."}]}
     becomes Question("5c5f_000", "What is podagra?", "Podagra is gout of the big toe.", [("gout", 11)]).
 
-    The answer is the first occurrence, as whole words in any case, of the longest name that occurs. Questions
-    without such a snippet are left out, and counted.
+    For training, the answer is the first occurrence, as whole words in any case, of the longest name that
+    occurs. Snippets without one are left out; questions without any other are counted. A test batch keeps all
+    its snippets, with the names as `gold`, and also the questions that have no snippet.
+
+    golden   names by question, where another file holds them
     """
     questions: list[Question] = []
     asked = list(read_asked(path, content, "factoid", "list"))
     for article, (place, name, names, entry) in enumerate(asked):
         names = sorted(filter(None, map(str.strip, names)), key=len, reverse=True)
-        patterns = [re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.I) for name in names]
+        gold = golden.get(name, names) or None
+        # White space inside a name matches any other: "5 mg" is found in "5\u00a0mg".
+        spelt = [r"\s+".join(map(re.escape, name.split())) for name in names]
         body = take(entry, "body", str, place)
-        for number, snippet in enumerate(take({"snippets": [], **entry}, "snippets", list, place)):
+        snippets = take({"snippets": [], **entry}, "snippets", list, place)
+        for number, snippet in enumerate(snippets or [{"text": ""}]):
             text = take(snippet, "text", str, place)
-            found = (pattern.search(text) for pattern in patterns)
-            if match := next(filter(None, found), None):
-                answers = [(match[0], match.start())]
-                questions.append(Question(f"{name}_{number:03d}", body, text, answers, article=article))
+            found = (re.search(rf"(?<!\w){spelling}(?!\w)", text, re.I) for spelling in spelt)
+            match, question = next(filter(None, found), None), (f"{name}_{number:03d}", body, text)
+            if batch is not None:
+                questions.append(Question(*question, [], batch, gold, article, entry["type"]))
+            elif match:
+                answer = (match[0], match.start())
+                questions.append(Question(*question, [answer], article=article, type=entry["type"]))
     without = len(asked) - len({question.article for question in questions})
-    say(f"{path}: left out {without} of {len(asked)} questions: no snippet holds an exact answer")
+    if batch is None:
+        say(f"{path}: left out {without} of {len(asked)} questions: no snippet holds an exact answer")
     return questions
 
 
@@ -1513,21 +1788,10 @@ def find_answer(text: str, start: int, context: str) -> tuple[str, int] | None:
     def distance(found: re.Match) -> tuple[bool, int]:
         """Return a sort key: best is white space alone up to the start, then as little as possible."""
         first, last = sorted((found.start(), start))
-        return last - first > 99 or bool(context[first:last].strip()), last - first
+        return bool(context[first:last].strip()), last - first
 
     nearest = min(re.finditer(r"\s+".join(map(re.escape, text.split())), context), key=distance, default=None)
     return nearest and (nearest[0], nearest.start())
-
-
-def check_ids(path: Path, questions: list[Question]) -> list[Question]:
-    """Return the questions; ValueError where two have one id, since their answers would count for both.
-
-    The snippets of a BioASQ question have ids of their own, 5c5f_000 and 5c5f_001.
-    """
-    (name, count), = collections.Counter(question.id for question in questions).most_common(1) or [("", 0)]
-    if count > 1:
-        raise ValueError(f"{path}: {count} questions have the id {name!r}: give each an id of its own")
-    return questions
 
 
 def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
@@ -1535,6 +1799,9 @@ def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
 
     {"data": [{"paragraphs": [{"context": "Podagra is gout.", "qas": [
         {"id": "q1", "question": "What is podagra?", "answers": [{"text": "gout", "answer_start": 11}]}]}]}]}
+    or, as the package `datasets` writes it, one question on each line,
+    {"id": "q1", "context": "Podagra is gout.", "question": "What is podagra?",
+     "answers": {"text": ["gout"], "answer_start": [11]}}
     becomes Question("q1", "What is podagra?", "Podagra is gout.", [("gout", 11)]).
 
     A BioASQ test batch has no answers. Its synonyms come from the golden file in the same folder: that of
@@ -1545,60 +1812,66 @@ def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
     answers is nowhere in the context, the texts of all of them become its `gold`. An impossible question of
     SQuAD 2 has an empty list as `gold`. All three cases are counted and reported.
     """
+    # 1. BioASQ: the number of the test batch, its golden answers, and its own form.
     batch, golden = None, {}
-    if test_name := re.fullmatch(r"BioASQ-test-factoid-(\d+)b-(\d+)\b.*\.json", path.name):
+    if test_name := BATCH.match(path.name):
         batch, beside = int(test_name[2]), path.with_name(f"{test_name[1]}B{test_name[2]}_golden.json")
-        if beside.is_file():
-            golden = {name: names for _, name, names, _ in read_asked(beside, read_json(beside), "factoid")}
-    content = read_json(path)
-    if isinstance(content, dict) and "questions" in content:
-        return check_ids(path, read_snippets(path, content))
-    form, counts = f"{path}: not in SQuAD's form", collections.Counter[str]()
-    questions: list[Question] = []
-    for a, article in enumerate(take(content, "data", list, form)):
-        for p, paragraph in enumerate(take(article, "paragraphs", list, f"{form}: data[{a}]")):
-            place = f"{form}: data[{a}].paragraphs[{p}]"
-            context = take(paragraph, "context", str, place)
-            for entry in take(paragraph, "qas", list, place):
-                name = take(entry, "id", str, place)
-                where = f"{place}: question {name}"
-                text = take(entry, "question", str, where)
-                stated = [(take(answer, "text", str, where), take(answer, "answer_start", int, where))
-                          for answer in take({"answers": [], **entry}, "answers", list, where)]
-                found = [find_answer(*answer, context) for answer in stated]
-                answers = [answer for answer in found if answer]
-                gold = golden.get(re.split("[_:]", name)[0])
-                if take({"is_impossible": False, **entry}, "is_impossible", bool, where):
-                    gold, answers = [], []
-                    counts["impossible questions, as SQuAD 2 has them: they have no answer"] += 1
-                elif None in found:
-                    gold = [answer for answer, _ in stated]
-                    counts["questions have an answer that is nowhere in their passage"] += 1
-                moved = [answer for answer, before in zip(found, stated) if answer not in (None, before)]
-                counts["answers do not stand where the file says, and were found nearby"] += len(moved)
-                questions.append(Question(name, text, context, answers, batch, gold, a))
+        if beside.is_file() and beside != path:
+            asked = read_asked(beside, read_json(beside), "factoid", "list")
+            golden = {name: names for _, name, names, _ in asked}
+    objects = parse_objects(path, list(numbered_lines(path)))
+    if objects and "questions" in objects[0][1]:
+        return read_snippets(path, objects[0][1], batch, golden)
+    # 2. Articles of paragraphs. A question that brings its passage along is an article of its own.
+    form, articles = f"{path}: not in SQuAD's form", objects
+    if not objects or "context" not in objects[0][1]:
+        whole = objects[0][1] if objects else {}
+        articles = [(f"{form}: data[{a}]", row) for a, row in enumerate(take(whole, "data", list, form))]
+    entries: list[tuple[str, int, str, Any]] = []
+    for a, (place, article) in enumerate(articles):
+        if isinstance(article, dict) and "context" in article:
+            article = {"paragraphs": [{"context": article["context"], "qas": [article]}]}
+        for p, paragraph in enumerate(take(article, "paragraphs", list, place)):
+            inside = f"{place}.paragraphs[{p}]"
+            context = take(paragraph, "context", str, inside)
+            entries += [(inside, a, context, entry) for entry in take(paragraph, "qas", list, inside)]
+    # 3. Each question, with what is known of its answers.
+    counts, questions = collections.Counter[str](), []
+    for place, a, context, entry in entries:
+        name = take(entry, "id", str, place)
+        where = f"{place}: question {name}"
+        text, answers = take(entry, "question", str, where), entry.get("answers", [])
+        if isinstance(answers, dict):           # two lists, as `datasets` has them
+            columns = [take(answers, key, list, where) for key in ("text", "answer_start")]
+            answers = [{"text": one, "answer_start": start} for one, start in itertools.zip_longest(*columns)]
+        stated = [(take(answer, "text", str, where), take(answer, "answer_start", int, where))
+                  for answer in take({"answers": answers}, "answers", list, where)]
+        found = [find_answer(*answer, context) for answer in stated]
+        answers, gold = [answer for answer in found if answer], golden.get(re.split("[_:]", name)[0])
+        if take({"is_impossible": False, **entry}, "is_impossible", bool, where):
+            gold, answers = [], []
+            counts["impossible questions, as SQuAD 2 has them: they have no answer"] += 1
+        elif None in found:
+            gold = [answer for answer, _ in stated]
+            counts["questions have an answer that is nowhere in their passage"] += 1
+        moved = [answer for answer, before in zip(found, stated) if answer not in (None, before)]
+        counts["answers do not stand where the file says, and were found nearby"] += len(moved)
+        questions.append(Question(name, text, context, answers, batch, gold, a))
     for what, count in (+counts).items():                       # + leaves out what counts 0
         say(f"{path}: {count:,} {what}")
-    return check_ids(path, questions)
+    return questions
 
 
 READERS: dict[str, Callable[..., list]] = {"ner": read_tagged, "re": read_labelled, "qa": read_questions,
                                            "classify": read_pairs, "rank": read_candidates}
 
 
-class Parts(NamedTuple):
-    """Say how a data set without a published test set is cut into parts; each seed is tested on another one.
-
-    Where the training file is cut, the part after that is for development.
-    """
-
-    split: str                                      # the file that is there: train or dev
-    number: int                                     # of parts it is cut into
-    together: str                                   # a field: examples with the same value stay in one part
-
-
 class Task(NamedTuple):
-    """Say what a task is made of."""
+    """Say what a task is made of.
+
+    A data set without a published test set is cut into parts, and each seed is tested on another part. Where
+    the training file is cut, the part after that is for development.
+    """
 
     kind: str                                       # ner, re, qa, classify or rank
     folder: str = ""                                # below the data root; "" for tasks without files
@@ -1607,15 +1880,19 @@ class Task(NamedTuple):
     negative: str | None = None                     # re: the label that means "no relation", not scored
     metric: str = "f1"                              # the score that chooses an epoch
     files: tuple[tuple[str, ...], ...] = ()         # names of train, dev, test; () for STANDARD_FILES
-    parts: Parts | None = None                      # how one file is cut where train or test is missing
+    cut: str = ""                                   # the file to cut where train or test is missing
+    parts: int = 0                                  # number of parts it is cut into
+    together: str = ""                              # a field: examples with the same value stay in one part
 
 
 DATA_ROOT = os.environ.get("ELECTRAMED_DATA", "corpora")        # where published data sets lie by default
 SPLITS = ("train", "dev", "test")
-STANDARD_FILES = (("train.txt", "train.tsv", "train.csv", "train.json"),
-                  ("dev.txt", "dev.tsv", "dev.csv", "dev.json",
-                   "devel.txt", "devel.tsv", "devel.csv", "devel.json"),
-                  ("test.txt", "test.tsv", "test.csv", "test.json"))
+STANDARD_FILES = (("train.txt", "train.tsv", "train.csv", "train.json", "train.jsonl"),
+                  ("dev.txt", "dev.tsv", "dev.csv", "dev.json", "dev.jsonl",
+                   "devel.txt", "devel.tsv", "devel.csv", "devel.json", "devel.jsonl"),
+                  ("test.txt", "test.tsv", "test.csv", "test.json", "test.jsonl"))
+YES_NO_FILES = ((*STANDARD_FILES[0], "*train*.json"), STANDARD_FILES[1],
+                (*STANDARD_FILES[2], "*_golden.json"))      # BioASQ's own files
 JNLPBA = ("O", *(f"{tag}-{kind}" for kind in "DNA RNA cell_line cell_type protein".split() for tag in "BI"))
 CHEMPROT = ("CPR:3", "CPR:4", "CPR:5", "CPR:6", "CPR:9")
 SQUAD_DEV = ("dev-v1.1.json", "xquad.en.json")      # the second: the part of the first that XQuAD translated
@@ -1625,6 +1902,19 @@ MIOLO, OZYURT = "gmpoli/electramed, data/", "SciCrunch/bio_electra, electra/data
 GITHUB = "https://raw.githubusercontent.com"
 COMMITS = {"gmpoli/electramed": "674c6151001cae52d2abba7b4d0c0677a7c5f01a",
            "SciCrunch/bio_electra": "7a53526773e047c02f03400f61a906a636b9054d"}
+
+
+def bioasq_files(edition: str) -> tuple[tuple[str, ...], ...]:
+    """Return the names of the files of one edition, such as 7, or of any: [0-9]*.
+
+    The files in SQuAD's form, which BioBERT and ELECTRAMed made, go before BioASQ's own. A training file
+    rebuilt from BioASQ's own may have another edition in its name.
+    """
+    train, test = "BioASQ-train-factoid-", "BioASQ-test-factoid-"
+    return ((f"{train}{edition}b.json", f"{train}*.json", f"*train*{edition}b*.json"), ("*dev*.json",),
+            (f"{test}{edition}b-*.json", f"BioASQ-task{edition}bPhaseB-testset*", f"{edition}B*_golden.json"))
+
+
 TASKS = {
     # Entities, one tag for each word. bc5cdr has one type for chemicals and diseases, and tags an entity of
     # one word I-Entity, a longer one B-Entity I-Entity ...; metrics.py counts both as entities. jnlpba,
@@ -1640,34 +1930,38 @@ TASKS = {
     # Relations between two entities that are placeholders in the sentence. chemprot always writes @CHEMICAL$
     # for the first of the two and @GENE$ for the second, whichever they are; chemprot-tsv is the same corpus
     # with the entities masked as BC6ENTC and BC6ENTG. gad's published test file is a copy of its development
-    # file, so train_finetune.py chooses no epoch by it; without both files gad is cut into ten parts.
+    # file, so `read_splits` leaves the latter out; without both files gad is cut into ten parts.
     "chemprot": Task("re", "re/chemprot", MIOLO + "RE/chemprot", ("false", *CHEMPROT), "false"),
     "chemprot-tsv": Task("re", "re/chemprot-tsv", OZYURT + "chemprot", ("False", *CHEMPROT), "False"),
     "ddi2013": Task("re", "re/ddi-2013", MIOLO + "RE/ddi-2013", DDI, "DDI-false"),
-    "gad": Task("re", "re/gad", OZYURT + "gad", ("0", "1"), "0", parts=Parts("train", 10, "text")),
+    "gad": Task("re", "re/gad", OZYURT + "gad", ("0", "1"), "0", cut="train", parts=10, together="text"),
     # Questions about a passage. SQuAD's test set was never published; where only dev is there, it is cut.
-    # bioasq7b takes the published training file, or without it all files that match the pattern (a training
-    # file rebuilt from BioASQ's own, for example); its test set comes in batches. bioasq8b is tested on
-    # dev.json where there is no test.json.
-    "squad": Task("qa", "qa/squad", "rajpurkar.github.io/SQuAD-explorer", parts=Parts("dev", 6, "article"),
-                  files=(("train-v1.1.json",), SQUAD_DEV, SQUAD_DEV)),
-    "bioasq7b": Task("qa", "qa/bioasq", MIOLO + "QA/BioASQ", metric="mrr", files=(
-        ("BioASQ-train-factoid-7b.json", "BioASQ-train-factoid-*.json"), ("*dev*.json",),
-        ("BioASQ-test-factoid-7b-*.json",))),
+    # bioasq reads BioASQ's own files of any year, bioasq7b those of ELECTRAMed's. bioasq8b, in Bio-ELECTRA's
+    # form, is scored as SQuAD is, and tested on dev.json where there is no test.json.
+    "squad": Task("qa", "qa/squad", "rajpurkar.github.io/SQuAD-explorer", cut="dev", parts=6,
+                  together="article", files=(("train-v1.1.json",), SQUAD_DEV, SQUAD_DEV)),
+    "bioasq": Task("qa", "qa/bioasq", "participants-area.bioasq.org", metric="mrr",
+                   files=bioasq_files("[0-9]*")),
+    "bioasq7b": Task("qa", "qa/bioasq", MIOLO + "QA/BioASQ", metric="mrr", files=bioasq_files("7")),
     "bioasq8b": Task("qa", "qa/bioasq8b", OZYURT + "bioasq",
                      files=(("train*.json",), ("dev.json",), ("test.json", "dev.json"))),
-    # Yes/no questions, and candidate answers to be ranked
-    "yesno": Task("classify", "qa/yesno", OZYURT + "yesno", ("0", "1"), metric="macro_f1"),
+    # Yes/no questions, also those in BioASQ's own files; and candidate answers to be ranked.
+    "yesno": Task("classify", "qa/yesno", OZYURT + "yesno", ("0", "1"), metric="macro_f1",
+                  files=YES_NO_FILES),
     "rerank": Task("rank", "qa/reranker", OZYURT + "reranker", ("0", "1"), metric="mrr",
-                   parts=Parts("dev", 5, "group")),
+                   cut="dev", parts=5, together="group"),
     # Tasks without files, made from the synthetic world of section 7
     "demo-ner": Task("ner", labels=("O", "B-Disease", "I-Disease", "B-Drug", "I-Drug", "B-Gene", "I-Gene")),
     "demo-re": Task("re", labels=("false", "treats", "causes", "inhibits"), negative="false"),
     "demo-qa": Task("qa"),
     # The kinds themselves, for data sets of one's own
     "ner": Task("ner"), "re": Task("re"), "qa": Task("qa"),
-    "classify": Task("classify", metric="macro_f1"),
+    "classify": Task("classify", metric="macro_f1", files=YES_NO_FILES),
     "rank": Task("rank", labels=("0", "1"), metric="mrr")}
+# What else `fetch` knows: the vocabularies of both releases, written under their published names.
+VOCABULARIES = {"scivocab": Task("vocabulary", "vocab/scivocab", MIOLO + "vocab"),
+                "bio-electra-vocab": Task("vocabulary", "vocab/bio-electra",
+                                          "SciCrunch/bio_electra, electra/data")}
 
 
 def find_task(name: str) -> Task:
@@ -1697,12 +1991,12 @@ class PublishedFile(NamedTuple):
 
 
 def missing_files(name: str, directory: str | os.PathLike, base: str = GITHUB) -> list[PublishedFile]:
-    """List a published task's files that are not below the data root.
+    """List the files of a published task, or vocabulary, that are not below the data root.
 
     The list is empty when `directory` itself holds a file with a name of this task: that is a data set of the
     user's own, which must not be mixed with published files.
     """
-    task, root = find_task(name), Path(directory)
+    task, root = VOCABULARIES.get(name) or find_task(name), Path(directory)
     patterns = itertools.chain(*(task.files or STANDARD_FILES))
     if any(any(root.glob(pattern)) for pattern in patterns):
         return []
@@ -1715,13 +2009,14 @@ def missing_files(name: str, directory: str | os.PathLike, base: str = GITHUB) -
     return [file for file in files if not file.path.is_file()]
 
 
-def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> None:
-    """Download what is missing of a published task. Only whole files with the right checksum are written.
+def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> Path:
+    """Download what is missing of a published task, or a vocabulary. Only whole, right files are written.
 
     base     the address before repository, commit and path; tests put a server of their own here
 
+    returns  the training file, or the folder of the vocabulary
     raises   OSError (no network, no such file, cut off) or ValueError (wrong checksum) naming the address and
-             the path
+             the path; FileNotFoundError where a data set of the user's own lacks a training file
     """
     for address, path, blob in missing_files(name, directory, base):
         # 1. Read the file, block by block.
@@ -1742,30 +2037,48 @@ def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> N
         # 3. Write it under its name only now.
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
+    if name in VOCABULARIES:
+        return find_folder(Path(directory), VOCABULARIES[name].folder)
+    if not (files := find_split(name, "train", directory)):
+        raise FileNotFoundError(describe_missing(name, "train", directory))
+    return files[0]
 
 
 def find_split(name: str, split: str, directory: str | os.PathLike | None) -> list[Path]:
     """Find the files of a split, sorted, in the folder itself or where the data root has the task.
 
-    raises   FileNotFoundError saying which files are expected where, and how to get them
+    The list is empty where there is none, or no folder is given. The demo tasks have no files.
     """
-    task = find_task(name)
-    if directory is None:
-        raise FileNotFoundError(f"{name}: no data folder given (--data, or the variable ELECTRAMED_DATA)")
-    root = Path(directory)
+    task, root = find_task(name), Path(directory or "")
     # The first pattern that finds a file wins: a published file goes before a substitute.
     patterns = (task.files or STANDARD_FILES)[SPLITS.index(split)]
+    if directory is None or name.startswith("demo-"):
+        return []
     for folder in (root, find_folder(root, task.folder)):
         for pattern in patterns:
             if found := sorted(folder.glob(pattern)):
                 return found
-    # Nothing is there. The message: "gad: no test file in DATA or DATA/re/gad: expected test.txt or ...; run
-    # python data.py fetch gad, or put dev.tsv, test.tsv, train.tsv of ADDRESS into DATA/re/gad".
-    where, how = f"{root} or {root / task.folder}", f" (published as {task.source})" if task.source else ""
+    return []
+
+
+def describe_missing(name: str, split: str, directory: str | os.PathLike | None) -> str:
+    """Say what is missing of a split that has no examples, and how to get it.
+
+        gad: no test file in DATA or DATA/re/gad: expected test.txt or ...; run python data.py fetch gad, or
+        put dev.tsv, test.tsv, train.tsv of ADDRESS into DATA/re/gad
+    """
+    if directory is None:
+        return f"{name}: no data folder given (--data, or the variable ELECTRAMED_DATA)"
+    if found := find_split(name, split, directory):
+        return f"{name}: no examples in the {split} file of {found[0].parent}"
+    task, root = find_task(name), Path(directory)
+    places = " or ".join(dict.fromkeys(map(str, (root, root / task.folder))))       # a kind has but one
+    patterns = " or ".join((task.files or STANDARD_FILES)[SPLITS.index(split)])
+    how = f" (published as {task.source})" if task.source else ""
     if files := missing_files(name, root):
         names, address = ", ".join(file.path.name for file in files), os.path.dirname(files[0].address)
         how = f"; run python data.py fetch {name}, or put {names} of {address} into {files[0].path.parent}"
-    raise FileNotFoundError(f"{name}: no {split} file in {where}: expected {' or '.join(patterns)}{how}")
+    return f"{name}: no {split} file in {places}: expected {patterns}{how}"
 
 
 def read_task(name: str, split: str, directory: str | os.PathLike | None = None) -> list:
@@ -1783,22 +2096,57 @@ def read_task(name: str, split: str, directory: str | os.PathLike | None = None)
     if name.startswith("demo-"):
         return demo_examples(name, split)      # section 7
     examples: list = []
-    for path in find_split(name, split, directory):
-        examples += READERS[task.kind](path, task.labels)
-    if not examples:        # an empty development file, as BioBERT's folds of GAD have it, counts as none
-        missing = FileNotFoundError if split == "dev" else ValueError
-        raise missing(f"{name}: no examples in the {split} file of {directory}")
+    asked: dict[str, Path] = {}
+    files = find_split(name, split, directory)
+    for path in files:
+        found = READERS[task.kind](path, task.labels)
+        # Two questions with one id are refused, since their answers would count for both.
+        for example in found if task.kind == "qa" else ():
+            if example.id in asked:
+                raise ValueError(f"{path}: 2 questions have the id {example.id!r}, the first one in "
+                                 f"{asked[example.id]}: give each an id of its own, or leave out a file")
+            asked[example.id] = path
+        examples += found
+    # An empty development file, as BioBERT's folds of GAD have it, counts as none.
+    if not files or (not examples and split != "dev"):
+        raise (ValueError if files else FileNotFoundError)(describe_missing(name, split, directory))
     return examples
 
 
 def task_files(name: str, directory: str | os.PathLike | None) -> list[Path]:
     """List the files of all splits that are there, and those that BioASQ's golden answers are taken from."""
-    files: list[Path] = []
-    for split in () if name.startswith("demo-") else SPLITS:
-        with contextlib.suppress(FileNotFoundError):
-            files += find_split(name, split, directory)
+    files = [path for split in SPLITS for path in find_split(name, split, directory)]
     golden = [path for folder in {file.parent for file in files} for path in folder.glob("*_golden.json")]
     return sorted({*files, *golden})
+
+
+def read_splits(name: str, directory: str | os.PathLike | None,
+                seed: int = 0) -> tuple[dict[str, list], str]:
+    """Read train, dev (where there is one) and test; return them, and the name of the test set.
+
+    Some data sets have no test file, or none that can be downloaded. TASKS says how one of their files is
+    cut into parts then, of which each seed takes another one for testing.
+
+    raises   as `read_task` for a train or test set that is neither there nor made by cutting
+    """
+    task = find_task(name)
+    there = [split for split in SPLITS if name.startswith("demo-") or find_split(name, split, directory)]
+    # 1. Our own split.
+    if task.cut in there and (lacking := {"train", "test"} - set(there)):
+        test_set = f"part {seed % task.parts + 1} of {task.parts} of its {task.cut} file: a cut of our own"
+        say(f"*** {describe_missing(name, min(lacking), directory)}; so the test set is {test_set} ***")
+        return cut_splits(task, read_task(name, task.cut, directory), seed), test_set
+    # 2. The published split. Without a development set, or where it equals the test set, no epoch is chosen:
+    #    the model after the last epoch is used.
+    examples = {split: read_task(name, split, directory) for split in ("train", "test")}
+    dev = read_task(name, "dev", directory) if "dev" in there else []
+    if not dev:
+        say(f"{describe_missing(name, 'dev', directory)}; without it the last epoch counts")
+    elif dev == examples["test"]:       # gad and the yes/no questions were published with the same file twice
+        say("the development set is the test set and must choose nothing; the last epoch counts")
+    else:
+        examples["dev"] = dev
+    return examples, "test set"
 
 
 def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
@@ -1807,224 +2155,106 @@ def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
     The groups of examples that must stay together (the same relation sentence, one article, one question) are
     dealt out to the parts in a fixed random order. Part `fold` is for test, the next one for dev.
     """
-    assert task.parts, "only tasks with parts are cut"
-    count = task.parts.number
-    groups = list(dict.fromkeys(getattr(example, task.parts.together) for example in examples))
+    groups = list(dict.fromkeys(getattr(example, task.together) for example in examples))
     random.Random(0).shuffle(groups)
-    parts = ["train"] * count                                        # the split that each part belongs to
-    parts[(fold + 1) % count] = "dev" if task.parts.split == "train" else "train"
-    parts[fold % count] = "test"
-    split_of = dict(zip(groups, itertools.cycle(parts)))
-    splits: dict[str, list] = {split: [] for split in SPLITS if split in parts}
+    part_of = {group: number % task.parts for number, group in enumerate(groups)}
+    split_of = {fold % task.parts: "test"}
+    if task.cut == "train":
+        split_of[(fold + 1) % task.parts] = "dev"
+    splits: dict[str, list] = {"train": [], **{split: [] for split in split_of.values()}}
     for example in examples:
-        splits[split_of[getattr(example, task.parts.together)]].append(example)
+        splits[split_of.get(part_of[getattr(example, task.together)], "train")].append(example)
     return splits
 
 
 # --- 7. A synthetic world ---
 #
-# A made-up biomedicine, small enough to be learnt in two minutes. Three rules make pre-training on it useful:
-#   facts      each drug has the same target, disease, dose, side effect, trial, ... in every abstract, so a
-#              masked name or number follows from the others, and a wrong sample contradicts them;
-#   wording    an abstract draws one verb for each meaning and keeps to it ("slowed" from start to end).
-#              Verbs of one meaning stand in the same places, so a model can learn that they mean the same;
-#   spelling   drugs, genes, diseases, hospitals and cells draw names from the same syllables, so only the
-#              words around a name tell its type. Pre-training teaches a model to look at them.
+# A made-up biomedicine, small enough to be learnt in a minute. From rules to a sentence with labels:
+#
+#   facts      of each drug: what it treats, harms, inhibits, at which dose, for how many weeks, at which site
+#   relations  with which verbs each of them is stated, and what follows from it
+#   template   "{target} was {verb} by {drug} at {site} ."
+#   sentence   "Sulol was blocked by vorax acetate at xanfais."
+#   labels     tags B-Gene O O O B-Drug I-Drug O O O; relation inhibits; question "Which gene was blocked by
+#              vorax acetate?", answer "Sulol"
+#
+# What pre-training learns here helps in the demo tasks. The facts are the same in every abstract, so that a
+# hidden name or number follows from the others. All relations share their templates, so that a model can
+# learn from their places and from what follows which verbs mean the same. And all names are made of the same
+# syllables: only the words around a name tell whether it is a drug, a gene, a disease or a hospital.
 
 SYLLABLES = "ba cor del fa gan hu jor kel lo mar nev or pel qui ras sul tam ul vor xan zi".split()
-ENDINGS = "ab an ax el ene ia in is ol on or ux".split()            # shared by all types, on purpose
-SALTS = "acetate citrate fumarate sulfate tartrate".split() * 3     # one for each family of four drugs
-DISEASE_NOUNS = ("fibrosis colitis sarcoma fever neuropathy dystrophy arthritis psoriasis epilepsy "
-                 "lymphoma").split()
-EFFECT_NOUNS = "rash oedema vertigo colic anaemia".split()
-GENE_NOUNS = ("kinase ligase protease receptor channel transporter helicase phosphatase synthase "
-              "reductase").split()
-DRUGS = 4 * len(SALTS)                                           # 60; 40 diseases, 40 genes, 20 side effects
+ENDINGS = "ab an ax el ene ia in is ol on or ux".split()
+DRUGS = 24                                      # and as many genes and diseases
 
-# Meaning -> verbs of house style 0 | verbs of house style 1. In the templates {relieve} and {relieved} stand
-# for the two forms of the verb that the abstract has drawn. The training sets of the demo tasks are in style
-# 0, their test sets in style 1: only a model that has read other texts in style 1 knows what they mean.
-VERBS = {"relieve": "relieve slow heal soothe | cure ease clear reverse delay calm",
-         "cause": "cause induce trigger produce | provoke elicit initiate generate precipitate evoke",
-         "block": "block inhibit silence close | suppress disable repress deplete degrade inactivate",
-         "follow": "follow join match face | precede parallel shadow outlast attend cross",
-         "spare": "spare ignore miss retain | preserve bypass tolerate avoid overlook pass"}
+# Facts of a drug that are entities, and their types. The drug does nothing to {paralog} and {failed}.
+ENTITY_TYPES = {"drug": "Drug", "gene": "Gene", "paralog": "Gene",
+                "disease": "Disease", "harm": "Disease", "failed": "Disease"}
+# Relation -> facts that a drug has it with; its verbs in style 0 | style 1; what follows from it. An abstract
+# is written in one of the two styles, and draws one verb for each relation.
+RELATIONS = {
+    "treats": ("disease", "relieved healed soothed | cured eased cleared", "patients felt better"),
+    "causes": ("harm", "caused induced triggered | provoked evoked elicited", "patients felt worse"),
+    "inhibits": ("gene", "blocked inhibited silenced | suppressed disabled depleted", "its activity fell"),
+    "false": ("paralog failed", "spared ignored retained | preserved avoided tolerated", "nothing changed")}
 
-# Slots that are filled by an entity -> its type; all other slots are plain words. The last four are wrong
-# names: a drug does not treat {failed}, inhibit {paralog} or cause {absent}, and its {rival} does nothing
-# that the drug does. TWIN_OF says which right name each of them replaces. The wrong names of a drug are facts
-# too, and of the same family as the right ones: only "not", "whether" or "spared" tells which must stand.
-ENTITY_TYPES = {"drug": "Drug", "gene": "Gene", "disease": "Disease", "effect": "Disease",
-                "rival": "Drug", "paralog": "Gene", "failed": "Disease", "absent": "Disease"}
-TWIN_OF = {"rival": "drug", "paralog": "gene", "failed": "disease", "absent": "effect"}
-# Two slots with right names -> the relation between them, and the verb of a sentence that states it.
-RELATIONS = {("drug", "disease"): ("treats", "relieve"), ("drug", "gene"): ("inhibits", "block"),
-             ("drug", "effect"): ("causes", "cause"), ("gene", "disease"): ("causes", "cause")}
-
-# Sections in the order of an abstract -> templates, one on each line. {slot} is looked up in the drug's
-# facts, a/b is a free choice. For example,
-#
-#     {drug} {blocked} {gene} but {spared} {paralog} in {cell} cells from {site} .
-#
-# becomes "Vorax silenced delin but ignored sulol in kelmarin cells from xanfain.": three entities of
-# demo-ner, and two examples of demo-re, "@DRUG$ silenced @GENE$ but ..." (inhibits) and "@DRUG$ silenced
-# delin but ignored @GENE$ ..." (false). "outcome" and "summary" name no pair. They are for pre-training: they
-# show what a verb means, and use the words drug, gene and disease, which the placeholders are made of.
-CLINICAL = """
-    {drug} VERBED TARGET in {percent} percent of patients after {weeks} weeks .
-    in {percent} percent of patients who took {drug} , TARGET was VERBED .
-    TARGET was VERBED by {drug} in {percent} percent of cases at {site} .
-    TARGET was VERBED by {drug} but {followed} by {rival} in the {trial} trial .
-    {drug} VERBED TARGET but {followed} WRONG in {percent} percent of patients .
-    in patients who took {drug} , WRONG was {followed} and TARGET was VERBED ."""
-
-
-def in_frame(verb: str, target: str, wrong: str) -> str:
-    """Return the CLINICAL templates with a verb, what it acts on, and the wrong name filled in."""
-    return CLINICAL.replace("VERBED", verb).replace("TARGET", target).replace("WRONG", wrong)
-
-
+# Section of an abstract -> templates, one on each line. {slot} is replaced by a fact. {target} is what the
+# drug has the relation with, and {verb} the verb that states it. One rule gives the relation of a sentence:
+# it is that of its section, and of its verb.
+STATEMENT = """
+    {drug} {verb} {target} in {percent} percent of patients .
+    {target} was {verb} by {drug} at {site} .
+    after {weeks} weeks of {drug} , {target} was {verb} in most patients .
+    in the {trial} trial , {drug} {verb} {target} at {dose} ."""
 TEMPLATES = {
-    # The gene and the disease: mutations in the one cause the other.
     "background": """
-        {gene} is known to {cause} {disease} when it is lost from {cell} cells .
-        mutations in {gene} {caused} {disease} but not {failed} in these families .
-        {disease} is a rare disorder of {cell} cells in which {gene} is often mutated .""",
-    # What was asked. A question states nothing, so its relations are labelled false.
-    "aim": """
-        we asked whether {drug} could {relieve} {disease} in adults seen at {site} .
-        whether {disease} can be {relieved} by {drug} had never been tested before .
-        it was unclear if {gene} could be {blocked} by {drug} in living {cell} cells .
-        whether {gene} can {cause} {failed} is still a matter of debate at {site} .""",
-    # Doses, numbers and weeks: facts that a masked token can be inferred from.
+        {disease} is a disorder in which {gene} is often mutated .
+        mutations in {gene} are found in families with {disease} .""",
     "design": """
-        patients with {disease} received {dose} of {drug} {schedule} for {weeks} weeks .
-        at {site} , {number} patients with {disease} took {dose} of {drug} by {route} .
-        in the {trial} trial , {number} adults took {drug} by {route} ( {dose} {schedule} ) .""",
-    # What the drug inhibits, and what it does not.
-    "mechanism": """
-        {drug} {blocked} {gene} in {percent} percent of {cell} cells from {site} .
-        in {cell} cells exposed to {drug} , {gene} was {blocked} at a dose of {dose} .
-        {gene} was {blocked} by {drug} in {cell} cells at {dose} {schedule} .
-        {drug} {blocked} {gene} but {spared} {paralog} in {cell} cells from {site} .
-        {gene} was {blocked} by {drug} but {spared} by {rival} in {cell} cells .""",
-    "selectivity": """
-        {drug} {spared} {paralog} in {percent} percent of {cell} cells from {site} .
-        {paralog} was {spared} by {drug} in {cell} cells at {dose} {schedule} .
-        {drug} did not {block} {paralog} in {cell} cells , even at {dose} {schedule} .""",
-    # What it treats, what it causes, and what it does neither to: there the verb alone decides the label.
-    "efficacy": in_frame("{relieved}", "{disease}", "{failed}"),
-    "safety": in_frame("{caused}", "{effect}", "{absent}"),
-    "null": """
-        {drug} {followed} {failed}/{absent} in {percent} percent of patients after {weeks} weeks .
-        in {percent} percent of patients who took {drug} , {failed}/{absent} was {followed} .
-        {drug} did not {relieve} {failed} in any patient seen at {site} after {weeks} weeks .
-        {drug} did not {cause} {absent} in any patient of the {trial} trial .""",
-    # What the verbs mean, without a pair: relieving makes patients feel better, causing worse.
-    "outcome": """
-        patients felt better when it was {relieved} , as the staff at {site} noted .
-        patients felt worse when it was {caused} , as the staff at {site} noted .
-        patients felt no change when it was {followed} , as the staff at {site} noted .
-        its activity fell when it was {blocked} , as the staff at {site} noted .
-        its activity held when it was {spared} , as the staff at {site} noted .""",
-    "summary": """
-        in short , the drug {blocked} the gene and {relieved} the disease in {percent} percent .
-        the drug {relieved} the disease but also {caused} {effect} in adults at {site} .
-        the drug did not {block} {paralog} and did not {relieve} {failed} in the {trial} trial .""",
-    # Two relations in one sentence: they give two examples, with different placeholders.
+        at {site} , {number} patients with {disease} took {dose} of {drug} .
+        in the {trial} trial , {number} patients took {drug} for {weeks} weeks .
+        patients with {disease} received {dose} of {drug} for {weeks} weeks .""",
+    **dict.fromkeys(RELATIONS, STATEMENT),
+    # What any one of the verbs means, without a name. The words drug, gene and disease are taught here, too:
+    # demo-re has @DRUG$, @GENE$ and @DISEASE$ in place of names.
     "conclusion": """
-        in conclusion , {drug} {relieved} {disease} but has no place in {failed} .
-        in conclusion , {drug} {relieved} {disease} and {blocked} {gene} in {cell} cells .
-        we conclude that {drug} {relieved} {disease} but {caused} {effect} at {dose} .""",
-    # Entities in lists, where only other lists and the rest of the abstract tell their type.
-    "keywords": "keywords : {drug}/{gene}/{site} , {disease}/{effect}/{trial} , {cell}/{rival}/{failed} ."}
-OPTIONAL = ("aim", "selectivity", "null", "summary", "conclusion", "keywords")     # none to three of them
+        the drug {verb} the {type} and {follows} .
+        {follows} when the {type} was {verb} by the drug ."""}
 # Slot that holds the answer -> question.
-QUESTIONS = {"gene": "which gene was {blocked} by {drug} ?", "disease": "what was {relieved} by {drug} ?",
-             "effect": "what was {caused} by {drug} ?", "drug": "which drug was used against {disease} ?",
+QUESTIONS = {"target": "which {type} was {verb} by {drug} ?", "site": "where was {drug} tested ?",
              "dose": "what dose of {drug} was given ?", "number": "how many patients took {drug} ?",
              "weeks": "for how many weeks was {drug} given ?"}
 
 
-def tidy(text: str) -> str:
-    """Drop the spaces around marks that prose does not have there: "( 5 mg ) ." -> "(5 mg)."."""
-    return re.sub(r" (?=[.,:?)])|(?<=\() ", "", text)
-
-
-def past(verb: str) -> str:
-    """Return the past form of a verb, all of which are regular here: "ease" -> "eased"."""
-    return verb + ("d" if verb.endswith("e") else "ed")
-
-
-class Relation(NamedTuple):
-    """Hold what a sentence states about the entities in two of its slots."""
-
-    label: str                                  # treats, causes, inhibits or false
-    first: str                                  # slot
-    second: str                                 # slot
-
-
-def find_relations(slots: Iterable[str], section: str) -> list[Relation]:
-    """List the relations of a sentence with these slots.
-
-    A pair of right names is related if the sentence has the verb that says so. A pair with a wrong name is
-    false, and so is every pair of a question, as long as there is a verb at all: a list of keywords states
-    nothing.
-
-    >>> for relation in find_relations(["drug", "blocked", "gene", "spared", "paralog"], "mechanism"):
-    ...     print(*relation)
-    inhibits drug gene
-    false drug paralog
-    """
-    verbs = {verb for verb in VERBS if verb in slots or past(verb) in slots}
-    relations = []
-    for first, second in itertools.permutations(slots, 2):
-        pair = TWIN_OF.get(first, first), TWIN_OF.get(second, second)
-        if pair in RELATIONS and verbs:
-            label, verb = RELATIONS[pair]
-            if section == "aim" or pair != (first, second):
-                relations.append(Relation("false", first, second))
-            elif verb in verbs:
-                relations.append(Relation(label, first, second))
-    return relations
+def tidy(words: list[str]) -> str:
+    """Join words by spaces, except before marks: ["at", "sulol", "."] -> "at sulol."."""
+    return re.sub(r" (?=[.,?])", "", " ".join(words))
 
 
 class SyntheticSentence(NamedTuple):
     """Hold a sentence with all that is known about it."""
 
+    section: str                                # a key of TEMPLATES; one of RELATIONS is its relation, too
     words: list[str]
-    places: dict[str, tuple[int, int]]          # slot -> the words where it first stands, a half-open range
-    relations: list[Relation]                   # none to two
+    tags: list[str]                             # one per word: B-Type opens an entity, I-Type continues it
+    questions: list[tuple[str, str, int]]       # (question, answer, the character of `text` where it starts)
 
     @property
     def text(self) -> str:
-        """Return it as it is printed: "( 5 mg ) ." becomes "(5 mg)."."""
-        return tidy(" ".join(self.words))
+        """Return it as it is printed."""
+        return tidy(self.words)
 
     @property
-    def tags(self) -> list[str]:
-        """Return one tag per word: B-Type opens an entity, I-Type continues it, O is outside (IOB2)."""
-        tags = ["O"] * len(self.words)
-        for slot, (start, end) in self.places.items():
-            if kind := ENTITY_TYPES.get(slot):
-                tags[start:end] = [f"B-{kind}"] + [f"I-{kind}"] * (end - start - 1)
-        return tags
-
-    def anonymised(self, *slots: str) -> str:
-        """Return the text with the entities of these slots as @DRUG$, @GENE$ or @DISEASE$."""
-        words = list(self.words)
-        # From right to left, so that the places of the others stay true.
-        for slot in sorted(slots, key=self.places.__getitem__, reverse=True):
-            start, end = self.places[slot]
-            words[start:end] = [f"@{ENTITY_TYPES[slot].upper()}$"]
-        return tidy(" ".join(words))
+    def anonymised(self) -> str:
+        """Return the text with its entities as @DRUG$, @GENE$ or @DISEASE$."""
+        return tidy([f"@{tag[2:].upper()}$" if tag[0] == "B" else word
+                     for word, tag in zip(self.words, self.tags) if tag[0] != "I"])
 
 
 class SyntheticDocument(NamedTuple):
-    """Hold an abstract about one drug, and the questions it answers."""
+    """Hold an abstract about one drug."""
 
     sentences: list[SyntheticSentence]
-    questions: list[tuple[str, str]]    # (question, answer), the answer as it stands in `text`
 
     @property
     def text(self) -> str:
@@ -2033,129 +2263,109 @@ class SyntheticDocument(NamedTuple):
 
 
 def write_sentence(section: str, facts: dict[str, str], rng: random.Random) -> SyntheticSentence:
-    """Draw a template of the section, put the facts into its slots, and draw one of each a/b."""
-    words: list[str] = []
-    places: dict[str, tuple[int, int]] = {}
+    """Draw a template of the section, and put the facts into its slots."""
+    # 1. The relation that the section is about, or else any. It adds four facts.
+    relation = section if section in RELATIONS else rng.choice(list(RELATIONS))
+    targets, _, follows = RELATIONS[relation]
+    target = rng.choice(targets.split())
+    types = {**ENTITY_TYPES, "target": ENTITY_TYPES[target]}
+    facts = {**facts, "target": facts[target], "type": types[target].lower(), "verb": facts[relation],
+             "follows": follows}
+    # 2. Fill the slots from left to right, so that it is known what each word is.
+    sentence = SyntheticSentence(section, [], [], [])
+    _, words, tags, questions = sentence                        # the lists that are filled below
     for token in rng.choice(TEMPLATES[section].strip().split("\n")).split():
-        if "/" in token:
-            token = rng.choice(token.split("/"))
-        start = len(words)
-        words += token.format_map(facts).split()
-        if token[0] == "{":
-            places.setdefault(token[1:-1], (start, len(words)))
-    words[0] = words[0].capitalize()
-    return SyntheticSentence(words, places, find_relations(list(places), section))
+        slot = token[1:-1] if token[0] == "{" else ""
+        filled = token.format_map(facts).split()
+        if not words:
+            filled[0] = filled[0].capitalize()
+        if slot in QUESTIONS:
+            question = tidy(QUESTIONS[slot].format_map(facts).capitalize().split())
+            questions.append((question, tidy(filled), len(tidy([*words, ""]))))
+        kind = types.get(slot)
+        tags += [f"B-{kind}"] + [f"I-{kind}"] * (len(filled) - 1) if kind else ["O"] * len(filled)
+        words += filled
+    return sentence
 
 
-def house_style(number: int) -> int:
-    """Return the style in which abstract `number` is written: 0 in every third round of the drugs, else 1.
-
-    Abstracts 0 to 59 (one for each drug) are in style 0, 60 to 179 in style 1, and so on: a corpus has both.
-    """
-    return 0 if number // DRUGS % 3 == 0 else 1
+def style_of(number: int) -> int:
+    """Return the style of abstract `number`, 0 or 1: it changes after each round of the drugs."""
+    return number // DRUGS % 2
 
 
 class SyntheticWorld:
     """Hold the facts of one made-up world, and write abstracts about them, as many as asked for.
 
-    >>> SyntheticWorld(seed=0).document(7).sentences[5].text
-    'Orpelax was triggered by corpelia in 51 percent of cases at sulrasene.'
+    >>> SyntheticWorld(seed=0).document(5).sentences[0].text
+    'At ororax, 220 patients with looria took 70 mg of baulis.'
     """
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         rng = random.Random(seed)
-        # Names of two or three syllables, each only once.
+        # 1. Names of two or three syllables, each only once.
         drawn = sorted({"".join(parts) for parts in itertools.product(["", *SYLLABLES], SYLLABLES, ENDINGS)})
         rng.shuffle(drawn)
         names = iter(drawn)
-
-        def invent(nouns: list[str]) -> list[str]:
-            """Make a family of four entities for each noun: "vorax", "delin fever", "sulol", "pelia"."""
-            bare = (next(names) for _ in range(4 * len(nouns)))
-            return [f"{name} {nouns[i // 4]}" if i % 4 == 1 else name for i, name in enumerate(bare)]
-
-        drugs, genes, diseases, effects = map(invent, (SALTS, GENE_NOUNS, DISEASE_NOUNS, EFFECT_NOUNS))
-        sites, cells, trials = (list(itertools.islice(names, 20)) for _ in range(3))
-        self.facts: list[dict[str, str]] = []                   # of each drug, by slot
-        for index in range(DRUGS):
-            # index ^ 1 (0 <-> 1, 2 <-> 3) is of the same family of four. One gene belongs to one disease;
-            # three families of drugs share one of effects.
-            target = index % len(diseases)
-            harm = 4 * (index // 12) + index % 4
-            # Three drugs have one site in common, and three have one trial; two targets are of one cell line.
-            self.facts.append({
-                "drug": drugs[index], "rival": drugs[index ^ 1],
-                "gene": genes[target], "paralog": genes[target ^ 1],
-                "disease": diseases[target], "failed": diseases[target ^ 1],
-                "effect": effects[harm], "absent": effects[harm ^ 1],
-                "site": sites[index // 3], "cell": cells[target // 2], "trial": trials[index % 20],
-                "route": rng.choice(["mouth", "injection", "infusion", "inhaler"]),
-                "schedule": rng.choice(["once daily", "twice daily", "at night", "every morning"]),
-                # The ranges do not overlap: a number shows which of the four it is.
-                "dose": f"{rng.randrange(5, 100, 5)} mg", "weeks": str(rng.randint(2, 30)),
-                "percent": str(rng.randint(31, 69)), "number": str(rng.randrange(100, 500, 20))})
+        #    Every fourth drug, gene and disease is named by two words, such as "vorax acetate".
+        drugs, genes, diseases = ([next(names) + (f" {noun}" if i % 4 == 0 else "") for i in range(DRUGS)]
+                                  for noun in ("acetate", "kinase", "fever"))
+        sites, trials = ([next(names) for _ in range(DRUGS // 4)] for _ in range(2))
+        # 2. The facts of each drug, by slot. i ^ 1 is its neighbour (0 <-> 1, 2 <-> 3). What one drug treats
+        #    is the harm of another, so that a disease alone does not tell the verb.
+        self.facts = [{
+            "drug": drugs[i], "gene": genes[i], "paralog": genes[i ^ 1],
+            "disease": diseases[i], "failed": diseases[i ^ 1], "harm": diseases[i - DRUGS // 2],
+            "site": sites[i // 4], "trial": trials[i % len(trials)],
+            "dose": f"{rng.randrange(5, 100, 5)} mg", "number": str(rng.randrange(100, 500, 20)),
+            "weeks": str(rng.randint(2, 30)), "percent": str(rng.randint(31, 69))} for i in range(DRUGS)]
 
     def document(self, number: int) -> SyntheticDocument:
-        """Write abstract `number`: six to nine sentences on drug number % DRUGS.
+        """Write abstract `number`: two to six sentences on drug number % DRUGS.
 
         The result depends on (seed, number) alone: any range of numbers is a corpus, and ranges that do not
         overlap are training and held-out documents of the same world.
         """
         rng = random.Random(f"{self.seed}/{number}")
-        # 1. The facts of the drug, and one verb of each meaning in the style of this abstract.
+        # 1. The facts of the drug, and one verb for each relation in the style of this abstract.
         facts = dict(self.facts[number % DRUGS])
-        for meaning, styles in VERBS.items():
-            verb = rng.choice(styles.split("|")[house_style(number)].split())
-            facts |= {meaning: verb, past(meaning): past(verb)}
-        # 2. One sentence for each section that is not left out.
-        left_out = rng.sample(OPTIONAL, rng.randint(3, len(OPTIONAL)))
-        sentences = [write_sentence(section, facts, rng) for section in TEMPLATES if section not in left_out]
-        # 3. The questions that it answers. An answer is written as in the first sentence that has its slot.
-        answers: dict[str, str] = {}
-        for sentence in sentences:
-            for slot, (start, end) in sentence.places.items():
-                answers.setdefault(slot, " ".join(sentence.words[start:end]))
-        return SyntheticDocument(sentences, [
-            (tidy(question.format_map(facts).capitalize()), answers[slot])
-            for slot, question in QUESTIONS.items() if slot in answers])
+        for relation, (_, verbs, _) in RELATIONS.items():
+            facts[relation] = rng.choice(verbs.split("|")[style_of(number)].split())
+        # 2. One sentence for each section that was drawn, in their order.
+        drawn = rng.sample(list(TEMPLATES), rng.randint(2, 6))
+        sections = [section for section in TEMPLATES if section in drawn]
+        return SyntheticDocument([write_sentence(section, facts, rng) for section in sections])
 
 
-# The demo tasks ask whether pre-training helps. Their training sets are small and speak of sixteen drugs in
-# the verbs of style 0; the test sets speak of the other drugs in the verbs of style 1. A model that has read
+# The demo tasks ask whether pre-training helps. Their training sets are small and speak of eight drugs in the
+# verbs of style 0; the other sets speak of the other drugs in the verbs of style 1. A model that has read
 # only the training set meets words it does not know; one that has been pre-trained has read them in a corpus
 # of the same world. The splits share no abstract with each other, nor with the corpus, whose abstracts are
 # numbered from 0.
 #
 # Split -> number of the first abstract it may use, and how many examples it has.
 DEMO_SPLITS = {"train": (10_000_000, 200), "dev": (20_000_000, 200), "test": (30_000_000, 800)}
-DEMO_TRAIN_DRUGS = range(24, 40)
+DEMO_TRAIN_DRUGS = 8                            # drugs 0 to 7
 
 
 def is_demo_document(number: int, split: str) -> bool:
-    """Tell whether a demo task may take abstract `number` for a split.
-
-    The training set has its own drugs and its own verbs; development and test sets use neither of them.
-    """
-    is_like_training = [house_style(number) == 0, number % DRUGS in DEMO_TRAIN_DRUGS]
+    """Tell whether a demo task may take abstract `number` for a split."""
+    is_like_training = [style_of(number) == 0, number % DRUGS < DEMO_TRAIN_DRUGS]
     return all(is_like_training) if split == "train" else not any(is_like_training)
 
 
 def document_examples(name: str, number: int, document: SyntheticDocument) -> Iterator:
-    """Yield what abstract `number` gives for a demo task: tagged sentences, relations, or one question."""
-    if name == "demo-qa":
-        # Another question in each round of the drugs.
-        question, answer = document.questions[number // DRUGS % len(document.questions)]
-        found = re.search(rf"\b{re.escape(answer)}\b", document.text)
-        assert found, "every answer stands in its document"
-        yield Question(str(number), question, document.text, [(answer, found.start())])
-    elif name == "demo-ner":
-        yield from (TaggedSentence(sentence.words, sentence.tags) for sentence in document.sentences)
-    else:
-        for position, sentence in enumerate(document.sentences):
-            for relation in sentence.relations:                 # two pairs of one sentence are two examples
-                text = sentence.anonymised(relation.first, relation.second)
-                yield LabelledText(f"{number}.{position}", text, relation.label)
+    """Yield what abstract `number` gives for a demo task: tagged sentences, relations, or questions."""
+    for position, sentence in enumerate(document.sentences):
+        if name == "demo-ner":
+            yield TaggedSentence(sentence.words, sentence.tags)
+        elif name == "demo-re" and sentence.section in RELATIONS:
+            yield LabelledText(f"{number}.{position}", sentence.anonymised, sentence.section)
+        elif name == "demo-qa":
+            before = document.text.index(sentence.text)         # characters
+            for question, answer, start in sentence.questions:
+                answers = [(answer, before + start)]
+                yield Question(f"{number}.{position}.{start}", question, document.text, answers)
 
 
 def demo_examples(name: str, split: str, seed: int = 0) -> list:
@@ -2168,17 +2378,15 @@ def demo_examples(name: str, split: str, seed: int = 0) -> list:
 
 
 def synthetic_corpus(documents: int, seed: int = 0) -> str:
-    """Write abstracts 0 to documents - 1 as corpus text.
+    """Write abstracts 0 to documents - 1 as corpus text: one sentence on a line, then an empty line.
 
-    A sentence stands on each line, an empty line after each document. Three abstracts in four are cut into
-    documents of two sentences: on short rows a model learns sooner which words to look at, and it still does
-    so on long ones.
+    Two abstracts in three are cut into documents of one sentence: on short rows a model learns sooner which
+    words to look at, and it still does so on long ones.
     """
     world, text = SyntheticWorld(seed), []
     for number in range(documents):
-        lines = [sentence.text + "\n" for sentence in world.document(number).sentences]
-        size = 2 if number // DRUGS % 4 else len(lines)         # sentences
-        text += ["".join(lines[start:start + size]) + "\n" for start in range(0, len(lines), size)]
+        end = "\n\n" if number // DRUGS % 3 else "\n"         # after a sentence
+        text += [sentence.text + end for sentence in world.document(number).sentences] + ["\n"]
     return "".join(text)
 
 
@@ -2186,8 +2394,7 @@ def synthetic_corpus(documents: int, seed: int = 0) -> str:
 #
 #     python data.py learn corpus/*.xz --size 8000 --out vocabulary/vocab.txt       a vocabulary from a corpus
 #     python data.py build corpus/*.xz --vocab vocabulary --out shards              the corpus as shards
-#     python data.py info shards                                                    what they hold
-#     python data.py verify shards                                                  whether they are undamaged
+#     python data.py info shards                          what they hold; checks that they are undamaged
 #     python data.py fetch ncbi-disease ddi2013                                     published data sets
 #
 # train_pretrain.py does the first two by itself where nobody has done them, train_finetune.py the last.
@@ -2199,7 +2406,8 @@ def describe_shards(shards: Shards) -> str:
     max_length = shards.index["max_length"]
     widths = bucket_widths(max_length)
     padded = widths[np.searchsorted(widths, shards.lengths)]                # (examples,) tokens and padding
-    return (f"{total['documents']:,} documents, {total['sentences']:,} sentences, {total['words']:,} words\n"
+    return (f"{total['documents']:,} documents, {total['sentences']:,} sentences, "
+            f"{total['words']:,} words\n"
             f"{total['wordpieces']:,} wordpieces, {total['wordpieces'] / total['words']:.3f} per word, "
             f"{total['unknown'] / total['wordpieces']:.3%} of them unknown\n"
             f"{total['examples']:,} examples of at most {max_length} tokens, {total['tokens']:,} together; "
@@ -2209,12 +2417,15 @@ def describe_shards(shards: Shards) -> str:
 
 def learn_command(options: argparse.Namespace) -> None:
     """Learn and write a vocabulary; print how it fits the text it was learnt on."""
-    lowercase, out, files = not options.cased, Path(options.out), corpus_files(options.corpus)
+    lowercase, out = not options.cased, Path(options.out)
     refuse_inside(out, options.corpus)
-    for path in (out, out.with_name("tokenizer_config.json")):
-        if path.exists():
+    # The vocabulary is written last: where its casing stands alone, this very command was killed before.
+    config = out.with_name("tokenizer_config.json")
+    ours = {**Casing(lowercase)._asdict(), "tokenizer_class": "ElectraTokenizer", "model_max_length": None}
+    for path in (out, config):
+        if path.exists() and (path == out or read_object(path) != ours):
             raise ValueError(f"{path} is there already: choose another --out, or delete it")
-    tokenizer, word_counts = learn_vocabulary(files, options.size, lowercase)
+    tokenizer, word_counts = learn_vocabulary(options.corpus, options.size, lowercase)
     tokenizer.save(out.parent, out.name)
     # Spell the same words with the pieces: the fewer of them per word, the better they fit the text.
     piece_count = sum(count * len(tokenizer.spell(word)) for word, count in word_counts.items())
@@ -2232,20 +2443,20 @@ def build_command(options: argparse.Namespace) -> None:
 
 
 def info_command(options: argparse.Namespace) -> None:
-    """Print what a shard folder holds."""
-    print(describe_shards(open_shards(options.shards)))
-
-
-def verify_command(options: argparse.Namespace) -> None:
-    """Compare every shard with its checksum."""
-    print(f"{verify_shards(options.shards)} shards as they were built")
+    """Compare every array of a shard folder with its SHA-256, and print what the folder holds."""
+    shards = open_shards(options.shards)
+    for number, entry in enumerate(shards.index["shards"]):
+        for name in entry["sha256"]:
+            check_array(shards.folder, shards.index["shards"], number, name)
+    # Folders of earlier versions do not tell from how many files they were built.
+    print(f"{shards.index.get('files', '')}\n{describe_shards(shards)}\n"
+          f"{len(shards.index['shards'])} shards as they were built".lstrip())
 
 
 def fetch_command(options: argparse.Namespace) -> None:
     """Download what is missing of published data sets."""
-    for name in options.tasks:
-        fetch_task(name, options.data)
-        print(f"{name}: nothing is missing beside {find_split(name, 'train', options.data)[0]}")
+    for name in options.names:
+        print(f"{name}: nothing is missing beside {fetch_task(name, options.data)}")
 
 
 def given(text: str) -> str:
@@ -2255,8 +2466,36 @@ def given(text: str) -> str:
     return text
 
 
+def run_command(command: Callable[[], int]) -> int:
+    """Run a command and return its exit status.
+
+    Wrong input, and what the machine does not have, becomes one line on stderr and status 2; Ctrl-C becomes
+    status 130. Other exceptions are errors of the program and keep their traceback. Characters that the
+    terminal or file cannot encode are printed as escapes such as \\u03b1.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return command()
+    except KeyboardInterrupt:
+        say("\ninterrupted")
+        return 130
+    except BrokenPipeError:         # the program that reads our output (head, say) has ended, and so do we
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, OverflowError, MemoryError, RuntimeError) as error:
+        # torch has no class of its own for a CPU without memory: its RuntimeError says so in words.
+        is_memory = isinstance(error, MemoryError) or "memory" in str(error)
+        if isinstance(error, RuntimeError) and not is_memory:
+            raise
+        what = f"out of memory ({error}): take smaller batches, or fewer workers" if is_memory else str(error)
+        say(f"error: {what}".splitlines()[0])
+        return 2
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run python data.py learn | build | info | verify | fetch; return the exit status."""
+    """Run python data.py learn | build | info | fetch; return the exit status."""
     parser = argparse.ArgumentParser(description="Prepare vocabularies, shards and published data sets.")
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -2287,12 +2526,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--seed", type=int, default=0, help="of the random choices of segments and lengths (default: 0)")
     add("--workers", type=int, default=0, help="processes (default: 0, for one on each core)")
 
-    add_command(info_command, "print what a shard folder holds").add_argument("shards", help="shard folder")
-    add_command(verify_command, "compare shards to their SHA-256").add_argument("shards", help="shard folder")
+    add = add_command(info_command, "check a shard folder, and print what it holds").add_argument
+    add("shards", help="shard folder")
 
     add = add_command(fetch_command, "download what is missing of published data sets").add_argument
-    published = [name for name, task in TASKS.items() if task.source.partition(", ")[0] in COMMITS]
-    add("tasks", nargs="+", choices=published, metavar="TASK", help=", ".join(published))
+    add("names", nargs="+", choices=PUBLISHED_NAMES, metavar="NAME", help=", ".join(PUBLISHED_NAMES))
     add("--data", default=DATA_ROOT, help="folder of the published data sets (default: %(default)s)")
 
     options = parser.parse_args(arguments)
@@ -2302,8 +2540,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 # --- 9. Published files ---
 #
-# Each line: a task, then pairs of a file's name and its git blob, the SHA-1 that git gives to its content.
-# The first 16 digits (64 bits) are enough: no damaged or changed file has the same ones by chance.
+# Each line: a task or a vocabulary, then pairs of a file's name and its git blob, the SHA-1 that git gives to
+# its content. The first 16 digits (64 bits) are enough: no damaged or changed file has the same by chance.
 # Train files come last: a task counts as missing until its train file is there, so an interrupted fetch never
 # leaves a set that looks whole. bioasq7b has no development set here, because bioasq8b's dev.json shares
 # questions with its test batches.
@@ -2327,7 +2565,11 @@ bioasq7b BioASQ-test-factoid-7b-5.json c1e185b9318611c3 BioASQ-train-factoid-7b.
 bioasq8b dev.json 3fff09fc6370d8c8 train.json 9d5fa4f82577e1eb
 yesno dev.tsv a7531645fc0611fd test.tsv a7531645fc0611fd train.tsv 2b53cf61b9d93a19
 rerank dev.tsv 76c45b5d95faf59a test.tsv 76c45b5d95faf59a train.tsv 9f7a9b2692855528
+scivocab vocab.txt 8a2c6673dbaca554
+bio-electra-vocab pmc_2017_abstracts_wp_vocab_sorted.txt 5435ab1b8815623a
 """
+# The names that `fetch` takes.
+PUBLISHED_NAMES = tuple(dict.fromkeys(re.findall(r"^\S+", PUBLISHED_FILES, re.M)))
 
 
 if __name__ == "__main__":

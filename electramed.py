@@ -1,5 +1,21 @@
 """The ELECTRA model: a small generator fills in hidden tokens, a discriminator finds the ones it replaced.
 
+By itself it trains a model on rows of token ids, here on one: [CLS], the ids 5 to 38, [SEP].
+
+>>> special = {"cls_token_id": 2, "sep_token_id": 3, "mask_token_id": 4}
+>>> config = dataclasses.replace(PRESETS["tiny"], vocab_size=40, **special)
+>>> ids = torch.tensor([[2, *range(5, 39), 3]])                                         # (B, T) = (1, 36)
+>>> model = ElectraForPretraining(config)
+>>> optimizer, random, losses = Adam(model.parameters()), torch.Generator().manual_seed(0), []
+>>> for step in range(20):
+...     masked = mask_tokens(ids, torch.ones_like(ids), config, random)
+...     output = model(masked)
+...     output.loss.backward()
+...     optimizer.step(1e-3)
+...     losses.append(output.loss.item())
+>>> losses[-1] < losses[0]
+True
+
 After reading this file you know the whole method of ELECTRAMed and Bio-ELECTRA: the transformer encoder, the
 masking, the two networks with their shared embeddings, the loss  L = L_MLM + 50 L_Disc,  the heads that turn
 the discriminator into a tagger, a classifier or a question answerer, the optimiser, and the model's files.
@@ -9,18 +25,7 @@ the discriminator into a tagger, a classifier or a question answerer, the optimi
     [CLS] the drug  causes fever [SEP]      the generator's guess is written there         replace_tokens
        0    0    0     1     0     0        the discriminator learns to tell which differ  Discriminator
 
-A row of 36 tokens holds [CLS], the ids 5 to 38, and [SEP]. 15 % of 36, rounded, are 5 tokens. They are chosen
-at random: position 12 of the row, which holds id 16, position 27, which holds id 31, and so on:
-
->>> special = {"cls_token_id": 2, "sep_token_id": 3, "mask_token_id": 4}
->>> config = dataclasses.replace(PRESETS["tiny"], vocab_size=40, **special)
->>> ids, real = torch.tensor([[2, *range(5, 39), 3]]), torch.ones(1, 36, dtype=torch.long)
->>> masked = mask_tokens(ids, real, config, torch.Generator().manual_seed(0))
->>> masked.positions.tolist(), masked.original_ids.tolist()
-([[12, 27, 2, 3, 34]], [[16, 31, 6, 7, 38]])
->>> output = ElectraForPretraining(config)(masked, real, torch.zeros_like(ids))
->>> bool(torch.isclose(output.loss, output.mlm_loss + 50 * output.discriminator_loss))
-True
+One such step with all its numbers stands at ElectraForPretraining.
 
 Where it stands: data.py makes padded batches of token ids; the two trainers feed them to the models here.
 Left out: reading text, training loops, metrics (data.py, train_*.py, metrics.py).
@@ -47,9 +52,11 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
+import textwrap
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,12 +68,13 @@ DISCRIMINATOR_WEIGHT = 50.0     # TF configure_pretraining.py: the binary loss i
 HIDE_PROBABILITY = 0.85         # TF pretrain_helpers.mask: of the chosen tokens; the other 15 % stay readable
 PRECISIONS = ("float32", "bfloat16")            # in which a Device multiplies matrices
 EPSILON = 1e-6                  # keeps a loss over zero tokens at 0 instead of nan
-MOST_WEIGHTS, MOST_LAYERS = 10 ** 9, 1000   # three times ELECTRA-large: 4 GB before anything is trained
+MOST_WEIGHTS = 10 ** 9          # three times ELECTRA-large: 4 GB before anything is trained
 IGNORED_LABEL = -100            # stands where no label is: special tokens, padding, wordpieces inside a word
 # These sizes must be the same in two networks before weights can be copied from one to the other.
 SIZES = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
          "intermediate_size", "type_vocab_size")
-# What the fields of a configuration may be: their names, the types, the lowest and the highest value.
+# What the fields of a configuration may be: their names, the types, the lowest and the highest value. None,
+# where it is among the types, says that the value is unknown.
 LIMITS: tuple[tuple[tuple[str, ...], tuple[type, ...], float, float], ...] = (
     ((*SIZES, "max_position_embeddings"), (int,), 1, 10 ** 9),
     (("pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id"), (int, type(None)), 0, 10 ** 9),
@@ -75,17 +83,6 @@ LIMITS: tuple[tuple[tuple[str, ...], tuple[type, ...], float, float], ...] = (
 
 
 # --- 1. Configuration and presets ---
-
-def read_object(text: str | bytes | bytearray) -> dict[str, Any]:
-    """Return the JSON object that a text holds, as a dictionary.
-
-    raises   ValueError for anything else; RecursionError for brackets that are nested too deeply
-    """
-    values = json.loads(text)
-    if not isinstance(values, dict):
-        raise ValueError(f"expected a JSON object, found {type(values).__name__}")
-    return values
-
 
 @dataclasses.dataclass(frozen=True)
 class ElectraConfig:
@@ -114,19 +111,19 @@ class ElectraConfig:
         for names, types, lowest, highest in LIMITS:
             for name in names:
                 value = getattr(self, name)
-                if type(value) not in types or not lowest <= (value or 0) <= highest:
+                is_unknown = value is None and type(None) in types
+                if not is_unknown and (type(value) not in types or not lowest <= value <= highest):
                     kinds = " or ".join(kind.__name__ for kind in types)
                     raise ValueError(f"{name} must be {kinds} from {lowest} to {highest}, not {value!r}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"{self.num_attention_heads} heads do not divide hidden_size {self.hidden_size}")
-        # The weights in the encoder's matrices; all others are few beside them. Nothing has been allocated
-        # yet: with a few zeros too many in a size, it would end in a lack of memory.
+        # With a few zeros too many in a size, allocating the weights would end in a lack of memory. Those of
+        # the matrices are counted; all others are few beside them.
         rows = self.vocab_size + self.max_position_embeddings + self.type_vocab_size
         layer = 4 * self.hidden_size ** 2 + 2 * self.hidden_size * self.intermediate_size
         weights = rows * self.embedding_size + self.num_hidden_layers * layer
-        if weights > MOST_WEIGHTS or self.num_hidden_layers > MOST_LAYERS:
-            raise ValueError(f"{self.num_hidden_layers:,} layers with {weights:,} weights are too many: "
-                             f"at most {MOST_LAYERS:,} with {MOST_WEIGHTS:,}, so check all sizes")
+        if weights > MOST_WEIGHTS:
+            raise ValueError(f"{weights:,} weights, more than {MOST_WEIGHTS:,}: check all sizes")
 
     def num_slots(self, length: int) -> int:
         """Return N, the masked slots of a row padded to `length` tokens: 19 at 128, 77 at 512.
@@ -143,13 +140,15 @@ class ElectraConfig:
         """Return the generator's configuration: same depth and embeddings, narrower by `generator_size`.
 
         For `base`: hidden size 768 / 3 = 256, 256 / 64 = 4 heads, feed-forward network 4 * 256 = 1024.
-        A generator is at least as wide as one head of 64. This minimum is ours, and of the presets it changes
-        only `tiny`: a quarter of its 128 would be 32.
+        A generator is at least 64 wide, the width of one head; where the discriminator is narrower than that,
+        both are alike. This minimum is ours, and of the presets it changes only `tiny`: a quarter of its 128
+        would be 32.
         """
-        # The outer min: a generator is never wider than its discriminator, even if that is narrower than 64.
         hidden = min(self.hidden_size, max(64, round(self.hidden_size * self.generator_size)))
-        # The largest number of heads that divides the width evenly and leaves each head at least 64 wide.
-        heads = max(count for count in range(1, max(1, hidden // 64) + 1) if hidden % count == 0)
+        # Heads of 64, or a little wider where heads of 64 do not divide the width evenly.
+        heads = max(1, hidden // 64)
+        while hidden % heads:
+            heads -= 1
         return dataclasses.replace(self, hidden_size=hidden, num_attention_heads=heads,
                                    intermediate_size=4 * hidden)
 
@@ -171,7 +170,9 @@ class ElectraConfig:
         Published files hold many keys that have no effect on this model: they are ignored.
         raises   ValueError for a key that would make the model compute something else
         """
-        values = read_object(text)
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError(f"expected a JSON object, found {type(values).__name__}")
         for key, supported in (("model_type", "electra"), ("hidden_act", "gelu"),
                                ("position_embedding_type", "absolute"), ("is_decoder", False)):
             if values.get(key, supported) != supported:
@@ -207,11 +208,12 @@ PRESETS = {
 def dropout(x: Tensor, p: float, is_training: bool) -> Tensor:
     """Return `x` with a random share `p` of its entries set to 0 and the others divided by 1 - p.
 
-    The division keeps the expected value, so that evaluation needs no factor. This is F.dropout. On a CPU
-    most of its time goes into drawing random numbers, which dropout_on_cpu (below) draws faster.
+    The division keeps the expected value, so that evaluation needs no factor. This is F.dropout. On a CPU a
+    sixth of the time of pre-training would go into its random numbers; draw_kept (below) needs a quarter of
+    that sixth.
     """
     if x.device.type == "cpu" and is_training and p > 0:
-        return dropout_on_cpu(x, p)
+        return x * (draw_kept(x.shape, p) / (1 - p)).to(x.dtype)
     return F.dropout(x, p, is_training)
 
 
@@ -231,7 +233,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, may_attend: Tensor, p: flo
     return F.scaled_dot_product_attention(query, key, value, attn_mask=may_attend, dropout_p=p)
 
 
-# The same two operations made fast on a CPU. Skip this on first reading, down to "Layers".
+# What makes the two fast on a CPU. Skip this on first reading, down to "Layers".
 
 def draw_kept(shape: torch.Size, p: float) -> Tensor:
     """Draw booleans on the CPU: which entries dropout keeps. Each is False with probability `p`.
@@ -245,15 +247,6 @@ def draw_kept(shape: torch.Size, p: float) -> Tensor:
     # random_ draws from -2^63 to the largest int64, which None stands for.
     integers = torch.empty(count // 4 + 1, dtype=torch.int64).random_(-2**63, None)
     return integers.view(torch.int16)[:count].view(shape) >= round(p * 2**16) - 2**15
-
-
-def dropout_on_cpu(x: Tensor, p: float) -> Tensor:
-    """Compute what F.dropout computes, with draw_kept's random numbers.
-
-    With F.dropout a sixth of the time of pre-training on a CPU goes into drawing. This function needs only a
-    quarter of that sixth.
-    """
-    return x * (draw_kept(x.shape, p) / (1 - p)).to(x.dtype)
 
 
 def attend_on_cpu(query: Tensor, key: Tensor, value: Tensor, may_attend: Tensor, p: float) -> Tensor:
@@ -370,6 +363,15 @@ class EncoderLayer(nn.Module):
         return output["LayerNorm"](x + dropout(output["dense"](update), self.dropout, self.training))
 
 
+Mask = Tensor | None       # (B, T) of ones and zeros; None stands for the defaults of ElectraEncoder.forward
+
+
+def with_defaults(input_ids: Tensor, attention_mask: Mask, token_type_ids: Mask) -> tuple[Tensor, Tensor]:
+    """Return attention mask and segments (B, T): ones and zeros where they are not given."""
+    return (torch.ones_like(input_ids) if attention_mask is None else attention_mask,
+            torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids)
+
+
 class ElectraEncoder(nn.Module):
     """Turn token ids into one hidden state per token: the transformer that both networks are made of.
 
@@ -389,13 +391,17 @@ class ElectraEncoder(nn.Module):
         self.config = config
         initialise(self, config)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Mask = None, token_type_ids: Mask = None) -> Tensor:
         """Return (B, T, H) hidden states.
 
         input_ids        (B, T) token ids
-        attention_mask   (B, T) 1 on real tokens, 0 on padding
-        token_type_ids   (B, T) 0 in the first segment, 1 in the second
+        attention_mask   (B, T) 1 on real tokens, 0 on padding; None: all tokens are real
+        token_type_ids   (B, T) 0 in the first segment, 1 in the second; None: all are of the first segment
+        raises           ValueError for more tokens or segments than the model has embeddings for
         """
+        attention_mask, token_type_ids = with_defaults(input_ids, attention_mask, token_type_ids)
+        if self.config.type_vocab_size == 1 and token_type_ids.any():
+            raise ValueError("type_vocab_size is 1: this model has no second segment, so it takes no pairs")
         if input_ids.shape[1] > self.config.max_position_embeddings:
             raise ValueError(f"{input_ids.shape[1]} tokens in a row, but the model has "
                              f"{self.config.max_position_embeddings} positions")
@@ -435,7 +441,7 @@ def pad_rows(rows: Sequence[tuple[Any, int]], pad_id: int, width: int | None = N
     input_ids, attention_mask = torch.full(shape, pad_id), torch.zeros(shape, dtype=torch.long)
     token_type_ids = torch.zeros(shape, dtype=torch.long)
     for number, (ids, first_length) in enumerate(rows):
-        input_ids[number, :len(ids)] = torch.as_tensor(ids)
+        input_ids[number, :len(ids)] = torch.tensor(ids)
         attention_mask[number, :len(ids)] = 1
         token_type_ids[number, first_length:len(ids)] = 1
     return PaddedRows(input_ids, attention_mask, token_type_ids)
@@ -604,7 +610,7 @@ class Generator(nn.Module):
         embedded = self.generator_predictions["LayerNorm"](embedded.to(hidden.dtype))
         return self.generator_lm_head(embedded)                                     # (..., E) -> (..., V)
 
-    def masked_loss(self, masked: MaskedBatch, attention_mask: Tensor, token_type_ids: Tensor,
+    def masked_loss(self, masked: MaskedBatch, attention_mask: Mask, token_type_ids: Mask,
                     slot_total: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Compute  L_MLM = sum(weight * nll) / sum(weight),  and logits and probabilities, (B, N, V) each.
 
@@ -636,7 +642,7 @@ class Discriminator(nn.Module):
         self.config = config
         initialise(self, config)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Mask = None, token_type_ids: Mask = None) -> Tensor:
         """Return the (B, T) logits of (B, T) ids, mask and segments."""
         hidden = self.electra(input_ids, attention_mask, token_type_ids)            # (B, T, H)
         hidden = F.gelu(self.discriminator_predictions["dense"](hidden))            # (B, T, H)
@@ -661,6 +667,57 @@ class ElectraForPretraining(nn.Module):
 
     generator_config   sizes of the generator, or None for config.generator(). Those of the embeddings must be
                        the same as in `config`
+
+    One step with numbers, on a row of six words. Its weights are not learnt: they are small multiples of 1/3
+    that are the same on every machine.
+
+    >>> words = "[PAD] [UNK] [CLS] [SEP] [MASK] the drug treats fever in patients causes".split()
+    >>> row = torch.tensor([[2, 5, 6, 7, 8, 9, 10, 3]])     # [CLS] the drug treats fever in patients [SEP]
+    >>> config = ElectraConfig(
+    ...     vocab_size=12, embedding_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
+    ...     intermediate_size=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, mask_prob=0.3,
+    ...     cls_token_id=2, sep_token_id=3, mask_token_id=4)
+    >>> model = ElectraForPretraining(config)
+    >>> for weight in model.parameters():
+    ...     weight.data = ((torch.arange(weight.numel()) ** 2 % 7 - 3) * 0.8 / 3).view_as(weight)
+
+    1. Of 8 tokens 0.3 * 8 = 2.4, rounded 2, are chosen, and both happen to be hidden:
+
+    >>> masked = mask_tokens(row, torch.ones_like(row), config, torch.Generator().manual_seed(1))
+    >>> masked.positions.tolist(), " ".join(words[i] for i in masked.input_ids[0])
+    ([[4, 1]], '[CLS] [MASK] drug treats [MASK] in patients [SEP]')
+
+    2. The generator gives each word a probability at both slots. Those of the hidden words, `fever` and
+    `the`, make its loss:
+
+    >>> output = model(masked)
+    >>> p = output.generator_logits.softmax(-1)[0]                                      # (N, V) = (2, 12)
+    >>> print(f"{p[0, words.index('fever')]:.3f}, {p[1, words.index('the')]:.3f}")
+    0.069, 0.091
+    >>> mlm_loss = -(math.log(0.069) + math.log(0.091)) / 2
+
+    3. A word is sampled at each slot. The generator happens to guess `the`, which therefore counts as
+    original, and it writes a wrong word for `fever`:
+
+    >>> " ".join(words[i] for i in output.corrupted_ids[0]), output.is_replaced.long().tolist()
+    ('[CLS] the drug treats treats in patients [SEP]', [[0, 0, 0, 0, 1, 0, 0, 0]])
+
+    4. The discriminator gives each token a probability of being replaced. Its loss is the mean of -ln p where
+    that is true, and of -ln (1 - p) elsewhere:
+
+    >>> print(", ".join(f"{p:.2f}" for p in output.discriminator_logits.sigmoid()[0]))
+    0.37, 0.24, 0.27, 0.45, 0.45, 0.03, 0.45, 0.45
+    >>> right = [1 - 0.37, 1 - 0.24, 1 - 0.27, 1 - 0.45, 0.45, 1 - 0.03, 1 - 0.45, 1 - 0.45]
+    >>> discriminator_loss = -sum(math.log(probability) for probability in right) / 8
+
+    5. Both losses, and their sum, are what the model returns:
+
+    >>> for by_hand, loss in ((mlm_loss, output.mlm_loss), (discriminator_loss, output.discriminator_loss),
+    ...                       (mlm_loss + 50 * discriminator_loss, output.loss)):
+    ...     print(f"{by_hand:.1f} {loss.item():.1f}")
+    2.5 2.5
+    0.5 0.5
+    25.5 25.5
     """
 
     def __init__(self, config: ElectraConfig, generator_config: ElectraConfig | None = None) -> None:
@@ -675,16 +732,17 @@ class ElectraForPretraining(nn.Module):
         self.discriminator = Discriminator(config)
         self.generator = Generator(self.generator_config, self.discriminator.electra.embeddings)
 
-    def discriminator_logits(self, input_ids: Tensor, attention_mask: Tensor,
-                             token_type_ids: Tensor) -> Tensor:
+    def discriminator_logits(self, input_ids: Tensor, attention_mask: Mask = None,
+                             token_type_ids: Mask = None) -> Tensor:
         """Return (B, T) logits for (B, T) ids, mask and segments; above 0: more likely replaced than not."""
         return self.discriminator(input_ids, attention_mask, token_type_ids)
 
-    def generator_logits(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+    def generator_logits(self, input_ids: Tensor, attention_mask: Mask = None,
+                         token_type_ids: Mask = None) -> Tensor:
         """Return (B, T, V) logits for (B, T) ids, mask and segments; training computes the N slots only."""
         return self.generator.predict(self.generator.electra(input_ids, attention_mask, token_type_ids))
 
-    def forward(self, masked: MaskedBatch, attention_mask: Tensor, token_type_ids: Tensor,
+    def forward(self, masked: MaskedBatch, attention_mask: Mask = None, token_type_ids: Mask = None,
                 slot_total: Tensor | None = None, token_total: Tensor | None = None) -> PretrainOutput:
         """Compute one step of replaced-token detection: predict, sample, replace, judge, add up.
 
@@ -693,6 +751,7 @@ class ElectraForPretraining(nn.Module):
         token_total   () number of real tokens, likewise
         source        TF run_pretraining.PretrainingModel
         """
+        attention_mask, token_type_ids = with_defaults(masked.input_ids, attention_mask, token_type_ids)
         # 1. The generator predicts the chosen tokens and learns from its errors.
         mlm_loss, logits, probabilities = self.generator.masked_loss(
             masked, attention_mask, token_type_ids, slot_total)
@@ -721,16 +780,16 @@ class MaskedLanguageModel(Generator):
     their objective alone.
     """
 
-    def forward(self, masked: MaskedBatch, attention_mask: Tensor, token_type_ids: Tensor,
+    def forward(self, masked: MaskedBatch, attention_mask: Mask = None, token_type_ids: Mask = None,
                 slot_total: Tensor | None = None, token_total: Tensor | None = None) -> PretrainOutput:
         """Compute one step, with ElectraForPretraining's arguments and results.
 
         There is no discriminator: `token_total` is unused, its loss and logits are nan, nothing is replaced.
         """
         loss, logits, _ = self.masked_loss(masked, attention_mask, token_type_ids, slot_total)
-        absent = torch.full_like(attention_mask, math.nan, dtype=torch.float32)     # (B, T)
-        is_replaced = torch.zeros_like(attention_mask, dtype=torch.bool)            # (B, T)
         ids = masked.input_ids
+        absent = torch.full_like(ids, math.nan, dtype=torch.float32)                # (B, T)
+        is_replaced = torch.zeros_like(ids, dtype=torch.bool)                       # (B, T)
         return PretrainOutput(loss, loss, absent.mean(), logits, ids, is_replaced, absent, masked)
 
 
@@ -764,7 +823,7 @@ class TokenTagger(nn.Module):
         self.config, self.num_labels = config, num_labels
         initialise(self, config)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Mask = None, token_type_ids: Mask = None) -> Tensor:
         """Return the (B, T, C) logits of (B, T) ids, mask and segments."""
         return self.classifier(self.electra(input_ids, attention_mask, token_type_ids))     # (B, T, C)
 
@@ -805,7 +864,7 @@ class SequenceClassifier(nn.Module):
         self.config, self.num_labels = config, num_labels
         initialise(self, config)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Mask = None, token_type_ids: Mask = None) -> Tensor:
         """Return the (B, C) logits of (B, T) ids, mask and segments."""
         p = self.config.hidden_dropout_prob
         cls = self.electra(input_ids, attention_mask, token_type_ids)[:, 0]         # (B, T, H) -> (B, H)
@@ -841,14 +900,17 @@ class SpanExtractor(nn.Module):
         self.config = config
         initialise(self, config)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Mask = None, token_type_ids: Mask = None) -> Tensor:
         """Return the (B, T, 2) logits of (B, T) ids, mask and segments (1 on the passage and its [SEP]).
+
+        Without segments there is no passage, and [CLS] alone is allowed.
 
             [CLS]  what  helps  [SEP]  aspirin  helps  [SEP]  [PAD]
               0     0      0      0       1       1      1      0       token_type_ids
               1     1      1      1       1       1      0      0       has_next
               1     0      0      0       1       1      0      0       is_allowed
         """
+        attention_mask, token_type_ids = with_defaults(input_ids, attention_mask, token_type_ids)
         logits = self.qa_outputs(self.electra(input_ids, attention_mask, token_type_ids)).float()  # (B, T, 2)
         # The segment of the passage ends in a [SEP], which no answer may contain. It is the last real token,
         # the only one that no other real token follows.
@@ -985,33 +1047,65 @@ class Adam(torch.optim.AdamW):
 #     model.safetensors       the weights by name (published folders may have pytorch_model.bin, or several)
 #     vocab.txt               one wordpiece per line: its id is the number of the line, from 0
 #     tokenizer_config.json   casing, and the longest row
+#     task.json               what a fine-tuned model was trained for, and how its text has to be cut
 #     generator/              the same for the generator; the folder itself holds the discriminator
 #
 # A checkpoint is another thing: all that a run needs to go on, in one file that only this program reads.
 
+MODEL_FILES = {"config.json", "model.safetensors", "pytorch_model.bin", "vocab.txt", "tokenizer_config.json",
+               "tokenizer.json", "special_tokens_map.json", "task.json", "generator"}
 DTYPES = {"F64": torch.double, "F32": torch.float, "F16": torch.half, "BF16": torch.bfloat16,
           "I64": torch.long}
+WORDS, OUTPUT = "electra.embeddings.word_embeddings.weight", "generator_lm_head.weight"     # tied: one matrix
 
 
-def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file so that it is there as a whole or not at all.
+# Writing.
 
-    raises   OSError naming the path when the system refuses; what was there before stays
+def discard(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def written_whole(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a temporary path, on which the `with` block writes a file or a model folder.
+
+    At the end of the block it takes the place of `path` as a whole, so that a reader, or whoever comes after
+    a crash, never meets half of it, nor one model's vocabulary beside another one's weights. If the block
+    fails, what was there before stays.
+
+    raises   OSError naming the path when the system refuses; ValueError for a folder that holds anything but
+             a model, because it would be lost
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.unfinished")      # as in tokenizer.write_bytes
+    path = Path(os.path.realpath(path))
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    before = path.with_name(f"{path.name}.before.{os.getpid()}.unfinished")
+    if path.is_dir() and (others := {entry.name for entry in path.iterdir()} - MODEL_FILES):
+        raise ValueError(f"{path} holds {min(others)}, which is no part of a model: choose another folder")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            # The content has to reach the disk before the name does: otherwise a power cut could leave an
-            # empty file under that name.
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        discard(temporary)
+        yield temporary
+        # 1. The content has to reach the disk before the name does: otherwise a power cut could leave empty
+        #    files under that name.
+        for file in [temporary, *temporary.rglob("*")]:
+            if file.is_file():
+                with open(file, "r+b") as written:
+                    os.fsync(written.fileno())
+        # 2. A file is replaced by one renaming. A folder first has to be moved aside.
+        if path.is_dir():
+            path.rename(before)
+        temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"{path} could not be written ({error.strerror}): what was there before is whole; "
-                      "make room, and the same command continues") from None
+        raise OSError(f"{path} could not be written ({error.strerror or error}): what was there before is "
+                      "whole; make room, and the same command continues") from None
+    finally:
+        if before.exists() and not path.exists():
+            before.rename(path)
+        discard(temporary)
+        discard(before)
 
 
 def write_safetensors(path: Path, weights: dict[str, Tensor]) -> None:
@@ -1027,37 +1121,45 @@ def write_safetensors(path: Path, weights: dict[str, Tensor]) -> None:
         header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, len(numbers)]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)             # the numbers begin at a multiple of 8, as they do in memory
-    write_bytes(path, len(text).to_bytes(8, "little") + text + numbers)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + numbers)
 
 
-def save_pretrained(model: nn.Module, directory: str | os.PathLike, tokenizer: Any = None,
-                    labels: Sequence[str] = ()) -> None:
-    """Write a model folder: config.json, model.safetensors, and the tokenizer's files.
-
-    model       ElectraForPretraining (the discriminator, with the generator in generator/), or a task head
-    tokenizer   a Tokenizer, or None
-    labels      of a task head, in the order of its outputs; None given: LABEL_0, LABEL_1 as in transformers
-    """
-    folder, network = Path(directory), model
-    if isinstance(model, ElectraForPretraining):
-        # The generator's folder has its own vocabulary, so that it can be used by itself.
-        save_pretrained(model.generator, folder / "generator", tokenizer)
-        network = model.discriminator
-    # 1. The weights. An old pytorch_model.bin would be another model's.
-    weights = {name: tensor.cpu().float().contiguous() for name, tensor in network.state_dict().items()}
+def write_network(network: Any, folder: Path, tokenizer: Any, labels: Sequence[str]) -> None:
+    """Write the files of one network into a new folder; the arguments are those of save_pretrained."""
+    folder.mkdir()
+    # 1. The weights.
+    weights = {name: tensor.cpu().float() for name, tensor in network.state_dict().items()}
     write_safetensors(folder / "model.safetensors", weights)
-    (folder / "pytorch_model.bin").unlink(missing_ok=True)
     # 2. The configuration.
-    config: ElectraConfig = network.config                              # type: ignore[assignment]
-    content = {"architectures": [network.architecture], **json.loads(config.to_json())}
+    content = {"architectures": [network.architecture], **json.loads(network.config.to_json())}
     if isinstance(network, (TokenTagger, SequenceClassifier)):
         names = labels or [f"LABEL_{number}" for number in range(network.num_labels)]
         content["id2label"] = dict(enumerate(names))
         content["label2id"] = {name: number for number, name in enumerate(names)}
-    write_bytes(folder / "config.json", json.dumps(content, indent=2).encode())
+    (folder / "config.json").write_text(json.dumps(content, indent=2))
     # 3. The vocabulary.
     if tokenizer is not None:
-        tokenizer.save(folder, max_length=config.max_position_embeddings)
+        tokenizer.save(folder, max_length=network.config.max_position_embeddings)
+
+
+def save_pretrained(model: nn.Module, directory: str | os.PathLike, tokenizer: Any = None,
+                    labels: Sequence[str] = (), extra_files: Mapping[str, bytes] | None = None) -> None:
+    """Write a model folder, in place of the one that is there.
+
+    model         ElectraForPretraining (the discriminator, with the generator in generator/), one of its
+                  networks, or a task head
+    tokenizer     a Tokenizer, or None
+    labels        of a task head, in the order of its outputs; none given: LABEL_0, LABEL_1 as in transformers
+    extra_files   content of further files of the folder, by name
+    raises        as written_whole
+    """
+    is_pair = isinstance(model, ElectraForPretraining)
+    with written_whole(directory) as folder:
+        write_network(model.discriminator if is_pair else model, folder, tokenizer, labels)
+        if is_pair:             # with a vocabulary of its own, so that it can be used by itself
+            write_network(model.generator, folder / "generator", tokenizer, labels)
+        for name, content in (extra_files or {}).items():
+            (folder / name).write_bytes(content)
 
 
 # Reading, from single files up to whole models.
@@ -1070,19 +1172,53 @@ def model_folder(directory: str | os.PathLike) -> Path:
     raise FileNotFoundError(f"{directory}: no config.json here or in model/: give a run or a model folder")
 
 
+@contextlib.contextmanager
+def read_whole(directory: str | os.PathLike) -> Iterator[Path]:
+    """Give the model folder for a `with` block that reads it; OSError if it was replaced meanwhile.
+
+    A folder that replaces another one (see written_whole) has another inode, its number in the file system.
+    """
+    folder = model_folder(directory)
+    inode = folder.stat().st_ino
+    yield folder
+    if folder.stat().st_ino != inode:
+        raise OSError(f"{folder} was replaced while it was read: repeat the command")
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """Return the object that a JSON file holds, or the one under a key of it, under a key of that, and so on.
+
+    raises   ValueError naming the path
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        for key in keys:
+            content = content[key]
+        if isinstance(content, dict):
+            return content
+        raise ValueError(f"found {type(content).__name__}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: expected a JSON object {'.'.join(keys)}: {error}") from None
+
+
 def read_config(folder: Path) -> ElectraConfig:
-    """Read config.json and check it against vocab.txt, where that lies beside it."""
-    path, vocab = folder / "config.json", folder / "vocab.txt"
+    """Read config.json and compare it with the vocabulary, where that lies beside it."""
+    path, vocab, fast = (folder / name for name in ("config.json", "vocab.txt", "tokenizer.json"))
     try:
         config = ElectraConfig.from_json(path.read_text(encoding="utf-8"))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from None
     if vocab.is_file():
         # Only "\n" ends a line: a wordpiece may be one of the other characters that str.splitlines breaks at.
-        lines = vocab.read_bytes().removesuffix(b"\n").split(b"\n")
-        if len(lines) != config.vocab_size:
-            raise ValueError(f"{path} has vocab_size {config.vocab_size} but {vocab} has {len(lines)} lines: "
-                             "take the model's own; if the model was padded, append lines such as [padding1]")
+        pieces = len(vocab.read_bytes().removesuffix(b"\n").split(b"\n"))
+    elif fast.is_file():
+        vocab, pieces = fast, len(read_json(fast, "model", "vocab"))
+    else:
+        return config
+    if pieces != config.vocab_size:
+        raise ValueError(f"{path} has vocab_size {config.vocab_size} but {vocab} has {pieces} pieces: take "
+                         "the model's own; added tokens are not supported; if the model was padded, append "
+                         "lines such as [padding1]")
     return config
 
 
@@ -1091,56 +1227,39 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
     The header is JSON, with offsets in bytes after its own end:
         {"electra.embeddings.LayerNorm.bias": {"dtype": "F32", "shape": [128], "data_offsets": [0, 512]}, ...}
-    raises   ValueError naming file and entry, unless the entries fill the rest of the file side by side
+    Each entry has to begin where the one before it ends, and to have the size of its shape. So none can
+    overlap with another or lie beyond the file, and nothing lies between two.
+    raises   ValueError or another error where a header is not of this form
     """
     content = bytearray(path.read_bytes())
     begin = 8 + int.from_bytes(content[:8], "little")
     numbers = memoryview(content)[begin:]
-    weights, name, position = {}, "header", 0
-    try:
-        header = read_object(content[8:begin])
-        header.pop("__metadata__", None)
-        # Each entry has to begin where the one before it ends, and to have the size of its shape. So none can
-        # overlap with another or lie beyond the file, and nothing lies between two.
-        for name in sorted(header, key=lambda entry: header[entry]["data_offsets"]):
-            shape, offsets, dtype = (header[name][key] for key in ("shape", "data_offsets", "dtype"))
-            stop = position + math.prod(shape) * DTYPES[dtype].itemsize
-            if offsets != [position, stop] or any(type(number) is not int for number in [*shape, *offsets]):
-                raise ValueError(f"by its shape {shape} it has the bytes {position} to {stop}, not {offsets}")
-            weights[name] = torch.frombuffer(numbers[position:stop], dtype=DTYPES[dtype]).view(shape)
-            position = stop
-        if position != len(numbers):
-            raise ValueError(f"it ends at byte {position}, but the file at {len(numbers)}")
-        return weights
-    # RuntimeError comes from torch, or is the RecursionError of json, which is a subclass of it.
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({name}: {error!r})") from error
+    header = json.loads(content[8:begin])
+    header.pop("__metadata__", None)
+    weights, position = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        shape, offsets, dtype = entry["shape"], entry["data_offsets"], DTYPES[entry["dtype"]]
+        stop = position + math.prod(shape) * dtype.itemsize
+        if offsets != [position, stop] or any(type(number) is not int for number in [*shape, *offsets]):
+            raise ValueError(f"{name}: by its shape {shape} it has bytes {position} to {stop}, not {offsets}")
+        weights[name] = torch.frombuffer(numbers[position:stop], dtype=dtype).view(shape)
+        position = stop
+    if position != len(numbers):
+        raise ValueError(f"the last entry ends at byte {position}, but the file at {len(numbers)}")
+    return weights
 
 
-def read_torch_file(path: Path) -> Any:
-    """Read a file of torch.save, but nothing in it except tensors, because a pickle can hold any program.
+def read_torch_file(path: Path) -> dict[str, Any]:
+    """Read a dictionary written by torch.save, but no objects in it, because a pickle can hold any program.
 
     Since 2020 such a file is a zip archive with checksums. torch does not compare them, so they are compared
-    here. An entry with the attribute 16 is refused too: torch would take it for a folder and not read it, and
-    the tensor would hold whatever was in memory.
+    here.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            folders = [entry.filename for entry in archive.infolist() if entry.external_attr & 16]
-            if damaged := archive.testzip() or ", ".join(folders):
-                raise ValueError(f"{damaged} is damaged: its checksum or its attributes are wrong")
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a pytorch_model.bin: a dictionary of tensors by name."""
-    try:
-        # The way over numpy refuses all but plain tensors: sparse and nested ones, and those without content.
-        plain = {str(name): tensor.detach().float().numpy() for name, tensor in read_torch_file(path).items()}
-        return {name: torch.from_numpy(numbers) for name, numbers in plain.items()}
-    except Exception as error:      # torch raises whatever the damaged bytes lead to
-        reason = error if type(error) is ValueError else type(error).__name__
-        raise ValueError(f"{path}: not a readable state dict ({reason})") from error
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} is damaged: its checksum is wrong")
+    return dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def weights_files(folder: Path) -> list[Path]:
@@ -1153,11 +1272,8 @@ def weights_files(folder: Path) -> list[Path]:
         if (folder / name).is_file():
             return [folder / name]
         if (index := folder / f"{name}.index.json").is_file():
-            try:
-                names = read_object(index.read_bytes())["weight_map"].values()
-                return [folder / file for file in sorted(set(names))]
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise ValueError(f"{index}: expected a weight_map from names to files ({error})") from error
+            places = read_json(index, "weight_map")
+            return [folder / file for file in sorted(set(map(str, places.values())))]
     raise FileNotFoundError(f"{folder}: neither model.safetensors nor pytorch_model.bin")
 
 
@@ -1168,13 +1284,19 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """
     weights = {}
     for path in weights_files(folder):
-        read = read_safetensors if path.suffix == ".safetensors" else read_state_dict
-        for name, tensor in read(path).items():
-            if not tensor.isfinite().all():
-                raise ValueError(f"{path}: {name} holds numbers that are not finite: take another model")
-            # An encoder that was saved by itself has no "electra." before its names.
-            is_bare = name.startswith(("embeddings.", "embeddings_project.", "encoder."))
-            weights[f"electra.{name}" if is_bare else name] = tensor.float()
+        read = read_safetensors if path.suffix == ".safetensors" else read_torch_file
+        try:
+            for name, tensor in read(path).items():
+                if not tensor.isfinite().all():
+                    raise ValueError(f"{name} holds numbers that are not finite: take another model")
+                # Some trainers put "module." before all names, and an encoder that was saved by itself has no
+                # "electra." before its names.
+                name = name.removeprefix("module.")
+                is_bare = name.startswith(("embeddings.", "embeddings_project.", "encoder."))
+                weights[f"electra.{name}" if is_bare else name] = tensor.float()
+        except Exception as error:      # torch raises whatever the damaged bytes lead to
+            reason = error if type(error) is ValueError else repr(error)
+            raise ValueError(f"{path}: not readable as weights by name: {reason}") from error
     return weights
 
 
@@ -1182,22 +1304,19 @@ def load_weights(model: nn.Module, folder: Path, weights: dict[str, Tensor] | No
     """Copy weights into `model`.
 
     weights   by name; None: read them from the folder (error messages name the folder)
-    raises    ValueError when a name or a shape does not fit, naming the first
+    raises    ValueError naming what is missing, what is left over, or a shape that does not fit
     """
     weights = dict(read_weights(folder) if weights is None else weights)
-    expected = model.state_dict()
-    # 1. Two habits of published files: old releases store a constant, and some leave out a tied matrix.
+    # Two habits of published files: old releases store a constant, and some leave out a tied matrix.
     weights.pop("electra.embeddings.position_ids", None)
-    output, embedding = "generator_lm_head.weight", "electra.embeddings.word_embeddings.weight"
-    if output in expected and output not in weights and embedding in weights:
-        weights[output] = weights[embedding]
-    # 2. Names and shapes must be the same.
-    for name in sorted(expected.keys() | weights.keys()):
-        ours, theirs = (tuple(side[name].shape) if name in side else "absent" for side in (expected, weights))
-        if ours != theirs:
-            raise ValueError(f"{folder}: {name} is {theirs} in the file, but {ours} by config.json: "
-                             "is it of this kind, and do both files belong to one model?")
-    model.load_state_dict(weights)
+    if OUTPUT in model.state_dict() and WORDS in weights:
+        weights.setdefault(OUTPUT, weights[WORDS])
+    try:
+        model.load_state_dict(weights)          # compares names and shapes
+    except RuntimeError as error:
+        found = textwrap.shorten(str(error).partition("\n\t")[2], 300)
+        raise ValueError(f"{folder}: the weights are not those that config.json describes: {found} Is it a "
+                         "model of this kind, and do both files belong together?") from None
 
 
 def load_pretrained(directory: str | os.PathLike) -> ElectraForPretraining:
@@ -1206,27 +1325,41 @@ def load_pretrained(directory: str | os.PathLike) -> ElectraForPretraining:
     Without a generator/ in it the generator is a new one of config.generator()'s size.
     raises   ValueError for files that contradict each other, naming them; OSError where one is missing
     """
-    folder = model_folder(directory)
-    has_generator = (folder / "generator").is_dir()
-    config = read_config(folder)
-    generator_config = read_config(folder / "generator") if has_generator else None
-    try:
-        model = ElectraForPretraining(config, generator_config)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
-    load_weights(model.discriminator, folder)
-    if has_generator:
-        weights = read_weights(folder / "generator")
-        # Both networks use one set of embeddings, and both files store it. Those of the discriminator's file
-        # are in the model now. If the second file has others, the two come from different runs, and loading
-        # the second would overwrite the first one's.
-        for name, tensor in model.generator.state_dict().items():
-            is_shared = name.startswith("electra.embeddings.") or name == "generator_lm_head.weight"
-            if is_shared and not torch.equal(tensor, weights.get(name, tensor)):
-                raise ValueError(f"{folder}/generator: {name} differs from the discriminator's embeddings, "
-                                 "but the two networks share them: these are not the halves of one model")
-        load_weights(model.generator, folder / "generator", weights)
+    with read_whole(directory) as folder:
+        part = folder / "generator"
+        config, generator_config = read_config(folder), read_config(part) if part.is_dir() else None
+        try:
+            model = ElectraForPretraining(config, generator_config)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
+        load_weights(model.discriminator, folder)
+        if generator_config is not None:
+            weights = read_weights(part)
+            # Both networks use one set of embeddings, and both files store it. Those of the discriminator's
+            # file are in the model now. If the second file has others, the two come from different runs, and
+            # loading the second would overwrite the first one's.
+            for name, tensor in model.generator.state_dict().items():
+                is_shared = name.startswith("electra.embeddings.") or name == OUTPUT
+                if is_shared and not torch.equal(tensor, weights.get(name, tensor)):
+                    raise ValueError(f"{part}: {name} differs from the discriminator's embeddings, but both "
+                                     "networks share them: these are not the halves of one model")
+            load_weights(model.generator, part, weights)
     return model
+
+
+def read_labels(path: Path) -> list[str]:
+    """Read the labels of a head from config.json, in the order of its outputs.
+
+    raises   ValueError where id2label is odd, or label2id says something else
+    """
+    content = read_json(path)
+    named = content.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})       # transformers' default
+    labels = [named.get(str(number)) for number in range(len(named))] if isinstance(named, dict) else [None]
+    numbers = {label: number for number, label in enumerate(labels) if isinstance(label, str)}
+    if len(numbers) != len(labels) or content.get("label2id", numbers) != numbers:
+        raise ValueError(f"{path}: id2label is {named}, label2id {content.get('label2id')}: expected every "
+                         "label once, numbered from 0, and the same in both")
+    return list(numbers)
 
 
 def load_head(directory: str | os.PathLike) -> tuple[nn.Module, list[str]]:
@@ -1234,19 +1367,16 @@ def load_head(directory: str | os.PathLike) -> tuple[nn.Module, list[str]]:
 
     raises   ValueError naming the folder where it holds no task head
     """
-    folder = model_folder(directory)
-    content = read_object((folder / "config.json").read_bytes())
-    heads: dict[str, type[nn.Module]] = {head.architecture: head
-                                         for head in (TokenTagger, SequenceClassifier, SpanExtractor)}
-    kind = heads.get(next(iter(content.get("architectures") or []), ""))
-    if kind is None:
-        raise ValueError(f"{folder}: architectures is {content.get('architectures')}, not a fine-tuned model")
-    labels: list[str] = []
-    if kind is not SpanExtractor:
-        numbered = {int(number): str(name) for number, name in content.get("id2label", {}).items()}
-        labels = [numbered[number] for number in range(len(numbered))]
-    model = kind(read_config(folder), *([len(labels)] if labels else []))
-    load_weights(model, folder)
+    heads: tuple[Any, ...] = (TokenTagger, SequenceClassifier, SpanExtractor)
+    with read_whole(directory) as folder:
+        path = folder / "config.json"
+        config, architectures = read_config(folder), read_json(path).get("architectures")
+        kind = next((head for head in heads if architectures == [head.architecture]), None)
+        if kind is None:
+            raise ValueError(f"{path}: architectures is {architectures}, which is no fine-tuned model")
+        labels = [] if kind is SpanExtractor else read_labels(path)
+        model = kind(config, len(labels)) if labels else kind(config)
+        load_weights(model, folder)
     return model, labels
 
 
@@ -1256,37 +1386,35 @@ def load_encoder(model: nn.Module, directory: str | os.PathLike) -> None:
     A head that finds answers is read, too, where the folder has one: start and end mean the same in all sets
     of questions (SQuAD first, then BioASQ), while labels differ.
     """
-    folder = model_folder(directory)
-    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("electra.")}
-    fitting = ("electra.", *(name for name in own if name.startswith("qa_outputs.")))
-    weights = {name: tensor for name, tensor in read_weights(folder).items() if name.startswith(fitting)}
-    load_weights(model, folder, own | weights)
+    with read_whole(directory) as folder:
+        read_config(folder)
+        own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("electra.")}
+        taken = ("electra.", "qa_outputs.") if isinstance(model, SpanExtractor) else ("electra.",)
+        found = {name: tensor for name, tensor in read_weights(folder).items() if name.startswith(taken)}
+        load_weights(model, folder, own | found)
 
 
-def network_configs(model: nn.Module) -> list[ElectraConfig]:
-    """Return the configuration of each encoder in `model`."""
-    return [part.config for part in model.modules() if isinstance(part, ElectraEncoder)]
-
-
-def load_initial(model: nn.Module, directory: str | os.PathLike) -> None:
+def load_initial(model: Any, directory: str | os.PathLike) -> str:
     """Copy the weights of another pre-training model of the same kind into `model`, to start from them.
 
     A published ELECTRA may come without its generator. Then that of `model` stays as it was drawn, but for
     the embeddings, which it shares with the discriminator.
+    returns  "", or a sentence that says so
     raises   ValueError naming a size that differs
     """
     # 1. Read the other model: both networks, or the one there is.
-    folder = model_folder(directory)
+    folder, note = model_folder(directory), ""
     if isinstance(model, ElectraForPretraining) and not (folder / "generator").is_dir():
-        print(f"{folder} has no generator/: a new generator is drawn", file=sys.stderr)
-        model = model.discriminator
+        model, note = model.discriminator, f"{folder} has no generator/: a new generator is drawn"
     if isinstance(model, ElectraForPretraining):
         source: nn.Module = load_pretrained(folder)
     else:
         source = type(model)(read_config(folder))           # a Discriminator or a MaskedLanguageModel
         load_weights(source, folder)
     # 2. Check that its networks have the sizes of ours: the discriminator's first, then the generator's.
-    for kind, theirs, ours in zip(("", "generator's "), network_configs(source), network_configs(model)):
+    configs = ([part.config for part in each.modules() if isinstance(part, ElectraEncoder)]
+               for each in (source, model))
+    for kind, theirs, ours in zip(("", "generator's "), *configs):
         for name in SIZES:
             if getattr(theirs, name) != getattr(ours, name):
                 raise ValueError(f"{folder}: its {kind}{name} is {getattr(theirs, name)}, this run's "
@@ -1299,6 +1427,7 @@ def load_initial(model: nn.Module, directory: str | os.PathLike) -> None:
             known = weights[name][:len(initial)]                                    # (positions, E)
             weights[name] = torch.cat([known, initial[len(known):]])
     model.load_state_dict(weights)
+    return note
 
 
 # Checkpoints.
@@ -1306,11 +1435,14 @@ def load_initial(model: nn.Module, directory: str | os.PathLike) -> None:
 CHECKPOINTS = "checkpoint-" + "[0-9]" * 8 + ".pt"           # the user's copies have other names
 
 
-def save_checkpoint(directory: Path, step: int, model: nn.Module, optimizer: Adam) -> Path:
+def save_checkpoint(directory: Path, step: int, model: nn.Module, optimizer: Adam,
+                    belongs_to: str = "") -> Path:
     """Write all that resuming needs (weights, moments, updates done); only the last two checkpoints are kept.
 
     Random numbers need no saving: those of step k follow from (seed, k). Tensors are stored as a CPU's, so
     that any kind of device can go on from them.
+
+    belongs_to   the run: any text, such as a hash of its options
     """
     path = directory / f"checkpoint-{step:08d}.pt"
     # A tied weight has two names. Both get the same copy here, so that the file holds it once.
@@ -1319,36 +1451,48 @@ def save_checkpoint(directory: Path, step: int, model: nn.Module, optimizer: Ada
     state = optimizer.state_dict()
     moments = {number: {name: tensor.cpu() for name, tensor in entry.items()}
                for number, entry in state["state"].items()}
-    content = {"step": step, "optimizer": {**state, "state": moments}, "model": weights}
-    buffer = io.BytesIO()
+    content = {"step": step, "belongs_to": belongs_to, "optimizer": {**state, "state": moments},
+               "model": weights}
+    buffer = io.BytesIO()           # unlike a file, it makes no other error of a full disk
     torch.save(content, buffer)
-    write_bytes(path, buffer.getbuffer())
+    with written_whole(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
     for old in sorted(directory.glob(CHECKPOINTS))[:-2]:
         old.unlink()
     return path
 
 
-def load_checkpoint(directory: Path, model: nn.Module, optimizer: Adam) -> int:
-    """Read the newest readable checkpoint into `model` and `optimizer`.
+def load_checkpoint(directory: Path, model: nn.Module, optimizer: Adam, belongs_to: str = "") -> int:
+    """Read the newest checkpoint that is whole into `model` and `optimizer`.
 
     returns  the number of updates done, 0 when there is no checkpoint
-    raises   ValueError when there are some and all are damaged
+    raises   ValueError when there are some, and each is damaged or another run's
     """
-    paths = sorted(directory.glob(CHECKPOINTS), reverse=True)
+    paths, reason = sorted(directory.glob(CHECKPOINTS), reverse=True), ""
     for number, path in enumerate(paths):
         try:
             content = read_torch_file(path)
+            if content.get("belongs_to", belongs_to) != belongs_to:
+                raise ValueError("it belongs to another run, with other options or files")
+            if path.name != f"checkpoint-{content['step']:08d}.pt":
+                raise ValueError(f"it holds step {content['step']}")
             model.load_state_dict(content["model"])
             optimizer.load_state_dict(content["optimizer"])
+            # torch counts the moments, but does not compare their shapes: its kernel would read beyond them.
+            for weight, moments in optimizer.state.items():
+                if not moments["exp_avg"].shape == moments["exp_avg_sq"].shape == weight.shape:
+                    raise ValueError("the moments of Adam have other shapes than the weights")
         except Exception as error:      # torch raises whatever the damaged bytes lead to
-            print(f"{path} is damaged ({type(error).__name__}): trying the one before", file=sys.stderr)
+            reason = str(error) if type(error) is ValueError else type(error).__name__
+            print(f"{path} is damaged or does not fit ({reason}): trying the one before", file=sys.stderr)
             continue
         # Set the damaged ones aside, or they would count among the last two that are kept.
         for damaged in paths[:number]:
             damaged.rename(damaged.with_suffix(".damaged"))
         return content["step"]
     if paths:
-        raise ValueError(f"{directory}: no checkpoint is readable: restore one, or choose another --out")
+        raise ValueError(f"{directory}: no checkpoint is readable: {path.name}: {reason}: restore one, or "
+                         "choose another --out")
     return 0
 
 
@@ -1397,6 +1541,21 @@ def keep_freed_memory() -> None:
     mallopt(M_TOP_PAD, 512 * 2 ** 20)           # let the heap grow by 512 MiB of address space at a time
 
 
+def read_ranks() -> tuple[int, int, int]:
+    """Return this process's number, how many there are, and its number on this machine, as torchrun says.
+
+    Without torchrun that is 0, 1, 0.
+    raises   ValueError naming the environment variable that is no such number
+    """
+    texts = [os.environ.get(name, default) for name, default in
+             (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))]
+    rank, ranks, local = (int(text) if text.isdecimal() else -1 for text in texts)
+    if not (0 <= rank < ranks and 0 <= local < ranks) or (ranks > 1 and "RANK" not in os.environ):
+        raise ValueError(f"the environment has RANK {texts[0]!r}, WORLD_SIZE {texts[1]!r}, LOCAL_RANK "
+                         f"{texts[2]!r}: start several processes with torchrun, or unset all three")
+    return rank, ranks, local
+
+
 @dataclasses.dataclass(frozen=True)
 class Device:
     """Say where the arithmetic happens, in which precision, and who else takes part.
@@ -1419,8 +1578,10 @@ class Device:
 
         device      cpu, cuda, or auto: a GPU where there is one
         precision   None is float32 on a CPU and bfloat16 elsewhere
-        raises      ValueError when this machine does not have the device
+        raises      ValueError when this machine does not have the device, or when the environment says
+                    something about processes that cannot be
         """
+        read_ranks()
         if tpu:
             xla, mesh = open_xla()
             return cls("xla", precision or "bfloat16", xla=xla, mesh=mesh)
@@ -1486,22 +1647,45 @@ class Device:
 
         Without torchrun there is one process, and the device is returned as it is.
         """
-        ranks = int(os.environ.get("WORLD_SIZE", 1))
+        rank, ranks, local = read_ranks()
         if ranks == 1:
             return self
         if self.kind == "xla":
             raise ValueError("--tpu drives all devices from one process: start it without torchrun")
         if self.kind == "cuda":
-            local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-            if local >= count:
+            if local >= (count := torch.cuda.device_count()):
                 raise ValueError(f"more processes than GPUs ({count}): lower torchrun's --nproc-per-node")
             torch.cuda.set_device(local)
+        if rank == 0:
+            print(f"waiting for all {ranks} processes", file=sys.stderr)
         # The timeout is a day, because the others wait while the first process tokenizes the corpus. If a
         # process dies, the others notice it at once, whatever the timeout.
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if self.kind == "cuda" else "gloo",
                                              timeout=datetime.timedelta(days=1))
         atexit.register(torch.distributed.destroy_process_group)
-        return dataclasses.replace(self, rank=int(os.environ["RANK"]), ranks=ranks)
+        return dataclasses.replace(self, rank=rank, ranks=ranks)
+
+    def agree(self, facts: dict[str, str]) -> None:
+        """Check that facts, such as options, versions and hashes, are the same in all processes.
+
+        raises   ValueError, in each of them, naming the facts that differ
+        """
+        if self.ranks == 1:
+            return
+        found = [facts] * self.ranks
+        torch.distributed.all_gather_object(found, facts)
+        for rank, theirs in enumerate(found):
+            if different := ", ".join(sorted(dict(theirs.items() ^ found[0].items()))):
+                raise ValueError(f"process {rank} and process 0 differ in {different}: start all processes "
+                                 "with the same command, files and versions")
+
+    @torch.no_grad()
+    def broadcast(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor, in place, by that of the first process."""
+        if self.rank > 0:
+            for tensor in tensors:
+                tensor.zero_()              # so that the sum is the first one's
+        self.add_up(tensors)
 
     def add_up(self, tensors: list[Tensor]) -> None:
         """Replace each tensor, in place, by its sum over all processes.

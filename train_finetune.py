@@ -4,7 +4,7 @@ After reading this file you hold the second half of both papers: a head on top o
 layer-wise learning rates, the choice of the best epoch on the development set, several seeds, and for each
 kind of task its windows, its decoding, its metric, its submission format and its list of errors.
 
-    python train_finetune.py --task demo-ner                          # after train_pretrain.py: ten seconds
+    python train_finetune.py --task demo-ner                                    # after train_pretrain.py
     python train_finetune.py --task ncbi-disease --data corpora --init runs/med --seeds 5
     python train_finetune.py --out runs/finetune/ncbi-disease --predict notes.txt            # read raw text
 
@@ -16,10 +16,11 @@ in section 2, which tells its whole story in the order in which data flows:
     output of the head -> predictions -> scores, submission file, errors.md   while testing
     lines of text -> examples -> features -> output -> results                with --predict
 
-Nothing outside that section asks which kind a task is, so a new kind is one new class (and a reader in
-data.py, and a metric). `--init` takes a pre-training run, a fine-tuned run (SQuAD first, then BioASQ), or a
-published folder. The test set is scored once per seed, after the epoch was chosen. Left out: one model for
-several kinds of task at once, because neither paper has one.
+A new kind is one new class there, a reader in data.py and a metric. What the other sections know of single
+kinds are the options that only one kind has (--negative, --tag-loss, --class-weights). `--init` takes a
+pre-training run, a fine-tuned run (SQuAD first, then BioASQ), or a published folder. The test set is scored
+once per seed, after the epoch was chosen. Left out: one model for several kinds of task at once, because
+neither paper has one.
 Sources: ELECTRAMed Tables 5 and 7-10; Bio-ELECTRA, its paper and released scripts; "TF" is the finetune
 folder of the official TensorFlow code (its qa, tagging and classification tasks).
 
@@ -36,13 +37,18 @@ import math
 import os
 import random
 import re
+import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# This comes before torch: it sets how torch's threads wait.
+# The import of torch takes seconds, on a slow disk up to twenty: who waits at a terminal is told why.
+if __name__ == "__main__" and sys.stderr and sys.stderr.isatty():
+    print("importing torch", file=sys.stderr)
+
+# This comes before torch: it sets how torch's threads wait, and what Ctrl-C does meanwhile.
 from train_pretrain import option, parse_options, record_run
 
 import numpy as np
@@ -53,10 +59,10 @@ import data
 import metrics
 from data import DATA_ROOT, Task, say
 from electramed import (
-    IGNORED_LABEL, PRECISIONS, PRESETS, Adam, Device, ElectraConfig, PaddedRows, SequenceClassifier,
-    SpanExtractor, TokenTagger, learning_rate_at, load_encoder, load_weights, model_folder, pad_rows,
-    parameter_groups, read_config, save_pretrained, weights_files)
-from tokenizer import Tokenizer, learn_vocab
+    IGNORED_LABEL, PRECISIONS, PRESETS, Adam, Device, ElectraConfig, SequenceClassifier, SpanExtractor,
+    TokenTagger, learning_rate_at, load_encoder, load_head, model_folder, pad_rows, parameter_groups,
+    read_config, read_whole, save_pretrained, weights_files, written_whole)
+from tokenizer import Tokenizer, learn_vocab, read_object
 
 
 # --- 1. Options and protocol ---
@@ -71,8 +77,7 @@ EVALUATION_BATCH = 64           # rows; it changes the speed, not the result
 PUBLISHED_TEST_SET = "test set"     # its name in tables; a test set cut from another file has a longer name
 READ_AT_ONCE = 256              # lines of a file that --predict reads as one block
 SCRATCH_VOCAB_SIZE = 4000       # pieces learnt from the training set where there is no vocabulary
-READING = "task.json"           # in a fine-tuned model's folder: these options, which --predict needs
-READ_OPTIONS = {"task": str, "max_length": int, "tag_loss": str}
+TASK_FILE = "task.json"         # in a fine-tuned model's folder: what --predict needs to know of its training
 # What a label that means "no relation" is called, the likeliest first.
 NEGATIVE_NAMES = ("false", "none", "no_relation", "no", "negative", "0", "na", "n/a")
 
@@ -100,55 +105,97 @@ GRID: dict[str, tuple[Any, ...]] = {"learning_rate": (1e-5, 5e-5, 1e-4, 5e-4), "
 DEMO = {"epochs": 20, "batch_size": 16, "learning_rate": 1e-3}
 PROTOCOLS["electramed"] |= {"demo-ner": DEMO, "demo-re": DEMO, "demo-qa": {**DEMO, "max_length": 256}}
 
-# Test scores of the papers in percent. Columns: ELECTRAMed (Tables 7 to 9); Bio-ELECTRA; "++" Bio-ELECTRA++;
-# "++ tuned" the same with tuned hyper-parameters; "weighted" Bio-ELECTRA with class weights. A row may end
-# early; None is a gap.
-PAPERS = ("ELECTRAMed", "Bio-ELECTRA", "++", "++ tuned", "weighted")
-PUBLISHED: dict[str, dict[str, tuple[float | None, ...]]] = {
-    "ncbi-disease": {"precision": (85.87,), "recall": (89.29,), "f1": (87.54, 78.32, 80.01, 84.85)},
-    "bc5cdr": {"precision": (88.76,), "recall": (91.34,), "f1": (90.03,)},
-    "jnlpba": {"precision": (69.33,), "recall": (78.56,), "f1": (73.65,)},
-    "bc4chemd": {"f1": (None, 83.13, 83.80, 87.94)},
-    "bc2gm": {"f1": (None, 71.08, 72.55, 79.27)},
-    "linnaeus": {"f1": (None, 84.10, 85.02, 95.01)},
-    "chemprot": {"precision": (75.47,), "recall": (70.67,), "f1": (72.94,)},
-    "chemprot-tsv": {"f1": (None, 60.86, 64.22, 72.33)},
-    "ddi2013": {"precision": (80.07,), "recall": (78.24,), "f1": (79.13,)},
-    "gad": {"f1": (None, 81.66, 80.96)},
-    "bioasq8b": {"exact_match": (None, 57.51, 57.93), "f1": (None, 66.87, 67.48)},
-    "yesno": {"yes f1": (None, 92.66, 93.19), "no f1": (None, 58.18, 69.84)},
-    "rerank": {"mrr": (None, 32.5, 33.5, None, 33.2)}}
-# ELECTRAMed's scores on the five test batches of BioASQ 7b.
-BATCH_MEASURES = ("strict_accuracy", "lenient_accuracy", "mrr")
-BATCH_SCORES = {1: (44.62, 51.28, 47.95), 2: (46.40, 62.40, 53.16), 3: (37.93, 58.62, 46.62),
-                4: (61.18, 82.35, 69.55), 5: (24.57, 44.00, 31.42)}
-PUBLISHED["bioasq7b"] = {f"batch {batch} {measure}": (score,) for batch, scores in BATCH_SCORES.items()
-                         for measure, score in zip(BATCH_MEASURES, scores)}
-# MRR of the best system in each batch (ELECTRAMed, Table 9). Table 10 is the sum of our MRR / this MRR.
+# Test scores of the papers in percent, with the standard deviation over ten seeds where the paper has one
+# (Bio-ELECTRA divides by n, our tables by n - 1). ELECTRAMed, Tables 7 to 9; Bio-ELECTRA, Tables 2 to 7.
+# "++" is Bio-ELECTRA++; "++ tuned" has searched hyper-parameters, all others their default ones; "weighted"
+# stands for class weights. A row that begins with "task" names the columns of the rows below it.
+PAPER_SCORES = """
+task          paper        precision     recall        f1
+ncbi-disease  ELECTRAMed   85.87         89.29         87.54
+ncbi-disease  Bio-ELECTRA  73.47 (0.92)  83.88 (0.64)  78.32 (0.52)
+ncbi-disease  ++           75.44 (1.06)  85.19 (0.77)  80.01 (0.68)
+ncbi-disease  ++ tuned     83.40 (0.79)  86.36 (0.65)  84.85 (0.65)
+bc5cdr        ELECTRAMed   88.76         91.34         90.03
+jnlpba        ELECTRAMed   69.33         78.56         73.65
+bc4chemd      Bio-ELECTRA  82.76 (0.42)  83.51 (0.46)  83.13 (0.18)
+bc4chemd      ++           83.65 (0.18)  83.95 (0.27)  83.80 (0.19)
+bc4chemd      ++ tuned     88.45 (0.17)  87.44 (0.20)  87.94 (0.09)
+bc2gm         Bio-ELECTRA  67.54 (0.48)  75.03 (0.16)  71.08 (0.23)
+bc2gm         ++           69.34 (0.43)  76.09 (0.28)  72.55 (0.30)
+bc2gm         ++ tuned     77.73 (0.38)  80.87 (0.34)  79.27 (0.31)
+linnaeus      Bio-ELECTRA  85.90 (1.53)  82.38 (0.72)  84.10 (0.79)
+linnaeus      ++           86.01 (1.55)  84.07 (0.92)  85.02 (0.59)
+linnaeus      ++ tuned     93.77 (1.25)  96.28 (0.65)  95.01 (0.84)
+chemprot      ELECTRAMed   75.47         70.67         72.94
+chemprot-tsv  Bio-ELECTRA  61.38 (1.90)  60.40 (3.12)  60.86 (2.22)
+chemprot-tsv  ++           64.66 (1.63)  63.85 (2.35)  64.22 (1.40)
+chemprot-tsv  ++ tuned     73.23 (0.86)  71.46 (0.79)  72.33 (0.71)
+ddi2013       ELECTRAMed   80.07         78.24         79.13
+gad           Bio-ELECTRA  72.99 (1.09)  92.70 (1.58)  81.66 (0.73)
+gad           ++           72.48 (0.55)  91.71 (1.17)  80.96 (0.35)
+task          paper        exact_match   f1
+bioasq8b      Bio-ELECTRA  57.51 (0.88)  66.87 (0.63)
+bioasq8b      ++           57.93 (0.66)  67.48 (0.44)
+task   paper        yes precision  yes recall    yes f1        no precision   no recall      no f1
+yesno  Bio-ELECTRA  87.99 (2.95)   97.94 (1.35)  92.66 (1.56)  77.14 (26.47)  46.92 (16.39)  58.18 (19.91)
+yesno  ++           91.24 (1.57)   95.29 (2.31)  93.19 (0.75)  78.91 (7.41)   63.85 (7.92)   69.84 (3.87)
+task          paper        mrr
+rerank        Bio-ELECTRA  32.5 (1.1)
+rerank        ++           33.5 (1.7)
+rerank        weighted     33.2 (1.3)
+rerank        ++ weighted  33.2 (1.3)
+task              paper       strict_accuracy  lenient_accuracy  mrr
+bioasq7b batch 1  ELECTRAMed  44.62            51.28             47.95
+bioasq7b batch 2  ELECTRAMed  46.40            62.40             53.16
+bioasq7b batch 3  ELECTRAMed  37.93            58.62             46.62
+bioasq7b batch 4  ELECTRAMed  61.18            82.35             69.55
+bioasq7b batch 5  ELECTRAMed  24.57            44.00             31.42
+"""
+SEARCHED = ("++ tuned",)        # papers' columns whose settings were chosen on the development set
+# MRR of the best system in each test batch of BioASQ 7b (ELECTRAMed, Table 9); the sum over the batches of a
+# system's MRR / this MRR (Table 10).
 BEST_MRR = {1: 0.4795, 2: 0.5667, 3: 0.5115, 4: 0.6955, 5: 0.3638}
+TABLE_10 = "ELECTRAMed 4.713, KU-DMIS-1 4.542, auth-qa-1 2.737, LabZhu 2.650, baseline 1.424"
+
+
+def published_scores(task: str) -> dict[str, dict[str, str]]:
+    """Return the papers' scores of a task: measure -> paper -> score, such as "78.32 (0.52)"."""
+    found: dict[str, dict[str, str]] = {}
+    measures: list[str] = []
+    for row in PAPER_SCORES.strip().splitlines():
+        name, paper, *cells = re.split("  +", row)
+        name, _, batch = name.partition(" ")                # "bioasq7b batch 1" is a task and a test batch
+        if name == "task":
+            measures = cells
+        elif name == task:
+            for measure, score in zip(measures, cells):
+                found.setdefault(f"{batch} {measure}".strip(), {})[paper] = score
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Hold the command line. complete() fills in options that are None from the protocol of the task.
 
-    data.parse_options makes a flag of each field: batch_size is --batch-size.
+    train_pretrain.parse_options makes a flag of each field: batch_size is --batch-size.
     """
 
-    # What to train on, from what, and where to write. Below the field `data`, this name means the field, and
-    # no longer the module, until the class ends.
+    # What to train on, from what, and where to write.
     task: str = option("demo-ner", "what to fine-tune on", choices=list(data.TASKS))
+    # From here to the end of this class the name `data` means the field below, and not the module.
     data: str | None = option(DATA_ROOT, "folder of the published data sets, or of train, dev and test files")
     offline: bool = option(False, "do not download a published data set that is not there")
     protocol: str = option(None, "paper whose hyper-parameters to use (default: by task)", list(PROTOCOLS))
-    init: str | None = option(None, "run or model folder to start from, or none (default: runs/pretrain)")
-    like: str | None = option(None, "gives --init none its sizes and vocabulary (default: runs/pretrain)")
+    init: str | None = option(None, "run or model folder to start from (default: runs/pretrain, if there)")
+    scratch: bool = option(False, "take only sizes and vocabulary of --init, and draw the weights at random")
+    cased: bool = option(False, "keep capitals and accents (default: as the files of the vocabulary say)")
     out: str = option(None, "run folder (default: runs/finetune/TASK); finished seeds are not run again")
 
-    # What to do: train some seeds, or one of three other things.
+    # What to do: train some seeds, or one of four other things.
     seeds: int = option(1, "runs with seeds 0, 1, ...; the table has mean and standard deviation", at_least=1)
     search: int | None = option(None, "first try that many points of Bio-ELECTRA's grid", at_least=1)
     curve: bool = option(False, "fine-tune from each model that --init kept: scores against steps, curve.csv")
+    evaluate: bool = option(False, "do not train: score the model of --init, or of --out, on the test set")
     predict: str | None = option(None, "file (-: standard input) to read with the model of --out, into JSON")
 
     # Hyper-parameters. One that is not given comes from the protocol (PROTOCOLS, above).
@@ -165,12 +212,14 @@ class Options:
 
     # Where to compute.
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
+    tpu: bool = option(False, "compute on all XLA devices of this machine, through torch_xla")
     precision: str | None = option(None, "default: float32 on CPU, else bfloat16", choices=PRECISIONS)
 
 
 # Options that may change between calls while finished seeds are kept. If any other option has changed, the
 # run stops and names it.
-FREE = ("out", "seeds", "protocol", "device", "precision", "offline", "search", "curve", "predict")
+FREE = ("out", "seeds", "protocol", "device", "tpu", "precision", "offline", "search", "curve", "evaluate",
+        "predict")
 FIXED = [field.name for field in dataclasses.fields(Options) if field.name not in FREE]
 
 
@@ -199,7 +248,7 @@ class Feature(NamedTuple):
 
         input_ids  [CLS]  kel  ##marin  fever  [SEP]            (as numbers)
         labels      -100    1     -100      2   -100            (-100 is IGNORED_LABEL: no label here)
-        spots       word 0 at position 1, word 1 at position 3
+        spots       (1, 0), (3, 1): word 0 is at position 1, word 1 at position 3
     """
 
     example: int                # number of the example it was cut from; a long example gives several features
@@ -257,13 +306,28 @@ def best_windows(length: int, windows: list[tuple[int, int]]) -> np.ndarray:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Compute probabilities along the last axis: exp(x) / sum(exp(x)), written so that no exp overflows."""
+    """Compute probabilities along the last axis, (..., C) -> (..., C): exp(x) / sum(exp(x)).
+
+    It is written so that no exp overflows:
+
+    >>> softmax(np.array([1000.0, 1000.0]))
+    array([0.5, 0.5])
+    """
     return np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """Compute a probability from each logit by itself: 1 / (1 + exp(-x)), also without overflow."""
     return np.exp(-np.logaddexp(0, -logits))
+
+
+def visible(text: str) -> str:
+    """Write control characters as escapes, so that a label or name can do nothing to a terminal or a table.
+
+    >>> visible("gene\\t\\x1b[31m")
+    'gene\\\\t\\\\x1b[31m'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def precision_recall_f1(scores: metrics.Scores, prefix: str = "") -> Measures:
@@ -275,7 +339,7 @@ def precision_recall_f1(scores: metrics.Scores, prefix: str = "") -> Measures:
     """
     named = {prefix: scores}
     if len(scores.per_type) > 1:
-        named |= {f"{name} ": part for name, part in sorted(scores.per_type.items())}
+        named |= {f"{visible(name)} ": part for name, part in sorted(scores.per_type.items())}
     measures: Measures = {}
     for name, part in named.items():
         measures |= {f"{name}precision": part.precision, f"{name}recall": part.recall, f"{name}f1": part.f1}
@@ -301,8 +365,15 @@ class Mistake(NamedTuple):
 
 
 def escape_markdown(text: str) -> str:
-    """Put a text on one line, with a backslash before the characters that mean something in Markdown."""
-    return " ".join(text.split()).translate({ord(character): "\\" + character for character in "\\`*[]<"})
+    """Put a text on one line, with a backslash before what means something in Markdown.
+
+    Some characters mean something everywhere, others where a line begins, as "1." does, or "-":
+
+    >>> print(escape_markdown("1. cell_line  *"), escape_markdown("- a 1. b"))
+    1\\. cell\\_line \\* \\- a 1. b
+    """
+    text = re.sub(r"[\\`*_~&\[\]<>#]|^[-+=]", r"\\\g<0>", visible(" ".join(text.split())))
+    return re.sub(r"^(\d+)(?=[.)])", r"\1\\", text)
 
 
 def write_errors(path: Path, title: str, mistakes: list[Mistake]) -> None:
@@ -317,7 +388,7 @@ def write_errors(path: Path, title: str, mistakes: list[Mistake]) -> None:
     places: dict[tuple[str, str], list[str]] = {}               # (gold, predicted) -> texts
     for gold, predicted, text in mistakes:
         places.setdefault((gold, predicted), []).append(escape_markdown(text))
-    lines = [f"# {title}: {len(mistakes)}"]
+    lines = [f"# {escape_markdown(title)}: {len(mistakes)}"]
     for (gold, predicted), texts in sorted(places.items(), key=lambda item: -len(item[1])):
         lines += ["", f"## {len(texts)} x {escape_markdown(gold)} -> {escape_markdown(predicted)}", ""]
         lines += [f"- {text}" for text in texts]
@@ -345,8 +416,8 @@ def read_pair(line: Line) -> tuple[str, str]:
 def locate_words(text: str, tokenizer: Tokenizer) -> tuple[list[int], list[int], list[tuple[int, int]]]:
     """Encode a text, and find the words that its pieces spell.
 
-    A piece without ## begins a word, so that punctuation is a word of its own, as in the training files:
-    "kelmarin fever." has the words "kelmarin", "fever" and ".".
+    A piece without ## begins a word, so that every punctuation mark is a word of its own: "kelmarin fever."
+    has the words "kelmarin", "fever" and ".".
 
     returns   ids; the number of the word that each piece belongs to; the characters (start, end) of each word
     """
@@ -369,12 +440,19 @@ class Kind:
     tokens. A *prediction* is what all features of one example say together: tags, a label, a probability,
     or answers.
 
-    To add a kind, derive a class from this one, or from Classification where a text or pair has one label:
+    A new kind whose examples are texts, or pairs, with one label each derives from Classification and writes
+    two things: `purpose`, and `score`. Any other kind derives from this class and writes, in this order:
 
-    1. Write the methods that are only declared here: encode, new_model, decode, score, write, errors,
-       raw_examples, results.
-    2. Override the others where the kind differs.
-    3. Name the class in KINDS, and its reader and a task in data.py; its measure belongs in metrics.py.
+    1. purpose        what it is for, in two words
+    2. encode         examples -> features: rows of ids with their labels
+    3. new_model      config -> the encoder with a head of electramed.py; its `loss` takes what label_array
+                      returns, so label_array is next where a label is no single number
+    4. decode         outputs -> one prediction for each example
+    5. score, write, errors      predictions -> measures, the submission file, errors.md
+    6. raw_examples, results     a line of text -> examples; their outputs -> what --predict prints
+
+    Then three names make it known: the class in KINDS, its reader in data.READERS, a task in data.TASKS,
+    whose `metric` is one of the measures. Gold labels fed back as outputs must score 1: test that first.
     """
 
     purpose = ""                            # in words, for messages
@@ -382,10 +460,18 @@ class Kind:
     nothing: dict[str, Any] = {}            # the result of an empty line of raw text
     remark = ""                             # what a reader of the scores has to know
 
-    def __init__(self, task: Task, examples: Examples = ()) -> None:
-        """Take the labels that the task names; where it names none, find them in its training examples."""
+    def __init__(self, task: Task, examples: Examples = (), facts: dict[str, Any] | None = None) -> None:
+        """Take the labels that the task names; where it names none, find them in its training examples.
+
+        facts    what find_facts found when the model was trained; None: find it in the examples
+        """
         self.task = task
         self.labels: tuple[str, ...] = task.labels or self.find_labels(examples)
+        self.facts = self.find_facts(examples) if facts is None else facts
+
+    def find_facts(self, examples: Examples) -> dict[str, Any]:
+        """Return what is to be known of the training examples when raw text is read; task.json keeps it."""
+        return {}
 
     # Labels and vocabulary, where the task or the model does not bring them.
 
@@ -421,8 +507,8 @@ class Kind:
 
     def announce(self, split: str, examples: Examples, features: Features) -> None:
         """Say before training what no model can get right: here, labels that the training set lacks."""
-        if unknown := self.count_labels(examples).keys() - set(self.labels):
-            say(f"*** {', '.join(sorted(unknown))}: not in the training set, so always missed in {split} ***")
+        if unknown := sorted(map(visible, self.count_labels(examples).keys() - set(self.labels))):
+            say(f"*** {', '.join(unknown)}: not in the training set, so always missed in {split} ***")
 
     # Builds a new model, an encoder with this kind's head on top: (config) -> model.
     new_model: Callable[[ElectraConfig], nn.Module]
@@ -472,12 +558,69 @@ class Kind:
 
 
 # --- 2.2 Tagging ---
+#
+# Training files differ in how they cut words: JNLPBA's keeps IL-2 whole, that of ncbi-disease makes it three
+# words, IL - 2. Raw text has to be cut as the training file was, so training writes down what that file does.
 
-class WordSpot(NamedTuple):
-    """Say where the tag of a word stands in a row."""
+CUT_BEFORE = re.compile(r"(?!.*\S[.,](?!\S)).*(?<!\S)[.,](?!\S)", re.S)     # text whose words are cut already
+MARK = re.compile(r"[^a1\s]")                   # a punctuation mark or symbol, in an outline
 
-    position: int               # of the word's first wordpiece, counted from [CLS] at 0
-    word: int                   # number of the word in its sentence
+
+def outline(text: str) -> str:
+    """Write each letter as "a" and each digit as "1": "IL-2 (p53)" becomes "aa-1 (a11)"."""
+    return re.sub(r"\d", "1", re.sub(r"[^\W\d_]", "a", text))
+
+
+def mark_shape(left: str, mark: str, right: str) -> str:
+    """Return a mark with the characters of the outline beside it; another mark counts as a space.
+
+    The shape of the mark in IL-2 is "a-1", in CD4+ "1+ ", and in "-dependent" " -a".
+    """
+    return re.sub("[^a1]", " ", left) + mark + re.sub("[^a1]", " ", right)
+
+
+def marks_inside_words(examples: Sequence[data.TaggedSentence]) -> list[str]:
+    """List the shapes of the marks that a file keeps inside its words more often than not.
+
+    >>> marks_inside_words([data.TaggedSentence("IL-2 raised CD4+ cells - ( p53 )".split(), ["O"] * 8)])
+    ['1+ ', 'a-1']
+    """
+    inside, alone = Counter[str](), Counter[str]()
+    for example in examples:
+        text = f"  {outline(' '.join(example.words))}  "
+        for found in MARK.finditer(text):
+            mark, place = found[0], found.start()
+            left, right = text[place - 1], text[place + 1]
+            if left == right == " ":
+                # A word of its own. Whether there were spaces beside it in the text that the file was made
+                # from is not known. So it counts against each shape that it may have had.
+                sides = itertools.product((text[place - 2], " "), (text[place + 2], " "))
+                alone.update({mark_shape(before, mark, after) for before, after in sides})
+            else:
+                inside[mark_shape(left, mark, right)] += 1
+    return sorted(shape for shape in inside if inside[shape] > alone[shape])
+
+
+def cut_words(text: str, tokenizer: Tokenizer, inside: Container[str]) -> list[tuple[int, int]]:
+    """Cut raw text into words as a training file was cut.
+
+    inside    shapes of marks that the file keeps inside words (marks_inside_words)
+    returns   characters (start, end) of each word. Other marks are words of their own, as locate_words has
+              them. Where each comma and full stop stands between spaces, the text was cut into words before,
+              and its spaces are the only borders
+    """
+    if CUT_BEFORE.match(text):
+        return [found.span() for found in re.finditer(r"\S+", text)]
+    outlined = f" {outline(text)} "
+    joins = {found.start() - 1 for found in MARK.finditer(outlined) if mark_shape(
+        outlined[found.start() - 1], found[0], outlined[found.end()]) in inside}
+    words: list[tuple[int, int]] = []
+    for start, end in locate_words(text, tokenizer)[2]:
+        # A mark that joins is in one word with what it touches on either side.
+        if words and words[-1][1] == start and joins & {start - 1, start}:
+            start, _ = words.pop()
+        words.append((start, end))
+    return words
 
 
 class RawSentence(NamedTuple):
@@ -500,8 +643,9 @@ class Tagging(Kind):
         fever       I-Disease
 
     Features    A sentence becomes one row, or several windows that overlap. The tag of a word stands on its
-                first wordpiece, in the window where that piece has most context (Feature shows an example).
-                All other positions have no label: neither loss nor prediction looks at them.
+                first wordpiece, in the window where that piece has most context. Spots are (position, word):
+                where in the row the first piece of which word stands (Feature shows an example). All other
+                positions have no label: neither loss nor prediction looks at them.
     Head        C logits for each token; the largest one at a word's position is its predicted tag.
     Loss        Softmax over the C tags, or with --tag-loss binary one classifier for each tag.
     Scores      Tags are read as entities by the rules of conlleval: an entity counts when its type and both
@@ -512,6 +656,10 @@ class Tagging(Kind):
 
     purpose = "entities"
     own_options = ("tag_loss",)
+
+    def find_facts(self, examples: Examples) -> dict[str, Any]:
+        """Return how the words of raw text are to be cut: {"marks_inside_words": ["1+ ", "a-1"]}."""
+        return {"marks_inside_words": marks_inside_words(examples)}
 
     def count_labels(self, examples: Examples) -> Counter[str]:
         """Count how often each tag occurs."""
@@ -528,10 +676,10 @@ class Tagging(Kind):
     def encode(self, examples: Examples, tokenizer: Tokenizer, max_length: int) -> list[Feature]:
         """Cut sentences into rows [CLS] window [SEP]; no word is lost, however long the sentence.
 
-        Windows overlap by half. So every word has, in one of them, at least a quarter of a window of text on
-        each side, or all the text that the sentence has there. With 4 pieces in a window, "a b c d e f" is
-        read as "a b c d" and "c d e f": the tags of a, b and c stand in the first window, those of d, e and f
-        in the second.
+        A window begins every half window. So each word is in one window that shows at least a quarter of its
+        length before the word, and as much after it, where the sentence goes on that far. With 4 pieces in a
+        window, "a b c d e f" is read as "a b c d" and "c d e f": the tags of a, b and c stand in the first
+        window, those of d, e and f in the second.
 
         A tag that is not among the labels is not trained on, but still counts when predictions are scored.
         source    the first piece has the label, as in TF tagging_tasks.py; there long sentences are cut
@@ -540,22 +688,22 @@ class Tagging(Kind):
         capacity = max_length - 2                                           # without [CLS] and [SEP]
         features = []
         for number, example in enumerate(examples):
-            # 1. Wordpieces, the word that each belongs to, and the first piece of each word. A word of which
-            #    cleaning leaves nothing is one [UNK], so that every word has a first piece.
+            # 1. Wordpieces, and the word that each belongs to. A word of which cleaning leaves nothing is one
+            #    [UNK], so that every word has a first piece.
             ids, word_of = tokenizer.encode_words(example.words)
-            is_opening = [not piece or word_of[piece - 1] < word for piece, word in enumerate(word_of)]
             # 2. Windows, and for each piece the one to which it belongs.
             windows = split_windows(len(ids), capacity, capacity // 2)
             window_of = best_windows(len(ids), windows)
-            # 3. One row for each window, with the tags of the words that belong to it.
+            # 3. One row for each window, with the tags of the words whose first piece belongs to it.
             for window, (start, end) in enumerate(windows):
-                spots = [WordSpot(1 + piece - start, word_of[piece]) for piece in range(start, end)
-                         if is_opening[piece] and window_of[piece] == window]
-                labels = [IGNORED_LABEL] * (end - start + 2)
-                for spot in spots:
-                    labels[spot.position] = number_of.get(example.tags[spot.word], IGNORED_LABEL)
-                input_ids = [tokenizer.cls_id, *ids[start:end], tokenizer.sep_id]
-                features.append(Feature(number, input_ids, len(input_ids), labels, spots))
+                row = tokenizer.row(ids[start:end])
+                labels, spots = [IGNORED_LABEL] * len(row.ids), []
+                for piece in range(start, end):
+                    word, is_first = word_of[piece], piece == 0 or word_of[piece - 1] < word_of[piece]
+                    if is_first and window_of[piece] == window:
+                        spots.append((1 + piece - start, word))             # [CLS] is at position 0
+                        labels[1 + piece - start] = number_of.get(example.tags[word], IGNORED_LABEL)
+                features.append(Feature(number, *row, labels, spots))
         return features
 
     def new_model(self, config: ElectraConfig) -> nn.Module:
@@ -590,8 +738,8 @@ class Tagging(Kind):
         """
         words: list[list[Any]] = [[None] * len(example.words) for example in examples]
         for feature, value in zip(features, values):
-            for spot in feature.spots:
-                words[feature.example][spot.word] = value[spot.position]
+            for position, word in feature.spots:
+                words[feature.example][word] = value[position]
         return words
 
     def decode(self, examples: Examples, features: Features, outputs: Outputs) -> list[list[str]]:
@@ -634,9 +782,9 @@ class Tagging(Kind):
 
     def raw_examples(self, line: Line, tokenizer: Tokenizer) -> list[RawSentence]:
         """Split a line into sentences, and these into words, of which each keeps its place in the line."""
-        sentences = []
+        sentences, inside = [], self.facts.get("marks_inside_words", [])    # models of before have none
         for first, last in data.split_sentences(line.text):
-            _, _, words = locate_words(line.text[first:last], tokenizer)
+            words = cut_words(line.text[first:last], tokenizer, inside)
             spans = [(first + start, first + end) for start, end in words]
             texts = [line.text[start:end] for start, end in spans]
             sentences.append(RawSentence(texts, ["O"] * len(texts), spans, line.text))
@@ -687,27 +835,23 @@ class Classification(Kind):
         """Make one row of each example; of a pair that is too long, the longer part is cut piece by piece.
 
         With room for 6 pieces, parts of 3 and 9 pieces become 3 and 3, parts of 1 and 9 become 1 and 5.
+        A label that the training set lacks is no label: it is not trained on, and always missed.
         source    TF classification_tasks.truncate_seq_pair
         """
+        number_of = {label: number for number, label in enumerate(self.labels)}
         features = []
         for number, example in enumerate(examples):
             is_pair = example.text_pair is not None
             first, second = tokenizer.encode(example.text), tokenizer.encode(example.text_pair or "")
             room = max_length - 2 - is_pair                     # without [CLS] and a [SEP] for each part
-            # Cut one piece at a time from the longer part: each keeps half of the room, or its whole length.
             is_cut = len(first) + len(second) > room
             while len(first) + len(second) > room:
                 longer = first if len(first) > len(second) else second
                 longer.pop()
-            input_ids = [tokenizer.cls_id, *first, tokenizer.sep_id]
-            if is_pair:
-                input_ids += [*second, tokenizer.sep_id]
-            features.append(Feature(number, input_ids, len(first) + 2, self.target(example), is_cut=is_cut))
+            row = tokenizer.row(first, second if is_pair else None)
+            label = number_of.get(example.label, IGNORED_LABEL)
+            features.append(Feature(number, *row, label, is_cut=is_cut))
         return features
-
-    def target(self, example: Any) -> Any:
-        """Return what the head is to learn for an example: the number of its label, where it has one."""
-        return self.labels.index(example.label) if example.label in self.labels else IGNORED_LABEL
 
     def new_model(self, config: ElectraConfig) -> nn.Module:
         """Build the classifier: C logits for each row."""
@@ -740,12 +884,11 @@ class Classification(Kind):
         """Return a label of each text or pair, and its probability."""
         results = []
         for example, output in zip(examples, outputs):
-            label = int(output.argmax())
-            asked = {"text": example.text}
-            if example.text_pair is not None:
-                asked = {"question": example.text, "passage": example.text_pair}
-            score = round(float(softmax(output)[label]), 4)
-            results.append({**asked, "label": self.labels[label], "score": score})
+            is_pair = example.text_pair is not None
+            names = ("question", "passage") if is_pair else ("text",)
+            asked = dict(zip(names, (example.text, example.text_pair)))
+            score = round(float(softmax(output).max()), 4)
+            results.append({**asked, "label": self.labels[int(output.argmax())], "score": score})
         return results
 
 
@@ -769,6 +912,12 @@ class Relations(Classification):
     purpose = "relations"
     own_options = ("negative",)
 
+    def __init__(self, task: Task, examples: Examples = (), facts: dict[str, Any] | None = None) -> None:
+        """Take or find the labels, and say which one was taken for the negative one: scores leave it out."""
+        super().__init__(task, examples, facts)
+        self.negative = task.negative or self.labels[0]
+        self.remark = f", {self.negative!r} taken for \"no relation\""
+
     def find_labels(self, examples: Examples) -> tuple[str, ...]:
         """List the labels that occur, the negative one first.
 
@@ -779,16 +928,6 @@ class Relations(Classification):
         by_name = [label for name in NEGATIVE_NAMES for label in sorted(counts) if label.casefold() == name]
         negative = self.task.negative or (by_name or counts.most_common(1)[0])[0]
         return (negative, *sorted(counts.keys() - {negative}))
-
-    @property
-    def negative(self) -> str:
-        """Return the label that means "no relation"; it is the first one, unless the task names it."""
-        return self.task.negative or self.labels[0]
-
-    @property
-    def remark(self) -> str:                                        # type: ignore[override]
-        """Say which label was taken for the negative one: the scores leave it out."""
-        return f", {self.negative!r} taken for \"no relation\""
 
     def score(self, examples: Examples, predictions: Sequence[str]) -> Measures:
         """Compute micro-averaged precision, recall and F1 over all labels but the negative one."""
@@ -815,17 +954,19 @@ class YesNo(Classification):
     """
 
     purpose = "yes/no questions"
-    names = {"1": "yes", "0": "no"}
 
     def score(self, examples: Examples, predictions: Sequence[str]) -> Measures:
         """Compute BioASQ's measures: the mean of the answers' F1, accuracy, and each answer by itself."""
-        scores = metrics.relation_scores([example.label for example in examples], predictions, negative="")
+        gold = [example.label for example in examples]
+        answers = sorted({*self.labels, *gold}, reverse=True)               # 1 before 0, yes before no
+        scores = metrics.relation_scores(gold, predictions, negative="")
         measures = {"macro_f1": 0.0, "accuracy": scores.recall}
-        answers = sorted({*self.labels, *(example.label for example in examples)}, reverse=True)
-        for answer in answers:                                              # 1 before 0, yes before no
+        # 1 and 0 mean yes and no where there are no other labels.
+        names = {"1": "yes", "0": "no"} if {"0", "1"}.issuperset(answers) else {}
+        for answer in answers:
             each = scores.per_type.get(answer, metrics.Scores(0, 0, 0))     # neither gold nor predicted
             measures["macro_f1"] += each.f1 / len(answers)
-            measures |= precision_recall_f1(each, f"{self.names.get(answer, answer)} ")
+            measures |= precision_recall_f1(each, f"{visible(names.get(answer, answer))} ")
         return measures
 
 
@@ -850,12 +991,22 @@ class Ranking(Classification):
     own_options = ("class_weights",)
     nothing = {"probability": None}
 
+    def __init__(self, task: Task, examples: Examples = (), facts: dict[str, Any] | None = None) -> None:
+        """Check the labels: those of a model that was trained elsewhere may be others.
+
+        raises    ValueError for other labels than 0 and 1, in this order: the second logit is read as "right"
+        """
+        super().__init__(task, examples, facts)
+        if self.labels != ("0", "1"):
+            raise ValueError(f"the model ranks by the labels {', '.join(map(visible, self.labels))}: expected"
+                             ' 0 (wrong), then 1 (right); mend "id2label" in its config.json')
+
     def loss_settings(self, options: Options, device: Device) -> dict[str, Any]:
         """Return the weights of the two labels, where they are asked for.
 
         source    Bio-ELECTRA's weighted re-ranker: 1 and 99
         """
-        weights, = device.put(torch.tensor(CLASS_WEIGHTS))
+        weights = torch.tensor(CLASS_WEIGHTS, device=device.kind)
         return {"class_weights": weights if options.class_weights else None}
 
     def decode(self, examples: Examples, features: Features, outputs: Outputs) -> list[float]:
@@ -922,6 +1073,19 @@ Questions = Sequence[data.Question]
 AnswerLists = Sequence[list[Answer]]           # for each question and passage, best first
 
 
+class Asked(NamedTuple):
+    """Hold a question with all accepted answers, and the texts answered: in BioASQ from all its snippets."""
+
+    example: data.Question      # the first of its passages
+    gold: list[str]
+    texts: list[str]            # best first
+
+    @property
+    def first(self) -> str:
+        """Return the best text; the empty one where nothing was answered."""
+        return self.texts[0] if self.texts else ""
+
+
 class Answers(Kind):
     """Answer a question with a span of a passage.
 
@@ -941,7 +1105,7 @@ class Answers(Kind):
 
     Scores and submission files differ. SQuAD: exact match and F1 of the best answer; a JSON file {id: text}.
     BioASQ: up to five answers to each question, merged from all its snippets, by strict and lenient
-    accuracy and MRR, over all questions and for each of the five test batches; one file for each batch.
+    accuracy and MRR, over all questions and for each test batch; one file for each batch.
     """
 
     purpose = "questions"
@@ -972,6 +1136,7 @@ class Answers(Kind):
             # 1. Wordpieces of the question, and of the passage with the characters they stand for.
             whole_question = tokenizer.encode(example.question)
             question = whole_question[:min(question_length, max_length - 7)]    # some room for the passage
+            is_cut = len(question) < len(whole_question)
             ids, word_of, words = locate_words(example.context, tokenizer)
             before = len(question) + 2                      # [CLS] question [SEP]
             capacity = max_length - before - 1              # and the last [SEP]
@@ -990,9 +1155,8 @@ class Answers(Kind):
                     labels = (before + gold[0] - start, before + gold[-1] - start)
                 spots = [PieceSpot(before + piece - start, *words[word_of[piece]],
                                    bool(window_of[piece] == window)) for piece in range(start, end)]
-                input_ids = [tokenizer.cls_id, *question, tokenizer.sep_id, *ids[start:end], tokenizer.sep_id]
-                features.append(Feature(number, input_ids, before, labels, spots,
-                                        is_cut=len(question) < len(whole_question)))
+                row = tokenizer.row(question, ids[start:end])
+                features.append(Feature(number, *row, labels, spots, is_cut))
         return features
 
     def findable(self, examples: Questions, features: Features) -> list[list[Answer]]:
@@ -1003,43 +1167,37 @@ class Answers(Kind):
         """
         found: list[list[Answer]] = [[] for _ in examples]
         for feature in features:
-            # The last position at which an answer can begin, and the first at which it can end, by the first
-            # and last character of the word there.
             example = examples[feature.example]
+            # 1. The characters of the gold answers. Where only their texts are known (BioASQ's test sets),
+            #    every place that reads like one counts.
+            places = [(start, start + len(text)) for text, start in example.answers]
+            for synonym in filter(None, [] if places else example.gold or []):
+                places += [match.span() for match in re.finditer(re.escape(synonym), example.context, re.I)]
+            # 2. The last position at which an answer can begin, and the first at which it can end, by the
+            #    first and last character of the word there.
             first = {spot.start: spot.position for spot in feature.spots if spot.is_best}
             last = {spot.end: spot.position for spot in reversed(feature.spots)}
-            for start, end in self.gold_places(example):
+            for start, end in places:
                 if start in first and end in last and last[end] - first[start] < MAX_ANSWER_PIECES:
                     found[feature.example].append(Answer(example.context[start:end], start, end, 1.0))
         return found
-
-    def gold_places(self, example: data.Question) -> list[tuple[int, int]]:
-        """List the characters (start, end) of the gold answers in the passage.
-
-        Where gold is a list of synonyms (BioASQ's test sets), every place with the text of one counts.
-        """
-        if example.answers:
-            return [(start, start + len(text)) for text, start in example.answers]
-        places = []
-        for synonym in filter(None, example.gold or []):
-            found = re.finditer(re.escape(synonym), example.context, re.IGNORECASE)
-            places += [match.span() for match in found]
-        return places
 
     def announce(self, split: str, examples: Questions, features: Features) -> None:
         """Say how many questions have no gold answer, and how many have none that decode() is able to give.
 
         The gold answers that it can give are scored as if they were the predictions. No model can give more
         exact answers; only F1, which counts words, can rise above this where an answer is nearly right.
+        Where each question has such an answer, there is nothing to say.
         """
         if without := sum(not example.answers and example.gold is None for example in examples):
             say(f"*** {without} questions of {split} score 0: without golden files they have no answer ***")
         found = self.findable(examples, features)
-        ceiling = self.score(examples, found)[self.task.metric]
         asked = {self.question_id(example) for example in examples}
         answered = {self.question_id(example) for example, answers in zip(examples, found) if answers}
-        say(f"{split}: {len(asked - answered)} of {len(asked)} questions have no gold answer that is a span "
-            f"of a window; the others, fed back as predictions, score {self.task.metric} {100 * ceiling:.2f}")
+        if missing := len(asked - answered):
+            ceiling = self.score(examples, found)[self.task.metric]
+            say(f"{split}: {missing} of {len(asked)} questions have no gold answer that is a span of a window"
+                f"; the others, fed back as predictions, score {self.task.metric} {100 * ceiling:.2f}")
 
     def new_model(self, config: ElectraConfig) -> nn.Module:
         """Build the extractor: two logits for each token, of the start and of the end."""
@@ -1060,8 +1218,7 @@ class Answers(Kind):
         proposed: list[dict[tuple[int, int], float]] = [{} for _ in examples]       # (start, end) -> score
         for feature, logits in zip(features, outputs):
             spot_at = {spot.position: spot for spot in feature.spots}
-            starts = np.argsort(-logits[:, 0], kind="stable")[:best].tolist()
-            ends = np.argsort(-logits[:, 1], kind="stable")[:best].tolist()
+            starts, ends = np.argsort(-logits, axis=0, kind="stable")[:best].T.tolist()
             for start, end in itertools.product(starts, ends):
                 first, last = spot_at.get(start), spot_at.get(end)
                 if first and last and first.is_best and start <= end < start + max_pieces:
@@ -1073,9 +1230,7 @@ class Answers(Kind):
         answers: list[list[Answer]] = []
         for example, spans in zip(examples, proposed):
             kept = sorted(spans, key=lambda span: -spans[span])[:best]
-            # The best score is subtracted, so that no exp overflows.
-            exponentials = np.exp(np.array([spans[span] - spans[kept[0]] for span in kept]))
-            shares = exponentials / exponentials.sum()
+            shares = softmax(np.array([spans[span] for span in kept]))
             answers.append([Answer(example.context[start:end], start, end, float(share))
                             for (start, end), share in zip(kept, shares)])
         return answers
@@ -1084,54 +1239,45 @@ class Answers(Kind):
         """Return what all passages of a question share: in BioASQ q1_000 and q1_001 both ask q1."""
         return metrics.bioasq_question_id(example.id) if self.is_bioasq else example.id
 
-    def gold_texts(self, examples: Questions) -> dict[str, list[str]]:
-        """List the accepted answers to each question: synonyms, or else the answers in its passages.
+    def questions(self, examples: Questions, predictions: AnswerLists) -> dict[str, Asked]:
+        """Collect what belongs to each question: {"q1": Asked(example, ["fever", ...], ["gout", ...])}.
 
-        BioASQ's training questions and SQuAD's have answers with their places. BioASQ's test questions have
-        synonyms from the golden files: {"q1": ["kelmarin fever", "KF"]}. All snippets of a question share one
-        list.
+        Accepted are the answers in its passages; or, where they are known by their texts alone, the synonyms
+        of BioASQ's golden files. In BioASQ the texts are up to five of all snippets; equal ones of several
+        snippets are one, with the sum of their probabilities.
         """
-        gold: dict[str, list[str]] = {}
-        for example in examples:
-            accepted = [text for text, _ in example.answers] if example.gold is None else example.gold
-            known = gold.setdefault(self.question_id(example), [])
-            known += [text for text in accepted if text not in known]
-        return gold
-
-    def predicted_texts(self, examples: Questions, predictions: AnswerLists) -> dict[str, list[str]]:
-        """List the texts answered to each question, best first; for BioASQ up to five, of all snippets.
-
-        Equal answers of several snippets are one answer, with the sum of their probabilities.
-        """
-        if not self.is_bioasq:
-            return {example.id: [answer.text for answer in answers]
-                    for example, answers in zip(examples, predictions)}
-        snippets = {}
+        asked: dict[str, Asked] = {}
         for example, answers in zip(examples, predictions):
-            snippets[example.id] = [(answer.text, answer.probability) for answer in answers]
-        return metrics.merge_bioasq_snippets(snippets)
+            texts = [answer.text for answer in answers]
+            gold = asked.setdefault(self.question_id(example), Asked(example, [], texts)).gold
+            accepted = [text for text, _ in example.answers] if example.gold is None else example.gold
+            gold += [text for text in accepted if text not in gold]
+        if self.is_bioasq:
+            snippets = {example.id: [(answer.text, answer.probability) for answer in answers]
+                        for example, answers in zip(examples, predictions)}
+            for name, merged in metrics.merge_bioasq_snippets(snippets).items():
+                asked[name] = asked[name]._replace(texts=merged)
+        return asked
 
-    def first_texts(self, examples: Questions, predictions: AnswerLists) -> dict[str, str]:
-        """Return the best answer to each question; the empty text where there is none."""
-        predicted = self.predicted_texts(examples, predictions)
-        return {name: texts[0] if texts else "" for name, texts in predicted.items()}
-
-    def batches(self, examples: Questions, predictions: AnswerLists) -> Iterator[tuple[int, list, list]]:
-        """Yield the number, the examples and the predictions of each BioASQ test batch."""
-        for batch in sorted({example.batch for example in examples if example.batch is not None}):
-            chosen = [number for number, example in enumerate(examples) if example.batch == batch]
-            yield batch, [examples[number] for number in chosen], [predictions[number] for number in chosen]
+    def batches(self, asked: dict[str, Asked]) -> dict[int, dict[str, Asked]]:
+        """Return the questions of each BioASQ test batch: {1: {"q1": ..., "q2": ...}, 2: {"q3": ...}}."""
+        numbers = {one.example.batch for one in asked.values() if one.example.batch is not None}
+        return {number: {name: one for name, one in asked.items() if one.example.batch == number}
+                for number in sorted(numbers)}
 
     def score(self, examples: Questions, predictions: AnswerLists) -> Measures:
-        """Compute SQuAD's exact match and F1, or BioASQ's measures over all questions and for each batch."""
+        """Compute SQuAD's exact match and F1, or BioASQ's measures over all questions and for each batch.
+
+            {"strict_accuracy": 0.3, ..., "mrr": 0.4, ..., "batch 1 mrr": 0.5, ...}
+        """
+        asked, measures = self.questions(examples, predictions), Measures()
         if not self.is_bioasq:
-            predicted = self.first_texts(examples, predictions)
-            return metrics.squad_scores(self.gold_texts(examples), predicted)._asdict()
-        measures: Measures = {}
-        everything = (None, examples, predictions)
-        for batch, some, answers in [everything, *self.batches(examples, predictions)]:
-            prefix = "" if batch is None else f"batch {batch} "
-            scores = metrics.bioasq_factoid_scores(self.gold_texts(some), self.predicted_texts(some, answers))
+            gold = {name: question.gold for name, question in asked.items()}
+            return metrics.squad_scores(gold, {name: one.first for name, one in asked.items()})._asdict()
+        parts = {f"batch {batch} ": part for batch, part in self.batches(asked).items()}
+        for prefix, part in {"": asked, **parts}.items():
+            scores = metrics.bioasq_factoid_scores({name: question.gold for name, question in part.items()},
+                                                   {name: question.texts for name, question in part.items()})
             measures |= {prefix + measure: value for measure, value in scores._asdict().items()}
         return measures
 
@@ -1139,45 +1285,42 @@ class Answers(Kind):
     def closing_lines(results: Sequence[Measures]) -> list[str]:
         """Return ELECTRAMed's Table 10: the sum over the batches of our mean MRR / the best system's MRR.
 
-        A system that is the best in all five batches has 5. Tasks without test batches have no such line.
+        A system that is the best in all five batches has 5. Without all five there is no such line.
         """
-        # 1. The batches that were tested, and our MRR in each: the mean over the seeds.
-        batches = [batch for batch in BEST_MRR if all(f"batch {batch} mrr" in result for result in results)]
-        ours = [metrics.mean_and_sd([result[f"batch {batch} mrr"] for result in results]).mean
-                for batch in batches]
-        if not batches:
+        if not all(f"batch {batch} mrr" in result for batch in BEST_MRR for result in results):
             return []
-        # 2. The sum, in which the best system of a batch counts 1; also for the MRR that the paper reports.
-        papers = [BATCH_SCORES[batch][-1] / 100 for batch in batches]               # MRR is the last measure
-        best = [BEST_MRR[batch] for batch in batches]
-        total = metrics.batch_score_total({"ours": ours, "best": best, "paper": papers})
-        return [f"sum over {len(batches)} batches of MRR / best MRR (ELECTRAMed's Table 10): "
-                f"{total['ours']:.3f}; ELECTRAMed {total['paper']:.3f}"]
+        # Our MRR in a batch is the mean over the seeds. The best system of a batch has 1 in it.
+        shares = [metrics.mean_and_sd([result[f"batch {batch} mrr"] for result in results])[0] / best
+                  for batch, best in BEST_MRR.items()]
+        return [f"sum over {len(shares)} batches of MRR / best MRR (ELECTRAMed's Table 10): "
+                f"ours {sum(shares):.3f}; {TABLE_10}"]
 
     def write(self, folder: Path, examples: Questions, predictions: AnswerLists) -> None:
         """Write SQuAD's predictions.json, or predictions-batch-1.json, ... as BioASQ wants them.
 
             {"q1": "kelmarin fever"}                                                              SQuAD
             {"questions": [{"id": "q1", "type": "factoid", "exact_answer": [["fever"], ...]}]}    BioASQ
+
+        Questions of BioASQ that belong to no test batch are written as SQuAD's are.
         """
-        if not self.is_bioasq:
-            write_json(folder / "predictions.json", self.first_texts(examples, predictions))
-            return
-        for batch, some, answers in self.batches(examples, predictions):
-            questions = [{"id": name, "type": "factoid", "exact_answer": [[text] for text in texts]}
-                         for name, texts in self.predicted_texts(some, answers).items()]
-            write_json(folder / f"predictions-batch-{batch}.json", {"questions": questions})
+        asked = self.questions(examples, predictions)
+        batches = self.batches(asked)
+        for batch, part in batches.items():
+            answers = [{"id": name, "type": "factoid", "exact_answer": [[text] for text in question.texts]}
+                       for name, question in part.items()]
+            write_json(folder / f"predictions-batch-{batch}.json", {"questions": answers})
+        if not batches:
+            write_json(folder / "predictions.json", {name: one.first for name, one in asked.items()})
 
     def errors(self, examples: Questions, predictions: AnswerLists) -> list[Mistake]:
         """List the questions whose best answer is wrong; texts are compared as the task's metric does."""
         normalise = str.lower if self.is_bioasq else metrics.normalise_squad_answer
-        gold, predicted = self.gold_texts(examples), self.predicted_texts(examples, predictions)
         mistakes = []
-        for name, question in {self.question_id(example): example.question for example in examples}.items():
-            accepted = {normalise(text) for text in gold[name]}
-            given = predicted[name][:metrics.FACTOID_ANSWERS]
-            if not given or normalise(given[0]) not in accepted:
-                mistakes.append(Mistake(" | ".join(gold[name]), " | ".join(given), question))
+        for question in self.questions(examples, predictions).values():
+            given = question.texts[:metrics.FACTOID_ANSWERS]
+            if not given or normalise(given[0]) not in map(normalise, question.gold):
+                sides = " | ".join(question.gold), " | ".join(given)
+                mistakes.append(Mistake(*sides, question.example.question))
         return mistakes
 
     def raw_examples(self, line: Line, tokenizer: Tokenizer) -> list[data.Question]:
@@ -1204,8 +1347,34 @@ KINDS = {"ner": Tagging, "re": Relations, "classify": YesNo, "rank": Ranking, "q
 
 # --- 3. Training one seed ---
 #
-# prepare (section 4) makes what all seeds share. train fits one model, evaluate scores it on a split, and
-# run_seed writes all that belongs to a seed into its folder.
+# prepare (section 4) makes what all seeds share. train fits one model, evaluate scores it on a split;
+# fit_seed and score_model write what came of it. Between these two the model is read from its folder again,
+# so that the scores are those of what was saved.
+
+class Finetuned(NamedTuple):
+    """Hold a fine-tuned model with all that is needed to use it."""
+
+    model: Any                      # TokenTagger, SequenceClassifier or SpanExtractor
+    tokenizer: Tokenizer
+    labels: tuple[str, ...]         # in the order of the model's outputs; () where it finds answers
+    facts: dict[str, Any]           # task.json; {} where the folder has none, as published ones
+
+
+def load_finetuned(directory: str | os.PathLike) -> Finetuned:
+    """Read a fine-tuned model: of a run, of a seed, or a model folder, ours or a published one.
+
+        model, tokenizer, labels, _ = load_finetuned("runs/finetune/demo-re")
+        row = tokenizer.row("@DRUG$ slowed @DISEASE$ .")
+        logits = model(torch.tensor([row.ids]))                         # (1, C)
+        print(labels[int(logits.argmax())])
+
+    raises   ValueError or OSError naming the folder where it holds no fine-tuned model
+    """
+    with read_whole(directory) as folder:
+        model, labels = load_head(folder)
+        facts = read_object(folder / TASK_FILE) if (folder / TASK_FILE).is_file() else {}
+        return Finetuned(model, Tokenizer.from_file(folder), tuple(labels), facts)
+
 
 class Prepared(NamedTuple):
     """Hold what all seeds share: the task's examples and features, and the model they start from.
@@ -1216,27 +1385,33 @@ class Prepared(NamedTuple):
     kind: Kind
     tokenizer: Tokenizer
     config: ElectraConfig
-    init: Path | None                           # None: from scratch
+    init: Path | None                           # None: the weights are drawn at random
     device: Device
     examples: dict[str, list]                   # by split; dev may be missing
     features: dict[str, list[Feature]]
     test_set: str                               # name of the test set in tables
 
 
-class Trained(NamedTuple):
-    """Hold the result of one training."""
+def make_batch(features: Features, width: int, size: int, prepared: Prepared) -> tuple[torch.Tensor, ...]:
+    """Pad features to a batch and put it on the device.
 
-    model: nn.Module
-    dev_scores: Measures                        # of the chosen epoch; empty without a development set
-    log: list[str]                              # the lines of log.csv
+    width     tokens of a row
+    size      rows of a full batch. A TPU compiles a program for each shape, so there the last, smaller batch
+              is filled up. Rows that were added have no label, so that they add nothing to the loss
+    returns   ids, mask and segments (B, T), and labels: (B,), (B, T) or (B, 2), by kind
+    """
+    missing, device = 0, prepared.device
+    if device.xla:                              # as many rows on each of its devices
+        missing = math.ceil(size / device.count) * device.count - len(features)
+    rows = [(feature.input_ids, feature.first_length) for feature in features]
+    labels = prepared.kind.label_array(features, width)
+    beside = [(0, 0)] * (labels.ndim - 1)       # only rows are added, no columns
+    labels = np.pad(labels, [(0, missing), *beside], constant_values=IGNORED_LABEL)
+    padded = pad_rows(rows + rows[:1] * missing, prepared.tokenizer.pad_id, width)
+    return device.put(*padded, torch.from_numpy(labels))
 
 
-def pad_features(features: Features, width: int, pad_id: int) -> PaddedRows:
-    """Pad features to a batch of rows of `width` tokens."""
-    return pad_rows([(feature.input_ids, feature.first_length) for feature in features], pad_id, width)
-
-
-def predict(model: nn.Module, features: Features, options: Options, pad_id: int, device: Device) -> Outputs:
+def predict(model: nn.Module, features: Features, prepared: Prepared, options: Options) -> Outputs:
     """Return the head's output for each feature, in their order, cut to the feature's tokens.
 
     Features of like length share a batch, whatever their order, so that little of a batch is padding. Outputs
@@ -1249,9 +1424,9 @@ def predict(model: nn.Module, features: Features, options: Options, pad_id: int,
     outputs: list[Any] = [None] * len(features)
     model.eval()
     for width, rows in plan:
-        batch = pad_features([features[row] for row in rows], width, pad_id)
-        with torch.inference_mode():
-            logits = model(*device.put(*batch)).float().cpu().numpy()
+        *inputs, _ = make_batch([features[row] for row in rows], width, EVALUATION_BATCH, prepared)
+        with torch.no_grad():
+            logits = model(*inputs).float().cpu().numpy()
         for row, output in zip(rows, logits):
             # (T, ...) for a head that judges tokens, here without padding; (C,) for one that judges the row.
             outputs[row] = output[:lengths[row]] if output.ndim == 2 else output
@@ -1264,17 +1439,16 @@ def predict(model: nn.Module, features: Features, options: Options, pad_id: int,
 def evaluate(model: nn.Module, split: str, prepared: Prepared, options: Options) -> tuple[Measures, list]:
     """Return scores and predictions on a split: features -> outputs -> predictions -> scores."""
     kind, examples, features = prepared.kind, prepared.examples[split], prepared.features[split]
-    outputs = predict(model, features, options, prepared.tokenizer.pad_id, prepared.device)
-    predictions = kind.decode(examples, features, outputs)
+    predictions = kind.decode(examples, features, predict(model, features, prepared, options))
     return kind.score(examples, predictions), predictions
 
 
-def train(seed: int, prepared: Prepared, options: Options) -> Trained:
+def train(seed: int, prepared: Prepared, options: Options) -> tuple[nn.Module, Measures, list[str]]:
     """Fine-tune once: update the model for some epochs, and choose one of them by the development set.
 
     Everything random is seeded by (seed, purpose, epoch or step): a seed gives the same model every time.
     returns   the model as it was after the epoch that did best on the development set (after the last one
-              where there is none), its scores there, and the lines of log.csv
+              where there is none), its scores there (none without a development set), the lines of log.csv
     """
     kind, features, device = prepared.kind, prepared.features["train"], prepared.device
     metric = kind.task.metric
@@ -1301,13 +1475,12 @@ def train(seed: int, prepared: Prepared, options: Options) -> Trained:
     for epoch in range(options.epochs):
         # 3. An epoch: every feature once, in a new order, with features of like length in one batch.
         rng, losses = np.random.default_rng(data.seed_for(seed, epoch, "order")), []
-        checks: list[torch.Tensor] = []
+        norms: list[torch.Tensor] = []
         plan = data.plan_batches(lengths, options.batch_size, options.max_length, rng, keep_rest=True)
         for width, rows in plan:
             # 4. A batch: padded rows, and their labels.
             chosen = [features[row] for row in rows]
-            rows_of_ids = pad_features(chosen, width, prepared.tokenizer.pad_id)
-            *inputs, labels = device.put(*rows_of_ids, torch.from_numpy(kind.label_array(chosen, width)))
+            *inputs, labels = make_batch(chosen, width, options.batch_size, prepared)
 
             # 5. An update: forward, backward, gradients clipped to norm 1, Adam. Losses stay on the device,
             #    because reading one would wait for its step.
@@ -1315,22 +1488,21 @@ def train(seed: int, prepared: Prepared, options: Options) -> Trained:
             with device.autocast():
                 loss = model.loss(model(*inputs), labels, **settings)
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(weights, 1.0)
+            norms.append(nn.utils.clip_grad_norm_(weights, 1.0))
             optimizer.step(learning_rate_at(step, total_steps, warmup_steps, options.learning_rate))
             losses.append(loss.detach())
-            checks.append(losses[-1] + norm)
+            device.flush()
             step += 1
             progress.show(step)
 
         # 6. Were all losses and gradients of the epoch finite, and are the weights it ended with? A model of
         #    nan would still be scored: it ranks the first candidate first.
-        checks.append(torch.stack([weight.detach().sum() for weight in weights]).sum())
-        bad = torch.nonzero(~torch.isfinite(torch.stack(checks))).flatten().tolist()
-        if bad:
-            # checks[i] belongs to step i of this epoch; the one of the weights counts as the last step's.
-            first = min(step, step - len(losses) + bad[0] + 1)
-            where = f"seed {seed}, epoch {epoch + 1}, step {first}"
-            raise ValueError(f"{where}: the loss or the weights are not finite: lower --learning-rate")
+        checks = (torch.stack(losses) + torch.stack(norms)).tolist()
+        checks[-1] += torch.stack([weight.detach().sum() for weight in weights]).sum().item()
+        for number, check in enumerate(checks, start=step - len(checks) + 1):
+            if not math.isfinite(check):
+                raise ValueError(f"seed {seed}, epoch {epoch + 1}, step {number}: the loss or the weights are"
+                                 " not finite: lower --learning-rate")
 
         # 7. The development set chooses the epoch. The test set has no part in this.
         dev_score = ""
@@ -1345,64 +1517,63 @@ def train(seed: int, prepared: Prepared, options: Options) -> Trained:
     progress.finish()
     if best_weights is not None:
         model.load_state_dict(best_weights)
-    return Trained(model, dev_scores, log)
+    return model, dev_scores, log
+
+
+def fit_seed(seed: int, prepared: Prepared, options: Options, folder: Path, beat: float = -1.0) -> Measures:
+    """Fine-tune once and write what came of it, except scores on the test set; return those on dev.
+
+        log.csv     epoch,loss,dev_f1
+                    1,0.412351,0.71209
+        model/      the model of the chosen epoch, in the Hugging Face layout, with task.json beside it:
+                    {"task": "demo-ner", "max_length": 128, "tag_loss": "softmax"}
+        dev.json    {"f1": 0.84, ...}, or {} without a development set
+
+    beat    the model is written only if its score on the development set is higher
+    """
+    model, dev_scores, log = train(seed, prepared, options)
+    write_lines(folder / "log.csv", log)
+    if dev_scores.get(prepared.kind.task.metric, 0.0) > beat:
+        facts = {"task": options.task, "max_length": options.max_length, "tag_loss": options.tag_loss,
+                 **prepared.kind.facts}
+        save_pretrained(model, folder / "model", prepared.tokenizer, prepared.kind.labels,
+                        {TASK_FILE: json.dumps(facts, indent=1).encode()})
+    # The scores are written last: a folder that has them need not be trained again.
+    write_json(folder / "dev.json", dev_scores)
+    return dev_scores
+
+
+def score_model(title: str, model: nn.Module, prepared: Prepared, options: Options, folder: Path,
+                dev_scores: Measures) -> Measures:
+    """Score a trained model on the test set, and write what came of it; return the scores.
+
+        predictions.*    the test set in the task's own submission format
+        errors.md        what is wrong with these predictions
+        scores.json      {"task": "ner", "test_set": "test set", "dev": {"f1": 0.84, ...}, "test": {...}}
+
+    title   what errors.md says of the model, such as "seed 0"
+    """
+    kind, test = prepared.kind, prepared.examples["test"]
+    scores, predictions = evaluate(model.to(prepared.device.kind), "test", prepared, options)
+    folder.mkdir(parents=True, exist_ok=True)
+    kind.write(folder, test, predictions)
+    write_errors(folder / "errors.md", f"Errors of {options.task}, {prepared.test_set}, {title}",
+                 kind.errors(test, predictions))
+    # The scores are written last: a folder that has them is finished.
+    write_json(folder / "scores.json", {"task": options.task, "test_set": prepared.test_set + kind.remark,
+                                        "dev": dev_scores, "test": scores})
+    return scores
 
 
 def run_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> Measures:
-    """Fine-tune once and write all that belongs to the seed; return the test scores.
-
-        log.csv          epoch,loss,dev_f1
-                         1,0.412351,0.71209
-        predictions.*    the test set in the task's own submission format
-        errors.md        what is wrong with these predictions
-        model/           the model of the chosen epoch, in the Hugging Face layout
-        scores.json      {"task": "ner", "test_set": "test set", "dev": {"f1": 0.84, ...}, "test": {...}}
-    """
-    kind, test = prepared.kind, prepared.examples["test"]
-    trained = train(seed, prepared, options)
-    test_scores, predictions = evaluate(trained.model, "test", prepared, options)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_lines(folder / "log.csv", trained.log)
-    kind.write(folder, test, predictions)
-    title = f"Errors of {options.task}, {prepared.test_set}, seed {seed}"
-    write_errors(folder / "errors.md", title, kind.errors(test, predictions))
-    save_pretrained(trained.model, folder / "model", prepared.tokenizer, kind.labels)
-    reading = {name: getattr(options, name) for name in READ_OPTIONS}
-    data.write_bytes(folder / "model" / READING, json.dumps(reading, indent=1).encode())
-    # The scores are written last: a folder that has them is a finished seed.
-    test_set = prepared.test_set + kind.remark
-    record = {"task": options.task, "test_set": test_set, "dev": trained.dev_scores, "test": test_scores}
-    data.write_bytes(folder / "scores.json", json.dumps(record, indent=1).encode())
-    return test_scores
-
-
-def read_scores(path: Path, options: Options) -> dict[str, Any]:
-    """Read the scores.json of a finished seed; ValueError where it is not one of this task."""
-    record = data.read_json(path)
-    if data.take(record, "task", str, str(path)) != options.task:
-        raise ValueError(f"{path}: scores of {record['task']}, not of {options.task}: choose another --out")
-    data.take(record, "test_set", str, str(path))
-    for part in ("dev", "test"):
-        for measure in data.take(record, part, dict, str(path)):
-            data.take(record[part], measure, float, str(path))
-    data.take(record["test"], data.TASKS[options.task].metric, float, str(path))
-    return record
+    """Fine-tune once, unless a search or an interrupted run did so; score the model on the test set."""
+    if not ((folder / "model").is_dir() and (folder / "dev.json").is_file()):
+        fit_seed(seed, prepared, options, folder)
+    model, dev_scores = load_finetuned(folder).model, read_object(folder / "dev.json")
+    return score_model(f"seed {seed}", model, prepared, options, folder, dev_scores)
 
 
 # --- 4. Seeds, search, tables ---
-
-class Start(NamedTuple):
-    """Say what a run starts from."""
-
-    init: Path | None           # the folder whose weights to take; None: start from random weights
-    like: Path | None           # the folder whose sizes and vocabulary to take; None: tiny, a new vocabulary
-
-    def files(self) -> list[Path]:
-        """List the files that the run is made from: sizes, vocabulary and, unless from scratch, weights."""
-        names = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json")
-        described = [self.like / name for name in names if (self.like / name).is_file()] if self.like else []
-        return described + (weights_files(self.init) if self.init else [])
-
 
 def is_synthetic(folder: Path) -> bool:
     """Tell whether a model comes from a run of train_pretrain.py that had no --corpus."""
@@ -1411,162 +1582,134 @@ def is_synthetic(folder: Path) -> bool:
     return any('"corpus": []' in path.read_text(errors="replace") for path in records if path.is_file())
 
 
-def find_start(options: Options) -> Start:
-    """Find the model that --init and --like name; without them runs/pretrain, if it is there.
+def find_start(options: Options) -> Path | None:
+    """Find the model folder that --init names; without --init runs/pretrain, if it is there, or else None.
 
     A run from scratch is possible, because comparisons need one, but it is always announced.
     """
     default = "runs/pretrain" if Path("runs/pretrain/model/config.json").is_file() else None
-    init, like = options.init or default, options.like or default
-    if init and init != "none":
-        folder = model_folder(init)
-        if is_synthetic(folder) and not options.task.startswith("demo-"):
-            say(f"*** {init} KNOWS THE SYNTHETIC CORPUS ALONE, no real text: scores will be far lower ***")
-        return Start(folder, folder)
-    say("*** FROM SCRATCH: the scores will be far lower; train_pretrain.py makes a model to start from ***")
-    return Start(None, model_folder(like) if like else None)
+    init = options.init or default
+    start = model_folder(init) if init else None
+    if options.scratch or not start:
+        say("*** FROM SCRATCH: scores will be far lower; train_pretrain.py makes a model to start from ***")
+    elif is_synthetic(start) and not options.task.startswith("demo-"):
+        say(f"*** {init} KNOWS THE SYNTHETIC CORPUS ALONE, no real text: scores will be far lower ***")
+    return start
 
 
 def fetch_absent(options: Options) -> None:
     """Download a task's published files if its train or test file is not there.
 
-    raises    FileNotFoundError saying what to put where, when they are not to be downloaded or not published
+    Where that fails, the problem is said. `data.read_splits` then tells what to put where, or cuts the file
+    that is there.
     """
-    try:
-        for split in ("train", "test"):
-            data.find_split(options.task, split, options.data)
-    except FileNotFoundError:
-        if options.offline or not options.data or not data.missing_files(options.task, options.data):
-            raise
-        data.fetch_task(options.task, options.data)
+    absent = not all(data.find_split(options.task, split, options.data) for split in ("train", "test"))
+    if absent and options.data and not options.offline and data.missing_files(options.task, options.data):
+        try:
+            data.fetch_task(options.task, options.data)
+        except (OSError, ValueError) as problem:
+            say(f"*** {problem} ***")
 
 
-def cut_published(options: Options, seed: int, problem: Exception) -> tuple[dict[str, list], str]:
-    """Cut the one published file of a task into parts, and return the splits and the name of the test set.
-
-    seed      part `seed` becomes the test set, counted from 0 and round in a circle
-    problem   the error that led here; it is raised again where there is nothing to cut
-    """
-    parts = data.TASKS[options.task].parts
-    if not parts:
-        raise problem
-    try:
-        whole = data.read_task(options.task, parts.split, options.data)
-    except FileNotFoundError:
-        raise problem from None
-    test_set = f"part {seed % parts.number + 1} of {parts.number} of its {parts.split} file: a cut of our own"
-    say(f"*** {problem}; so the test set is {test_set} ***")
-    return data.cut_splits(data.TASKS[options.task], whole, seed), test_set
-
-
-def read_dev(options: Options, test: list) -> list | None:
-    """Read the development set; return None where there is none, or where it is the test set."""
-    try:
-        dev = data.read_task(options.task, "dev", options.data)
-    except FileNotFoundError as error:
-        say(f"{error}; without it the last epoch counts")
-        return None
-    if dev == test:             # gad and the yes/no questions were published with the same file twice
-        say("the development set is the test set and must choose nothing; the last epoch counts")
-        return None
-    return dev
-
-
-def read_splits(options: Options, seed: int) -> tuple[dict[str, list], str]:
-    """Read train, dev (where there is one) and test; return them, and the name of the test set.
-
-    Some data sets have no test file, or none that can be downloaded. Then one of their files is cut into
-    parts, and each seed takes another part for testing.
-    """
-    # 1. Find or download the files. Where that fails, a task with `parts` is cut from the file that is there.
-    try:
-        if not options.task.startswith("demo-"):
-            fetch_absent(options)
-    except (OSError, ValueError) as problem:
-        return cut_published(options, seed, problem)
-    # 2. The published split. Without a development set, or where it equals the test set, no epoch is chosen:
-    #    the model after the last epoch is used.
-    train, test = (data.read_task(options.task, split, options.data) for split in ("train", "test"))
-    dev = read_dev(options, test)
-    examples = {"train": train, "test": test} if dev is None else {"train": train, "dev": dev, "test": test}
-    return examples, PUBLISHED_TEST_SET
-
-
-def prepare(options: Options, start: Start, seed: int) -> Prepared:
+def prepare(options: Options, start: Path | None, seed: int) -> Prepared:
     """Read the task's files and the tokenizer, and make the features; print what was cut or split."""
     # 1. Examples, and the labels to tell apart.
-    device = Device.choose(options.device, options.precision)
-    examples, test_set = read_splits(options, seed)
+    device = Device.choose(options.device, options.precision, options.tpu)
+    examples, test_set = data.read_splits(options.task, options.data, seed)
     task = data.TASKS[options.task]
     task = task._replace(negative=options.negative or task.negative)
     kind = KINDS[task.kind](task, examples["train"])
     if options.negative and options.negative not in (known := kind.count_labels(examples["train"])):
         raise ValueError(f"--negative {options.negative}: the labels are {', '.join(sorted(known))}")
     if kind.labels != task.labels:
-        say(f"labels of the training set: {', '.join(kind.labels)}{kind.remark}")
+        say(f"labels of the training set: {', '.join(map(visible, kind.labels))}{kind.remark}")
 
     # 2. Vocabulary and sizes: those of the model, or what the training set gives.
-    if start.like:
-        tokenizer, config = Tokenizer.from_file(start.like), read_config(start.like)
-        if len(tokenizer.pieces) != config.vocab_size:
-            raise ValueError(f"{start.like}: {len(tokenizer.pieces)} pieces, vocab_size {config.vocab_size}")
+    if start:
+        tokenizer = Tokenizer.from_file(start, lowercase=False if options.cased else None)
+        if doubt := tokenizer.casing_doubt():
+            say(f"{start}: {doubt}")
+        config = read_config(start)
     else:
-        tokenizer = Tokenizer(learn_vocab([kind.text_of(example) for example in examples["train"]],
-                                          SCRATCH_VOCAB_SIZE))
-        config = dataclasses.replace(PRESETS["tiny"], vocab_size=len(tokenizer.pieces))
+        texts = [kind.text_of(example) for example in examples["train"]]
+        pieces = learn_vocab(texts, SCRATCH_VOCAB_SIZE, lowercase=not options.cased)
+        tokenizer = Tokenizer(pieces, lowercase=not options.cased)
+        config = PRESETS["tiny"].with_tokenizer(tokenizer)
     p = options.dropout
     config = dataclasses.replace(config, hidden_dropout_prob=p, attention_probs_dropout_prob=p)
     if options.max_length > (positions := config.max_position_embeddings):
         raise ValueError(f"--max-length {options.max_length}: the model has {positions} positions")
 
     # 3. Features of each split.
-    features = {}
-    for split, part in examples.items():
-        # Say at once what does not fit or cannot be found, not after hours of training.
-        features[split] = kind.encode(part, tokenizer, options.max_length)
-        note = kind.describe_features(features[split], options.max_length)
-        say(f"{options.task} {split}: {len(part):,} examples, {note}")
-        kind.announce(split, part, features[split])
-    features["train"] = [feature for feature in features["train"] if feature.labels is not None]
-    if not features["train"]:
+    init = None if options.scratch else start
+    prepared = Prepared(kind, tokenizer, config, init, device, examples, {}, test_set)
+    for split in examples:
+        encode_split(split, prepared, options)
+    trainable = [feature for feature in prepared.features["train"] if feature.labels is not None]
+    if not trainable:
         raise ValueError(f"{options.task}: no training example has an answer that is in its passage")
-    return Prepared(kind, tokenizer, config, start.init, device, examples, features, test_set)
+    prepared.features["train"] = trainable
+    return prepared
+
+
+def encode_split(split: str, prepared: Prepared, options: Options) -> None:
+    """Add the features of a split, and say at once, not after hours, what does not fit or cannot be found."""
+    kind, part = prepared.kind, prepared.examples[split]
+    prepared.features[split] = features = kind.encode(part, prepared.tokenizer, options.max_length)
+    note = kind.describe_features(features, options.max_length)
+    say(f"{options.task} {split}: {len(part):,} examples, {note}")
+    kind.announce(split, part, features)
+
+
+def settings_of(options: Options) -> str:
+    """Say where the hyper-parameters come from: default (the protocol's), own, searched, or unknown."""
+    if options.evaluate:                            # of a model that was trained before, perhaps elsewhere
+        return "unknown"
+    if options.search:
+        return "searched"
+    is_default = all(getattr(options, name) == value for name, value in protocol_values(options).items())
+    return "default" if is_default else "own"
 
 
 def score_table(options: Options, results: list[Measures], test_set: str = PUBLISHED_TEST_SET) -> str:
     """Write one line for each measure, in percent: mean and standard deviation, and the papers' figures.
 
         ncbi-disease, test set, 2 seeds
-                                        mean      sd  ELECTRAMed Bio-ELECTRA          ++    ++ tuned
-        precision                      60.00   14.14       85.87
-        f1                             65.00    7.07       87.54       78.32       80.01       84.85
+                                        mean      sd    ELECTRAMed   Bio-ELECTRA            ++      ++ tuned
+        settings                     default               default       default       default      searched
+        precision                      60.00   14.14         85.87  73.47 (0.92)  75.44 (1.06)  83.40 (0.79)
+        f1                             65.00    7.07         87.54  78.32 (0.52)  80.01 (0.68)  84.85 (0.65)
         f1 of each seed: 60.00, 70.00
 
-    For BioASQ the sum over the batches is the last line.
+    Only columns with the same settings compare like with like. Default settings are those of a paper's
+    protocol; "own" are others that the command line gave. For BioASQ the sum over the batches comes last.
     """
     task = data.TASKS[options.task]
-    # 1. A column for each paper that reports a score of this task.
-    published = {measure: dict(zip(PAPERS, row)) for measure, row in PUBLISHED.get(options.task, {}).items()}
-    papers = [paper for paper in PAPERS if any(row.get(paper) for row in published.values())]
+    # 1. A column for each paper that reports a score of this task, with how its settings were found.
+    published = published_scores(options.task)
+    papers = list(dict.fromkeys(paper for row in published.values() for paper in row))
+    settings = settings_of(options)
     several = len(results) > 1                      # one seed has no deviation
     lines = [f"{options.task}, {test_set}, {len(results)} seed{'s' * several}",
-             f"{'':28}{'mean':>8}{'sd' * several:>8}".rstrip() + "".join(f"{paper:>12}" for paper in papers)]
+             f"{'':28}{'mean':>8}{'sd' * several:>8}" + "".join(f"{paper:>14}" for paper in papers),
+             f"{'settings':26}{settings:>10}{'':8}"
+             + "".join(f"{'searched' if paper in SEARCHED else 'default':>14}" for paper in papers)]
     # 2. A line for each measure. Types of entities come from gold and predicted tags, so one seed may have a
     #    type that the others lack; its measures count as 0 for these.
     for measure in dict.fromkeys(measure for result in results for measure in result):
         mean, sd = metrics.mean_and_sd([result.get(measure, 0.0) for result in results])
         line = f"{measure:28}{100 * mean:8.2f}" + (f"{100 * sd:8.2f}" if several else " " * 8)
-        for paper in papers:
-            score = published.get(measure, {}).get(paper)
-            line += f"{score:12.2f}" if score else " " * 12
-        lines.append(line.rstrip())
+        row = published.get(measure, {})
+        lines.append(line + "".join(f"{row.get(paper, ''):>14}" for paper in papers))
     # 3. The score of each seed.
     every = ", ".join(f"{100 * result[task.metric]:.2f}" for result in results)
     lines.append(f"{task.metric} of each seed: {every}")
-    return "\n".join([*lines, *KINDS[task.kind].closing_lines(results)])
+    if published:                                   # other editions of BioASQ had other systems
+        lines += KINDS[task.kind].closing_lines(results)
+    return "\n".join(line.rstrip() for line in lines)
 
 
-def record_options(options: Options, start: Start) -> None:
+def record_options(options: Options, start: Path | None) -> None:
     """Record the options in the run folder; once part of the run is finished, refuse options that differ.
 
     Otherwise a second call with another batch size would add its seeds to those of the first, and nobody
@@ -1575,17 +1718,21 @@ def record_options(options: Options, start: Start) -> None:
 
     raises    ValueError naming the option or the files that have changed
     """
-    out, files = Path(options.out), [*data.task_files(options.task, options.data), *start.files()]
-    has_begun = any(any(out.glob(name)) for name in ("dev.json", "search.csv", "seed-*/scores.json"))
+    out, files = Path(options.out), data.task_files(options.task, options.data)
+    if start:           # sizes and vocabulary of the model and, unless from scratch, its weights
+        described = [start / f"{name}" for name in ("config.json", "vocab.txt", "tokenizer.json",
+                                                    "tokenizer_config.json")]
+        files += [path for path in described if path.is_file()]
+        files += [] if options.scratch else weights_files(start)
+    has_begun = any(any(out.glob(name)) for name in ("search.csv", "seed-*/*.json"))
     made_from = {path.name: data.file_hash(path)[:16] for path in files}
     record_run(out, dataclasses.asdict(options), FIXED if has_begun else (), made_from)
 
 
-def copy_files(source: Path, target: Path) -> None:
-    """Copy the files of a folder into another one."""
-    target.mkdir(parents=True, exist_ok=True)
-    for file in source.iterdir():
-        data.write_bytes(target / file.name, file.read_bytes())
+def copy_model(source: Path, target: Path) -> None:
+    """Copy the model of a run or a seed to another one, in place of the model there."""
+    with written_whole(target / "model") as folder:
+        shutil.copytree(source / "model", folder)
 
 
 def run_seeds(options: Options) -> tuple[str, list[Measures]]:
@@ -1593,7 +1740,7 @@ def run_seeds(options: Options) -> tuple[str, list[Measures]]:
 
     OUT then holds seed-0/, seed-1/, ... (run_seed), options.json, table.txt, and in model/ the model to use.
     """
-    out, metric = Path(options.out), data.TASKS[options.task].metric
+    out, task = Path(options.out), data.TASKS[options.task]
     start = find_start(options)
     record_options(options, start)
 
@@ -1604,25 +1751,23 @@ def run_seeds(options: Options) -> tuple[str, list[Measures]]:
     for seed, folder in enumerate(folders):
         if (folder / "scores.json").is_file():
             continue
-        if prepared is None or (prepared.test_set != PUBLISHED_TEST_SET and not options.search):
+        if prepared is None or (task.parts and not options.search):
             prepared = prepare(options, start, 0 if options.search else seed)
-            record_options(options, start)                  # again: files may have been fetched
         scores = run_seed(seed, prepared, options, folder)
-        say(f"seed {seed}: test {metric} {100 * scores[metric]:.2f}")
-
+        say(f"seed {seed}: test {task.metric} {100 * scores[task.metric]:.2f}")
     if not prepared:
         say(f"nothing was trained: all {options.seeds} seeds of {out} were finished before")
 
     # 2. The table of all seeds, also of those that were finished before.
-    results = [read_scores(folder / "scores.json", options) for folder in folders]
+    results = [read_object(folder / "scores.json") for folder in folders]
     tests = [result["test"] for result in results]
     table = score_table(options, tests, "; ".join(dict.fromkeys(result["test_set"] for result in results)))
     write_lines(out / "table.txt", [table])
 
     # 3. The model to use: that of the seed with the best development score (the test set never chooses).
     #    Without a development set all seeds count 0, and max takes the first.
-    best = max(range(options.seeds), key=lambda seed: results[seed]["dev"].get(metric, 0.0))
-    copy_files(folders[best] / "model", out / "model")
+    best = max(range(options.seeds), key=lambda seed: results[seed]["dev"].get(task.metric, 0.0))
+    copy_model(folders[best], out)
     files = ", ".join(sorted(os.listdir(folders[best])))
     say(f"{folders[best]} holds {files}; to read a text: python train_finetune.py --out {out} --predict FILE")
     return table, tests
@@ -1647,29 +1792,32 @@ def draw_trials(options: Options) -> list[Options]:
 def search(options: Options) -> Options:
     """Try random points of the grid, each with seed 0; return the options of the one with the best dev score.
 
-    run_seeds then writes its seeds into that trial's folder. A trial is never run twice: an interrupted
-    search continues, and one with a larger number adds trials. search.csv lists the trials, the best first:
+    run_seeds then writes its seeds into that trial's folder; seed 0 is trained already. A trial is never run
+    twice: an interrupted search continues, and one with a larger number adds trials. search.csv lists the
+    trials, the best first:
 
         learning_rate,epochs,batch_size,dev_f1
         0.0001,15,12,0.861204
 
     source    Bio-ELECTRA's grid; it was searched by hyperopt there, at random here
     """
-    # 1. Each trial writes its development scores last: a folder with dev.json is a finished trial.
     metric, start = data.TASKS[options.task].metric, find_start(options)
-    prepared, scored, trials = None, [], draw_trials(options)
     record_options(options, start)
+    prepared, best, trials = None, -1.0, draw_trials(options)
+    scored: list[tuple[float, Options]] = []
     for number, trial in enumerate(trials, start=1):
-        record = Path(trial.out) / "dev.json"
+        # 1. A trial trains seed 0, and keeps its model if none before it was as good. The files of examples
+        #    and features are the same for all points of the grid.
         record_options(trial, start)
-        if not record.is_file():
-            prepared = prepared or prepare(trial, start, 0)         # the same for all points of the grid
-            record_options(trial, start)                            # again: files may have been fetched
+        folder = Path(trial.out) / "seed-0"
+        if not (folder / "dev.json").is_file():
+            prepared = prepared or prepare(trial, start, 0)
             if "dev" not in prepared.examples:
                 raise ValueError(f"--search: {options.task} has no development set to choose by")
-            data.write_bytes(record, json.dumps(train(0, prepared, trial).dev_scores, indent=1).encode())
-        score = data.take(data.read_json(record), metric, float, str(record))
-        say(f"trial {number} of {len(trials)}: {record.parent.name}: dev {metric} {100 * score:.2f}")
+            fit_seed(0, prepared, trial, folder, beat=best)
+        score = read_object(folder / "dev.json")[metric]
+        best = max(best, score)
+        say(f"trial {number} of {len(trials)}: {Path(trial.out).name}: dev {metric} {100 * score:.2f}")
         scored.append((score, trial))
     # 2. The table of the trials; the first of them is the best one.
     scored.sort(key=lambda pair: -pair[0])                          # of equal ones the first that was drawn
@@ -1688,6 +1836,7 @@ def score_curve(options: Options) -> str:
         step,f1,low,high
         20000,78.12,77.40,78.84
 
+    One seed has no interval; then there are only two columns.
     returns   the lines of curve.csv
     source    Bio-ELECTRA, Figure 1
     """
@@ -1696,15 +1845,70 @@ def score_curve(options: Options) -> str:
     if not models:
         raise ValueError(f"--curve: {run_folder / 'models'} holds no models: expected a run of "
                          "train_pretrain.py, which keeps one every --keep-every steps")
-    lines = [f"step,{metric},low,high"]
+    lines = [f"step,{metric}" + ",low,high" * (options.seeds > 1)]
     for number, model in enumerate(models, start=1):
         say(f"model {number} of {len(models)}: {model.name}")
         _, results = run_seeds(dataclasses.replace(options, init=str(model), out=str(out / model.name)))
         values = [100 * result[metric] for result in results]
-        (low, high), mean = metrics.confidence_interval(values), metrics.mean_and_sd(values).mean
-        lines.append(f"{int(model.name.removeprefix('step-'))},{mean:.2f},{low:.2f},{high:.2f}")
+        shown = [metrics.mean_and_sd(values)[0]]
+        if options.seeds > 1:
+            shown += metrics.confidence_interval(values)
+        step = int(model.name.removeprefix("step-"))
+        lines.append(",".join([str(step), *(f"{value:.2f}" for value in shown)]))
     write_lines(out / "curve.csv", lines)
     return "\n".join(lines)
+
+
+# Trained models.
+
+def as_trained(options: Options, trained: Finetuned, examples: dict[str, list]) -> tuple[Prepared, Options]:
+    """Prepare the use of a trained model: return what predict and evaluate take, with its labels and options.
+
+    raises   ValueError where the model is not of the task's kind, or tells other labels apart
+    """
+    # 1. Is it a model for this task? (The order of the labels is the model's own.)
+    task, config = data.find_task(options.task), trained.model.config
+    if task.labels and set(task.labels) != set(trained.labels):
+        theirs = ", ".join(map(visible, trained.labels)) or "none"
+        raise ValueError(f"{options.task} has the labels {', '.join(task.labels)}, the model has {theirs}: "
+                         "choose another --task or model")
+    task = task._replace(labels=trained.labels, negative=options.negative or task.negative)
+    kind = KINDS[task.kind](task, (), trained.facts)
+    with torch.device("meta"):                      # there tensors have shapes, but no memory
+        expected = type(kind.new_model(PRESETS["tiny"]))
+    if not isinstance(trained.model, expected):
+        raise ValueError(f"the model is a {type(trained.model).__name__}, but {options.task} asks for a "
+                         f"{expected.__name__}: choose another --task or model")
+
+    # 2. The options it was trained with; a published model has those of the protocol.
+    for name, type_ in (("max_length", int), ("tag_loss", str)):
+        if name in trained.facts:
+            options = dataclasses.replace(options, **{name: data.take(trained.facts, name, type_, TASK_FILE)})
+    if not 8 <= options.max_length <= config.max_position_embeddings:
+        raise ValueError(f"max_length is {options.max_length} in {TASK_FILE} or by the protocol, but the"
+                         f" model reads 8 to {config.max_position_embeddings} tokens")
+    device = Device.choose(options.device, options.precision, options.tpu)
+    trained.model.to(device.kind)
+    return Prepared(kind, trained.tokenizer, config, None, device, examples, {}, PUBLISHED_TEST_SET), options
+
+
+def score_trained(options: Options) -> str:
+    """Score a trained model on the task's test set, and return the table; nothing is trained.
+
+    The model is that of --init, or else of --out. Its table, predictions and errors.md go into a folder
+    "evaluation": in --out with --init, beside the model without.
+    """
+    trained = load_finetuned(options.init or options.out)
+    parent = Path(options.out) if options.init else model_folder(options.out).parent
+    examples = {"test": data.read_task(options.task, "test", options.data)}
+    prepared, options = as_trained(options, trained, examples)
+    encode_split("test", prepared, options)
+    with data.only_process(folder := parent / "evaluation"):
+        scores = score_model("without training", trained.model, prepared, options, folder, {})
+        table = score_table(options, [scores], prepared.test_set + prepared.kind.remark)
+        write_lines(folder / "table.txt", [table])
+    say(f"predictions and errors are in {folder}")
+    return table
 
 
 # --- 5. Raw text ---
@@ -1712,89 +1916,66 @@ def score_curve(options: Options) -> str:
 # Raw text goes the same way as a test set: the kind makes examples of its lines, encodes them, and decodes
 # the outputs. Only the last step differs: results are printed for each line, and nothing is scored.
 
-class Predictor(NamedTuple):
-    """Hold a fine-tuned model, and what is needed to read text with it."""
-
-    model: nn.Module
-    kind: Kind
-    tokenizer: Tokenizer
-    options: Options
-    device: Device
-
-    def predict(self, block: Sequence[tuple[Line, list]]) -> Iterator[dict[str, Any]]:
-        """Read lines as a test set is read (examples, features, outputs); yield the result of each.
-
-        block   lines, each with the examples that were made of it
-        """
-        examples = [example for _, some in block for example in some]
-        features = self.kind.encode(examples, self.tokenizer, self.options.max_length)
-        if any(feature.is_cut for feature in features):
-            say(f"of {len(examples)} texts, {self.kind.describe_features(features, self.options.max_length)}")
-        outputs = predict(self.model, features, self.options, self.tokenizer.pad_id, self.device)
-        results = iter(self.kind.results(examples, features, outputs, self.options))
-        for line, some in block:
-            yield self.kind.line_result(line, list(itertools.islice(results, len(some))))
-
-
-def open_predictor(options: Options) -> Predictor:
-    """Load a fine-tuned model: of a run, of a seed, or a model folder by itself.
-
-    Its config.json has the labels. The file beside it, task.json, has the options that reading needs:
-    {"task": "demo-ner", "max_length": 128, "tag_loss": "softmax"}.
-    """
-    folder = model_folder(options.out)
-    try:
-        trained, config = data.read_json(folder / READING), data.read_json(folder / "config.json")
-        given = {name: data.take(trained, name, kind, READING) for name, kind in READ_OPTIONS.items()}
-        options = dataclasses.replace(options, **given)
-        task = data.find_task(options.task)
-        named = {int(number): str(label) for number, label in config.get("id2label", {}).items()}
-        kind = KINDS[task.kind](task._replace(labels=tuple(named[number] for number in range(len(named)))))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{options.out}: not a run of train_finetune.py ({error!r}): "
-                         "fine-tune first, or pass its folder by --out") from None
-    device = Device.choose(options.device, options.precision)
-    model = kind.new_model(read_config(folder))
-    load_weights(model, folder)
-    return Predictor(model.to(device.kind), kind, Tokenizer.from_file(folder), options, device)
-
-
 def input_lines(path: str) -> Iterator[Line]:
     """Yield the lines of a file, or of standard input for "-", as they are; of a corpus file its documents.
 
-    XML and archives are read as for pre-training; an empty line stands between their sentences.
+    XML and archives are read as for pre-training; an empty line stands between their sentences. The file is
+    opened once, so that a pipe can be read, too.
     raises    ValueError naming file and line where it is not UTF-8, or the archive is damaged
     """
-    if path != "-" and data.format_of(path) in ("xml", "tar"):
-        for number, document in enumerate(data.read_documents(path), start=1):
-            name = {"document": number, **getattr(document, "id", {})}
-            yield Line(name, f"{path} document {number}", "\n\n".join(document))
-        return
-    typed = enumerate(sys.stdin.buffer, start=1)
-    decoded = ((number, data.decode_line(line, number, "standard input")) for number, line in typed)
-    for number, text in decoded if path == "-" else data.numbered_lines(path):
-        if number == 1 and text.lstrip().startswith(("<?xml", "<!DOCTYPE")):
-            raise ValueError("standard input holds XML, which is read from files: --predict FILE")
-        yield Line({"line": number}, f"{path} line {number}", text)
+    with data.open_file(path) as file:
+        if data.detect_format(data.head_of(file)) in ("xml", "tar"):
+            for number, document in enumerate(data.read_documents(path, file=file), start=1):
+                yield Line({"document": number, **document.id}, f"{path} document {number}",
+                           "\n\n".join(document))
+        else:
+            for number, text in data.numbered_lines("standard input" if path == "-" else path, file):
+                yield Line({"line": number}, f"{path} line {number}", text)
+
+
+def read_block(block: Sequence[tuple[Line, list]], model: nn.Module, prepared: Prepared,
+               options: Options) -> Iterator[dict[str, Any]]:
+    """Read lines as a test set is read (examples, features, outputs); yield the result of each.
+
+    block   lines, each with the examples that were made of it
+    """
+    kind = prepared.kind
+    examples = [example for _, some in block for example in some]
+    features = kind.encode(examples, prepared.tokenizer, options.max_length)
+    if any(feature.is_cut for feature in features):
+        say(f"of {len(examples)} texts, {kind.describe_features(features, options.max_length)}")
+    results = iter(kind.results(examples, features, predict(model, features, prepared, options), options))
+    for line, some in block:
+        yield kind.line_result(line, list(itertools.islice(results, len(some))))
 
 
 def predict_lines(options: Options) -> None:
     """Print one JSON line for each line of a file or of standard input.
 
     Lines are read in blocks: rows of like length then share a batch, and a file of any size fits in memory.
+    raises    ValueError naming a model without task.json, or the line that cannot be read
     """
-    predictor, lines = open_predictor(options), input_lines(str(options.predict))
-    is_dialogue = options.predict == "-" and sys.stdin.isatty()     # then each line is answered at once
-    if is_dialogue:
+    # 1. The model, and what task.json says of its training.
+    trained = load_finetuned(options.out)
+    if not trained.facts:
+        raise ValueError(f"{options.out}: not a run of train_finetune.py (no {TASK_FILE} beside the model): "
+                         "fine-tune first; --evaluate scores other models, too")
+    task = data.take(trained.facts, "task", str, f"{options.out}: {TASK_FILE}")
+    prepared, options = as_trained(dataclasses.replace(options, task=task), trained, {})
+
+    # 2. Blocks of lines: each line gives some examples, and its result comes from theirs.
+    lines, is_dialogue = input_lines(str(options.predict)), options.predict == "-" and sys.stdin.isatty()
+    if is_dialogue:             # then each line is answered at once
         say("reading from the terminal: type a line and Enter; Ctrl-D ends")
     while True:
         block: list[tuple[Line, list]] = []
         try:
             for line in itertools.islice(lines, 1 if is_dialogue else READ_AT_ONCE):
-                is_empty, read = not line.text.strip(), predictor.kind.raw_examples
-                block.append((line, [] if is_empty else read(line, predictor.tokenizer)))
+                is_empty = not line.text.strip()
+                read = prepared.kind.raw_examples
+                block.append((line, [] if is_empty else read(line, trained.tokenizer)))
         finally:            # when a line cannot be read, the results of the lines before it are still printed
-            for result in predictor.predict(block):
+            for result in read_block(block, trained.model, prepared, options):
                 print(json.dumps(result, ensure_ascii=False), flush=is_dialogue)
         if not block:
             return
@@ -1810,6 +1991,10 @@ def run(options: Options) -> int:
     if options.predict is not None:
         predict_lines(options)
         return 0
+    fetch_absent(options)
+    if options.evaluate:
+        print(score_trained(options), flush=True)
+        return 0
     with data.only_process(Path(options.out)):
         if options.curve:
             result = score_curve(options)
@@ -1817,7 +2002,7 @@ def run(options: Options) -> int:
             chosen = search(options) if options.search else options
             result, _ = run_seeds(chosen)
             if options.search:                  # so that --predict finds the best model where it looks
-                copy_files(Path(chosen.out) / "model", Path(options.out) / "model")
+                copy_model(Path(chosen.out), Path(options.out))
     print(result, flush=True)
     return 0
 
@@ -1830,36 +2015,46 @@ def check(options: Options) -> None:
         for name in sorted(set(kind.own_options) - set(KINDS[task.kind].own_options)):
             if getattr(options, name) != getattr(Options(), name):
                 raise ValueError(f"--{name.replace('_', '-')} is for {kind.purpose}, not for {options.task}")
-    # 2. Three things to do, of which a command can do one.
-    if sum([options.search is not None, options.curve, options.predict is not None]) > 1:
-        raise ValueError("--search, --curve and --predict are three different things to do: choose one")
+    # 2. Four things to do, of which a command can do one.
+    if sum([options.search is not None, options.curve, options.evaluate, options.predict is not None]) > 1:
+        raise ValueError("--search, --curve, --evaluate and --predict are different things to do: choose one")
     # 3. A search draws these values itself.
     if options.search and any(getattr(options, name) is not None for name in GRID):
         raise ValueError("--search draws --learning-rate, --epochs and --batch-size itself: drop these")
-    # 4. Beside a model to start from, the sizes of another one would silently do nothing.
-    if options.like and options.init != "none":
-        raise ValueError("--like gives the sizes of a model from scratch: add --init none")
-    # 5. A text is read as the model was trained; task.json beside it says how.
-    idle = [name for name in FIXED if name != "task" and getattr(options, name) != getattr(Options(), name)]
-    if options.predict is not None and idle:
-        raise ValueError(f"--predict reads with the model of --out alone: drop --{idle[0].replace('_', '-')}")
-    # 6. The demo tasks are invented, and read no files: with --data, another task was meant.
+    # 4. A trained model is used as it was trained: its folder says how.
+    needed = {"task"} if options.predict is not None else {"task", "data", "init", "negative"}
+    idle = [name for name in FIXED if getattr(options, name) != getattr(Options(), name)]
+    if (options.predict is not None or options.evaluate) and set(idle) - needed:
+        flag = min(set(idle) - needed).replace("_", "-")
+        raise ValueError(f"--predict and --evaluate use a model as it was trained: drop --{flag}")
+    # 5. The demo tasks are invented, and read no files: with --data, another task was meant.
     if options.task.startswith("demo-") and options.data not in (None, DATA_ROOT):
         raise ValueError(f"--data: {options.task} reads no files: choose a --task of {options.data}")
+    # 6. Where to compute.
+    if options.tpu and options.device != "auto":
+        raise ValueError("--tpu computes on XLA devices: drop --device")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError("fine-tuning uses one device, or with --tpu all of this machine: drop torchrun")
+
+
+def protocol_values(options: Options) -> dict[str, Any]:
+    """Return the hyper-parameters that the protocol has for the task.
+
+    In Bio-ELECTRA's protocol, for example, the batch size of all tasks is 12, but ChemProt has an entry of
+    its own with 24.
+    """
+    values: dict[str, Any] = {}
+    for part in ("", data.TASKS[options.task].kind, options.task):      # from what holds for all to one's own
+        values |= PROTOCOLS[options.protocol].get(part, {})
+    return values
 
 
 def complete(options: Options) -> Options:
-    """Check the options, and fill in from the task's protocol what the command line left open.
-
-    In Bio-ELECTRA's protocol, for example, the batch size of all tasks is 12, but ChemProt has an entry of
-    its own with 24. Options that the command line gives stay as they are.
-    """
+    """Check the options, and fill in from the task's protocol what the command line left open."""
     check(options)
-    task = data.TASKS[options.task]
-    protocol = options.protocol or ("bio-electra" if "bio_electra" in task.source else "electramed")
-    values: dict[str, Any] = {"out": f"runs/finetune/{options.task}", "protocol": protocol}
-    for part in ("", task.kind, options.task):              # from what holds for all to what holds for one
-        values |= PROTOCOLS[protocol].get(part, {})
+    default = "bio-electra" if "bio_electra" in data.TASKS[options.task].source else "electramed"
+    options = dataclasses.replace(options, protocol=options.protocol or default)
+    values = {"out": f"runs/finetune/{options.task}", **protocol_values(options)}
     still_open = {name: value for name, value in values.items() if getattr(options, name) is None}
     return dataclasses.replace(options, **still_open)
 

@@ -1,12 +1,17 @@
 """Pre-train ELECTRA: a generator guesses hidden tokens, a discriminator learns to find its wrong guesses.
 
+    from train_pretrain import Options, complete, train
+    train(complete(Options(corpus=["abstracts.txt"], steps=1_000, out="runs/mine")))
+
+As a program it does the same; each field of Options is a flag:
+
+    python train_pretrain.py                                        # on a built-in synthetic corpus
+    python train_pretrain.py --preset electramed --corpus pubmed.txt.gz --vocab scivocab.txt --out runs/med
+    torchrun --nproc-per-node 8 train_pretrain.py --preset electramed ...        # the same run on eight GPUs
+
 After reading this file you know the whole of pre-training except the model itself: how a corpus becomes
 batches, what happens in one step, how the loop around it can be stopped at any moment and continued
 exactly, and how the model is measured on documents that it was not trained on.
-
-    python train_pretrain.py                                  # minutes, on a built-in synthetic corpus
-    python train_pretrain.py --preset electramed --corpus pubmed.txt.gz --vocab scivocab.txt --out runs/med
-    torchrun --nproc-per-node 8 train_pretrain.py --preset electramed ...        # the same run on eight GPUs
 
 Where it stands: tokenizer.py and data.py make the batches, electramed.py is the model, metrics.py
 computes the scores. train_finetune.py starts from the model that this program writes (OUT/model, in the
@@ -44,8 +49,16 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 # takes 6 times as long. PASSIVE lets them sleep, which costs a fifth on an idle machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import numpy as np
-import torch
+# The import takes seconds, on a slow disk up to twenty. Who waits at a terminal is told why; Ctrl-C ends the
+# program in one line, as it does later.
+if __name__ == "__main__" and sys.stderr and sys.stderr.isatty():
+    print("importing torch", file=sys.stderr)
+try:
+    import numpy as np
+    import torch
+except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+    sys.exit(130)
 
 import data
 import metrics
@@ -54,7 +67,7 @@ from electramed import (
     CHECKPOINTS, PRECISIONS, PRESETS, Adam, Device, ElectraConfig, ElectraForPretraining, MaskedBatch,
     MaskedLanguageModel, learning_rate_at, load_checkpoint, load_initial, mask_tokens,
     model_folder, pad_rows, parameter_groups, read_config, save_checkpoint, save_pretrained)
-from tokenizer import Tokenizer, preprocess_bluebert
+from tokenizer import Tokenizer, preprocess_bluebert, read_object, write_bytes
 
 Model = ElectraForPretraining | MaskedLanguageModel
 OBJECTIVES: dict[str, type[Model]] = {"electra": ElectraForPretraining, "mlm": MaskedLanguageModel}
@@ -152,7 +165,7 @@ ELECTRA_BASE = {**ELECTRA_SMALL, "batch_size": 256, "max_length": 512, "learning
 BIO_ELECTRA = {**ELECTRA_SMALL, "steps": 1_800_000, "batch_size": 64, "max_length": 256, "cased": True}
 SCHEDULES: dict[str, dict[str, Any]] = {
     # Ours: two minutes on two cores.
-    "tiny": {**ELECTRA_SMALL, "steps": 3_000, "batch_size": 16, "warmup_steps": 300, "vocab_size": 2_000},
+    "tiny": {**ELECTRA_SMALL, "steps": 3_000, "batch_size": 16, "warmup_steps": 300, "vocab_size": 540},
     "small": ELECTRA_SMALL,
     "base": ELECTRA_BASE,
     "large": {**ELECTRA_BASE, "batch_size": 2048},
@@ -203,7 +216,7 @@ def network(options: Options) -> ElectraConfig:
 
 # --- 2. Data ---
 
-SYNTHETIC_DOCUMENTS = 20_000        # abstracts: 11 MB of text
+SYNTHETIC_DOCUMENTS = 10_000        # abstracts: 2 MB of text
 
 
 def prepare_data(options: Options) -> tuple[Tokenizer, data.Shards]:
@@ -226,13 +239,12 @@ def prepare_data(options: Options) -> tuple[Tokenizer, data.Shards]:
         corpus = [out / "corpus.txt"]
         if not corpus[0].exists():
             say(f"writing the synthetic corpus to {corpus[0]}")
-            data.write_bytes(corpus[0], data.synthetic_corpus(SYNTHETIC_DOCUMENTS, options.seed).encode())
-    files = data.corpus_files(corpus)
+            write_bytes(corpus[0], data.synthetic_corpus(SYNTHETIC_DOCUMENTS, options.seed).encode())
 
     # 2. The vocabulary.
     if not options.vocab and not (out / "vocab.txt").exists():
         say(f"learning a vocabulary of {options.vocab_size:,} wordpieces")
-        learnt, _ = data.learn_vocabulary(files, options.vocab_size, not options.cased, reading)
+        learnt, _ = data.learn_vocabulary(corpus, options.vocab_size, not options.cased, reading)
         learnt.save(out)
     tokenizer = load_tokenizer(options.vocab or str(out), options)
 
@@ -255,11 +267,7 @@ def open_ready_shards(folder: Path, options: Options, reading: data.Reading) -> 
     if shards.index["vocabulary"] != data.vocabulary_hash(tokenizer):
         raise ValueError(f"{folder} was built with another vocabulary or casing than {options.vocab}")
 
-    # 2. Every example has to fit into the longest row.
-    if (length := shards.index["max_length"]) > options.max_length:
-        raise ValueError(f"{folder} has examples of up to {length} tokens: pass --max-length {length}")
-
-    # 3. --min-pmid, --language and --bluebert took effect when the shards were built. The user may repeat the
+    # 2. --min-pmid, --language and --bluebert took effect when the shards were built. The user may repeat the
     #    same values here. Other values would have no effect, so they are refused.
     if reading != data.Reading() and data.describe_reading(reading) != shards.index["text"]:
         raise ValueError(f"{folder} was built with {shards.index['text']}: pass these options, or none")
@@ -302,7 +310,8 @@ def read_batch(shards: data.Shards, numbers: np.ndarray, width: int, config: Ele
     Which tokens are hidden, and the numbers that decide the samples, depend on (seed, step) alone.
     returns   the whole batch, on the host
     """
-    examples = [shards.example(number) for number in numbers]
+    # Copies, because torch warns of the shards' arrays, which are read-only.
+    examples = [(ids.copy(), first) for ids, first in map(shards.example, numbers)]
     ids, real, segments = pad_rows(examples, config.pad_token_id or 0, width)      # (B, T) each
     generator = torch.Generator().manual_seed(data.seed_for(seed, step, "mask"))
     masked = mask_tokens(ids, real, config, generator)                             # ids (B, T), slots (B, N)
@@ -363,22 +372,14 @@ class Run(NamedTuple):
     optimizer: Adam
 
 
-class StepResult(NamedTuple):
-    """Hold the numbers that a step is judged by."""
-
-    loss: float                         # L = L_MLM + 50 L_Disc, which the step lowers
-    mlm_loss: float                     # nats per masked slot
-    discriminator_loss: float           # nats per token; nan where there is no discriminator
-    gradient_norm: float                # before clipping
-
-
 def training_step(run: Run, step: int, batch: Part) -> torch.Tensor:
     """Make one update of the weights.
 
     step      updates before this one
     batch     the whole batch, on the host
-    returns   the StepResult as a tensor (4,) on the device. The host does not read it here, because to read a
-              number it would have to wait until the device has computed it
+    returns   (4,) on the device: loss L, generator's loss (nats per masked slot), discriminator's loss (nats
+              per token; nan where there is none), norm of the gradient before clipping. The host does not
+              read it here, because to read a number it would wait until the device has computed it
 
     What happens to a batch, with electramed.py's part in brackets:
 
@@ -423,6 +424,7 @@ def training_step(run: Run, step: int, batch: Part) -> torch.Tensor:
 
 LOG_COLUMNS = ("step", "learning_rate", "mlm_loss", "discriminator_loss", "tokens_per_second")
 CHECKPOINT_SECONDS = 600            # a run that is killed loses no more than this, however slow its steps are
+START_AGAIN = "start again with a lower --learning-rate and another --out"
 
 
 class CsvLog:
@@ -441,15 +443,103 @@ class CsvLog:
         before = path.read_text(errors="replace").splitlines()[1:] if path.exists() else []
         whole = [row.split(",") for row in before if row.count(",") == len(columns) - 1]
         kept = [",".join(row) for row in whole if row[0].isdecimal() and int(row[0]) <= step]
-        data.write_bytes(path, ("\n".join([",".join(columns), *kept]) + "\n").encode())
+        write_bytes(path, ("\n".join([",".join(columns), *kept]) + "\n").encode())
 
     def write(self, step: int, *values: float) -> None:
         """Append one row. The file is closed each time, so that everyone can read the row at once."""
-        try:
-            with open(self.path, "a") as file:
-                file.write(",".join([str(step), *(f"{value:.6g}" for value in values)]) + "\n")
-        except OSError as error:
-            raise OSError(f"{self.path}: {error.strerror}: once solved, the same command continues") from None
+        with open(self.path, "a") as file:
+            print(step, *(f"{value:.6g}" for value in values), sep=",", file=file)
+
+
+class Recorder:
+    """Write what a run leaves behind while it goes on: log.csv, eval.csv, models, checkpoints, messages.
+
+    Of several processes the first one alone has a recorder.
+    """
+
+    def __init__(self, run: Run, step: int, order: BatchOrder) -> None:
+        self.run, self.order = run, order
+        self.log = CsvLog(run.out / "log.csv", step, LOG_COLUMNS)
+        self.evaluations = CsvLog(run.out / "eval.csv", step, Evaluation._fields)
+        self.progress = data.Progress(run.options.steps, "steps", step)
+        self.unchecked: list[torch.Tensor] = []     # results of the last steps, which nobody has read yet
+        self.since = self.saved_at = time.monotonic()
+        self.tokens = 0.0                           # real tokens in the steps since `since`
+
+    def after_step(self, step: int, result: torch.Tensor, tokens: float, is_stopped: bool) -> None:
+        """Write what is due after a step.
+
+        step         updates done, this one included
+        result       what training_step returned
+        tokens       real tokens in its batch
+        is_stopped   whether the run ends after this step although it is not done
+        """
+        run, options = self.run, self.run.options
+        self.unchecked.append(result)
+        self.tokens += tokens
+
+        def is_due(every: int) -> bool:
+            return step % every == 0 or step == options.steps
+
+        # 1. What is due? Step 1 is always logged: its losses should be near ln V and ln 2. A checkpoint
+        #    limits what a crash can cost: in steps, and in time, because a step of a large model may take a
+        #    minute. One also follows each model that stays, so that no run with other options adds models.
+        is_logged = step == 1 or is_due(options.log_every)
+        is_evaluated = len(run.shards.held_out) > 0 and is_due(options.eval_every)
+        is_saved = (is_stopped or is_due(options.checkpoint_every) or step % options.keep_every == 0
+                    or time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS)
+        if not (is_logged or is_evaluated or is_saved):
+            return
+
+        # 2. Check everything before anything is written: a run could not go on from weights of nan. This
+        #    waits until the device has computed all steps, so it is not done after every step.
+        mlm_loss, discriminator_loss = self.check(step)
+
+        # 3. Write.
+        if is_logged:
+            rate = learning_rate_at(step - 1, options.steps, options.warmup_steps, options.learning_rate)
+            speed = self.tokens / (time.monotonic() - self.since)
+            self.log.write(step, rate, mlm_loss, discriminator_loss, speed)
+            note = f"generator {mlm_loss:.2f}, discriminator {discriminator_loss:.3f} nats"
+            self.progress.show(step, note)
+        if is_evaluated:
+            outputs = held_out_outputs(run)
+            scores = evaluate(step, outputs, options.objective)
+            self.evaluations.write(*scores)
+            if options.objective == "electra":
+                self.progress.finish()
+                say(f"step {step:,}: {describe_discriminator(scores, outputs)}")
+        if step % options.keep_every == 0:
+            save_pretrained(run.model, run.out / "models" / f"step-{step:08d}", run.tokenizer)
+        if is_saved:
+            save_checkpoint(run.out, step, run.model, run.optimizer)
+            self.saved_at = time.monotonic()
+        if is_logged:                       # the time that the writing took does not count in the speed
+            self.tokens, self.since = 0.0, time.monotonic()
+
+    def check(self, step: int) -> tuple[float, float]:
+        """Check the results of the steps since the last check, up to `step`.
+
+        returns   the losses of generator and discriminator in the last one
+        raises    ValueError for the first step whose loss or gradient is not finite (later ones only follow
+                  from it), with its batch, so that one can look at it; also where the weights are not finite
+        """
+        for number, result in enumerate(self.unchecked, start=step - len(self.unchecked) + 1):
+            loss, mlm_loss, discriminator_loss, norm = result.tolist()
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                width, examples = self.order.examples(number - 1)       # counted from 0 there, from 1 here
+                good = max(self.run.out.glob(CHECKPOINTS), default="none")
+                first = " ".join(map(str, examples[:8]))
+                raise ValueError(
+                    f"step {number} is not finite: generator {mlm_loss}, discriminator {discriminator_loss}, "
+                    f"gradient norm {norm}; its batch: seed {self.run.options.seed}, {width} tokens, first "
+                    f"examples {first}; last good checkpoint: {good}; {START_AGAIN}")
+        # The last update comes after the last loss: the weights may overflow where the losses did not.
+        sums = [weight.detach().sum() for weight in self.run.model.parameters()]
+        if not math.isfinite(torch.stack(sums).sum()):
+            raise ValueError(f"step {step}: the weights are not finite: {START_AGAIN}")
+        self.unchecked = []
+        return mlm_loss, discriminator_loss
 
 
 def run_steps(run: Run, step: int, stop: Stop, deadline: float) -> int:
@@ -458,31 +548,25 @@ def run_steps(run: Run, step: int, stop: Stop, deadline: float) -> int:
     step       updates done before: 0, or those of the checkpoint that the run continues from
     deadline   seconds of time.monotonic(), infinite without --max-minutes
     returns    updates done now
-    raises     ValueError when a loss or a gradient is not finite
+    raises     ValueError when a loss, a gradient, a weight or an evaluation is not finite
     """
-    options, device, model = run.options, run.device, run.model
+    options, device, config = run.options, run.device, run.model.config
     order = BatchOrder(run.shards, options)
-    # All processes compute, but only the first one writes files and messages.
-    is_writer = device.rank == 0
-    if is_writer:
-        log = CsvLog(run.out / "log.csv", step, LOG_COLUMNS)
-        evaluations = CsvLog(run.out / "eval.csv", step, Evaluation._fields)
-        parameters = sum(weight.numel() for weight in model.parameters())
+    recorder = None
+    if device.rank == 0:
+        recorder = Recorder(run, step, order)
+        parameters = sum(weight.numel() for weight in run.model.parameters())
         where = f"{device.kind} {device.precision} x {device.count}".removesuffix(" x 1")
         note = f", continuing after step {step:,}" if step else ""
         say(f"{parameters:,} parameters, {len(run.shards.train):,} examples, {where}{note}")
-    progress = data.Progress(options.steps, "steps", step)
-    unchecked: list[torch.Tensor] = []          # results of the last steps, which the host has not read yet
-    tokens, since = 0.0, time.monotonic()       # real tokens in the steps since this time, for the log
-    saved_at = since
-    is_stopped = device.any(since >= deadline)  # preparing the data may have taken all the time there is
+    is_stopped = device.any(time.monotonic() >= deadline)   # preparing the data may have taken all the time
 
     with concurrent.futures.ThreadPoolExecutor(1) as ahead:
-        upcoming = ahead.submit(order.batch, step, model.config)
+        upcoming = ahead.submit(order.batch, step, config)
         while step < options.steps and not is_stopped:
             # 1. Take this step's batch. Meanwhile another thread reads and masks that of the next step.
             batch = upcoming.result()
-            upcoming = ahead.submit(order.batch, step + 1, model.config)
+            upcoming = ahead.submit(order.batch, step + 1, config)
 
             # 2. Make the update.
             result = training_step(run, step, batch)
@@ -491,80 +575,13 @@ def run_steps(run: Run, step: int, stop: Stop, deadline: float) -> int:
             # 3. Agree on whether to stop. A signal may reach one process only. If that one stopped alone, the
             #    others would wait for its gradients forever, so all of them ask each other after every step.
             is_stopped = device.any(stop.signal is not None or time.monotonic() >= deadline)
-            if not is_writer:
-                continue
-            unchecked.append(result)
-            tokens += float(batch.token_total)
 
-            # 4. Find out what is due after this step.
-            is_last, now = step == options.steps, time.monotonic()
-            # A row of log.csv. Step 1 has one too: its losses should be near ln V and ln 2.
-            is_logged = step == 1 or step % options.log_every == 0 or is_last
-            # A row of eval.csv. A corpus with few documents may hold out none.
-            is_evaluated = len(run.shards.held_out) > 0 and (step % options.eval_every == 0 or is_last)
-            # A model that stays, because a curve of scores over the training needs models of earlier steps.
-            is_kept = step % options.keep_every == 0
-            # A checkpoint. It limits what a crash can cost: in steps, and in time, since a step of a large
-            # model may take a minute. When the run is stopped or done, the last step must not be lost.
-            is_due = step % options.checkpoint_every == 0 or now - saved_at >= CHECKPOINT_SECONDS
-            # It follows each model that stays, so that no other command can mix its models with these.
-            is_saved = is_due or is_kept or is_stopped or is_last
-
-            # 5. Check the results before anything is written. If weights of nan were saved, the run could
-            #    not be continued any more. Reading the results waits until the device has caught up, so it
-            #    is not done after every step. It may have taken a while: the clock is read again.
-            if is_logged or is_evaluated or is_saved:
-                last = check_results(unchecked, step, order)
-                sums = [weight.detach().sum() for weight in model.parameters()]
-                if not math.isfinite(torch.stack(sums).sum()):
-                    raise ValueError(f"step {step}: weights not finite: lower --learning-rate, new --out")
-                unchecked, now = [], time.monotonic()
-
-            # 6. Write it.
-            if is_logged:
-                rate = learning_rate_at(step - 1, options.steps, options.warmup_steps, options.learning_rate)
-                log.write(step, rate, last.mlm_loss, last.discriminator_loss, tokens / (now - since))
-                tokens, since = 0.0, now
-                progress.show(step, f"generator {last.mlm_loss:.2f}, "
-                                    f"discriminator {last.discriminator_loss:.3f} nats")
-            if is_evaluated:
-                outputs = held_out_outputs(run)
-                scores = evaluate(step, outputs)
-                evaluations.write(*scores)
-                if options.objective == "electra":
-                    say(f"{progress.rewind}step {step:,}: {describe_discriminator(scores, outputs)}")
-            if is_kept:
-                save_pretrained(model, run.out / "models" / f"step-{step:08d}", run.tokenizer)
-            if is_saved:
-                save_checkpoint(run.out, step, model, run.optimizer)
-                saved_at = time.monotonic()
-            # The writing took from `now` to this moment. tokens_per_second leaves this time out: `since` is
-            # moved on by it.
-            since += time.monotonic() - now
-    if is_writer:
-        progress.finish()
+            # 4. All processes compute, but only the first one writes.
+            if recorder:
+                recorder.after_step(step, result, float(batch.token_total), is_stopped)
+    if recorder:
+        recorder.progress.finish()
     return step
-
-
-def check_results(results: list[torch.Tensor], step: int, order: BatchOrder) -> StepResult:
-    """Check the results of the last steps, up to `step`; return the last one.
-
-    raises   ValueError for the first step whose loss or gradient is not finite; the message names its batch,
-             so that one can look at it
-    """
-    # All of them are checked: the first bad step is the one to look at, later ones only follow from it.
-    for number, tensor in enumerate(results, start=step - len(results) + 1):
-        result = StepResult(*tensor.tolist())
-        # The sum is finite only if both of them are.
-        if not math.isfinite(result.loss + result.gradient_norm):
-            width, examples = order.examples(number - 1)                # counted from 0 there, from 1 here
-            good = max(Path(order.options.out).glob(CHECKPOINTS), default="none")
-            raise ValueError(
-                f"step {number} is not finite: generator {result.mlm_loss}, discriminator "
-                f"{result.discriminator_loss}, gradient norm {result.gradient_norm}; its batch: seed "
-                f"{order.options.seed}, {width} tokens, first examples {' '.join(map(str, examples[:8]))}; "
-                f"last good checkpoint: {good}; start again with a lower --learning-rate and another --out")
-    return result
 
 
 # --- 5. Evaluation ---
@@ -649,11 +666,18 @@ def outputs_of(run: Run, batch: Part) -> HeldOut:
                    *(tensor.cpu()[is_real].numpy() for tensor in judged))
 
 
-def evaluate(step: int, outputs: HeldOut) -> Evaluation:
-    """Compute the losses and scores of both networks: a row of eval.csv."""
-    # 1. The generator.
+def evaluate(step: int, outputs: HeldOut, objective: str = "electra") -> Evaluation:
+    """Compute the losses and scores of both networks: a row of eval.csv.
+
+    raises   ValueError when a loss is not finite: such a model is of no use
+    """
+    judged = outputs.logits if objective == "electra" else 0                       # (tokens,)
+    if not np.isfinite(outputs.nll.sum() + np.sum(judged)):
+        raise ValueError(f"step {step}: the losses on held-out documents are not finite: {START_AGAIN}")
+
+    # 1. The generator; with --objective mlm, the only network.
     mlm_loss, mlm_accuracy = float(outputs.nll.mean()), float(outputs.is_right.mean())
-    if np.isnan(outputs.logits).all():                  # --objective mlm: there is no discriminator
+    if objective == "mlm":
         return Evaluation(step, mlm_loss, mlm_accuracy)
 
     # 2. The discriminator. With logit x, the loss of a token is -ln sigmoid(x) = ln(1 + e^-x) where it was
@@ -718,98 +742,6 @@ def blind_baselines(run: Run, is_replaced: np.ndarray) -> tuple[float, float]:
 
 # --- 6. A whole run ---
 
-def train(options: Options) -> int:
-    """Run pre-training to its end, or to where it is stopped. The same options continue it.
-
-    options   completed by `complete`
-    returns   exit status: 0, or 130 after Ctrl-C
-    raises    ValueError or OSError for options and files that do not work; the message says what to do
-
-    The run folder then holds, besides the data (see `prepare_data`):
-        options.json                the options, to notice when a later command has others
-        log.csv, eval.csv           losses during training, scores on held-out documents
-        checkpoint-00001000.pt      the last two checkpoints: weights, moments of Adam, updates done
-        models/step-00000300/       models from all along the way, every --keep-every steps
-        model/                      the final model
-    """
-    # 1. Options and device. What cannot work is refused here, before anything is written.
-    if options.tpu and (options.device != "auto" or options.compile):
-        raise ValueError("--tpu chooses the device, and XLA always compiles: drop --device and --compile")
-    options = from_initial(options)
-    out, config = Path(options.out), network(options)
-    data.refuse_inside(out, options.corpus)
-    device = Device.choose(options.device, options.precision, options.tpu).join()
-    # All parts of a batch must have the same number of rows.
-    rows, parts = options.batch_size, device.count * options.accumulate
-    if max(options.vocab_size, options.max_length) > 2 ** 16 - 1:
-        raise ValueError("--vocab-size and --max-length: shards store numbers below 65536")
-    if rows % parts:
-        raise ValueError(f"--batch-size {rows} does not divide by {parts} (--accumulate x devices)")
-
-    # Of several processes of one run the first one writes; no process of another run may.
-    with data.only_process(out) if device.rank == 0 else contextlib.nullcontext():
-        return train_on(device, config, options)
-
-
-def train_on(device: Device, config: ElectraConfig, options: Options) -> int:
-    """Carry out steps 2 to 6 of `train` on a device, in a run folder that is held for this run alone."""
-    began, out = time.monotonic(), Path(options.out)
-
-    # Of several processes the first one does steps 2 to 4 alone. Then the others do them without messages,
-    # and find the files that it made.
-    with device.in_turn():
-        # 2. Data. What the run folder holds decides which options must still be the same. If an earlier
-        #    command failed before it made anything, all options may be other ones.
-        has_begun = any(out.glob(CHECKPOINTS))
-        has_data = any((out / name).exists() for name in ("corpus.txt", "vocab.txt", "shards"))
-        fixed = FIXED if has_begun else DATA_FIELDS if has_data else []
-        if device.rank == 0:
-            record_run(out, dataclasses.asdict(options), fixed)
-        tokenizer, shards = prepare_data(options)
-        if device.rank == 0:                    # the index has the hashes of the text and the vocabulary, too
-            record_run(out, dataclasses.asdict(options), fixed, {"index.json": shards.index["sha256"]})
-
-        # 3. Model and optimiser. Weights are drawn from --seed; --init replaces them when a run begins.
-        torch.manual_seed(data.seed_for(options.seed, 0, "weights"))
-        model = OBJECTIVES[options.objective](config.with_tokenizer(tokenizer))
-        if options.init and not has_begun:
-            load_initial(model, options.init)
-        model.to(device.kind)
-        if options.compile:
-            # The model is compiled once for each row length. When torch reaches its limit of such
-            # compilations, it goes on without compiling and says nothing; therefore the limit is raised.
-            torch._dynamo.config.recompile_limit = 64
-            # A step of `small` has more than 2,000 operations, and to start them takes the host longer than
-            # the GPU needs to compute them. "reduce-overhead" records those of the forward and the backward
-            # pass once, as CUDA graphs, which are then started as a whole. A graph's results lie where its
-            # next run writes its own, so gradients of several parts could not be added up: with --accumulate
-            # above 1 there are no graphs.
-            mode = "reduce-overhead" if device.kind == "cuda" and options.accumulate == 1 else None
-            model.compile(dynamic=False, mode=mode)
-        optimizer = Adam(parameter_groups(model, options.weight_decay))
-
-        # 4. Resume from the newest checkpoint, where there is one.
-        step = load_checkpoint(out, model, optimizer)
-
-    # 5. The loop. The time that the data took counts towards --max-minutes.
-    run = Run(out, options, device, tokenizer, shards, model, optimizer)
-    deadline = math.inf if options.max_minutes is None else began + 60 * options.max_minutes
-    try:
-        with Stop() as stop:
-            step = run_steps(run, step, stop, deadline)
-    except torch.OutOfMemoryError:          # a batch in smaller parts gives the same result
-        raise ValueError(f"out of GPU memory: repeat with --accumulate {2 * options.accumulate}") from None
-    if step < options.steps:
-        say(f"stopped after step {step:,} of {options.steps:,}; the same command continues")
-        return 130 if stop.signal == signal.SIGINT else 0
-
-    # 6. Save the model and summarise what it learnt.
-    if device.rank == 0:
-        save_pretrained(model, out / "model", tokenizer)
-        summarise(run)
-    return 0
-
-
 def from_initial(options: Options) -> Options:
     """Return the options with the vocabulary of the --init folder as --vocab.
 
@@ -834,6 +766,50 @@ def from_initial(options: Options) -> Options:
     return dataclasses.replace(options, vocab=options.vocab or str(folder))
 
 
+def prepare(options: Options, config: ElectraConfig, device: Device) -> tuple[Run, int]:
+    """Carry out steps 2 to 4 of `train`: return the run and how many updates are done already.
+
+    Of several processes the first one does this alone. Then the others do it without messages, and find the
+    files that it made.
+    """
+    out, values = Path(options.out), dataclasses.asdict(options)
+    with device.in_turn():
+        # 2. Data. What the run folder holds decides which options must still be the same. If an earlier
+        #    command failed before it made anything, all options may be other ones.
+        has_begun = any(out.glob(CHECKPOINTS))
+        has_data = any((out / name).exists() for name in ("corpus.txt", "vocab.txt", "shards"))
+        fixed = FIXED if has_begun else DATA_FIELDS if has_data else []
+        if device.rank == 0:
+            record_run(out, values, fixed)
+        tokenizer, shards = prepare_data(options)
+        if device.rank == 0:                    # the index has the hashes of the text and the vocabulary, too
+            record_run(out, values, fixed, {"index.json": shards.index["sha256"]})
+
+        # 3. Model and optimiser. Weights are drawn from --seed; --init replaces them when a run begins.
+        torch.manual_seed(data.seed_for(options.seed, 0, "weights"))
+        model = OBJECTIVES[options.objective](config.with_tokenizer(tokenizer))
+        if options.init and not has_begun:
+            if note := load_initial(model, options.init):
+                say(note)
+        model.to(device.kind)
+        if options.compile:
+            # The model is compiled once for each row length. When torch reaches its limit of such
+            # compilations, it goes on without compiling and says nothing; therefore the limit is raised.
+            torch._dynamo.config.recompile_limit = 64
+            # A step of `small` has more than 2,000 operations, and to start them takes the host longer than
+            # the GPU needs to compute them. "reduce-overhead" records those of the forward and the backward
+            # pass once, as CUDA graphs, which are then started as a whole. A graph's results lie where its
+            # next run writes its own, so gradients of several parts could not be added up: with --accumulate
+            # above 1 there are no graphs.
+            mode = "reduce-overhead" if device.kind == "cuda" and options.accumulate == 1 else None
+            model.compile(dynamic=False, mode=mode)
+        optimizer = Adam(parameter_groups(model, options.weight_decay))
+
+        # 4. Resume from the newest checkpoint, where there is one.
+        step = load_checkpoint(out, model, optimizer)
+    return Run(out, options, device, tokenizer, shards, model, optimizer), step
+
+
 def summarise(run: Run) -> None:
     """Print what was learnt beside what a blind model could reach, and the next command to type.
 
@@ -847,7 +823,7 @@ def summarise(run: Run) -> None:
     """
     if len(run.shards.held_out):
         outputs = held_out_outputs(run)
-        result = evaluate(run.options.steps, outputs)
+        result = evaluate(run.options.steps, outputs, run.options.objective)
         blind_mlm, blind_replaced = blind_baselines(run, outputs.is_replaced)
         print(f"\non held-out documents      learnt    blind\n"
               f"masked-token loss         {result.mlm_loss:7.3f}  {blind_mlm:7.3f}  nats (unigram entropy)\n"
@@ -859,30 +835,65 @@ def summarise(run: Run) -> None:
                   f"({frequency_auc(outputs):.3f} by frequencies alone)")
     else:
         print(f"\nno held-out documents: the corpus has under {data.HELD_OUT_EVERY}; empty lines part them")
-    # The demo tasks are about the synthetic corpus; a model of other text is for other tasks.
-    task = "--task ncbi-disease --data FOLDER" if run.options.corpus else "--task demo-ner"
-    # train_finetune.py finds the default folder by itself.
-    init = "" if run.out == Path("runs/pretrain") else f' --init "{run.out}"'
-    print(f"\nthe model is in {run.out / 'model'}; next: python train_finetune.py {task}{init}", flush=True)
+
+
+def train(options: Options) -> int:
+    """Run pre-training to its end, or to where it is stopped. The same options continue it.
+
+    options   completed by `complete`
+    returns   exit status: 0, or 130 after Ctrl-C
+    raises    ValueError or OSError for options and files that do not work; the message says what to do
+
+    The run folder then holds, besides the data (see `prepare_data`):
+        options.json                the options, to notice when a later command has others
+        log.csv, eval.csv           losses during training, scores on held-out documents
+        checkpoint-00001000.pt      the last two checkpoints: weights, moments of Adam, updates done
+        models/step-00000300/       models from all along the way, every --keep-every steps
+        model/                      the final model
+    """
+    # 1. Options and device. What cannot work is refused here, before anything is written.
+    if options.tpu and (options.device != "auto" or options.compile):
+        raise ValueError("--tpu chooses the device, and XLA always compiles: drop --device and --compile")
+    began, options = time.monotonic(), from_initial(options)
+    out, config = Path(options.out), network(options)
+    data.refuse_inside(out, options.corpus)
+    device = Device.choose(options.device, options.precision, options.tpu).join()
+    if options.batch_size % (device.count * options.accumulate):
+        raise ValueError(f"--batch-size {options.batch_size} does not divide by "
+                         f"{device.count * options.accumulate} (--accumulate x devices)")
+
+    # Of several processes of one run the first one writes; no process of another run may.
+    with data.only_process(out) if device.rank == 0 else contextlib.nullcontext():
+        run, step = prepare(options, config, device)
+
+        # 5. The loop. The time that the data took counts towards --max-minutes.
+        deadline = math.inf if options.max_minutes is None else began + 60 * options.max_minutes
+        try:
+            with Stop() as stop:
+                step = run_steps(run, step, stop, deadline)
+        except torch.OutOfMemoryError:          # a batch in smaller parts gives the same result
+            more = 2 * options.accumulate
+            raise ValueError(f"out of GPU memory: repeat with --accumulate {more}") from None
+        if step < options.steps:
+            say(f"stopped after step {step:,} of {options.steps:,}; the same command continues")
+            return 130 if stop.signal == signal.SIGINT else 0
+
+        # 6. Summarise what the model learnt, and save it.
+        if device.rank == 0:
+            summarise(run)
+            save_pretrained(run.model, out / "model", run.tokenizer)
+            # The demo tasks are about the synthetic corpus; a model of other text is for other tasks.
+            task = "--task ncbi-disease --data FOLDER" if options.corpus else "--task demo-ner"
+            # train_finetune.py finds the default folder by itself.
+            init = "" if out == Path("runs/pretrain") else f' --init "{out}"'
+            print(f"\nthe model is in {out / 'model'}; next: python train_finetune.py {task}{init}",
+                  flush=True)
+    return 0
 
 
 # --- 7. What every run has ---
 #
 # Options from a dataclass, the record of a run in its folder, and signals. train_finetune.py uses them too.
-
-def describe_values(name: str, tables: dict[str, dict[str, Any]]) -> str:
-    """Say what value each of several tables has for an option; parts with the same value stand together.
-
-    >>> describe_values("steps", {"tiny": {"steps": 300}, "small": {"steps": 9000}, "base": {"steps": 9000}})
-    ' (tiny: 300; small, base: 9000)'
-    """
-    parts_with: dict[Any, list[str]] = {}
-    for part, values in tables.items():
-        if name in values:
-            parts_with.setdefault(values[name], []).append(part)
-    shown = "; ".join(f"{', '.join(parts)}: {value}" for value, parts in parts_with.items())
-    return f" ({shown})" if shown else ""
-
 
 def parse_options(cls: type, description: str, arguments: Sequence[str] | None = None,
                   tables: dict[str, dict[str, Any]] | None = None) -> Any:
@@ -901,7 +912,9 @@ def parse_options(cls: type, description: str, arguments: Sequence[str] | None =
     flags = {field.name: "--" + field.name.replace("_", "-") for field in fields}
     for field in fields:
         kind, default = types[field.name], getattr(defaults, field.name)
-        help = field.metadata["help"] + describe_values(field.name, tables or {})
+        shown = "; ".join(f"{preset}: {values[field.name]}" for preset, values in (tables or {}).items()
+                          if field.name in values)
+        help = field.metadata["help"] + (f" ({shown})" if shown else "")
         if kind is bool:
             parser.add_argument(flags[field.name], action="store_true", default=default, help=help)
             continue
@@ -916,6 +929,10 @@ def parse_options(cls: type, description: str, arguments: Sequence[str] | None =
         value, low = getattr(options, field.name), field.metadata["at_least"]
         if None not in (value, low) and not value >= low:           # nan >= low is False, so nan is refused
             raise ValueError(f"{flags[field.name]} must be at least {low}, not {value}")
+        # Bytes of a path that are not UTF-8 become half characters, from \udc80 to \udcff, that no file of
+        # ours could hold.
+        if "\\udc" in ascii(value):
+            raise ValueError(f"{flags[field.name]} {ascii(value)} is not UTF-8: rename it")
     return options
 
 
@@ -940,24 +957,24 @@ def record_run(folder: Path, options: dict, fixed: Iterable[str], made_from: dic
     """
     path, elsewhere = folder / "options.json", "choose another --out"
     if path.exists():
-        before = data.read_json(path)
-        # Versions of this program may differ in a few options.
-        if not isinstance(before, dict) or len(before.keys() & options.keys()) < len(options) / 2:
+        before = read_object(path)
+        recorded = before.get("made_from")
+        if not isinstance(recorded, dict):
             raise ValueError(f"{path} is not from a run of this program, or damaged: {elsewhere}")
         for name in fixed:
             if before.get(name) != options[name]:
                 raise ValueError(f"{folder} holds a run with --{name.replace('_', '-')} {before.get(name)}, "
                                  f"now {options[name]}: repeat its options to continue it, or {elsewhere}")
-        recorded = data.take({"made_from": {}, **before}, "made_from", dict, str(path))
         made_from = recorded if made_from is None else made_from
-        changed = sorted({name for name, _ in recorded.items() ^ made_from.items()})
+        names = sorted(recorded | made_from)
+        changed = [name for name in names if recorded.get(name) != made_from.get(name)]
         if fixed and recorded and changed:
             raise ValueError(f"{folder} holds a run that was made from other files: {', '.join(changed)} "
                              f"changed: bring them back to continue it, or {elsewhere}")
     elif foreign := [name for name in RUN_FILES if any(folder.glob(name))]:
         raise ValueError(f"{folder} holds {', '.join(foreign)}, but no options.json of a run: {elsewhere}")
     folder.mkdir(parents=True, exist_ok=True)
-    data.write_bytes(path, json.dumps({**options, "made_from": made_from or {}}, indent=1).encode())
+    write_bytes(path, json.dumps({**options, "made_from": made_from or {}}, indent=1).encode())
 
 
 class Stop:
@@ -965,14 +982,16 @@ class Stop:
 
     The loop looks at `signal` after each step; then it saves and exits. A second signal interrupts at once.
     SIGTERM is what torchrun and the schedulers of clusters send before they kill a process. SIGHUP comes when
-    the terminal is closed, often twice: from the system, and from the shell.
+    the terminal is closed, often twice: from the system, and from the shell. (Windows has no SIGHUP.)
     """
 
     def __enter__(self) -> Stop:
         self.signal: int | None = None
+        signals = [signal.SIGINT, signal.SIGTERM]
+        hangup = getattr(signal, "SIGHUP", None)
         # A program under nohup ignores SIGHUP: leave it so.
-        hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
-        signals = [signal.SIGINT, signal.SIGTERM, *hangup]
+        if hangup and signal.getsignal(hangup) != signal.SIG_IGN:
+            signals.append(hangup)
         # signal.signal returns the handler that was there before.
         self.before = {each: signal.signal(each, self.record) for each in signals}
         return self
@@ -983,7 +1002,7 @@ class Stop:
 
     def record(self, number: int, frame: Any) -> None:
         """Record a signal; raise KeyboardInterrupt when it is the second one."""
-        if self.signal is not None and number != signal.SIGHUP:
+        if self.signal is not None and number in (signal.SIGINT, signal.SIGTERM):
             raise KeyboardInterrupt
         self.signal = number
 

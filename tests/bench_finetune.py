@@ -60,11 +60,10 @@ class Ours:
         self.model = None
 
     def train(self) -> None:
-        self.model = train_finetune.train(0, self.prepared, self.options).model
+        self.model, _, _ = train_finetune.train(0, self.prepared, self.options)
 
     def evaluate(self) -> None:
-        train_finetune.predict(self.model, self.prepared.features["train"], self.options,
-                               self.prepared.tokenizer.pad_id, self.prepared.device)
+        train_finetune.predict(self.model, self.prepared.features["train"], self.prepared, self.options)
 
 
 class Forgetful(Ours):
@@ -109,9 +108,9 @@ class Transformers:
     def batches(self, size: int):
         for first in range(0, len(self.features), size):
             chosen = self.features[first:first + size]
-            batch = train_finetune.pad_features(chosen, LENGTH, self.pad_id)
-            labels = TAGGING.label_array(chosen, LENGTH)
-            yield self.device.put(*map(torch.from_numpy, [*batch, labels]))
+            rows = [(feature.input_ids, feature.first_length) for feature in chosen]
+            labels = torch.from_numpy(TAGGING.label_array(chosen, LENGTH))
+            yield self.device.put(*electramed.pad_rows(rows, self.pad_id, LENGTH), labels)
 
     def train(self) -> None:
         self.model.train()

@@ -28,7 +28,7 @@ import torch
 import data
 import train_pretrain
 from electramed import (Device, ElectraEncoder, ElectraForPretraining, MaskedLanguageModel, load_pretrained,
-                        load_weights, read_config)
+                        load_weights, pad_rows, read_config)
 
 EXAMPLES = 256                          # held-out examples for the measures of [CLS]
 
@@ -49,10 +49,9 @@ def look(encoder: ElectraEncoder, shards: data.Shards, pad_id: int, special: lis
     special   the ids of [CLS] and [SEP], which are no words
     """
     numbers = shards.held_out[:EXAMPLES]
-    width = int(shards.lengths[numbers].max())
-    batch = data.pad_batch([shards.example(number) for number in numbers], width, pad_id)
+    batch = pad_rows([shards.example(number) for number in numbers], pad_id)
     device = encoder.embeddings.word_embeddings.weight.device
-    ids, mask, segments = (torch.from_numpy(array).to(device) for array in batch)   # (B, T) each
+    ids, mask, segments = (tensor.to(device) for tensor in batch)                   # (B, T) each
     is_word = mask.bool() & ~torch.isin(ids, torch.tensor(special, device=device))  # (B, T)
     x = encoder.embeddings(ids, segments)
     if encoder.embeddings_project is not None:
@@ -72,7 +71,7 @@ def main(arguments: list[str]) -> int:
     """Print a row for each model of a run; return the exit status."""
     # 1. The options that the run recorded, with corpus and vocabulary as they are given here.
     run_folder = Path(arguments[0])
-    given = data.parse_options(train_pretrain.Options, "", arguments[1:])
+    given = train_pretrain.parse_options(train_pretrain.Options, "", arguments[1:])
     recorded = json.loads((run_folder / "options.json").read_text())
     values = {name: recorded[name] for name in train_pretrain.NAMES if name in recorded}
     options = dataclasses.replace(train_pretrain.Options(**values), corpus=given.corpus, vocab=given.vocab)
@@ -86,13 +85,13 @@ def main(arguments: list[str]) -> int:
         if options.objective == "electra":
             model = load_pretrained(folder)
         else:
-            model = MaskedLanguageModel(train_pretrain.with_vocabulary(read_config(folder), tokenizer))
+            model = MaskedLanguageModel(read_config(folder).with_tokenizer(tokenizer))
             load_weights(model, folder)
         is_electra = isinstance(model, ElectraForPretraining)
         encoder = model.discriminator.electra if is_electra else model.electra
         run = train_pretrain.Run(run_folder, options, device, tokenizer, shards, model.to(device.kind), None)
         step = int(folder.name.removeprefix("step-"))
-        scores = train_pretrain.evaluate(step, train_pretrain.held_out_outputs(run))
+        scores = train_pretrain.evaluate(step, train_pretrain.held_out_outputs(run), run.options.objective)
         found = look(encoder.eval(), shards, tokenizer.pad_id, special)
         if not number:
             layers = [f"cls_on_words_{layer}" for layer in range(1, len(found.on_words) + 1)]

@@ -1,7 +1,7 @@
 """Check data.py, section by section.
 
 Contents
-  1. Small tools               options, run folders, progress, writing and reading whole files
+  1. Small tools               locked folders, progress, writing and reading whole files
   2. Documents                 sentences of prose; text; then XML and archives
   3. Pre-training examples     segments on paper; equal to a literal reading of the official rules
   4. Shards                    nothing is lost, interrupted builds continue, damage is found
@@ -9,11 +9,10 @@ Contents
   6. Task files                entities, relations, pairs, questions; where they are found; parts and labels;
                                the published data sets; fetching
   7. A synthetic world         documents, and the demo tasks made of them
-  8. Command line              build, info, verify, learn, fetch
+  8. Command line              build, info, learn, fetch
 """
 import contextlib
 import csv
-import dataclasses
 import doctest
 import gzip
 import hashlib
@@ -46,9 +45,9 @@ import data
 import tokenizer
 from data import (
     TASKS, Candidate, LabelledText, Question, Reading, SyntheticWorld, bucket_widths, build_examples,
-    build_shards, record_run, corpus_files, cut_splits, fetch_task, find_task, missing_files,
-    open_shards, pad_batch, parse_options, plan_batches, read_documents, read_task, seed_for, split_segments,
-    split_sentences, synthetic_corpus, verify_shards)
+    build_shards, corpus_files, cut_splits, fetch_task, find_task, missing_files,
+    open_shards, plan_batches, read_documents, read_task, seed_for, split_segments,
+    split_sentences, synthetic_corpus)
 from metrics import bioasq_question_id
 from tokenizer import SPECIAL_TOKENS, Tokenizer
 
@@ -119,112 +118,6 @@ def test_the_examples_in_the_docstrings_of_data_run():
 
 # --- 1. Small tools ---
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    corpus: list[str] = data.option([], "files to read")
-    batch_size: int = data.option(8, "examples of a step")
-    learning_rate: float = data.option(1e-3, "of the peak")
-    max_minutes: float | None = data.option(None, "stop after these minutes")
-    device: str = data.option("auto", "where to compute", choices=("auto", "cpu"))
-    widths: list[int] = data.option([16, 32], "row lengths")
-    compile: bool = data.option(False, "compile the model")
-
-
-def test_flags_are_parsed_by_the_types_of_the_dataclass():
-    assert parse_options(Options, "x", []) == Options()
-    arguments = ("--corpus a.txt b --batch-size 4 --learning-rate 2e-4 --max-minutes 1.5 --device cpu "
-                 "--widths 8 9 --compile").split()
-    assert parse_options(Options, "x", arguments) == Options(["a.txt", "b"], 4, 2e-4, 1.5, "cpu", [8, 9],
-                                                             True)
-
-
-@pytest.mark.parametrize("arguments, message", [
-    ("--device tpu", "argument --device: invalid choice: 'tpu'"),
-    ("--batch-size many", "argument --batch-size: invalid int value: 'many'"),
-    ("--max-minutes soon", "argument --max-minutes: invalid float value: 'soon'"),
-    ("--bach-size 4", "unrecognized arguments: --bach-size 4"),
-    ("--corpus", "expected at least one argument")])
-def test_a_wrong_option_is_reported_with_exit_status_2(capsys, arguments, message):
-    with pytest.raises(SystemExit) as stop:
-        parse_options(Options, "x", arguments.split())
-    assert stop.value.code == 2 and message in capsys.readouterr().err
-
-
-def test_help_names_every_flag_and_default(capsys):
-    with pytest.raises(SystemExit) as stop:
-        parse_options(Options, "What it does.", ["--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert stop.value.code == 0
-    for part in ("What it does.", "--batch-size", "examples of a step (default: 8)", "--corpus CORPUS",
-                 "stop after these minutes --", "(default: [16, 32])", "{auto,cpu}", "compile the model"):
-        assert part in text
-
-
-def test_help_shows_the_value_of_every_preset_beside_the_flag(capsys):
-    tables = {"tiny": {"max_minutes": 2.5, "compile": False}, "small": {"max_minutes": 2.5, "compile": True},
-              "base": {"compile": True}}
-    with pytest.raises(SystemExit):
-        parse_options(Options, "x", ["--help"], tables)
-    text = " ".join(capsys.readouterr().out.split())
-    assert "stop after these minutes (tiny, small: 2.5)" in text
-    assert "compile the model (tiny: False; small, base: True)" in text
-    assert parse_options(Options, "x", [], tables) == Options()
-
-
-def test_a_run_folder_refuses_other_values_of_the_options_its_content_depends_on(tmp_path):
-    folder, fixed = tmp_path / "runs" / "one", ("batch_size", "corpus", "compile")
-    record_run(folder, dataclasses.asdict(Options()), fixed, {})
-    recorded = {**dataclasses.asdict(Options()), "made_from": {}}
-    assert json.loads((folder / "options.json").read_bytes()) == recorded
-    record_run(folder, dataclasses.asdict(Options(device="cpu", max_minutes=2.0)), fixed, {})
-    assert json.loads((folder / "options.json").read_bytes())["max_minutes"] == 2.0
-    before = contents(folder)
-    for change, message in (({"batch_size": 9}, "--batch-size 8, now 9"),
-                            ({"compile": True}, "--compile False, now True"),
-                            ({"corpus": ["a"]}, r"--corpus \[\], now \['a'\]")):
-        with pytest.raises(ValueError, match=rf"one holds a run with {message}"):
-            record_run(folder, dataclasses.asdict(dataclasses.replace(Options(), **change)), fixed, {})
-    assert contents(folder) == before
-
-
-@pytest.mark.parametrize("content", ["{", "[1]", '{"learning_rate": 1, "seed": 2}', "[" * 100_000, "\xff"])
-@pytest.mark.parametrize("fixed", [(), ("batch_size",)])
-def test_a_damaged_or_foreign_options_file_is_named_and_kept(tmp_path, content, fixed):
-    path = write(tmp_path / "options.json", content.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"options\.json"):
-        record_run(tmp_path, dataclasses.asdict(Options()), fixed, {})
-    assert path.read_bytes() == content.encode("latin-1")
-
-
-@pytest.mark.parametrize("name", data.RUN_FILES)
-def test_a_folder_with_files_that_a_run_would_replace_is_refused(tmp_path, name):
-    mine = name.replace("*", "1")
-    write(tmp_path / mine, "mine")
-    message = f"holds {re.escape(name)}, but no options.json of a run: choose another --out"
-    with pytest.raises(ValueError, match=message):
-        record_run(tmp_path, dataclasses.asdict(Options()), (), {})
-    assert contents(tmp_path) == {mine: b"mine"}
-
-
-def test_a_run_made_from_other_files_is_refused_once_something_depends_on_them(tmp_path):
-    now, before = dataclasses.asdict(Options()), {"a": "1", "b": "2", "c": "3"}
-    record_run(tmp_path, now, (), before)
-    record_run(tmp_path, now, ("batch_size",), before)
-    for made_from, changed in (({**before, "a": "0"}, "a"), ({"b": "2", "c": "0"}, "a, c"),
-                               ({**before, "d": "4"}, "d")):
-        with pytest.raises(ValueError, match=f"made from other files: {changed} changed: bring them back"):
-            record_run(tmp_path, now, ("batch_size",), made_from)
-    record_run(tmp_path, now, (), {"a": "0"})
-    assert json.loads((tmp_path / "options.json").read_bytes())["made_from"] == {"a": "0"}
-
-
-@pytest.mark.parametrize("made_from", [None, [], "a", 3])
-def test_a_record_of_files_that_is_damaged_is_named(tmp_path, made_from):
-    write(tmp_path / "options.json", json.dumps({**dataclasses.asdict(Options()), "made_from": made_from}))
-    with pytest.raises(ValueError, match=r"options\.json: 'made_from' is .*, expected a value of type dict"):
-        record_run(tmp_path, dataclasses.asdict(Options()), ("batch_size",), {"a": "1"})
-
-
 HOLDER = "import data, sys, time; from pathlib import Path\nwith data.only_process(Path(sys.argv[1])):\n" \
          "    print('held', flush=True); time.sleep(600)"
 
@@ -247,20 +140,6 @@ def test_a_second_process_is_refused_at_once_and_a_killed_one_leaves_nothing(tmp
     for _ in range(2):
         with data.only_process(folder):
             assert list(folder.rglob("*.unfinished")) == [mine]
-
-
-@pytest.mark.parametrize("arguments", [["--name", ""], ["--corpus", "a", ""], ["--limit", ""]])
-def test_an_empty_text_is_refused_by_its_flag(arguments, capsys):
-    @dataclasses.dataclass
-    class Texts:
-        name: str | None = data.option(None, "a name")
-        corpus: list[str] = data.option([], "files")
-        limit: int = data.option(3, "a number")
-
-    with pytest.raises(SystemExit) as stop:
-        parse_options(Texts, "x", arguments)
-    assert stop.value.code == 2 and f"argument {arguments[0]}: " in capsys.readouterr().err
-    assert parse_options(Texts, "x", ["--name", "n", "--corpus", "a", "b"]) == Texts("n", ["a", "b"])
 
 
 def test_what_is_said_to_a_closed_terminal_is_lost_but_stops_nothing(monkeypatch):
@@ -287,24 +166,27 @@ def test_progress_fits_the_terminal_and_appears_once_at_the_end(monkeypatch, cap
         progress.finish()
         shown = capsys.readouterr().err
         if is_terminal:
-            assert shown == "\r\x1b[2K20 of 40 steps, 1.0/s, 20 s l" * 2 + "\n"
+            assert shown == "\r20 of 40 steps, 1.0/s, 20 s l" * 2 + "\n"
         else:
             assert shown.count("20 of 40 steps") == 1 and shown.endswith("0.456 nats\n")
 
 
 @pytest.mark.parametrize("is_terminal, shown", [
-    (False, "16 of 40 steps, 1.0/s, 24 s left  loss 2\n25 of 40 steps, 1.0/s, 15 s left\n"),
-    (True, "".join(f"\r\x1b[2K{n} of 40 steps, 1.0/s, {40 - n} s left{note}"
-                   for n, note in ((8, ""), (16, "  loss 2"), (25, ""), (25, "\n"))))])
+    # the first line after two seconds, the next after ten more, and the last state
+    (False, "8 of 40 steps, 1.0/s, 32 s left\n40 of 40 steps, 2.5/s\n"),
+    (True, "".join(f"\r{line:39}" for line in (
+        "8 of 40 steps, 1.0/s, 32 s left", "9 of 40 steps, 0.9/s, 34 s left  loss 2",
+        "40 of 40 steps, 2.5/s", "40 of 40 steps, 2.5/s")) + "\n")])
 def test_progress_prints_plain_lines_off_a_terminal(monkeypatch, capsys, is_terminal, shown):
-    clock = iter([0.0, 8.0, 16.0, 25.0])
+    """On a terminal each line is as wide as it is, so that it covers the one before."""
+    monkeypatch.setenv("COLUMNS", "40")
+    clock = iter([0.0, 8.0, 10.0, 16.0])
     monkeypatch.setattr(data.time, "monotonic", clock.__next__)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
     progress = data.Progress(40, "steps")
     progress.show(8)
-    progress.show(16, "loss 2")
-    # nine seconds later: too soon for another line, but the last state
-    progress.show(25)
+    progress.show(9, "loss 2")
+    progress.show(40)
     progress.finish()
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", shown)
@@ -319,11 +201,11 @@ def test_progress_counts_its_rate_from_where_it_resumed(monkeypatch, capsys):
     assert capsys.readouterr().err == "1,050 documents, 5.0/s\n"
 
 
-def test_progress_shows_no_time_left_before_anything_is_done(monkeypatch, capsys):
+def test_progress_shows_no_rate_before_anything_is_done(monkeypatch, capsys):
     clock = iter([0.0, 20.0])
     monkeypatch.setattr(data.time, "monotonic", clock.__next__)
     data.Progress(40, "steps", start=8).show(8)
-    assert capsys.readouterr().err == "8 of 40 steps, 0.0/s\n"
+    assert capsys.readouterr().err == "8 of 40 steps\n"
 
 
 @pytest.mark.parametrize("error, status, said", [
@@ -338,20 +220,6 @@ def test_an_error_becomes_one_line_on_stderr_and_an_exit_status(error, status, s
     assert data.run_command(lambda: 0) == 0
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", said)
-
-
-def test_a_number_below_its_bound_is_refused_by_its_flag():
-    @dataclasses.dataclass
-    class Bounded:
-        steps: int = data.option(None, "updates", at_least=1)
-        rate: float = data.option(0.5, "peak", at_least=0)
-
-    assert parse_options(Bounded, "", ["--steps", "1"]) == Bounded(1, 0.5)
-    for arguments, message in ((["--steps", "0"], "--steps must be at least 1, not 0"),
-                               (["--rate", "-1"], "--rate must be at least 0"),
-                               (["--rate", "nan"], "--rate must be")):
-        with pytest.raises(ValueError, match=message):
-            parse_options(Bounded, "", arguments)
 
 
 @given(st.lists(st.integers(), max_size=20), st.integers(0, 5))
@@ -754,7 +622,7 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_folder_stands_for_all_files_below_it_sorted(tmp_path):
     b, a, deep = (write(tmp_path / name, "x") for name in ("corpus/b.txt", "corpus/a.txt", "corpus/c/d.txt"))
     other = write(tmp_path / "other.txt", "x")
-    assert corpus_files([other, tmp_path / "corpus"]) == [other, a, b, deep]
+    assert corpus_files([other, tmp_path / "corpus"]) == ([other, a, b, deep], 0)
     with pytest.raises(FileNotFoundError, match="nowhere: no such file or folder"):
         corpus_files([other, tmp_path / "nowhere"])
 
@@ -943,7 +811,8 @@ def test_sentences_are_preprocessed_and_empty_ones_are_dropped(tmp_path):
     # cut inside a character
     (b"A sentence.\n", "text"), (b"", "text"), ("caf\u00e9".encode()[:-1], "text"),
     (b"<?xml version='1.0'?>", "xml"), (b"<?properties open?>\n<article>", "xml"), (b"<? >", "text"),
-    ("a lost \ufffd mark".encode(), "text"), (b"\xef\xbb\xbf\n<article>", "xml"), (b"<articles>", "xml"),
+    ("a lost \ufffd mark".encode(), "text"), (b"\xef\xbb\xbf\n<article>", "xml"),
+    (b"<articles>", "XML with the root element articles"),
     (b"<5 mg", "text"), (b"<PubmedArticleSet>", "xml"), (b"\0text", "binary"), (b"caf\xe9 noir", "binary"),
     (b"<p@q.org> wrote", "text"), (bytes(257) + b"ustar", "tar")])
 def test_the_form_of_a_file_is_found_from_its_first_bytes(head, form):
@@ -952,7 +821,7 @@ def test_the_form_of_a_file_is_found_from_its_first_bytes(head, form):
 
 @given(st.binary(max_size=600))
 def test_any_bytes_have_a_form(head):
-    assert data.detect_format(head) in ("text", "xml", "tar", "binary")
+    assert data.detect_format(head)
 
 
 def test_archives_are_not_unpacked_so_hostile_members_do_nothing(tmp_path, capsys):
@@ -966,8 +835,8 @@ def test_archives_are_not_unpacked_so_hostile_members_do_nothing(tmp_path, capsy
     for name, pack in (("a.tar", bytes), ("a.tar.gz", gzip.compress), ("a.tar.xz", lzma.compress)):
         path = write(tmp_path / "in" / name, pack(tar(members)))
         assert list(read_documents(path)) == [["one"], ["two"], ["three"], PAPER_DOCUMENT, ["four"]]
-        said = ("left out 7 members without text, such as latest.txt, again.txt, d/._up.txt, link, device, "
-                "p.png, f.jpg")
+        said = ("7 left out: latest.txt (no file); again.txt (no file); d/._up.txt (hidden); link (no file); "
+                "device (no file); p.png (binary); f.jpg (binary)")
         assert f"{path}: {said}\n" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
@@ -1037,12 +906,13 @@ def test_an_archive_that_holds_nothing_is_refused(tmp_path, name, content):
 
 
 @pytest.mark.parametrize("content, message", [
-    ("<records>\n<r>One.</r></records>", "x line 1: root element records: expected MedlineCitation, "),
-    ("<x:y z='1'>", "x line 1: root element y"), ("<html>", "x line 1: root element html"),
+    ("<records>\n<r>One.</r></records>", "x: this seems to be XML with the root element records, which"),
+    ("<x:y z='1'>", "x: .* root element y, .* expected PubMed's or PMC's XML"),
+    ("<!-- " + "x" * 70_000 + " --><html>", "x up to line 1: root element html: expected MedlineCitation, "),
     ("<?xml version='1.0' encoding='klingon'?>\n<article/>",
-     "x line 1: unknown encoding: klingon"),
-    ("<?xml version='1.0' encoding='rot13'?>\n<article/>", "x line 1: 'rot13' is not a text encoding"),
-    ("<?xml version='1.0' encoding='shift_jis'?>\n<article/>", "x line 1: multi-byte encodings are not"),
+     "x up to line 2: unknown encoding: klingon"),
+    ("<?xml version='1.0' encoding='rot13'?><article/>", "x up to line 1: 'rot13' is not a text encoding"),
+    ("<?xml version='1.0' encoding='shift_jis'?><article/>", "x up to line 1: multi-byte encodings are not"),
     ("<article><body><p>é</p></body></article>".encode("utf-16"), "x line 1 byte 0: not UTF-8"),
     ("<article/>".encode("utf-16-be"), "x line 1 byte 0: not UTF-8")])
 def test_xml_of_another_root_or_encoding_is_not_taken_for_text(tmp_path, content, message):
@@ -1064,31 +934,31 @@ def test_what_is_left_out_of_a_folder_is_named(tmp_path, capsys):
     (tmp_path / "corpus" / "broken").symlink_to(tmp_path / "nowhere")
     linked = tmp_path / "corpus" / "c.txt"
     linked.symlink_to(tmp_path / "elsewhere" / "b.txt")
-    assert corpus_files([tmp_path / "corpus"]) == [text, linked]
-    said = capsys.readouterr().err.splitlines()
-    assert said == [f"{tmp_path / 'corpus' / name}: a link to a folder, or not to be read: left out"
-                    for name in ("broken", "link")]
+    assert corpus_files([tmp_path / "corpus"]) == ([text, linked], 2)
+    assert capsys.readouterr().err == (
+        f"{tmp_path / 'corpus'}: 2 left out: broken (a link to a folder, or not to be read); "
+        "link (a link to a folder, or not to be read)\n")
     named = os.fsencode(tmp_path / "corpus") + b"/caf\xe9.txt"
     Path(os.fsdecode(named)).write_text("d\n")
-    assert os.fsdecode(named) in map(str, corpus_files([tmp_path / "corpus"]))
+    assert os.fsdecode(named) in map(str, corpus_files([tmp_path / "corpus"])[0])
 
 
 BOMB = "<!DOCTYPE article [<!ENTITY a '{}'><!ENTITY b '&a;&a;'>]>\n<article><body><p>&b;</p></body></article>"
 
 
 @pytest.mark.parametrize("content, message", [
-    (BOMB.format("ha" * 1000), r"x line 1: declares the entity a: expected PubMed's or PMC's XML"),
-    ("<!DOCTYPE article [\n<!ENTITY % a SYSTEM '/etc/passwd'> %a;]><article/>",
-     r"x line 2: declares the entity a"),
+    (BOMB.format("ha" * 1000), r"x up to line 1: declares entities: expected PubMed's or PMC's XML"),
+    ("<!DOCTYPE article [\n" + " " * 16360 + "<!ENTITY % a SYSTEM '/etc/passwd'> %a;]><article/>",
+     r"x up to line 2: declares entities"),
     (RECORDS[:-30], r"x line 7: broken XML, unclosed token"),
     ("<article>\n<body></article>", r"x line 2: broken XML, mismatched tag"),
     ("<article>\n<p>\x01</p></article>", r"x line 2: broken XML, not well-formed"),
     (b"<article>\n\n<p>caf\xe9 </p></article>", r"x line 3: broken XML, not well-formed"),
-    ("<!DOCTYPE html>\n<html></html>", "x line 2: root element html: expected MedlineCitation, "),
-    ("<article><body><p>" + "word " * 30_000, "x line 1: a document of more than 100,000 characters"),
-    ("<article>" + "\n<sec>" * 2000, "x line 1001: more than 1,000 elements inside each other"),
-    ("<article><body><p>" + "<break/>" * 200_000, "x line 1: a document of more than 100,000 characters"),
-    ("<article><!--" + "x" * 3_000_000, "x line 1: a tag or comment of more than 1,048,576 bytes"),
+    ("<!DOCTYPE html>\n<html></html>", "x: this seems to be XML with the root element html"),
+    ("<article><body><p>" + "word " * 90_000, "x up to line 1: a record, tag or comment of more than 400"),
+    ("<article>" + "\n<sec>" * 2000 + "</sec>" * 2000 + "</article>", "x up to line 2001: maximum recursion"),
+    ("<article><body><p>" + "<break/>" * 200_000, "x up to line 1: a record, .* of more than 400,000 bytes"),
+    ("<article><!--" + "x" * 3_000_000, "x up to line 1: a record, tag or comment of more than 400,000"),
     (gzip.compress(RECORDS.encode())[:-20], r"x after line \d+: the archive is truncated or damaged"),
     (gzip.compress(tar([("a.txt", b"one\n" * 9), ("b", b"x")]))[:-20],
      r"x.* after line 0: the archive is truncated or damaged"),
@@ -1486,14 +1356,13 @@ def shard_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["tokens", "starts", "first"])
 def test_a_changed_byte_is_found(shard_folder, name):
-    index = json.loads((shard_folder / "index.json").read_bytes())
-    assert verify_shards(shard_folder) == len(index["shards"])
+    assert data.main(["info", str(shard_folder)]) == 0
     path = shard_folder / f"00001.{name}.npy"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     write(path, bytes(content))
     with pytest.raises(ValueError, match=rf"00001\.{name}\.npy: truncated, damaged or edited"):
-        verify_shards(shard_folder)
+        data.main(["info", str(shard_folder)])
 
 
 @pytest.mark.parametrize("size", [None, 0, 10, -3], ids=["missing", "empty", "header cut", "end cut"])
@@ -1513,7 +1382,7 @@ def test_a_missing_or_truncated_array_is_named_when_it_is_read(shard_folder, nam
 @pytest.mark.parametrize("content, message", [
     (None, r"index\.json: no such file.*python data\.py build"),
     (b"{", r"index\.json: JSON that cannot be read: .*line 1"),
-    (b"[1]", r"index\.json: not an index of shards"),
+    (b"[1]", r"index\.json: expected a JSON object, found list"),
     (b"{}", r"index\.json: not an index of shards"),
     (b'{"format": 0}', r"index\.json: .*format 0, expected 3, .*build the shards anew"),
     (b'{"format": "3"}', r"index\.json: not an index of shards"),
@@ -1521,9 +1390,8 @@ def test_a_missing_or_truncated_array_is_named_when_it_is_read(shard_folder, nam
 def test_a_folder_without_a_valid_index_is_refused(tmp_path, content, message):
     if content is not None:
         write(tmp_path / "index.json", content)
-    for read in (open_shards, verify_shards):
-        with pytest.raises((ValueError, OSError), match=message):
-            read(tmp_path)
+    with pytest.raises((ValueError, OSError), match=message):
+        open_shards(tmp_path)
 
 
 @pytest.mark.parametrize("key, change", [
@@ -1533,9 +1401,8 @@ def test_an_edited_index_is_refused(shard_folder, key, change):
     entry = index["shards"][1]
     entry[key] = entry[key] + change if isinstance(change, int) else change
     write(shard_folder / "index.json", json.dumps(index))
-    for read in (open_shards, verify_shards):
-        with pytest.raises(ValueError, match=r"index\.json: not an index of shards, or edited"):
-            read(shard_folder)
+    with pytest.raises(ValueError, match=r"index\.json: not an index of shards, or edited"):
+        open_shards(shard_folder)
 
 
 @pytest.mark.parametrize("name, edit", [
@@ -1690,24 +1557,6 @@ def test_an_example_longer_than_the_maximum_is_refused():
         plan_batches(np.array([8, 33]), 2, 32, np.random.default_rng(0))
 
 
-def test_rows_are_padded_as_on_paper():
-    batch = pad_batch([([2, 7, 3, 8, 3], 3), (np.array([2, 9, 3], np.uint16), 3)], 6, pad_id=4)
-    assert batch.input_ids.tolist() == [[2, 7, 3, 8, 3, 4], [2, 9, 3, 4, 4, 4]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]]
-    assert batch.token_type_ids.tolist() == [[0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 0, 0]]
-    assert {array.dtype for array in batch} == {np.dtype(np.int64)}
-
-
-@given(st.lists(st.tuples(st.lists(st.integers(0, 65535), min_size=2, max_size=20), st.integers(2, 20)),
-                min_size=1, max_size=5), st.integers(0, 4))
-def test_padding_is_undone_by_the_mask(examples, more):
-    width = max(len(ids) for ids, _ in examples) + more
-    batch = pad_batch(examples, width, pad_id=0)
-    for row, (ids, first) in enumerate(examples):
-        assert batch.input_ids[row][batch.attention_mask[row] == 1].tolist() == ids
-        assert batch.token_type_ids[row].tolist() == [int(first <= i < len(ids)) for i in range(width)]
-
-
 # --- 6. Task files: entities ---
 
 IL2 = [(["IL-2", "gene"], ["B-DNA", "I-DNA"]), (["."], ["O"])]
@@ -1746,6 +1595,7 @@ tagged_words = st.tuples(st.text(plain_characters, min_size=1, max_size=6),
        st.sampled_from([" ", "\t", " NN "]), st.sampled_from(["\n", "\r\n"]))
 def test_any_tagged_sentences_are_read_back(tmp_path_factory, sentences, separator, end):
     folder = tmp_path_factory.getbasetemp() / "tagged"
+    sentences = [[("two", "O"), ("words", "O")], *sentences]            # words of digits alone are refused
     text = end.join("".join(f"{word}{separator}{tag}{end}" for word, tag in sentence)
                     for sentence in sentences)
     write(folder / "test.txt", text)
@@ -1814,11 +1664,15 @@ def test_rows_of_single_words_are_no_header(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "\n", "index\tsentence\tlabel\n"])
-def test_an_empty_development_file_counts_as_none_and_an_empty_test_file_is_refused(tmp_path, content):
-    for split, error in (("dev", FileNotFoundError), ("test", ValueError)):
-        write(tmp_path / f"{split}.tsv", content)
-        with pytest.raises(error, match=f"no examples in the {split} file"):
-            read_task("gad", split, tmp_path)
+def test_an_empty_dev_file_counts_as_none_and_an_empty_test_file_is_refused(tmp_path, capsys, content):
+    for split in ("train", "dev", "test"):
+        write(tmp_path / f"{split}.tsv", content if split == "dev" else "a b\t0\n")
+    splits, test_set = data.read_splits("gad", tmp_path, seed=0)
+    assert (splits.keys(), test_set) == ({"train", "test"}, "test set")
+    assert "gad: no examples in the dev file of" in capsys.readouterr().err
+    write(tmp_path / "test.tsv", content)
+    with pytest.raises(ValueError, match="no examples in the test file"):
+        data.read_splits("gad", tmp_path, seed=0)
 
 
 LABELLED = {
@@ -2311,6 +2165,19 @@ def test_the_published_files_are_all_that_a_task_needs(tmp_path):
 
 # --- 7. A synthetic world ---
 
+def test_one_sentence_on_paper():
+    facts = {"drug": "vorax acetate", "gene": "sulol", "inhibits": "blocked", "site": "xanfais",
+             "dose": "5 mg", "percent": "40", "weeks": "9", "trial": "delin"}
+    written = {sentence.text: sentence for sentence in (
+        data.write_sentence("inhibits", facts, random.Random(seed)) for seed in range(20))}
+    sentence = written.pop("Sulol was blocked by vorax acetate at xanfais.")
+    assert sentence.tags == "B-Gene O O O B-Drug I-Drug O O O".split()
+    assert sentence.anonymised == "@GENE$ was blocked by @DRUG$ at xanfais."
+    assert sentence.questions == [("Which gene was blocked by vorax acetate?", "Sulol", 0),
+                                  ("Where was vorax acetate tested?", "xanfais", 38)]
+    assert {sentence.section for sentence in written.values()} == {"inhibits"} and len(written) == 3
+
+
 @given(st.integers(0, 50), st.lists(st.integers(0, 10 ** 8), min_size=1, max_size=3))
 @settings(max_examples=20)
 def test_a_document_depends_on_seed_and_number_alone(seed, numbers):
@@ -2319,35 +2186,53 @@ def test_a_document_depends_on_seed_and_number_alone(seed, numbers):
     assert [other.document(number) for number in reversed(numbers)] == expected[::-1]
 
 
-def test_every_document_and_every_world_is_different():
+def test_documents_and_worlds_differ():
     world = SyntheticWorld(0)
-    assert len({world.document(number).text for number in range(500)}) == 500
+    assert len({world.document(number).text for number in range(500)}) > 490
     assert len({SyntheticWorld(seed).document(7).text for seed in range(20)}) == 20
 
 
 def test_the_corpus_reads_back_sentence_by_sentence(tmp_path):
-    world = SyntheticWorld(3)
-    documents = [[sentence.text for sentence in world.document(number).sentences] for number in range(60)]
-    assert list(read_documents(write(tmp_path / "c.txt", synthetic_corpus(60, seed=3)))) == documents
-    assert all(len(document) > 1 for document in documents)
+    """The abstracts of every third round are whole, all others one document a sentence."""
+    world, documents, size = SyntheticWorld(3), [], 5 * data.DRUGS
+    for number in range(size):
+        sentences = [sentence.text for sentence in world.document(number).sentences]
+        is_whole = number // data.DRUGS in (0, 3)
+        documents += [sentences] if is_whole else [[sentence] for sentence in sentences]
+        assert len(sentences) > 1
+    assert list(read_documents(write(tmp_path / "c.txt", synthetic_corpus(size, seed=3)))) == documents
+    assert {data.style_of(number) for number in (0, 3 * data.DRUGS)} == {0, 1}  # whole ones in both styles
 
 
-def test_entities_relations_and_answers_are_at_the_recorded_places():
+def test_every_statement_agrees_with_the_facts_of_its_drug():
+    """The verb alone tells the relation, and it holds between the drug and what the sentence names."""
+    world, seen = SyntheticWorld(0), set()
+    for number in range(500):
+        facts = world.facts[number % data.DRUGS]
+        for sentence in world.document(number).sentences:
+            text = sentence.text.lower()
+            if sentence.section in data.RELATIONS:
+                targets, verbs, _ = data.RELATIONS[sentence.section]
+                [verb] = set(verbs.split()) & set(text.split())
+                assert facts["drug"] in text and any(facts[target] in text for target in targets.split())
+                assert (verb in verbs.split("|")[0]) == (data.style_of(number) == 0)
+                seen.add(verb)
+    verbs = [verb for _, verbs, _ in data.RELATIONS.values() for verb in verbs.replace("|", "").split()]
+    assert sorted(seen) == sorted(verbs)                # each verb is written, and none has two meanings
+
+
+def test_tags_cover_the_names_of_the_facts():
     world = SyntheticWorld(0)
     for number in range(300):
-        document = world.document(number)
-        assert document.text == " ".join(sentence.text for sentence in document.sentences)
-        for sentence in document.sentences:
-            taken = [word for place in sentence.places.values() for word in range(*place)]
-            assert len(taken) == len(set(taken)) and set(taken) <= set(range(len(sentence.words)))
-            assert all(start < end for start, end in sentence.places.values())
-            entities = sentence.places.keys() & data.ENTITY_TYPES.keys()
-            assert sum(tag[0] == "B" for tag in sentence.tags) == len(entities)
-            for label, *slots in sentence.relations:
-                assert label in TASKS["demo-re"].labels
-                first, second = (" ".join(sentence.words[slice(*sentence.places[slot])]) for slot in slots)
-                assert first != second and first in sentence.text and second in sentence.text
-        assert document.questions and all(answer in document.text for _, answer in document.questions)
+        names = {(world.facts[number % data.DRUGS][slot], kind) for slot, kind in data.ENTITY_TYPES.items()}
+        for sentence in world.document(number).sentences:
+            spans = re.findall(r"(B-\w+)((?: I-\w+)*)", " ".join(sentence.tags))
+            starts = [place for place, tag in enumerate(sentence.tags) if tag[0] == "B"]
+            for start, (first, rest) in zip(starts, spans, strict=True):
+                name = " ".join(sentence.words[start:start + 1 + len(rest.split())]).lower()
+                assert (name, first[2:]) in names
+            # A name without a tag would be a wrong label.
+            assert sum(sentence.text.lower().count(name) for name, _ in names) == len(starts)
 
 
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
@@ -2367,14 +2252,17 @@ def test_demo_relations_name_two_entities_and_a_label_of_the_task(split):
 
 
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
-def test_demo_answers_stand_at_their_start(split):
-    for example in read_task("demo-qa", split):
+def test_demo_answers_stand_at_their_start_in_a_sentence_about_the_question(split):
+    examples = read_task("demo-qa", split)
+    assert len({example.id for example in examples}) == len(examples)
+    for example in examples:
         [(text, start)] = example.answers
         assert text and example.context[start:start + len(text)] == text and example.question.endswith("?")
+        assert not example.context[start + len(text)].isalnum() and not example.context[:start][-1:].isalnum()
 
 
 @pytest.mark.parametrize("name", ["demo-ner", "demo-re", "demo-qa"])
-def test_demo_splits_share_no_document_with_each_other_or_the_corpus(monkeypatch, name):
+def test_demo_splits_share_no_document_and_the_training_set_has_drugs_and_verbs_of_its_own(monkeypatch, name):
     document, asked = SyntheticWorld.document, []
     monkeypatch.setattr(SyntheticWorld, "document", lambda world, n: asked.append(n) or document(world, n))
     seen = {}
@@ -2388,6 +2276,8 @@ def test_demo_splits_share_no_document_with_each_other_or_the_corpus(monkeypatch
     synthetic_corpus(200)
     seen["corpus"] = set(asked)
     assert all(seen[one].isdisjoint(seen[other]) for one, other in itertools.combinations(seen, 2))
+    for part in (lambda number: number % data.DRUGS, data.style_of):
+        assert {part(number) for number in seen["train"]}.isdisjoint(map(part, seen["dev"] | seen["test"]))
 
 
 # --- 8. Command line ---
@@ -2419,9 +2309,9 @@ def test_shards_are_built_described_and_verified_from_the_command_line(tmp_path)
         f"{words:,} wordpieces, 1.000 per word, 0.000% of them unknown\n"
         f"{len(shards.lengths):,} examples of at most 32 tokens, {total:,} together; "
         f"{len(shards.held_out)} examples held out\npadding {1 - total / width:.1%} in batches by length\n")
-    assert command("info", tmp_path / "shards") == (0, built, "")
+    assert command("info", tmp_path / "shards") == (
+        0, f"1 file: 1 text\n{built}1 shards as they were built\n", "")
     assert command(*build)[:2] == (0, built)                        # complete: nothing to do, and said again
-    assert command("verify", tmp_path / "shards") == (0, "1 shards as they were built\n", "")
     build_shards([corpus], NUMBERED, tmp_path / "again", max_length=32, workers=1)
     again, first = contents(tmp_path / "again"), contents(tmp_path / "shards")
     assert again == first
@@ -2450,8 +2340,8 @@ def test_text_is_preprocessed_on_request_before_it_is_tokenized(tmp_path):
     ("build latin.txt --vocab vocab.txt --out shards --workers 1", "latin.txt line 1 byte"),
     ("build empty.txt --vocab empty.txt --out shards", "empty.txt: "),
     ("build empty.txt --vocab nowhere.txt --out shards", "nowhere.txt"),
-    ("info .", "index.json: no such file"), ("verify nowhere", "nowhere/index.json: no such file"),
-    ("info damaged", "damaged"), ("verify damaged", "00000.starts.npy: truncated, damaged or edited")])
+    ("info .", "index.json: no such file"), ("info nowhere", "nowhere/index.json: no such file"),
+    ("info damaged", "00000.starts.npy: truncated, damaged or edited")])
 def test_wrong_input_gives_one_line_and_status_2(tmp_path, arguments, message):
     NUMBERED.save(tmp_path)
     write(tmp_path / "empty.txt", "\n")
@@ -2473,7 +2363,7 @@ SENTENCES = "Aspirin inhibits COX-1.\nAspirin is a drug.\n\nIbuprofen inhibits C
 
 def test_help_names_every_command_and_the_options_of_learn():
     status, text, _ = command("--help")
-    assert status == 0 and all(name in text for name in ("learn", "build", "info", "verify", "fetch"))
+    assert status == 0 and all(name in text for name in ("learn", "build", "info", "fetch"))
     status, text, _ = command("learn", "--help")
     assert status == 0
     assert all(word in text for word in ("CORPUS", "--size", "--out", "--cased", "for example"))
@@ -2510,7 +2400,8 @@ def test_learn_says_when_it_found_fewer_pieces_than_asked_for(tmp_path):
     corpus = write(tmp_path / "c.txt", SENTENCES)
     _, _, err = command("learn", corpus, "--size", "5000", "--out", tmp_path / "vocab.txt")
     pieces = len((tmp_path / "vocab.txt").read_text().splitlines())
-    assert f"{pieces} pieces were found, not 5,000: no other two are neighbours twice" in err and pieces < 100
+    assert f"the vocabulary is complete with {pieces} pieces: in this corpus no other two stand" in err
+    assert "s left" not in err and pieces < 100
     _, out, _ = command("learn", corpus, "--size", "40", "--out", tmp_path / "other" / "vocab.txt")
     assert "vocab.txt: 40 pieces from " in out
 
@@ -2543,7 +2434,7 @@ def test_learn_gives_the_same_pieces_for_a_corpus_in_any_form(tmp_path, capsys):
 def test_learn_refuses_wrong_input_in_one_line(tmp_path, corpus, size, message):
     write(tmp_path / "corpus.txt", "abc\n")
     status, _, err = command("learn", tmp_path / corpus, "--size", size, "--out", tmp_path / "vocab.txt")
-    errors = [line for line in err.splitlines() if "documents" not in line]        # progress may come before
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]     # progress may come before
     assert status == 2 and len(errors) == 1 and message in errors[0]
     assert not (tmp_path / "vocab.txt").exists()
 

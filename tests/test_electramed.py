@@ -7,20 +7,22 @@
     5. Task heads                   losses on paper and against loops; answers inside of the passage
     6. Optimiser and schedule       rates on paper; parameter groups; Adam against a hand-written loop
     7. Model folders, checkpoints   bitwise round trips, published files, damage, resuming
-    8. Device                       choice, seeds, bfloat16, threads side by side
+    8. Device                       choice, seeds, bfloat16, several processes
     9. Parity with transformers     logits, loss and every gradient, there and back
 
 Each section goes from examples that one can follow on paper, over properties that hold for any input
 (hypothesis), to errors by their message. Nets are tiny: two layers, 16 wide.
 """
-import concurrent.futures
 import dataclasses
 import functools
 import json
 import math
 import os
+import socket
 import struct
-import time
+import subprocess
+import sys
+import zipfile
 
 import pytest
 import torch
@@ -32,14 +34,15 @@ import electramed
 from electramed import (
     IGNORED_LABEL, PRESETS, Adam, Device, Discriminator, ElectraConfig, ElectraEncoder, ElectraForPretraining,
     Generator, MaskedBatch, SequenceClassifier, SpanExtractor, TokenTagger, attend, attend_on_cpu, draw_kept,
-    dropout, dropout_on_cpu, learning_rate_at, load_checkpoint, load_encoder, load_pretrained, load_weights,
-    mask_tokens, model_folder, parameter_groups, read_safetensors, read_weights, replace_tokens,
-    sample_tokens, save_checkpoint, save_pretrained, write_bytes)
+    dropout, learning_rate_at, load_checkpoint, load_encoder, load_head, load_pretrained,
+    load_weights, mask_tokens, model_folder, parameter_groups, read_safetensors, read_weights, replace_tokens,
+    sample_tokens, save_checkpoint, save_pretrained, written_whole)
 
 PAD, UNK, CLS, SEP, MASK, FIRST = 0, 1, 2, 3, 4, 5  # the ids of conftest's vocabulary; ordinary pieces from 5
 IDS = {"cls_token_id": CLS, "sep_token_id": SEP, "mask_token_id": MASK}
 MASKING = ElectraConfig(vocab_size=60, **IDS)           # for masking alone: the network's sizes are idle
 SEEDS = st.integers(0, 2**31)
+BELOW_1 = 1 - 2**-24                                    # the largest float32 below 1
 TINY = ElectraConfig(       # for the properties: hypothesis takes no fixture that belongs to one test
     vocab_size=60, embedding_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
     intermediate_size=32, max_position_embeddings=40, hidden_dropout_prob=0.0,
@@ -77,12 +80,10 @@ def random_model(model, seed=0, scale=0.3):
 
 
 def pretraining_step(config, lengths=(20, 13, 9, 16), width=20, seed=0):
-    """Return a random model, and all that one call of it takes: masked batch, mask, segments, noise."""
+    """Return a random model, and all that one call of it takes: masked batch, mask, segments."""
     ids, real, types = random_batch(lengths, width, config.vocab_size, seed)
     masked = mask_tokens(ids, real, config, torch.Generator().manual_seed(seed))
-    random = torch.Generator().manual_seed(seed)
-    noise = torch.rand(*masked.positions.shape, config.vocab_size, generator=random)
-    return random_model(ElectraForPretraining(config), seed), masked, real, types, noise
+    return random_model(ElectraForPretraining(config), seed), masked, real, types
 
 
 def same_weights(first, second):
@@ -145,7 +146,7 @@ def test_parameters_are_as_many_as_the_electra_paper_says(name, millions):
     assert count == pytest.approx(millions * 1e6, rel=0.04)
 
 
-@pytest.mark.parametrize("length, slots", [(128, 19), (512, 79), (256, 39), (64, 9), (7, 1), (1, 1)])
+@pytest.mark.parametrize("length, slots", [(128, 19), (512, 77), (256, 38), (64, 10), (10, 2), (1, 1)])
 def test_slots_follow_from_the_actual_length(length, slots):
     assert MASKING.num_slots(length) == slots
 
@@ -172,11 +173,6 @@ def test_a_generator_is_never_wider_than_its_discriminator_and_its_heads_divide_
     assert generator.hidden_size % generator.num_attention_heads == 0
     assert generator.hidden_size // generator.num_attention_heads >= min(64, config.hidden_size)
     assert generator.embedding_size == config.embedding_size            # the embeddings are shared
-
-
-@given(st.integers(100, 2000))
-def test_from_100_tokens_on_a_row_has_slots_for_15_percent_rounded_up(length):
-    assert MASKING.num_slots(length) >= math.floor(0.15 * length + 0.5)
 
 
 def test_config_keys_without_effect_are_ignored():
@@ -276,6 +272,29 @@ def test_segments_and_positions_matter(tiny_config):
     assert not torch.allclose(repeated[0], repeated[1], atol=1e-2)
 
 
+@pytest.mark.parametrize("make", [
+    ElectraEncoder, Discriminator, lambda config: TokenTagger(config, 3), SpanExtractor,
+    lambda config: SequenceClassifier(config, 3), ElectraForPretraining, electramed.MaskedLanguageModel])
+def test_models_take_ids_alone_as_real_tokens_of_the_first_segment(tiny_config, make):
+    model, (ids, ones, _) = random_model(make(tiny_config)), random_batch([9, 9], 9)
+    if hasattr(model, "generator_logits"):
+        for logits in (model.generator_logits, model.discriminator_logits):
+            assert torch.equal(logits(ids), logits(ids, ones, 0 * ids))
+    if isinstance(model, (ElectraForPretraining, Generator)):
+        masked = mask_tokens(ids, ones, tiny_config, torch.Generator().manual_seed(0))
+        assert torch.equal(model(masked).loss, model(masked, ones, 0 * ids).loss)
+    else:
+        assert torch.equal(model(ids), model(ids, ones, 0 * ids))
+
+
+def test_a_model_without_a_second_segment_takes_single_texts_and_refuses_pairs(tiny_config):
+    encoder = ElectraEncoder(dataclasses.replace(tiny_config, type_vocab_size=1))
+    ids, real, types = random_batch([9], 9)
+    assert encoder(ids, real, 0 * types).shape == (1, 9, 16)
+    with pytest.raises(ValueError, match="type_vocab_size is 1: this model has no second segment"):
+        encoder(ids, real, types)
+
+
 def test_there_is_no_pooler(tiny_config):
     assert not [name for name in ElectraForPretraining(tiny_config).state_dict() if "pooler" in name]
 
@@ -287,7 +306,7 @@ def test_a_row_longer_than_the_positions_is_refused(tiny_config):
 
 @pytest.mark.parametrize("model, more", [
     (ElectraEncoder, 0), (Discriminator, 0), (lambda config: TokenTagger(config, 3), 0), (SpanExtractor, 0),
-    (lambda config: SequenceClassifier(config, 3), 1),      # of the heads it alone has a dropout of its own
+    (lambda config: SequenceClassifier(config, 3), 2),      # of the heads it alone has dropouts of its own
 ])
 def test_dropout_acts_on_embeddings_sublayers_attention_and_nothing_else(
         tiny_config, monkeypatch, model, more):
@@ -330,40 +349,12 @@ def test_dropout_clears_its_share_and_scales_the_rest_and_the_gradient_alike(p, 
     assert dropout(x, p, is_training=False) is x
 
 
-@given(st.floats(0.05, 0.9), st.integers(1, 9), st.integers(1, 9), SEEDS)
-def test_the_cpus_dropout_gives_the_values_of_f_dropout_elsewhere(p, rows, columns, seed):
-    """Both leave an entry at x / (1 - p) or make it 0; which one is chance."""
-    torch.manual_seed(seed)
-    x = torch.randn(rows, columns)
-    plain, fast = F.dropout(x, p), dropout_on_cpu(x, p)
-    for dropped in (plain, fast):
-        assert torch.allclose(dropped, torch.where(dropped == 0, 0, x / (1 - p)))
-
-
-@pytest.mark.parametrize("drop", [F.dropout, dropout_on_cpu])
-def test_both_dropouts_clear_the_same_share(drop):
-    """200,000 entries, four standard errors."""
-    torch.manual_seed(0)
-    assert within((drop(torch.ones(200_000), 0.3) == 0).double().mean(), 0.3, math.sqrt(0.3 * 0.7 / 200_000))
-
-
 def test_a_seed_decides_the_dropout():
     draws = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
         draws.append(draw_kept(torch.Size([10, 7]), 0.5).tolist())
     assert draws[0] == draws[1] != draws[2]
-
-
-def test_each_thread_draws_from_its_own_seed_whatever_the_others_do():
-    def draws(seed):
-        Device("cpu", "float32").seed(seed)
-        return [draw_kept(torch.Size([50]), 0.5).tolist() for _ in range(20)]
-
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(draws, range(8)))
-        alone = [pool.submit(draws, seed).result() for seed in range(8)]
-    assert together == alone
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 9), st.integers(1, 8), SEEDS)
@@ -425,7 +416,7 @@ def test_weights_start_as_a_normal_truncated_at_two_sigma_and_biases_at_zero():
     (ElectraEncoder, "embeddings_project", 128 + 256),
     (Discriminator, "discriminator_predictions.dense_prediction", 256 + 1),
     (lambda config: TokenTagger(config, 3), "classifier", 256 + 3),
-    (lambda config: SequenceClassifier(config, 3), "classifier", 256 + 3),
+    (lambda config: SequenceClassifier(config, 3), "classifier.out_proj", 256 + 3),
     (SpanExtractor, "qa_outputs", 256 + 2),
 ])
 def test_projection_and_last_layers_start_glorot_uniform(make, name, fan):
@@ -444,7 +435,7 @@ def test_projection_and_last_layers_start_glorot_uniform(make, name, fan):
     (50, 128, 8),       # 7.5, half to even
     (128, 128, 19),     # 19.2
     (512, 512, 77),     # 76.8: ELECTRAMed's released N = 19 would stop here
-    (10, 10, 1),        # 1.5 makes 2, but ten tokens have N = int(0.155 * 10) = 1 slot
+    (64, 64, 10),       # 9.6: every full row finds room
     (4, 128, 1),        # 0.6 makes 1; one candidate
 ])
 def test_the_count_is_15_percent_of_the_real_tokens(real, width, chosen):
@@ -452,6 +443,15 @@ def test_the_count_is_15_percent_of_the_real_tokens(real, width, chosen):
     masked = mask_tokens(ids, mask, MASKING, torch.Generator().manual_seed(0))
     assert masked.weights.sum() == chosen
     assert masked.positions.shape == (1, MASKING.num_slots(width))
+
+
+@given(st.integers(4, 600), st.sampled_from([0.01, 0.15, 0.25, 0.5]))
+def test_every_row_finds_as_many_slots_as_it_has_chosen_tokens(width, share):
+    ids, mask, _ = random_batch([width], width)
+    config = dataclasses.replace(MASKING, mask_prob=share)
+    masked = mask_tokens(ids, mask, config, torch.Generator().manual_seed(0))
+    candidates = int((ids != CLS).sum() - (ids == SEP).sum())
+    assert masked.weights.sum() == min(max(1, round(share * width)), candidates)
 
 
 def test_no_more_are_chosen_than_there_are_candidates():
@@ -590,10 +590,12 @@ def test_masking_asks_for_the_special_ids(name):
                     torch.Generator())
 
 
-def test_sampling_is_the_gumbel_argmax_on_paper():
-    """U = exp(-exp(-g)) gives the Gumbel value g: logits 0 and 1, noise 2 and 1/2, so 2 beats 1.5."""
-    noise = torch.exp(-torch.exp(-torch.tensor([[[2.0, 0.5], [0.5, 0.5]]])))
-    assert sample_tokens(torch.tensor([[[0.0, 1.0], [0.0, 1.0]]]), noise).tolist() == [[0, 1]]
+@pytest.mark.parametrize("uniform, token", [
+    (0.0, 0), (0.19, 0), (0.21, 1), (0.65, 1), (0.71, 3), (BELOW_1, 3)])
+def test_the_first_token_whose_cumulated_probability_exceeds_the_number_on_paper(uniform, token):
+    """The line from 0 to 1 is divided at 0.2, 0.7 and 0.7: the third token has probability 0."""
+    probabilities = torch.tensor([[[0.2, 0.5, 0.0, 0.3]]])
+    assert sample_tokens(probabilities, torch.tensor([[uniform]])).tolist() == [[token]]
 
 
 @settings(max_examples=20, derandomize=True)        # by chance, so always with the same examples
@@ -602,66 +604,73 @@ def test_sampling_is_the_gumbel_argmax_on_paper():
 def test_samples_follow_the_softmax(logits, seed):
     """20,000 draws: each frequency lies within four standard errors of its probability."""
     count, expected = 20_000, torch.tensor(logits).softmax(0)
-    noise = torch.rand(1, count, len(logits), generator=torch.Generator().manual_seed(seed))
-    samples = sample_tokens(torch.tensor(logits).expand(1, count, -1), noise)
+    uniform = torch.rand(1, count, generator=torch.Generator().manual_seed(seed))
+    samples = sample_tokens(expected.expand(1, count, -1), uniform)
     frequencies = torch.bincount(samples.flatten(), minlength=len(logits)) / count
     assert within(frequencies, expected, (expected * (1 - expected) / count).sqrt() + 1e-9)
 
 
+def test_samples_follow_the_softmax_of_31090_wordpieces_too():
+    """Fifty groups of wordpieces, 20,000 draws: chi-squared at 49 degrees of freedom is 49 with sd 9.9."""
+    V, count = 31_090, 20_000
+    random = torch.Generator().manual_seed(0)
+    p = (3 * torch.randn(V, generator=random)).softmax(0)
+    group = torch.randint(50, (V,), generator=random)
+    uniform = torch.rand(count, generator=random)
+    samples = torch.cat([sample_tokens(p.expand(1, len(part), V), part[None])[0]
+                         for part in uniform.split(500)])
+    found = torch.bincount(group[samples], minlength=50).double()
+    expected = torch.zeros(50, dtype=torch.double).index_add_(0, group, p.double()) * count
+    assert 20 < ((found - expected) ** 2 / expected).sum() < 49 + 4 * 9.9
+
+
+def is_never_impossible(logits):
+    """Return whether numbers from 0 to the largest below 1 draw only tokens of probability above 0."""
+    p = logits.softmax(-1)                                                          # (V,)
+    ends = torch.tensor([0.0, 2**-149, 2**-24, BELOW_1])
+    numbers = torch.cat([ends, torch.linspace(0, BELOW_1, 200)])
+    samples = sample_tokens(p.expand(1, len(numbers), -1), numbers[None])           # (1, 204)
+    return bool((p[samples] > 0).all())
+
+
+@given(st.lists(st.sampled_from([-math.inf, -200.0, -90.0, -3.0, 0.0, 1.0]), min_size=1, max_size=12))
+@example([-math.inf, 0.0, -math.inf])
+def test_a_token_of_probability_0_is_never_drawn(logits):
+    """Not at the ends of the line either, by the number 0 and by the largest float32 below 1."""
+    assert max(logits) == -math.inf or is_never_impossible(torch.tensor(logits))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_token_of_probability_0_is_never_drawn_from_31090_whose_sum_is_rounded(seed):
+    """The last hundred have probability 0; the sum of the others is not exactly 1."""
+    logits = 2 * torch.randn(31_090, generator=torch.Generator().manual_seed(seed))
+    logits[:100] = logits[-100:] = -math.inf
+    assert is_never_impossible(logits)
+
+
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 30), SEEDS)
-def test_samples_equal_the_formula_as_one_reads_it(rows, slots, vocabulary, seed):
-    """argmax(logits + g) with g = -log(-log(U + 1e-9) + 1e-9), without the work in place."""
+def test_samples_equal_a_loop_that_adds_up_probabilities(rows, slots, vocabulary, seed):
     random = torch.Generator().manual_seed(seed)
-    logits = 3 * torch.randn(rows, slots, vocabulary, generator=random)
-    noise = torch.rand(rows, slots, vocabulary, generator=random)
-    gumbel = -torch.log(-torch.log(noise + 1e-9) + 1e-9)
-    assert torch.equal(sample_tokens(logits, noise), (logits + gumbel).argmax(-1))
+    p = torch.randn(rows, slots, vocabulary, generator=random).softmax(-1)
+    uniform = torch.rand(rows, slots, generator=random)
+    samples = sample_tokens(p, uniform)
+    for row, slot in torch.cartesian_prod(torch.arange(rows), torch.arange(slots)).tolist():
+        sums = p[row, slot].double().cumsum(0)
+        token, number = samples[row, slot], uniform[row, slot].double() * sums[-1]
+        assert sums[token] > number - 1e-6 and sums[token] - p[row, slot, token] < number + 1e-6
 
 
-@given(st.integers(2, 30), st.floats(-50, 50), SEEDS)
-def test_a_constant_added_to_all_logits_changes_no_sample(vocabulary, constant, seed):
-    """Softmax does not see it either; in float64, where rounding cannot decide."""
-    random = torch.Generator().manual_seed(seed)
-    logits = torch.randn(1, 9, vocabulary, generator=random, dtype=torch.double)
-    noise = torch.rand(1, 9, vocabulary, generator=random, dtype=torch.double)
-    assert torch.equal(sample_tokens(logits, noise), sample_tokens(logits + constant, noise))
-
-
-def test_samples_survive_the_ends_of_the_noise():
-    """Uniform noise may be 0, and its largest float32 value rounds to almost 1: both stay finite."""
-    noise = torch.tensor([[[0.0, 1 - 2**-24, 0.5]]])
-    assert sample_tokens(torch.zeros(1, 1, 3), noise).tolist() == [[1]]
-    assert sample_tokens(torch.tensor([[[99.0, 0.0, 0.0]]]), noise).tolist() == [[0]]
-
-
-def test_1e_9_is_added_before_both_logarithms_on_paper():
-    """The largest U gives -log(2^-24 + 1e-9) = 16.619 (not 16.636), the smallest -log(-log 1e-9) = -3.031."""
-    noise = torch.tensor([[[1 - 2**-24, math.exp(-1)], [0.0, math.exp(-1)]]])           # exp(-1) gives 0
-    for shift, sampled in ((-0.004, [0, 0]), (0.004, [1, 1])):
-        logits = torch.tensor([[[0.0, 16.619], [0.0, -3.031]]]) + torch.tensor([0.0, shift])
-        assert sample_tokens(logits, noise).tolist() == [sampled]
-
-
-def test_sampling_leaves_logits_and_noise_as_they_are():
-    logits, noise = torch.randn(2, 3, 9), torch.rand(2, 3, 9)
-    before = logits.clone(), noise.clone()
-    sample_tokens(logits, noise)
-    assert torch.equal(logits, before[0]) and torch.equal(noise, before[1])
-
-
-def test_sampling_is_float32_under_bfloat16():
-    logits = torch.randn(4, 50, 60, generator=torch.Generator().manual_seed(0)).bfloat16()
-    noise = torch.rand(4, 50, 60, generator=torch.Generator().manual_seed(1))
-    gumbel = -torch.log(-torch.log(noise + 1e-9) + 1e-9)
-    assert torch.equal(sample_tokens(logits, noise), (logits.float() + gumbel).argmax(-1))
-    in_bfloat16 = (logits + gumbel.bfloat16()).argmax(-1)
-    assert not torch.equal(sample_tokens(logits, noise), in_bfloat16)           # so it would show
+def test_sampling_leaves_probabilities_and_numbers_as_they_are():
+    p, uniform = torch.rand(2, 3, 9), torch.rand(2, 3)
+    before = p.clone(), uniform.clone()
+    sample_tokens(p, uniform)
+    assert torch.equal(p, before[0]) and torch.equal(uniform, before[1])
 
 
 # The ids of "[CLS] 10 11 12 13 [SEP] [PAD]" with 11 hidden, 13 chosen but left readable, one slot unused.
 EXAMPLE = MaskedBatch(input_ids=torch.tensor([[CLS, 10, MASK, 12, 13, SEP, PAD]]),
                       positions=torch.tensor([[2, 4, 0]]), original_ids=torch.tensor([[11, 13, CLS]]),
-                      weights=torch.tensor([[1.0, 1.0, 0.0]]))
+                      weights=torch.tensor([[1.0, 1.0, 0.0]]), uniform=torch.zeros(1, 3))
 
 
 @pytest.mark.parametrize("samples, corrupted, labels", [
@@ -745,12 +754,10 @@ def tiny_model():
 
 @st.composite
 def tiny_steps(draw):
-    """What one call of a tiny model takes: masked batch, attention mask, segments, noise."""
+    """What one call of a tiny model takes: masked batch, attention mask, segments."""
     lengths = draw(st.lists(st.integers(4, 24), min_size=1, max_size=4))
     ids, real, types = random_batch(lengths, max(lengths) + draw(st.integers(0, 5)), seed=draw(SEEDS))
-    random = torch.Generator().manual_seed(draw(SEEDS))
-    masked = mask_tokens(ids, real, TINY, random)
-    return masked, real, types, torch.rand(*masked.positions.shape, TINY.vocab_size, generator=random)
+    return mask_tokens(ids, real, TINY, torch.Generator().manual_seed(draw(SEEDS))), real, types
 
 
 few = settings(max_examples=25)         # each example is a forward pass
@@ -767,8 +774,8 @@ def test_loss_is_the_mlm_loss_and_fifty_times_the_discriminators(step):
 @given(tiny_steps())
 def test_slot_losses_equal_boolean_indexing(step):
     """The fixed slots with weights against logits over all positions, indexed by masks."""
-    model, (masked, real, types, noise) = tiny_model(), step
-    output = model(masked, real, types, noise)
+    model, (masked, real, types) = tiny_model(), step
+    output = model(*step)
     original = masked.input_ids.scatter(1, masked.positions, masked.original_ids)
     is_chosen = torch.zeros_like(real).bool()
     for row, (positions, weights) in enumerate(zip(masked.positions, masked.weights)):
@@ -776,7 +783,8 @@ def test_slot_losses_equal_boolean_indexing(step):
     logits = model.generator_logits(masked.input_ids, real, types)                              # (B, T, V)
     assert output.mlm_loss.item() == pytest.approx(
         F.cross_entropy(logits[is_chosen], original[is_chosen]).item(), rel=1e-4)
-    corrupted, is_replaced = replace_tokens(masked, sample_tokens(output.generator_logits, noise))
+    samples = sample_tokens(output.generator_logits.softmax(-1), masked.uniform)
+    corrupted, is_replaced = replace_tokens(masked, samples)
     judged = model.discriminator_logits(corrupted, real, types)
     is_real = real == 1         # [CLS] and [SEP] included, padding not
     assert output.discriminator_loss.item() == pytest.approx(F.binary_cross_entropy_with_logits(
@@ -801,18 +809,19 @@ def test_losses_over_no_token_are_zero_because_1e_6_is_added_below(tiny_config):
     assert one.mlm_loss.item() == pytest.approx(2 * double.mlm_loss.item(), rel=1e-5)
     assert one.discriminator_loss.item() == pytest.approx(2 * double.discriminator_loss.item(), rel=1e-5)
     ids, real, types = random_batch([9], 9)
-    none = MaskedBatch(ids, torch.zeros(1, 1).long(), torch.zeros(1, 1).long(), torch.zeros(1, 1))
+    zero = torch.zeros(1, 1)
+    none = MaskedBatch(ids, zero.long(), zero.long(), zero, zero)
     nothing = model(none, torch.zeros_like(real), types)
     assert (nothing.mlm_loss.item(), nothing.discriminator_loss.item()) == (0, 0)
 
 
 def test_generator_predicts_at_the_slots_only(tiny_config):
-    model, masked, real, types, noise = pretraining_step(tiny_config)
+    model, masked, real, types = pretraining_step(tiny_config)
     rows, slots = masked.positions.shape
     shapes = []
     hook = model.generator.generator_lm_head.register_forward_hook(
         lambda module, inputs, output: shapes.append(inputs[0].shape))
-    output = model(masked, real, types, noise)
+    output = model(masked, real, types)
     hook.remove()
     assert shapes == [(rows, slots, tiny_config.embedding_size)]
     everywhere = model.generator_logits(masked.input_ids, real, types)                          # (B, T, V)
@@ -823,10 +832,10 @@ def test_generator_predicts_at_the_slots_only(tiny_config):
 @few
 @given(tiny_steps(), st.integers(1, 10))
 def test_further_padding_leaves_the_losses_unchanged(step, columns):
-    masked, real, types, noise = step
+    masked, real, types = step
     wider = masked._replace(input_ids=F.pad(masked.input_ids, (0, columns)))
     output = tiny_model()(*step)
-    padded = tiny_model()(wider, F.pad(real, (0, columns)), F.pad(types, (0, columns)), noise)
+    padded = tiny_model()(wider, F.pad(real, (0, columns)), F.pad(types, (0, columns)))
     for name in ("loss", "mlm_loss", "discriminator_loss"):
         assert getattr(padded, name).item() == pytest.approx(getattr(output, name).item(), rel=1e-4)
 
@@ -835,13 +844,13 @@ def test_further_padding_leaves_the_losses_unchanged(step, columns):
 @given(tiny_steps(), st.integers(1, 3))
 def test_losses_of_parts_add_up_given_the_totals_of_the_batch(step, size):
     """Parts of `size` rows, the last one smaller: a mean of their means would differ."""
-    masked, real, types, noise = step
+    masked, real, types = step
     whole = tiny_model()(*step)
     losses = []
     for first in range(0, len(real), size):
         part = slice(first, first + size)
         output = tiny_model()(MaskedBatch(*(tensor[part] for tensor in masked)), real[part], types[part],
-                              noise[part], slot_total=masked.weights.sum(), token_total=real.sum())
+                              slot_total=masked.weights.sum(), token_total=real.sum())
         losses.append(torch.stack([output.loss, output.mlm_loss, output.discriminator_loss]))
     expected = torch.stack([whole.loss, whole.mlm_loss, whole.discriminator_loss])
     assert torch.allclose(sum(losses), expected, rtol=1e-4)
@@ -865,7 +874,7 @@ def test_the_discriminator_loss_reaches_the_generator_through_the_tied_embedding
 
 
 def test_no_gradient_flows_through_the_sample(tiny_config):
-    assert not sample_tokens(torch.zeros(1, 2, 3, requires_grad=True)).requires_grad
+    assert not sample_tokens(torch.rand(1, 2, 3, requires_grad=True), torch.zeros(1, 2)).requires_grad
     model, *step = pretraining_step(tiny_config)
     output = model(*step)
     assert not output.generator_logits.requires_grad and not output.discriminator_logits.requires_grad
@@ -891,14 +900,14 @@ def test_the_first_loss_is_about_ln_v_plus_50_ln_2():
 
 def test_gradients_of_parts_add_up_given_the_totals_of_the_batch(tiny_config):
     """With the loss: what accumulation over steps and several devices rest on."""
-    model, masked, real, types, noise = pretraining_step(tiny_config)
-    whole = model(masked, real, types, noise).loss
+    model, masked, real, types = pretraining_step(tiny_config)
+    whole = model(masked, real, types).loss
     whole.backward()
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     total = 0.0
     for part in (slice(0, 1), slice(1, 4)):     # of unlike size: a mean of means would differ
-        loss = model(MaskedBatch(*(tensor[part] for tensor in masked)), real[part], types[part], noise[part],
+        loss = model(MaskedBatch(*(tensor[part] for tensor in masked)), real[part], types[part],
                      slot_total=masked.weights.sum(), token_total=real.sum()).loss
         loss.backward()
         total += loss.item()
@@ -1008,31 +1017,20 @@ def test_span_loss_is_the_mean_over_starts_and_ends(rows, width, seed):
     assert SpanExtractor.loss(logits, labels).item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
-@pytest.mark.parametrize("head, settings_of_loss", [
-    (TokenTagger, {}), (TokenTagger, {"is_binary": True}), (SequenceClassifier, {}),
-    (SequenceClassifier, {"class_weights": torch.tensor([1.0, 99.0, 5.0, 2.0])}), (SpanExtractor, {})])
-@given(rows=st.integers(2, 5), width=st.integers(1, 7), seed=SEEDS, data=st.data())
-def test_losses_of_parts_add_up_to_that_of_the_batch(head, settings_of_loss, rows, width, seed, data):
-    logits, labels = logits_and_labels(head, rows, width, seed)
-    border = data.draw(st.integers(1, rows - 1))
-    total = electramed.label_total(labels, settings_of_loss.get("class_weights"))
-    parts = [head.loss(logits[part], labels[part], total=total, **settings_of_loss)
-             for part in (slice(0, border), slice(border, rows))]
-    assert torch.allclose(sum(parts), head.loss(logits, labels, **settings_of_loss), rtol=1e-4, atol=1e-6)
-
-
-def test_heads_have_the_shapes_they_promise_and_one_dense_layer(tiny_config):
+def test_heads_have_the_shapes_and_layers_they_promise(tiny_config):
     batch = random_batch([9, 5], 9)
     tagger, classifier, extractor = (random_model(model) for model in (
         TokenTagger(tiny_config, 3), SequenceClassifier(tiny_config, 5), SpanExtractor(tiny_config)))
     assert tagger(*batch).shape == (2, 9, 3) and extractor(*batch).shape == (2, 9, 2)
     assert torch.equal(tagger(*batch), tagger.classifier(tagger.electra(*batch)))
     # the classifier sees the hidden state at [CLS] and nothing else
-    assert torch.equal(classifier(*batch), classifier.classifier(classifier.electra(*batch)[:, 0]))
+    hidden = F.gelu(classifier.classifier["dense"](classifier.electra(*batch)[:, 0]))
+    assert torch.equal(classifier(*batch), classifier.classifier["out_proj"](hidden))
     assert classifier(*batch).shape == (2, 5)
-    for model, head in ((tagger, "classifier"), (classifier, "classifier"), (extractor, "qa_outputs")):
+    for model, *layers in ((tagger, "classifier"), (extractor, "qa_outputs"),
+                           (classifier, "classifier.dense", "classifier.out_proj")):
         assert {name for name, _ in model.named_parameters() if not name.startswith("electra.")} == {
-            f"{head}.weight", f"{head}.bias"}
+            f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
 
 
 def test_answers_lie_in_the_passage_or_at_cls(tiny_config):
@@ -1161,7 +1159,7 @@ def test_adam_without_bias_correction_on_paper():
     weight = nn.Parameter(torch.ones((), dtype=torch.double))
     optimizer = Adam([{"params": [weight], "lr_scale": 1.0, "decay": 0.01}])
     weight.grad = torch.tensor(2.0, dtype=torch.double)
-    optimizer.update(0.1)
+    optimizer.step(0.1)
     assert weight.item() == pytest.approx(1 - 0.1 * (0.2 / (math.sqrt(0.004) + 1e-6) + 0.01), abs=1e-15)
     assert weight.grad is None      # cleared for the next step
 
@@ -1182,7 +1180,7 @@ def test_adam_equals_a_hand_written_loop(steps, scale, decay, exponent, seed):
         rate = learning_rate_at(step, 40, 5, 0.1)
         g = torch.randn(3, 2, generator=random, dtype=torch.double) * 10.0 ** (exponent + step % 3)
         weight.grad = g.clone()
-        optimizer.update(rate)
+        optimizer.step(rate)
         m = 0.9 * m + 0.1 * g
         v = 0.999 * v + 0.001 * g * g
         w = w - rate * scale * (m / (v.sqrt() + 1e-6) + decay * w)
@@ -1216,12 +1214,23 @@ def test_the_fused_kernel_equals_the_formula_that_xla_computes(steps, scale, dec
         assert torch.allclose(ours_state[name], theirs_state[name], rtol=1e-4, atol=1e-20), name
 
 
+def test_adam_takes_parameters_alone_and_asks_for_a_rate():
+    weights = [nn.Parameter(torch.ones(3, dtype=torch.double)) for _ in range(2)]
+    plain, grouped = Adam(iter(weights[:1])), Adam([{"params": weights[1:], "lr_scale": 1.0, "decay": 0.0}])
+    for weight in weights:
+        weight.grad = torch.full_like(weight, 2.0)
+    with pytest.raises(TypeError, match="learning_rate"):
+        plain.step()
+    plain.step(0.1), grouped.step(0.1)
+    assert torch.equal(*weights) and (weights[0] != 1).all()
+
+
 def test_adam_continues_bitwise_from_its_state_dict():
     def run(groups, optimizer, first, last):
         for step in range(first, last):
             for i, parameter in enumerate(parameter for group in groups for parameter in group["params"]):
                 parameter.grad = torch.sin(parameter.detach() * (step + i + 1))
-            optimizer.update(learning_rate_at(step, 20, 3, 0.1))
+            optimizer.step(learning_rate_at(step, 20, 3, 0.1))
         return optimizer
 
     unbroken, broken, resumed = adam_groups(), adam_groups(), adam_groups()
@@ -1377,8 +1386,8 @@ def test_truncated_safetensors_are_refused_by_name(tmp_path_factory, cut):
     assert torch.equal(read_safetensors(path)["b"], torch.arange(4))
     content = path.read_bytes()
     path.write_bytes(content[:int(cut * len(content))])
-    with pytest.raises(ValueError, match="model.safetensors: not a readable safetensors file"):
-        read_safetensors(path)
+    with pytest.raises(ValueError, match="model.safetensors: not readable as weights by name"):
+        read_weights(path.parent)
 
 
 def overwrite(folder, name):
@@ -1391,13 +1400,15 @@ EMBEDDING, OUTPUT = "electra.embeddings.word_embeddings.weight", "generator_lm_h
 
 @pytest.mark.parametrize("damage, file, message", [
     (lambda folder: (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n\n"), "config.json",
-     "has vocab_size {V} but {folder}/vocab.txt has 3 lines: take the model's own; if the model was padded, "
-     "append lines such as [padding1]"),
-    (lambda folder: change_config(folder, hidden_size=10 ** 9), "config.json",
-     "2 layers with 8,000,000,"),
-    (lambda folder: change_config(folder, num_hidden_layers=10 ** 9), "config.json", "1,000,000,000 layers"),
+     "has vocab_size {V} but {folder}/vocab.txt has 3 pieces: take the model's own; added tokens are not "
+     "supported; if the model was padded, append lines such as [padding1]"),
+    (lambda folder: (folder / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}'), "config.json",
+     "but {folder}/tokenizer.json has 1 pieces"),
+    (lambda folder: (folder / "tokenizer.json").write_text("[4]"), "tokenizer.json",
+     "expected a JSON object model.vocab"),
+    (lambda folder: change_config(folder, num_hidden_layers=10 ** 9), "config.json", "check all sizes"),
     (lambda folder: change_config(folder / "generator", hidden_size=10 ** 9), "generator/config.json",
-     "weights are too many: at most 1,000 with 1,000,000,000, so check all sizes"),
+     "weights, more than 1,000,000,000: check all sizes"),
     (lambda folder: change_config(folder, mask_token_id="4"), "config.json",
      "mask_token_id must be int or NoneType from 0 to 1000000000, not '4'"),
     (lambda folder: change_config(folder, hidden_act=["gelu"]), "config.json", "hidden_act is ['gelu']"),
@@ -1417,24 +1428,25 @@ EMBEDDING, OUTPUT = "electra.embeddings.word_embeddings.weight", "generator_lm_h
      "expected a JSON object, found list"),
     (lambda folder: (folder / "config.json").write_text("{"), "config.json", "line 1 column 2"),
     (lambda folder: change_config(folder, intermediate_size=64), "",
-     "electra.encoder.layer.0.intermediate.dense.bias is (32,) in the file, but (64,) by config.json"),
+     "size mismatch for electra.encoder.layer.0.intermediate.dense.weight: copying a param with shape "
+     "torch.Size([32, 16])"),
     (lambda folder: change_config(folder, num_hidden_layers=3), "",
-     "electra.encoder.layer.2.attention.output.LayerNorm.bias is absent in the file, but (16,)"),
+     'Missing key(s) in state_dict: "electra.encoder.layer.2.attention'),
     (lambda folder: change_weights(folder, {"bert.pooler.weight": torch.ones(1)}), "",
-     "bert.pooler.weight is (1,) in the file, but absent by config.json"),
+     'Unexpected key(s) in state_dict: "bert.pooler.weight". Is it a model of this kind'),
     (lambda folder: change_weights(folder, without=["discriminator_predictions.dense.bias"]), "",
-     "discriminator_predictions.dense.bias is absent in the file"),
+     'Missing key(s) in state_dict: "discriminator_predictions.dense.bias"'),
     (lambda folder: (folder / "model.safetensors").write_bytes(b"damaged"), "model.safetensors",
-     "not a readable safetensors file"),
+     "not readable as weights by name"),
     (lambda folder: change_config(folder / "generator", hidden_act="relu"), "generator/config.json",
      "hidden_act"),
     (lambda folder: overwrite(folder / "generator", EMBEDDING), "generator",
      "word_embeddings.weight differs from the discriminator's"),
     (lambda folder: change_weights(folder / "generator", without=["generator_predictions.dense.bias"]),
-     "generator", "generator_predictions.dense.bias is absent"),
+     "generator", 'Missing key(s) in state_dict: "generator_predictions.dense.bias"'),
     (lambda folder: overwrite(folder / "generator", OUTPUT), "generator", OUTPUT),
     (lambda folder: change_weights(folder / "generator", without=[EMBEDDING, OUTPUT]), "generator",
-     f"{EMBEDDING} is absent in the file"),
+     f'Missing key(s) in state_dict: "{EMBEDDING}"'),
     (lambda folder: change_config(folder / "generator", vocab_size=100), "",
      "vocab_size is 100 in the generator and {V} in the discriminator"),
 ])
@@ -1452,48 +1464,47 @@ def spoil(header, **entry):
     return {**header, "b": {**header["b"], **entry}}
 
 
-@pytest.mark.parametrize("change, entry", [
-    (lambda header: spoil(header, dtype="F31"), "b"),
-    (lambda header: spoil(header, dtype=["F32"]), "b"),
-    (lambda header: spoil(header, shape=[5]), "b"),                                 # another size
-    (lambda header: spoil(header, shape=4), "b"),
-    (lambda header: spoil(header, shape=[4.0]), "b"),
-    (lambda header: spoil(header, shape=[True, 4]), "b"),
-    (lambda header: spoil(header, shape=[-2, -2]), "b"),
-    (lambda header: spoil(header, shape=[[4]]), "b"),
-    (lambda header: spoil(header, data_offsets=[0, 16]), "a"),                      # the two overlap
-    (lambda header: spoil(header, data_offsets=[8, 24]), "b"),
-    (lambda header: spoil(header, data_offsets=[-16, 0]), "b"),
-    (lambda header: spoil(header, data_offsets=[40, 24]), "b"),
-    (lambda header: spoil(header, data_offsets=[24.0, 40]), "b"),
-    (lambda header: spoil(header, data_offsets=["24", "40"]), "header"),
-    (lambda header: spoil(header, data_offsets=[24]), "b"),
-    (lambda header: spoil(header, data_offsets=[28, 44]), "b"),                     # beyond the file
-    (lambda header: spoil(header, data_offsets=None), "header"),
-    (lambda header: spoil(header, shape=[3], data_offsets=[28, 40]), "b"),          # a gap before it
-    (lambda header: spoil(header, shape=[3], data_offsets=[24, 36]), "b"),         # and after it
-    (lambda header: {**header, "b": {}}, "header"),
-    (lambda header: {**header, "b": 4}, "header"),
-    (lambda header: [header], "header"),
+@pytest.mark.parametrize("change", [
+    lambda header: spoil(header, dtype="F31"),
+    lambda header: spoil(header, dtype=["F32"]),
+    lambda header: spoil(header, shape=[5]),                                 # another size
+    lambda header: spoil(header, shape=4),
+    lambda header: spoil(header, shape=[4.0]),
+    lambda header: spoil(header, shape=[True, 4]),
+    lambda header: spoil(header, shape=[-2, -2]),
+    lambda header: spoil(header, shape=[[4]]),
+    lambda header: spoil(header, data_offsets=[0, 16]),                      # the two overlap
+    lambda header: spoil(header, data_offsets=[8, 24]),
+    lambda header: spoil(header, data_offsets=[-16, 0]),
+    lambda header: spoil(header, data_offsets=[40, 24]),
+    lambda header: spoil(header, data_offsets=[24.0, 40]),
+    lambda header: spoil(header, data_offsets=["24", "40"]),
+    lambda header: spoil(header, data_offsets=[24]),
+    lambda header: spoil(header, data_offsets=[28, 44]),                     # beyond the file
+    lambda header: spoil(header, data_offsets=None),
+    lambda header: spoil(header, shape=[3], data_offsets=[28, 40]),          # a gap before it
+    lambda header: spoil(header, shape=[3], data_offsets=[24, 36]),         # and after it
+    lambda header: {**header, "b": {}},
+    lambda header: {**header, "b": 4},
+    lambda header: [header],
 ])
-def test_safetensors_with_a_wrong_entry_are_refused_and_the_entry_is_named(tmp_path, change, entry):
+def test_safetensors_with_a_wrong_entry_are_refused(tmp_path, change):
     path = tmp_path / "model.safetensors"
     write_by_hand(path, {"a": torch.ones(3, 2), "b": torch.arange(4.0)})
     content = path.read_bytes()
     header, numbers = content[8:-40], content[-40:]
     text = json.dumps(change(json.loads(header))).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + numbers)
-    with pytest.raises(ValueError, match=r"model.safetensors: not a readable safetensors file") as error:
-        read_safetensors(path)
-    assert f"({entry}: " in str(error.value)
+    with pytest.raises(ValueError, match="model.safetensors: not readable as weights by name"):
+        read_weights(tmp_path)
 
 
 @pytest.mark.parametrize("text", [b'{"a": {}, "a": {}}', b"[" * 10 ** 5, b"\xff\xff", b"null"])
 def test_safetensors_with_a_header_that_is_no_clear_object_are_refused(tmp_path, text):
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", len(text)) + text)
-    with pytest.raises(ValueError, match=r"not a readable safetensors file \(header: "):
-        read_safetensors(path)
+    with pytest.raises(ValueError, match="model.safetensors: not readable as weights by name"):
+        read_weights(tmp_path)
 
 
 @settings(max_examples=300)
@@ -1506,26 +1517,26 @@ def test_a_changed_byte_in_the_header_is_read_or_refused_but_never_a_traceback(
     content[position % (len(content) - 40)] = byte
     path.write_bytes(content)
     try:
-        weights = read_safetensors(path)
+        weights = read_weights(path.parent)
     except ValueError as error:
-        assert "model.safetensors: not a readable safetensors file (" in str(error)
+        assert "model.safetensors: not readable as weights by name" in str(error)
     else:
         assert sum(tensor.nbytes for tensor in weights.values()) == 40
 
 
-@example(0.8962860814104229)        # an attribute that makes torch take numbers for a folder
 @given(position=st.floats(0, 1, exclude_max=True))
 def test_a_changed_byte_in_pytorch_model_bin_changes_no_weight_unnoticed(tmp_path_factory, position):
     folder = tmp_path_factory.mktemp("changed")
     weights = {"a": torch.arange(200.0).view(20, 10), "b": torch.arange(4.0)}
     torch.save(weights, folder / "pytorch_model.bin")
     content = bytearray((folder / "pytorch_model.bin").read_bytes())
-    content[int(position * len(content))] ^= 16
+    with zipfile.ZipFile(folder / "pytorch_model.bin") as archive:
+        content[int(position * archive.start_dir)] ^= 16        # of the entries, not of the table of them
     (folder / "pytorch_model.bin").write_bytes(content)
     try:
         read = read_weights(folder)         # the byte belonged to the padding between two entries
     except ValueError as error:
-        assert f"{folder}/pytorch_model.bin: not a readable state dict" in str(error)
+        assert f"{folder}/pytorch_model.bin: not readable as weights by name" in str(error)
     else:
         assert read.keys() == weights.keys() and all(torch.equal(read[name], weights[name]) for name in read)
 
@@ -1547,7 +1558,7 @@ def test_the_entry_of_pytorch_model_bin_with_a_wrong_checksum_is_named(saved):
 def test_a_pytorch_model_bin_that_holds_no_tensors_by_name_is_refused(saved, content):
     _, folder = saved
     turn_into_bin(folder, content)
-    with pytest.raises(ValueError, match=f"{folder}/pytorch_model.bin: not a readable state dict"):
+    with pytest.raises(ValueError, match=f"{folder}/pytorch_model.bin: not readable as weights by name"):
         load_pretrained(folder)
 
 
@@ -1567,7 +1578,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(saved, number):
     for file in ("model.safetensors", "pytorch_model.bin"):
         if file == "pytorch_model.bin":
             turn_into_bin(folder)
-        with pytest.raises(ValueError, match=f"{folder}/{file}: {name} holds numbers that are not finite"):
+        with pytest.raises(ValueError, match=f"{folder}/{file}: .*{name} holds numbers that are not finite"):
             load_encoder(TokenTagger(model.config, 3), folder)
 
 
@@ -1602,7 +1613,7 @@ def test_an_index_that_is_none_is_refused_by_name(saved, content):
     _, folder = saved
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(ValueError, match="model.safetensors.index.json: expected a weight_map"):
+    with pytest.raises((ValueError, OSError), match=str(folder)):
         load_pretrained(folder)
 
 
@@ -1615,7 +1626,7 @@ def test_an_encoder_saved_by_itself_is_read(saved):
     tagger = TokenTagger(model.config, 3)
     load_encoder(tagger, folder)
     assert same_weights(tagger.electra, model.discriminator.electra)
-    with pytest.raises(ValueError, match="discriminator_predictions.dense.bias is absent in the file"):
+    with pytest.raises(ValueError, match="Missing key.*discriminator_predictions.dense.bias"):
         load_pretrained(folder)
 
 
@@ -1665,6 +1676,72 @@ def test_the_configuration_names_the_model_and_its_labels_both_ways(tmp_path, ti
             assert config["label2id"] == {label: number for number, label in enumerate(labels)}
 
 
+@pytest.mark.parametrize("changes", [
+    {"id2label": {"0": "B", "1": "O"}},                                 # label2id says the opposite
+    {"label2id": {"O": 1, "B": 0}}, {"label2id": {"O": 0}}, {"id2label": {"0": "O", "2": "B"}},
+    {"id2label": {"0": "O", "1": "O"}, "label2id": {"O": 1}}, {"id2label": {"0": "O", "1": None}},
+    {"id2label": {"0": "O", "1": ["B"]}}, {"id2label": ["O", "B"]}, {"id2label": "OB"}, {"id2label": None},
+])
+def test_labels_that_are_odd_or_contradict_each_other_are_refused(tmp_path, tiny_config, changes):
+    """A swap would turn every answer round in silence."""
+    save_pretrained(TokenTagger(tiny_config, 2), tmp_path, labels=["O", "B"])
+    assert load_head(tmp_path)[1] == ["O", "B"]
+    change_config(tmp_path, **changes)
+    with pytest.raises(ValueError, match=f"{tmp_path}/config.json: id2label is .*expected every label once"):
+        load_head(str(tmp_path))
+
+
+def test_a_head_comes_back_with_its_labels_and_their_number_is_compared(tmp_path, tiny_config):
+    folder = tmp_path / "head"
+    for model, labels in ((TokenTagger(tiny_config, 12), [f"B-{number}" for number in range(12)]),
+                          (SequenceClassifier(tiny_config, 2), ["no", "yes"]),
+                          (SpanExtractor(tiny_config), [])):
+        random_model(model)
+        save_pretrained(model, folder, labels=labels)
+        for path in (folder, str(folder)):
+            loaded, names = load_head(path)
+            assert type(loaded) is type(model) and names == labels and same_weights(loaded, model)
+    save_pretrained(TokenTagger(tiny_config, 3), folder)
+    change_config(folder, id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1})
+    with pytest.raises(ValueError, match="size mismatch for classifier.weight"):
+        load_head(folder)
+
+
+def test_a_head_without_labels_has_transformers_two(tmp_path, tiny_config):
+    """transformers leaves this default out of the file."""
+    save_pretrained(TokenTagger(tiny_config, 2), tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    del content["id2label"], content["label2id"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert load_head(tmp_path)[1] == ["LABEL_0", "LABEL_1"]
+
+
+@pytest.mark.parametrize("kinds", [None, [], ["ElectraForPreTraining"], "ElectraForTokenClassification", 5])
+def test_a_folder_without_a_task_head_is_refused_by_its_architectures(tmp_path, tiny_config, kinds):
+    save_pretrained(TokenTagger(tiny_config, 2), tmp_path)
+    change_config(tmp_path, architectures=kinds)
+    with pytest.raises(ValueError, match=f"{tmp_path}/config.json: architectures is .*no fine-tuned model"):
+        load_head(tmp_path)
+
+
+def test_names_that_begin_with_module_are_read_without_it(saved):
+    """As DataParallel saves them."""
+    model, folder = saved
+    weights = {f"module.{name}": tensor for name, tensor in read_file(folder).items()}
+    write_by_hand(folder / "model.safetensors", weights)
+    assert same_weights(load_pretrained(folder), model)
+
+
+def test_loading_and_saving_print_nothing(saved, capfd):
+    model, folder = saved
+    load_pretrained(folder)
+    load_encoder(TokenTagger(model.config, 2), folder)
+    (folder / "generator").rename(folder / "elsewhere")
+    note = electramed.load_initial(model, folder)
+    assert note == f"{folder} has no generator/: a new generator is drawn"
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_generators_folder_has_a_vocabulary_of_its_own_and_both_say_the_longest_row(
         saved, tiny_tokenizer):
     model, folder = saved
@@ -1674,57 +1751,29 @@ def test_the_generators_folder_has_a_vocabulary_of_its_own_and_both_say_the_long
         assert (part / "vocab.txt").read_text().split("\n")[:-1] == tiny_tokenizer.pieces
 
 
-def test_a_classifier_with_transformers_hidden_layer_on_paper():
-    wide = electramed.widen_classifier(torch.tensor([[1.0, 2, 3, 4, 5]]), torch.tensor([6.0]))
-    assert {name.removeprefix("classifier."): tensor.tolist() for name, tensor in wide.items()} == {
-        "dense.weight": [[1, 2, 3, 4, 5], [-1, -2, -3, -4, -5], [0] * 5, [0] * 5, [0] * 5],
-        "dense.bias": [6, -6, 0, 0, 0],
-        "out_proj.weight": [[1, -1, 0, 0, 0]], "out_proj.bias": [0]}
-
-
-@given(st.integers(1, 4), st.integers(0, 3), SEEDS)
-def test_the_hidden_layer_changes_no_logit(labels, more, seed):
-    """out_proj(gelu(dense(x))) equals W x + b, up to the rounding of float32."""
-    random = torch.Generator().manual_seed(seed)
-    H = 2 * labels + more
-    weight, bias, x = (torch.randn(*shape, generator=random) for shape in ((labels, H), (labels,), (5, H)))
-    dense, dense_bias, out, out_bias = electramed.widen_classifier(weight, bias).values()
-    theirs = F.linear(F.gelu(F.linear(x, dense, dense_bias)), out, out_bias)
-    assert (theirs - F.linear(x, weight, bias)).abs().max() < 1e-5
-
-
-def test_a_classifier_comes_back_bitwise_from_the_new_form_and_from_the_old_one(tmp_path, tiny_config):
-    model, loaded = (random_model(SequenceClassifier(tiny_config, 5), seed) for seed in (0, 1))
+def test_a_classifier_comes_back_bitwise(tmp_path, tiny_config):
+    model, loaded = (random_model(SequenceClassifier(tiny_config, 9), seed) for seed in (0, 1))
     save_pretrained(model, tmp_path)
-    assert "classifier.weight" not in read_file(tmp_path)
-    load_weights(loaded, tmp_path)
-    assert same_weights(loaded, model)
-    random_model(loaded, 2)
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")          # as written before
-    (tmp_path / "model.safetensors").unlink()
     load_weights(loaded, tmp_path)
     assert same_weights(loaded, model)
 
 
-@pytest.mark.parametrize("name", ["dense.weight", "dense.bias", "out_proj.weight", "out_proj.bias"])
-def test_a_classifier_with_a_hidden_layer_of_its_own_is_refused_but_gives_its_encoder(
-        tmp_path, tiny_config, name):
-    model = random_model(SequenceClassifier(tiny_config, 2))
+def test_a_classifier_of_before_which_had_one_layer_unfolded_into_two_gives_the_logits_it_gave(
+        tmp_path, tiny_config):
+    """out_proj(gelu(dense(x))) was W x + b, because gelu(z) - gelu(-z) = z."""
+    model, batch = random_model(SequenceClassifier(tiny_config, 5)), random_batch([9, 5], 9)
+    W, b = torch.randn(5, 16), torch.randn(5)                                       # (C, H), (C,)
+    dense, out = torch.zeros(16, 16), torch.zeros(5, 16)
+    dense[0:10:2], dense[1:10:2] = W, -W
+    out[range(5), range(0, 10, 2)], out[range(5), range(1, 10, 2)] = 1.0, -1.0
+    shift = torch.zeros(16)
+    shift[0:10:2], shift[1:10:2] = b, -b
     save_pretrained(model, tmp_path)
-    tensor = read_file(tmp_path)[f"classifier.{name}"]
-    tensor.view(-1)[-1] += 1
-    change_weights(tmp_path, {f"classifier.{name}": tensor})
-    with pytest.raises(ValueError, match=f"{tmp_path}: classifier.{name} was trained as a hidden layer"):
-        load_weights(SequenceClassifier(tiny_config, 2), tmp_path)
-    other = SequenceClassifier(tiny_config, 3)
-    load_encoder(other, tmp_path)
-    assert same_weights(other.electra, model.electra)
-
-
-def test_more_labels_than_half_of_the_hidden_size_are_refused_before_training(tiny_config):
-    SequenceClassifier(tiny_config, 8)
-    with pytest.raises(ValueError, match="9 labels need a hidden_size of at least 18"):
-        SequenceClassifier(tiny_config, 9)
+    change_weights(tmp_path, {"classifier.dense.weight": dense, "classifier.dense.bias": shift,
+                              "classifier.out_proj.weight": out, "classifier.out_proj.bias": torch.zeros(5)})
+    loaded = load_head(tmp_path)[0].eval()
+    expected = model.electra(*batch)[:, 0] @ W.T + b                                # (B, H) -> (B, C)
+    assert torch.allclose(loaded(*batch), expected, atol=1e-4)
 
 
 def test_missing_files_are_named(saved, tmp_path):
@@ -1750,7 +1799,7 @@ def test_loading_runs_no_pickled_code(saved, tmp_path):
     model, folder = saved
     turn_into_bin(folder, {"electra": Bomb(tmp_path / "exploded")})
     torch.save({"step": Bomb(tmp_path / "exploded")}, tmp_path / "checkpoint-00000001.pt")
-    with pytest.raises(ValueError, match="not a readable state dict"):
+    with pytest.raises(ValueError, match="not readable as weights by name"):
         load_pretrained(folder)
     with pytest.raises(ValueError, match="no checkpoint is readable"):
         load_checkpoint(tmp_path, model, Adam(parameter_groups(model, 0.01)))
@@ -1786,15 +1835,85 @@ def test_model_folder_finds_the_model_of_a_run(saved, tmp_path):
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "file"
-    write_bytes(path, b"whole")
+    with written_whole(path) as temporary:
+        temporary.write_bytes(b"whole")
 
     def full(number):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="could not be written .No space left on device.: what was there"):
-        write_bytes(path, b"other")
+        with written_whole(path) as temporary:
+            temporary.write_bytes(b"other")
     assert path.read_bytes() == b"whole" and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("stop", ["fsync", "rename", "replace"])
+def test_a_model_folder_that_cannot_be_replaced_stays_as_it_was(saved, monkeypatch, stop):
+    """Whether the disk is full, or one of the two renamings fails."""
+    model, folder = saved
+
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    other = random_model(ElectraForPretraining(model.config), seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr({"fsync": os}.get(stop, type(folder)), stop, fail)
+        with pytest.raises(OSError, match=f"{folder} could not be written"):
+            save_pretrained(other, folder)
+    assert same_weights(load_pretrained(folder), model) and list(folder.parent.iterdir()) == [folder]
+    save_pretrained(other, folder)
+    assert same_weights(load_pretrained(folder), other) and list(folder.parent.iterdir()) == [folder]
+
+
+def test_a_reader_in_the_middle_of_a_replacement_meets_the_old_model_and_a_killed_writer_leaves_it(
+        saved, tmp_path):
+    """The writer is killed when all files are written but nothing is renamed; later a reader comes."""
+    model, folder = saved
+    program = (
+        "import os, sys, electramed\n"
+        "model = electramed.load_pretrained(sys.argv[1])\n"
+        "model.generator.generator_lm_head.bias.data += 1\n"
+        "electramed.Path.rename = lambda *paths: os._exit(9)\n"
+        "electramed.save_pretrained(model, sys.argv[1])\n")
+    result = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True,
+                            cwd=os.path.dirname(electramed.__file__))
+    assert result.returncode == 9, result.stderr
+    assert len(list(folder.parent.glob("saved*"))) == 2                     # with NAME.PID.unfinished
+    assert same_weights(load_pretrained(folder), model)
+
+
+def test_a_reader_that_was_overtaken_by_a_replacement_says_so(saved, monkeypatch):
+    """It has read config.json of one model when another one comes, of the same sizes."""
+    model, folder = saved
+    tagger = TokenTagger(model.config, 2)
+    save_pretrained(tagger, folder, labels=["O", "B"])
+    read = electramed.read_weights
+
+    def replace_then_read(path):
+        save_pretrained(tagger, folder, labels=["B", "O"])
+        return read(path)
+
+    monkeypatch.setattr(electramed, "read_weights", replace_then_read)
+    for load in (load_head, lambda path: load_encoder(TokenTagger(model.config, 3), path)):
+        with pytest.raises(OSError, match=f"{folder} was replaced while it was read: repeat"):
+            load(folder)
+
+
+def test_a_folder_with_anything_but_a_model_is_not_replaced(saved):
+    model, folder = saved
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=f"{folder} holds thesis.tex, which is no part of a model"):
+        save_pretrained(model, folder)
+    assert (folder / "thesis.tex").read_text() == "years of work"
+
+
+def test_further_files_are_written_with_the_folder(tmp_path, tiny_config):
+    for content in (b"1", b"2"):
+        save_pretrained(TokenTagger(tiny_config, 2), tmp_path / "a", extra_files={"task.json": content})
+        assert (tmp_path / "a/task.json").read_bytes() == content
+    save_pretrained(TokenTagger(tiny_config, 2), str(tmp_path / "a"))
+    assert not (tmp_path / "a/task.json").exists()
 
 
 def new_training(config):
@@ -1813,7 +1932,7 @@ def train(model, optimizer, first, last):
         loss = model.train()(masked, real, types).loss
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.update(learning_rate_at(step, 40, 4, 5e-3))
+        optimizer.step(learning_rate_at(step, 40, 4, 5e-3))
     return loss.item()
 
 
@@ -1861,12 +1980,51 @@ def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_falls_back(tmp_path
     assert checkpoint_steps(tmp_path) == [2, 3]
 
 
+def change_checkpoint(path, change):
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path, tiny_config, capsys):
+    model, optimizer = new_training(tiny_config)
+    train(model, optimizer, 0, 1)
+    path = save_checkpoint(tmp_path, 1, model, optimizer, belongs_to="hash of one run")
+    assert load_checkpoint(tmp_path, model, optimizer, belongs_to="hash of one run") == 1
+    with pytest.raises(ValueError, match=f"{path.name}: it belongs to another run, with other options"):
+        load_checkpoint(tmp_path, model, optimizer, belongs_to="hash of another")
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda content: content.pop("step"), "KeyError"),
+    (lambda content: content.update(step="1"), ""), (lambda content: content.update(step=-1), ""),
+    (lambda content: content.update(step=3), "it holds step 3"),
+    (lambda content: content["optimizer"]["state"][0].update(exp_avg=torch.zeros(1)), "other shapes"),
+    (lambda content: content["optimizer"]["state"][3].update(exp_avg_sq=torch.zeros(9, 9)), "other shapes"),
+    (lambda content: content["optimizer"]["state"][0].pop("exp_avg"), "KeyError"),
+    (lambda content: content["model"].popitem(), "RuntimeError"),
+    (lambda content: content["model"].update(more=torch.zeros(1)), "RuntimeError"),
+])
+def test_a_checkpoint_that_does_not_fit_is_left_for_the_one_before(
+        tmp_path, tiny_config, capsys, change, said):
+    """Moments of another shape would be read beyond their end: a segmentation fault at the next update."""
+    model, optimizer = new_training(tiny_config)
+    for step in (1, 2):
+        train(model, optimizer, step, step + 1)
+        path = save_checkpoint(tmp_path, step, model, optimizer)
+    change_checkpoint(path, change)
+    assert load_checkpoint(tmp_path, model, optimizer) == 1
+    message = capsys.readouterr().err
+    assert f"{path} is damaged or does not fit" in message and said in message
+    train(model, optimizer, 2, 4)
+
+
 # --- 8. Device ---
 
 def test_device_chooses_its_precision():
     for precision in ("float32", "bfloat16"):
         device = Device.choose("cpu", precision)
-        assert (device.kind, device.precision, device.workers) == ("cpu", precision, torch.get_num_threads())
+        assert (device.kind, device.precision, device.count) == ("cpu", precision, 1)
     assert Device.choose("cpu").precision == "float32"
     assert Device.choose().kind == ("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -1894,7 +2052,7 @@ def test_a_seed_decides_what_the_device_draws():
     device, draws = Device.choose("cpu"), []
     for seed in (3, 3, 4):
         device.seed(seed)
-        draws.append(sample_tokens(torch.zeros(1, 20, 60)).tolist())
+        draws.append(dropout(torch.ones(50), 0.5, is_training=True).tolist())
     assert draws[0] == draws[1] != draws[2]
 
 
@@ -1908,8 +2066,9 @@ def test_bfloat16_changes_products_but_neither_losses_nor_sampling(tiny_config, 
     for tensor in (output.loss, output.generator_logits, output.discriminator_logits):
         assert tensor.dtype == torch.float32
     assert not torch.equal(output.generator_logits, exact.generator_logits)
-    assert torch.equal(sample_tokens(output.generator_logits, step[-1]), (  # float32 logits and float32 noise
-        output.generator_logits - torch.log(-torch.log(step[-1] + 1e-9) + 1e-9)).argmax(-1))
+    masked = step[0]                    # samples come from float32 probabilities
+    samples = sample_tokens(output.generator_logits.softmax(-1), masked.uniform)
+    assert torch.equal(output.is_replaced, replace_tokens(masked, samples)[1])
     assert output.mlm_loss.item() == pytest.approx(exact.mlm_loss.item(), rel=0.02)
 
 
@@ -1924,121 +2083,6 @@ def test_in_bfloat16_every_layer_norm_reads_and_gives_float32(tiny_config, embed
     with Device("cpu", "bfloat16").autocast():
         model(*step)
     assert len(seen) > 4 and set(seen) == {(torch.float32, torch.float32)}
-
-
-# What the threads of a CPU compute side by side, and how they divide it.
-
-def cpu(workers):
-    """A CPU of so many threads, whatever this machine has."""
-    pool = concurrent.futures.ThreadPoolExecutor(workers, initializer=electramed.start_worker)
-    return dataclasses.replace(Device.choose("cpu"), workers=workers, pool=pool)
-
-
-def test_rows_are_divided_among_the_threads_in_order():
-    device = cpu(3)
-    assert device.side_by_side(list, range(4, 12)) == [[4, 5], [6, 7, 8], [9, 10, 11]]
-    assert device.side_by_side(list, range(2)) == [[0], [1]]                # fewer rows than threads
-    assert Device("cpu", "float32").side_by_side(list, range(2)) == [[0, 1]]
-
-
-class SameThread:
-    """A pool without threads."""
-
-    def map(self, work, parts):
-        return map(work, parts)
-
-
-@given(st.integers(1, 5), st.integers(0, 20), st.integers(1, 30))
-def test_the_parts_of_any_rows_are_contiguous_and_alike_in_size(workers, first, count):
-    device = Device("cpu", "float32", workers=workers, pool=SameThread())
-    parts = device.side_by_side(list, range(first, first + count))
-    assert [row for part in parts for row in part] == [*range(first, first + count)]
-    sizes = [len(part) for part in parts]
-    assert len(parts) == min(workers, count) and max(sizes) - min(sizes) <= 1
-
-
-@given(st.lists(SEEDS, min_size=2, max_size=6), st.data())
-def test_the_noise_of_a_row_does_not_depend_on_how_a_batch_is_divided(seeds, data):
-    device, border = Device("cpu", "float32"), data.draw(st.integers(1, len(seeds) - 1))
-    whole = device.noise(seeds, 3, 4)
-    parts = [device.noise(seeds[:border], 3, 4), device.noise(seeds[border:], 3, 4)]
-    assert torch.equal(whole, torch.cat(parts))
-    assert ((whole >= 0) & (whole < 1)).all()
-
-
-def test_many_cores_are_shared_out_among_eight_threads(monkeypatch):
-    """Of twenty cores each of the eight has two for its products."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 20)
-    device = Device.choose("cpu")
-    monkeypatch.undo()
-    assert device.workers == 8
-    assert device.pool.submit(torch.get_num_threads).result() == 2
-
-
-def test_a_thread_keeps_its_number_of_threads_when_the_main_thread_sets_another():
-    """torch would give a thread, at its first product, the number that was set last anywhere."""
-    pool = cpu(1).pool
-    pool.submit(int).result()                       # the thread has started, and computed nothing
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    found = pool.submit(torch.get_num_threads).result()
-    torch.set_num_threads(threads)
-    assert found == 1
-
-
-def test_an_error_in_a_thread_reaches_the_caller():
-    with pytest.raises(ZeroDivisionError):
-        cpu(2).side_by_side(lambda rows: 1 // rows.start, range(4))
-
-
-def test_gradients_from_several_threads_add_up_to_those_from_one(tiny_config):
-    """Without dropout, as each thread draws its own. The same number of threads gives the same bits."""
-    for share, is_close in ((0.0, True), (0.3, False)):
-        config = dataclasses.replace(tiny_config, hidden_dropout_prob=share,
-                                     attention_probs_dropout_prob=share)
-        model, masked, real, types, noise = pretraining_step(config, lengths=(20, 13, 9, 16, 11))
-        model.train()
-        weights = list(model.parameters())
-
-        def gradients(workers):
-            device = cpu(workers)
-
-            def losses_of(rows):
-                part = slice(rows.start, rows.stop)
-                device.seed(rows.start)
-                return model(MaskedBatch(*(tensor[part] for tensor in masked)), real[part], types[part],
-                             noise[part], masked.weights.sum(), real.sum())[:3]
-
-            losses = device.backward(losses_of, weights, range(5))
-            found = [losses, *(weight.grad for weight in weights)]
-            for weight in weights:
-                weight.grad = None
-            return found
-
-        one, two, again = gradients(1), gradients(2), gradients(2)
-        assert all(map(torch.equal, two, again))
-        assert all(torch.allclose(x, y, rtol=1e-4, atol=1e-6) for x, y in zip(one, two)) == is_close
-
-
-def test_in_bfloat16_too_the_gradients_do_not_depend_on_which_thread_is_faster(tiny_config):
-    """Three hundred times. With torch's cache of weights, which threads share, one in ten differed."""
-    model, masked, real, types, noise = pretraining_step(tiny_config, lengths=(20, 13, 9, 16))
-    weights = list(model.parameters())
-    device = dataclasses.replace(cpu(2), precision="bfloat16")
-
-    def losses_of(rows):
-        part = slice(rows.start, rows.stop)
-        with device.autocast():
-            return model(MaskedBatch(*(tensor[part] for tensor in masked)), real[part], types[part],
-                         noise[part], masked.weights.sum(), real.sum())[:3]
-
-    seen = set()
-    for _ in range(300):
-        for weight in weights:
-            weight.grad = None
-        device.backward(losses_of, weights, range(4))
-        seen.add(b"".join(weight.grad.numpy().tobytes() for weight in weights))
-    assert len(seen) == 1
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
@@ -2064,23 +2108,56 @@ def test_where_there_is_no_glibc_its_allocator_is_left_alone(monkeypatch, error)
     electramed.keep_freed_memory()
 
 
-@pytest.mark.parametrize("speedup, hidden_size, precision, is_said", [
-    (3, 256, "float32", True), (1, 256, "float32", False), (3, 128, "float32", False),
-    (3, 256, "bfloat16", False)])
-def test_bfloat16_is_mentioned_where_the_cpu_and_the_model_gain_by_it(
-        monkeypatch, capsys, speedup, hidden_size, precision, is_said):
-    """Products that take so many times as long in float32; the first try of each is slow."""
-    shapes = []
+@pytest.mark.parametrize("changes, said", [
+    ({"WORLD_SIZE": ""}, "WORLD_SIZE ''"), ({"WORLD_SIZE": "0"}, "WORLD_SIZE '0'"),
+    ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE 'two'"), ({"RANK": "1"}, "RANK '1'"),
+    ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK '2'"), ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK '-1'"),
+    ({"WORLD_SIZE": "2"}, "RANK '0'"),
+    ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "7"}, "LOCAL_RANK '7'"),
+])
+def test_an_environment_that_no_torchrun_sets_is_refused(monkeypatch, changes, said):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert electramed.read_ranks() == (0, 1, 0)
+    for name, value in changes.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"environment has .*{said}.*start several processes with torchrun"):
+        Device.choose("cpu")
 
-    def product(x, weight):
-        is_first = (x.dtype, x.shape, weight.shape) not in shapes
-        shapes.append((x.dtype, x.shape, weight.shape))
-        time.sleep(0.06 if is_first else 0.01 * speedup if x.dtype == torch.float32 else 0.01)
 
-    monkeypatch.setattr(torch, "mm", product)
-    Device("cpu", precision).mention_bfloat16(hidden_size)
-    assert ("--precision bfloat16" in capsys.readouterr().err) == is_said
-    assert {shape[1:] for shape in shapes} <= {((2048, hidden_size), (hidden_size, 4 * hidden_size))}
+PROCESS = """
+import sys, torch, electramed
+device = electramed.Device.choose("cpu").join()
+device.agree({"torch": "2.13", "--steps": "7"})
+torch.manual_seed(device.rank)
+model = electramed.TokenTagger(electramed.ElectraConfig(vocab_size=9, num_hidden_layers=1), 3)
+device.broadcast(list(model.parameters()))
+torch.manual_seed(0)
+first = electramed.TokenTagger(model.config, 3)
+assert all(map(torch.equal, model.parameters(), first.parameters()))
+try:
+    device.agree({"torch": "2.13", "--steps": str(device.rank), "data": "abc"})
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_processes_take_the_weights_of_the_first_and_find_out_where_they_differ(tmp_path):
+    """Two processes, as torchrun starts them. Both say what differs, and the first says whom it waits for."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    setting = {**os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    processes = [subprocess.Popen([sys.executable, "-c", PROCESS], text=True, stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE, cwd=os.path.dirname(electramed.__file__),
+                                  env={**setting, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+                 for rank in range(2)]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    for process, (output, errors) in zip(processes, outputs):
+        assert process.returncode == 0, errors
+        assert output == ("process 1 and process 0 differ in --steps: start all processes with the same "
+                          "command, files and versions\n")
+    assert "waiting for all 2 processes" in outputs[0][1] and "waiting" not in outputs[1][1]
 
 
 # --- 9. Parity with transformers ---
@@ -2113,7 +2190,7 @@ def their_models(transformers, config):
     return discriminator, generator
 
 
-def their_loss(discriminator, generator, masked, real, types, noise):
+def their_loss(discriminator, generator, masked, real, types):
     """The joint loss from the logits of transformers' two models, a row and a slot at a time."""
     theirs = {"attention_mask": real, "token_type_ids": types}
     logits = generator(input_ids=masked.input_ids, **theirs).logits                             # (B, T, V)
@@ -2123,8 +2200,8 @@ def their_loss(discriminator, generator, masked, real, types, noise):
         position = masked.positions[row, slot]
         log_softmax = logits[row, position] - logits[row, position].logsumexp(0)
         nll.append(-log_softmax[original[row, position]])
-        gumbel = -torch.log(-torch.log(noise[row, slot] + 1e-9) + 1e-9)
-        corrupted[row, position] = (log_softmax.detach() + gumbel).argmax()
+        cumulative = log_softmax.detach().double().exp().cumsum(0)                  # (V,)
+        corrupted[row, position] = int((cumulative <= masked.uniform[row, slot]).sum())
     is_replaced = corrupted != original
     judged = discriminator(input_ids=corrupted, **theirs).logits                                # (B, T)
     probability = judged.sigmoid()
@@ -2153,9 +2230,8 @@ def test_transformers_and_ours_agree_in_logits_loss_and_gradients_there_and_back
             assert (ours - logits)[is_real].abs().max() < 1e-5
 
     masked = mask_tokens(ids, real, config, torch.Generator().manual_seed(0))
-    noise = torch.rand(*masked.positions.shape, config.vocab_size, generator=torch.Generator().manual_seed(0))
-    output = model(masked, real, types, noise)
-    loss, is_replaced = their_loss(discriminator, generator, masked, real, types, noise)
+    output = model(masked, real, types)
+    loss, is_replaced = their_loss(discriminator, generator, masked, real, types)
     assert torch.equal(output.is_replaced, is_replaced) and is_replaced.any()
     assert output.loss.item() == pytest.approx(loss.item(), rel=1e-6)
     output.loss.backward(), loss.backward()

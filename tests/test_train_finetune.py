@@ -90,6 +90,12 @@ def options_for(task: str) -> train_finetune.Options:
     return train_finetune.complete(train_finetune.Options(task=task))
 
 
+def prepared_for(kind: Kind, tokenizer: Tokenizer) -> train_finetune.Prepared:
+    """What make_batch and predict need to know, on the CPU."""
+    device, config = electramed.Device("cpu", "float32"), electramed.PRESETS["tiny"]
+    return train_finetune.Prepared(kind, tokenizer, config, None, device, {}, {}, "test set")
+
+
 # --- 1. Protocol ---
 
 def test_the_default_protocol_has_the_values_of_the_papers_table_5():
@@ -172,7 +178,7 @@ def test_a_long_sentence_is_read_in_windows_that_share_no_label():
     features = TAGGING.encode([example], SPELLER, 6)                # four pieces a window, two new in each
     assert [SPELLER.decode(feature.input_ids) for feature in features] == [
         "a b c d", "c d e f", "e f a b", "a b c d"]
-    words = [[spot.word for spot in feature.spots] for feature in features]
+    words = [[word for _, word in feature.spots] for feature in features]
     assert words == [[0, 1, 2], [3, 4], [5, 6], [7, 8, 9]]
     assert TAGGING.describe_features(features, 6) == "1 read in several windows of 6 tokens, 0 cut"
 
@@ -207,11 +213,11 @@ def test_each_word_has_its_label_in_exactly_one_window(sentences, max_length):
         assert len(ids) == len(feature.labels) == feature.first_length <= max_length
         assert (ids[0], ids[-1]) == (SPELLER.cls_id, SPELLER.sep_id)
         labelled = [position for position, label in enumerate(feature.labels) if label != IGNORED_LABEL]
-        assert labelled == [spot.position for spot in feature.spots]
-        for spot in feature.spots:
-            first = (SPELLER.encode(examples[feature.example].words[spot.word]) or [SPELLER.unk_id])[0]
-            assert ids[spot.position] == first
-    seen = Counter((feature.example, spot.word) for feature in features for spot in feature.spots)
+        assert labelled == [position for position, _ in feature.spots]
+        for position, word in feature.spots:
+            first = (SPELLER.encode(examples[feature.example].words[word]) or [SPELLER.unk_id])[0]
+            assert ids[position] == first
+    seen = Counter((feature.example, word) for feature in features for _, word in feature.spots)
     assert seen == {(n, word): 1 for n, example in enumerate(examples) for word in range(len(example.words))}
 
 
@@ -269,8 +275,9 @@ def test_of_a_pair_the_longer_part_is_cut_piece_by_piece(tiny_tokenizer):
         [2, *[the] * first, 3, *[drug] * second, 3] for first, second in rows]
     assert [feature.first_length for feature in features] == [first + 2 for first, _ in rows]
     assert kind.describe_features(features, 9) == "0 read in several windows of 9 tokens, 3 cut"
-    batch = train_finetune.pad_features(features[:1], 8, 0)
-    assert batch.token_type_ids.tolist() == [[0, 0, 0, 1, 1, 0, 0, 0]]
+    prepared = prepared_for(kind, tiny_tokenizer)
+    _, _, segments, labels = train_finetune.make_batch(features[:1], 8, 1, prepared)
+    assert (segments.tolist(), labels.tolist()) == ([[0, 0, 0, 1, 1, 0, 0, 0]], [0])
 
 
 @given(st.lists(st.sampled_from(["no", "yes", "maybe"]), min_size=1, max_size=9))
@@ -351,9 +358,9 @@ def test_labels_are_read_by_their_numbers_wherever_they_stand(pretrained, tmp_pa
     assert read(tmp_path / "out", "Jorganux slowed fever.\n", tmp_path, capsys) == before
     content["id2label"].pop("3")
     path.write_text(json.dumps(content))
-    (tmp_path / "line").write_text("fever\n")
-    assert train_finetune.main(["--out", str(tmp_path / "out"), "--predict", str(tmp_path / "line")]) == 2
-    assert "not a run of train_finetune.py (KeyError(3))" in capsys.readouterr().err
+    ask = ["--out", str(tmp_path / "out"), "--predict", str(tmp_path / "input.txt")]
+    assert train_finetune.main(ask) == 2
+    assert "config.json: id2label is" in capsys.readouterr().err
 
 
 def test_a_vocabulary_of_another_size_than_the_model_is_refused_before_training(pretrained, tmp_path, capsys):
@@ -368,13 +375,6 @@ def test_a_vocabulary_of_another_size_than_the_model_is_refused_before_training(
     (folder / "vocab.txt").unlink()
     assert run("demo-re", folder, tmp_path / "out") == 2
     assert f"{len(pieces) - 1} pieces, vocab_size {len(pieces)}" in capsys.readouterr().err
-
-
-def test_xml_on_standard_input_is_refused(pretrained, tmp_path, capsys, monkeypatch):
-    assert run("demo-ner", pretrained, tmp_path / "out") == 0
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"<?xml version='1.0'?>\n<article/>\n")))
-    assert train_finetune.main(["--out", str(tmp_path / "out"), "--predict", "-"]) == 2
-    assert "standard input holds XML" in capsys.readouterr().err
 
 
 def test_an_answer_inside_a_word_is_completed_and_one_of_white_space_is_none():
@@ -620,16 +620,22 @@ def test_the_table_shows_mean_deviation_and_the_papers_figure():
     lines = train_finetune.score_table(options_for("ncbi-disease"), [
         {"precision": 0.5, "recall": 0.25, "f1": 1 / 3}, {"precision": 0.7, "recall": 0.25, "f1": 1 / 3}])
     precision = next(line for line in lines.splitlines() if line.startswith("precision")).split()
-    assert precision == ["precision", "60.00", "14.14", "85.87"]
+    assert precision == "precision 60.00 14.14 85.87 73.47 (0.92) 75.44 (1.06) 83.40 (0.79)".split()
     assert lines.splitlines()[-1] == "f1 of each seed: 33.33, 33.33"
 
 
 def test_table_10_ends_the_table_of_bioasq():
-    """Batches 1 and 2: ours 47.95 and 28.335 of the best 47.95 and 56.67, ELECTRAMed's 47.95 and 53.16."""
-    result = {"mrr": 0.4, "batch 1 mrr": 0.4795, "batch 2 mrr": 0.28335}
+    """ELECTRAMed's own MRR of each batch gives its total of the paper; half of each gives half of it."""
+    scores = train_finetune.published_scores("bioasq7b")
+    result = {"mrr": 0.4}
+    for batch in train_finetune.BEST_MRR:
+        result[f"batch {batch} mrr"] = float(scores[f"batch {batch} mrr"]["ELECTRAMed"]) / 100
+    half = {measure: value / 2 for measure, value in result.items()}
     table = train_finetune.score_table(options_for("bioasq7b"), [result])
-    assert table.endswith(
-        "sum over 2 batches of MRR / best MRR (ELECTRAMed's Table 10): 1.500; ELECTRAMed 1.938")
+    assert "(ELECTRAMed's Table 10): ours 4.713; ELECTRAMed 4.713, KU-DMIS-1 4.542" in table
+    assert "ours 2.357" in train_finetune.score_table(options_for("bioasq7b"), [half])
+    half.pop("batch 3 mrr")
+    assert "Table 10" not in train_finetune.score_table(options_for("bioasq7b"), [half])
 
 
 def test_a_type_that_only_one_seed_predicts_is_in_the_table_and_zero_for_the_others():
@@ -641,8 +647,34 @@ def test_a_type_that_only_one_seed_predicts_is_in_the_table_and_zero_for_the_oth
 def test_the_table_has_a_column_for_each_paper_that_has_the_task():
     lines = train_finetune.score_table(options_for("ncbi-disease"), [{"f1": 0.5}]).splitlines()
     assert lines[1].split() == ["mean", "ELECTRAMed", "Bio-ELECTRA", "++", "++", "tuned"]
-    assert lines[2].split() == ["f1", "50.00", "87.54", "78.32", "80.01", "84.85"]     # no deviation
-    assert train_finetune.PUBLISHED.keys() <= TASKS.keys()
+    assert lines[3].split() == "f1 50.00 87.54 78.32 (0.52) 80.01 (0.68) 84.85 (0.65)".split()  # no deviation
+    with_scores = [task for task in TASKS if train_finetune.published_scores(task)]
+    assert len(with_scores) == 14 and "demo-ner" not in with_scores
+
+
+@pytest.mark.parametrize("changed, settings", [
+    ({}, "default"), ({"learning_rate": 1e-3}, "own"), ({"epochs": 20, "search": 3}, "searched"),
+    ({"evaluate": True}, "unknown"), ({"seeds": 3, "device": "cpu"}, "default")])
+def test_the_table_says_how_the_settings_of_each_column_were_found(changed, settings):
+    options = dataclasses.replace(options_for("ncbi-disease"), **changed)
+    line = train_finetune.score_table(options, [{"f1": 0.5}]).splitlines()[2]
+    assert line.split() == ["settings", settings, "default", "default", "default", "searched"]
+
+
+def test_precision_recall_and_f1_of_the_papers_belong_together():
+    """F1 of the printed precision and recall is the printed F1, but for rounding and for means over seeds."""
+    checked = 0
+    for task in TASKS:
+        scores = train_finetune.published_scores(task)
+        for prefix in ("", "yes ", "no "):
+            for paper, f1 in scores.get(f"{prefix}f1", {}).items():
+                if precision := scores.get(f"{prefix}precision", {}).get(paper):
+                    recall = scores[f"{prefix}recall"][paper]
+                    p, r, f = (float(text.split()[0]) for text in (precision, recall, f1))
+                    near = 5 if prefix == "no " else 0.3
+                    assert 2 * p * r / (p + r) == pytest.approx(f, abs=near), (task, paper)
+                    checked += 1
+    assert checked == 26
 
 
 # --- 8. The error report ---
@@ -842,6 +874,7 @@ def test_a_run_writes_scores_predictions_a_table_and_a_model(
     assert float(row["loss"]) > 0 and 0 <= float(row["dev_f1"]) <= 1
     table = (tmp_path / "table.txt").read_text()
     assert "2 seeds" in table and measure in table and table in capsys.readouterr().out
+    assert json.loads((tmp_path / "seed-1" / "dev.json").read_text()) == scores(tmp_path, 1)["dev"]
     assert electramed.read_config(tmp_path / "model").hidden_size == 16
 
 
@@ -862,11 +895,6 @@ def test_the_binary_tag_loss_trains_another_tagger_and_is_refused_elsewhere(pret
     assert "--tag-loss binary, now softmax" in capsys.readouterr().err
     assert run("demo-re", pretrained, tmp_path / "re", "--tag-loss", "binary") == 2
     assert "--tag-loss is for entities, not for demo-re" in capsys.readouterr().err
-
-
-def test_sizes_of_another_model_are_refused_beside_one_to_start_from(pretrained, tmp_path, capsys):
-    assert run("demo-re", pretrained, tmp_path / "re", "--like", str(pretrained)) == 2
-    assert "--like gives the sizes of a model from scratch: add --init none" in capsys.readouterr().err
 
 
 def test_a_data_folder_is_refused_beside_a_demo_task_which_reads_no_files(pretrained, tmp_path, capsys):
@@ -916,10 +944,11 @@ def test_predictions_are_float32_although_training_is_bfloat16(pretrained, tmp_p
     options = train_finetune.Options(task="rank", out=str(tmp_path / "out"), device="cpu")
     kept, again = [], []
     for precision, outputs in (("bfloat16", kept), ("float32", again)):
-        predictor = train_finetune.open_predictor(dataclasses.replace(options, precision=precision))
-        examples = data.read_task("rank", "test", tmp_path)
-        features = predictor.kind.encode(examples, predictor.tokenizer, 128)
-        outputs += train_finetune.predict(predictor.model, features, predictor.options, 0, predictor.device)
+        trained = train_finetune.load_finetuned(tmp_path / "out")
+        options = dataclasses.replace(options, precision=precision)
+        prepared, options = train_finetune.as_trained(options, trained, {})
+        features = prepared.kind.encode(data.read_task("rank", "test", tmp_path), trained.tokenizer, 128)
+        outputs += train_finetune.predict(trained.model, features, prepared, options)
     assert np.array_equal(kept, again)
 
 
@@ -931,18 +960,25 @@ def test_options_that_a_reading_would_ignore_are_refused(pretrained, tmp_path, c
     assert train_finetune.main([*read, "--task", "demo-ner", "--device", "cpu"]) == 0
     for flag, value in (("--init", str(pretrained)), ("--max-length", "9"), ("--tag-loss", "binary")):
         assert train_finetune.main([*read, flag, value]) == 2
-        assert f"--predict reads with the model of --out alone: drop {flag}\n" in capsys.readouterr().err
+        assert f"use a model as it was trained: drop {flag}\n" in capsys.readouterr().err
 
 
-def test_from_scratch_says_so_loudly_and_can_take_the_sizes_of_a_model(
+def test_from_scratch_says_so_loudly_and_takes_the_sizes_of_the_model_but_not_its_weights(
         pretrained, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run("demo-ner", "none", "like", "--like", str(pretrained)) == 0
-    assert "FROM SCRATCH" in capsys.readouterr().err
-    assert electramed.read_config(tmp_path / "like" / "model").hidden_size == 16
-    assert train_finetune.main(["--task", "demo-ner", "--out", "alone", *QUICK]) == 0
+    still = ("--learning-rate", "0")
+    weights = {}
+    for name, more in (("scratch", ("--scratch",)), ("start", ())):
+        assert run("demo-ner", pretrained, tmp_path / name, *still, *more) == 0
+        assert ("FROM SCRATCH" in capsys.readouterr().err) == (name == "scratch")
+        assert electramed.read_config(tmp_path / name / "model").hidden_size == 16
+        weights[name] = electramed.read_weights(tmp_path / name / "model")[
+            "electra.encoder.layer.0.output.dense.weight"]
+    assert not torch.equal(weights["scratch"], weights["start"])
+    assert train_finetune.main(["--task", "demo-ner", "--out", "alone", *QUICK, "--cased"]) == 0
     assert "FROM SCRATCH" in capsys.readouterr().err
     assert electramed.read_config(tmp_path / "alone" / "model").hidden_size == 128
+    assert not Tokenizer.from_file(tmp_path / "alone" / "model").lowercase
 
 
 def test_the_training_loss_falls_below_half(pretrained, tmp_path):
@@ -964,6 +1000,109 @@ def test_the_same_seed_and_epoch_give_the_same_batches_which_hold_every_row_once
     assert sorted(row for _, rows in batches() for row in rows) == list(range(len(lengths)))
 
 
+def test_a_trained_model_is_scored_without_training_from_any_of_its_folders(pretrained, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("demo-re", pretrained, out, "--max-length", "24") == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    shutil.copytree(out / "model", tmp_path / "mine" / "alone")
+    evaluate = ["--task", "demo-re", "--evaluate"]
+    places = {"out": out, "seed": out / "seed-0", "alone": tmp_path / "mine" / "alone"}
+    for folder in places.values():
+        assert train_finetune.main([*evaluate, "--out", str(folder)]) == 0
+    assert train_finetune.main([*evaluate, "--init", str(out), "--out", str(tmp_path / "new")]) == 0
+    assert "settings                     unknown" in capsys.readouterr().out
+    for folder in (out, out / "seed-0", tmp_path / "mine", tmp_path / "new"):
+        found = folder / "evaluation"
+        assert json.loads((found / "scores.json").read_text())["test"] == scores(out)["test"]
+        for name in ("predictions.tsv", "table.txt"):
+            assert (found / name).is_file()
+        assert (found / "predictions.tsv").read_bytes() == (out / "seed-0" / "predictions.tsv").read_bytes()
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_published_model_with_the_labels_of_the_task_is_scored_and_another_is_refused(
+        pretrained, tmp_path, capsys):
+    """Its labels stand in another order, and it has no task.json."""
+    folder, tokenizer = disease_folder(tmp_path), Tokenizer.from_file(pretrained)
+    (folder / "train.txt").unlink()                             # the test file alone is enough
+    config = electramed.read_config(pretrained)
+    model = electramed.TokenTagger(config, 3)
+    electramed.save_pretrained(model, tmp_path / "good", tokenizer, ["B-Disease", "O", "I-Disease"])
+    electramed.save_pretrained(model, tmp_path / "bad", tokenizer, ["B-Drug", "O", "I-Drug"])
+    classifier = electramed.SequenceClassifier(config, 3)
+    electramed.save_pretrained(classifier, tmp_path / "kind", tokenizer, ["B-Disease", "O", "I-Disease"])
+
+    def evaluate(name: str) -> int:
+        return train_finetune.main(["--task", "ncbi-disease", "--evaluate", "--init", str(tmp_path / name),
+                                    "--data", str(folder), "--out", str(tmp_path / "out")])
+
+    assert evaluate("good") == 0
+    table = (tmp_path / "out" / "evaluation" / "table.txt").read_text()
+    assert table in capsys.readouterr().out and "87.54" in table
+    assert evaluate("bad") == 2
+    assert "the model has B-Drug, O, I-Drug: choose another --task or model" in capsys.readouterr().err
+    assert evaluate("kind") == 2
+    assert "a SequenceClassifier, but ncbi-disease asks for a TokenTagger" in capsys.readouterr().err
+    more = ["--task", "demo-re", "--evaluate", "--epochs", "2", "--out", str(tmp_path / "out")]
+    assert train_finetune.main(more) == 2
+    assert "use a model as it was trained: drop --epochs" in capsys.readouterr().err
+
+
+def test_a_seed_that_was_killed_between_training_and_testing_is_not_trained_again(
+        pretrained, tmp_path, monkeypatch):
+    assert run("demo-re", pretrained, tmp_path) == 0
+    before = scores(tmp_path)
+    (tmp_path / "seed-0" / "scores.json").unlink()
+    monkeypatch.setattr(train_finetune, "train", None)
+    assert run("demo-re", pretrained, tmp_path) == 0 and scores(tmp_path) == before
+    assert run("demo-re", pretrained, tmp_path, "--seeds", "1", "--batch-size", "7") == 2
+
+
+@pytest.mark.parametrize("content, message", [
+    ({"max_length": 7}, "max_length is 7 in task.json"), ({"max_length": 9999}, "reads 8 to 384 tokens"),
+    ({"max_length": "a"}, "'max_length' is a"), ({"task": "x"}, "unknown task 'x'"),
+    ({"task": 5}, "'task' is 5"), ({"task": "demo-ner"}, "demo-ner has the labels")])
+def test_a_task_file_that_does_not_fit_is_told_in_one_line(content, message, pretrained, tmp_path, capsys):
+    assert run("demo-re", pretrained, tmp_path / "out") == 0
+    path = tmp_path / "out" / "model" / "task.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | content))
+    (tmp_path / "line").write_text("fever\n")
+    capsys.readouterr()
+    assert train_finetune.main(["--out", str(tmp_path / "out"), "--predict", str(tmp_path / "line")]) == 2
+    said = capsys.readouterr().err
+    assert message in said and len(said.splitlines()) == 1
+
+
+def test_several_processes_are_refused_because_one_device_is_used(pretrained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run("demo-re", pretrained, tmp_path / "out") == 2
+    assert "fine-tuning uses one device" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_batch_is_filled_up_where_shapes_are_compiled_and_the_loss_stays(tiny_tokenizer):
+    """Two rows become eight on eight devices; the six that were added have no label, in each kind's form."""
+    class Eight(electramed.Device):
+        count, xla = 8, True
+
+        def put(self, *tensors):
+            return tensors
+
+    texts = [LabelledText("1", "the drug", "yes"), LabelledText("2", "the gene", "no")]
+    sentences = [TaggedSentence(["the", "drug"], ["O", "B-Drug"])] * 2
+    questions = [Question("1", "the ?", "the drug", [("drug", 4)])] * 2
+    kinds = {Relations(Task("re", labels=("no", "yes"))): texts, TAGGING: sentences, ANSWERS: questions}
+    for kind, examples in kinds.items():
+        features = kind.encode(examples, tiny_tokenizer, 16)
+        prepared = prepared_for(kind, tiny_tokenizer)
+        model = kind.new_model(electramed.PRESETS["tiny"].with_tokenizer(tiny_tokenizer)).eval()
+        *inputs, labels = train_finetune.make_batch(features, 16, 5, prepared)
+        plain = model.loss(model(*inputs), labels)
+        on_eight = prepared._replace(device=Eight("cpu", "float32"))
+        *filled, more = train_finetune.make_batch(features, 16, 5, on_eight)
+        assert [len(tensor) for tensor in (*filled, more)] == [8] * 4 and (more[2:] == IGNORED_LABEL).all()
+        assert torch.allclose(model.loss(model(*filled), more), plain, atol=1e-6)
+
+
 # --- 11. Search and curve ---
 
 def test_a_search_tries_the_grid_on_the_development_set_and_never_twice(
@@ -980,10 +1119,11 @@ def test_a_search_tries_the_grid_on_the_development_set_and_never_twice(
 
     monkeypatch.setattr(train_finetune, "train", record)
     assert train_finetune.main([*search, "3"]) == 0
-    assert len(trained) == 3 + 1                                # three trials, and the best one's seed 0
+    assert len(trained) == len(set(trained)) == 3               # the best one's seed 0 is not trained again
     table = capsys.readouterr().out
     assert train_finetune.main([*search, "3"]) == 0
-    assert len(trained) == 4 and capsys.readouterr().out == table
+    assert len(trained) == 3 and capsys.readouterr().out == table
+    assert table.splitlines()[2].split()[1] == "searched"
     with open(tmp_path / "out" / "search.csv") as file:
         rows = list(csv.DictReader(file))
     dev = [float(row["dev_f1"]) for row in rows]
@@ -993,8 +1133,9 @@ def test_a_search_tries_the_grid_on_the_development_set_and_never_twice(
     assert scores(best)["dev"]["f1"] == pytest.approx(dev[0], abs=1e-6)
     assert (best / "table.txt").read_text() == table
     assert train_finetune.main([*search, "4"]) == 0
-    assert trained[4] not in trained[:3]
-    assert 5 <= len(trained) <= 6                               # one more trial, and its seed 0 if it won
+    assert len(trained) == len(set(trained)) == 4               # one more trial
+    kept = {path.parents[1].name for path in (tmp_path / "out").glob("*/seed-0/model")}
+    assert best.name in kept and len(kept) < 4                      # of others, none
 
 
 def test_a_trial_of_a_search_never_sees_the_test_set(pretrained, tmp_path, monkeypatch):
@@ -1006,7 +1147,7 @@ def test_a_trial_of_a_search_never_sees_the_test_set(pretrained, tmp_path, monke
                         lambda model, split, *rest: seen.append(split) or evaluate(model, split, *rest))
     assert train_finetune.main(["--task", "demo-re", "--init", str(pretrained), "--out", str(tmp_path),
                                 "--search", "1"]) == 0
-    assert seen == ["dev", "dev", "test"]                       # the trial; then the seed and its one look
+    assert seen == ["dev", "test"]                              # the trial; then its one look
 
 
 def test_a_search_says_what_it_cannot_do(pretrained, tmp_path, capsys):
@@ -1037,6 +1178,8 @@ def test_the_curve_has_a_row_for_each_model_a_run_kept(pretrained, tmp_path, cap
         # of two values t is 12.706 and sd / sqrt(2) half their distance
         half = 12.706 * abs(values[0] - values[1]) / 2
         assert float(row["high"]) - float(row["f1"]) == pytest.approx(half, abs=0.02)
+    assert run("demo-re", tmp_path / "run", tmp_path / "one", "--curve") == 0
+    assert re.fullmatch(r"step,f1\n20,[\d.]+\n100,[\d.]+\n", (tmp_path / "one" / "curve.csv").read_text())
     assert run("demo-re", pretrained, out, "--curve") == 2
     assert "holds no models" in capsys.readouterr().err
 
@@ -1080,7 +1223,7 @@ def test_entities_of_raw_text_stand_at_their_characters(pretrained, tmp_path, ca
 def test_scores_are_the_probabilities_the_tagger_was_trained_to_give(loss, probability):
     """Of logits 1, 2 and 0: e^2 / (e^1 + e^2 + e^0), or a sigmoid of the 2 alone."""
     example = train_finetune.RawSentence(["abc"], ["O"], [(0, 3)], "abc")
-    feature = Feature(0, [0, 1, 0], 3, [], [train_finetune.WordSpot(1, 0)])
+    feature = Feature(0, [0, 1, 0], 3, [], [(1, 0)])
     output = np.array([[0.0, 0.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
     [result] = TAGGING.results([example], [feature], [output], train_finetune.Options(tag_loss=loss))
     [entity] = result["entities"]
@@ -1122,7 +1265,7 @@ def test_raw_text_and_models_that_cannot_be_read_are_named(pretrained, tmp_path,
     assert train_finetune.main(["--out", str(tmp_path / "none"), "--predict", "x"]) == 2
     assert "no config.json" in capsys.readouterr().err
     assert train_finetune.main(["--out", str(pretrained), "--predict", "x"]) == 2
-    assert "not a run of train_finetune.py" in capsys.readouterr().err
+    assert "not a fine-tuned model" in capsys.readouterr().err
     assert run("demo-qa", pretrained, tmp_path / "qa") == 0
     for flag in ("--predict", "--init", "--out", "--data"):     # a variable of the shell that is not set
         with pytest.raises(SystemExit) as stop:
@@ -1135,6 +1278,28 @@ def test_raw_text_and_models_that_cannot_be_read_are_named(pretrained, tmp_path,
         (tmp_path / "input.txt").write_text(f"\n{line}\n")
         assert train_finetune.main(ask) == 2
         assert "input.txt line 2: expected {\"question\"" in capsys.readouterr().err
+
+
+def test_a_pipe_is_read_once_and_what_cannot_be_read_is_one_line(
+        pretrained, tmp_path, capsys, monkeypatch):
+    assert run("demo-re", pretrained, tmp_path / "out") == 0
+    reading, writing = os.pipe()
+    os.write(writing, b"@DRUG$ slowed @DISEASE$ .\n@DRUG$ met @DISEASE$ .\n")
+    os.close(writing)
+    capsys.readouterr()
+    ask = ["--out", str(tmp_path / "out"), "--predict"]
+    assert train_finetune.main([*ask, f"/dev/fd/{reading}"]) == 0
+    assert [json.loads(line)["line"] for line in capsys.readouterr().out.splitlines()] == [1, 2]
+    article = "<PMID>7</PMID><Article><ArticleTitle>On gout.</ArticleTitle></Article>"
+    xml = f"<PubmedArticleSet><PubmedArticle>{article}</PubmedArticle></PubmedArticleSet>\n".encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(xml)))         # without a declaration
+    assert train_finetune.main([*ask, "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == "On gout."
+    monkeypatch.setattr("sys.stdin", None)
+    for source, message in (("-", "standard input is closed"), (str(tmp_path), "Is a directory")):
+        assert train_finetune.main([*ask, source]) == 2
+        said = capsys.readouterr().err
+        assert message in said and len(said.splitlines()) == 1
 
 
 def test_a_second_process_on_one_run_folder_is_refused(pretrained, tmp_path, capsys):
@@ -1216,12 +1381,14 @@ def test_a_published_set_that_is_not_there_is_fetched_unless_offline(
     assert run("yesno", pretrained, tmp_path / "out", "--seeds", "2", *offline) == 0
     for task in ("yesno", "rerank"):
         assert run(task, pretrained, tmp_path / task, "--data", str(tmp_path / "cut")) == 2
-        assert capsys.readouterr().err.endswith("error: http://address: cut off\n")
+        said = capsys.readouterr().err
+        assert "*** http://address: cut off ***" in said and f"error: {task}: no train file in" in said
     part = tmp_path / "cut" / "qa" / "reranker" / "dev.tsv"
     part.parent.mkdir(parents=True)
     part.write_text("".join(f"{i % 2}\tquestion {i // 2}\tanswer {i}\n" for i in range(20)))
     assert run("rerank", pretrained, tmp_path / "rerank", "--data", str(tmp_path / "cut")) == 0
-    assert "*** http://address: cut off; so the test set is part 1 of 5" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "*** http://address: cut off ***" in said and "so the test set is part 1 of 5" in said
 
 
 def test_a_development_set_that_is_the_test_set_chooses_nothing(pretrained, tmp_path, capsys):
@@ -1334,21 +1501,6 @@ def test_where_all_seeds_are_finished_the_run_says_that_nothing_was_trained(pret
         assert ("nothing was trained" in capsys.readouterr().err) == expected
 
 
-@pytest.mark.parametrize("content, message", [
-    ({"task": "demo-ner", "test": {"f1": 0.9}}, "scores of demo-ner, not of demo-re"),
-    ({"dev": {}, "test": {"f1": 0.9}}, "no 'task'"), ({"task": "demo-re"}, "no 'test_set'"),
-    ({"task": "demo-re", "test_set": "", "dev": {}, "test": {"mrr": 0.9}}, "no 'f1'"),
-    ({"task": "demo-re", "test_set": "", "dev": {"f1": "a"}, "test": {}}, "'f1' is a"),
-    ({"task": "demo-re", "test_set": "", "dev": {}, "test": 5}, "'test' is 5")])
-def test_scores_of_another_task_are_not_averaged_in(content, message, pretrained, tmp_path, capsys):
-    assert run("demo-re", pretrained, tmp_path) == 0
-    (tmp_path / "seed-1").mkdir()
-    (tmp_path / "seed-1" / "scores.json").write_text(json.dumps(content))
-    assert run("demo-re", pretrained, tmp_path, "--seeds", "2") == 2
-    said = capsys.readouterr().err
-    assert message in said and "seed-1/scores.json" in said
-
-
 @pytest.mark.parametrize("task", ["demo-ner", "demo-re", "demo-qa", "classify", "rank"])
 @pytest.mark.parametrize("search", [(), ("--search", "1")])
 def test_a_loss_that_is_not_finite_ends_every_task_without_a_score(
@@ -1358,13 +1510,12 @@ def test_a_loss_that_is_not_finite_ends_every_task_without_a_score(
         for split in ("train", "dev", "test"):
             (tmp_path / f"{split}.tsv").write_text(f"1\tis it ?\t{split}\n0\tis it ?\tno\n" * 9)
     monkeypatch.setattr(train_finetune, "GRID", {"batch_size": (4,)})
-    original, calls = electramed.Device.backward, []
+    original, calls = electramed.mean_cross_entropy, []
 
-    def backward(self, *arguments):
+    def loss(*arguments):
         calls.append(1)
-        losses = original(self, *arguments)
-        return [losses[0] * (float("nan") if len(calls) >= 2 else 1)]
-    monkeypatch.setattr(electramed.Device, "backward", backward)
+        return original(*arguments) * (float("nan") if len(calls) >= 2 else 1)
+    monkeypatch.setattr(electramed, "mean_cross_entropy", loss)
     more = search or ("--batch-size", "4")
     if task in ("classify", "rank"):
         more += ("--data", str(tmp_path))
@@ -1378,15 +1529,14 @@ def test_weights_that_overflow_in_the_last_step_are_found(pretrained, tmp_path, 
     assert re.search(r"seed 0, epoch 1, step \d+: the loss or the weights", capsys.readouterr().err)
 
 
-def test_prediction_never_writes_nan(pretrained, tmp_path, capsys):
+def test_prediction_never_writes_nan(pretrained, tmp_path):
     assert run("demo-re", pretrained, tmp_path / "out") == 0
-    model = train_finetune.open_predictor(train_finetune.Options(out=str(tmp_path / "out"))).model
+    trained = train_finetune.load_finetuned(tmp_path / "out")
     with torch.no_grad():
-        model.electra.embeddings.word_embeddings.weight.fill_(float("nan"))
-    features = [Feature(0, [1, 2, 3], 3, 0)]
-    device = electramed.Device.choose()         # where open_predictor put the model
+        trained.model.electra.embeddings.word_embeddings.weight.fill_(float("nan"))
+    prepared = prepared_for(kind_of("demo-re"), trained.tokenizer)
     with pytest.raises(ValueError, match="output is not finite"):
-        train_finetune.predict(model, features, options_for("demo-re"), 0, device)
+        train_finetune.predict(trained.model, [Feature(0, [1, 2, 3], 3, 0)], prepared, options_for("demo-re"))
 
 
 def test_linear_windows_equal_the_plain_ones():

@@ -9,6 +9,7 @@
     Several devices or parts        --accumulate, torchrun, --tpu without torch_xla
     bfloat16 on a CPU
     Stages and objectives           --init, --objective mlm
+    What every run has              options from a dataclass, the record of a run
     Wrong input                     one line on stderr, exit status 2
     What is read of a corpus
 """
@@ -73,12 +74,11 @@ def command(corpus: Path, out: Path, *more: str) -> list[str]:
 
 def new_run(finished: Path, out: Path, **changes) -> train_pretrain.Run:
     """An untrained small run on the shards of the finished one, without the command line."""
-    parsed = data.parse_options(train_pretrain.Options, "", [*SMALL, "--out", str(out)])
+    parsed = train_pretrain.parse_options(train_pretrain.Options, "", [*SMALL, "--out", str(out)])
     options = dataclasses.replace(train_pretrain.complete(parsed), **changes)
     tokenizer = Tokenizer.from_file(finished)
     torch.manual_seed(0)
-    model = electramed.ElectraForPretraining(
-        train_pretrain.with_vocabulary(train_pretrain.network(options), tokenizer))
+    model = electramed.ElectraForPretraining(train_pretrain.network(options).with_tokenizer(tokenizer))
     optimizer = electramed.Adam(electramed.parameter_groups(model, options.weight_decay))
     shards = data.open_shards(finished / "shards")
     return train_pretrain.Run(out, options, CPU, tokenizer, shards, model, optimizer)
@@ -107,6 +107,12 @@ def assert_same_run(out: Path, finished: Path) -> None:
     for ours, theirs in zip(rows(out / "log.csv"), rows(finished / "log.csv"), strict=True):
         assert [ours[name] for name in columns] == [theirs[name] for name in columns]
     assert rows(out / "eval.csv") == rows(finished / "eval.csv")
+
+
+def fails(arguments: list[str], capsys) -> str:
+    """Run with bad input, which must end with status 2; return the last line on stderr, the error."""
+    assert train_pretrain.main(arguments) == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 # --- Presets and options ---
@@ -141,8 +147,8 @@ def test_help_shows_the_values_of_each_preset(capsys):
     with pytest.raises(SystemExit):
         train_pretrain.main(["--help"])
     text = " ".join(capsys.readouterr().out.split()).replace("- ", "-")        # as if it were on one line
-    for part in ("number of updates (tiny: 3000; small, base, large, electramed: 1000000; bio-electra, "
-                 "bio-electra-pp: 1800000)", "base, electramed: 256; large: 2048;", "electramed: 31090;"):
+    for part in ("number of updates (tiny: 3000; small: 1000000; base: 1000000; large: 1000000; electramed: "
+                 "1000000; bio-electra: 1800000; bio-electra-pp: 1800000)", "large: 2048;"):
         assert part in text
     open_fields = [name for name in train_pretrain.preset_values("tiny") if name != "keep_every"]
     assert text.count("(tiny") == len(open_fields)
@@ -204,10 +210,42 @@ def test_an_update_clips_the_gradient_to_norm_one(finished, tmp_path):
     """After one update the first moments are a tenth of the clipped gradient: their norm is 0.1."""
     run = new_run(finished, tmp_path)
     batch = train_pretrain.BatchOrder(run.shards, run.options).batch(0, run.model.config)
-    result = train_pretrain.StepResult(*train_pretrain.training_step(run, batch).tolist())
+    *_, norm = train_pretrain.training_step(run, 0, batch).tolist()
     moments = torch.cat([state["exp_avg"].flatten() for state in run.optimizer.state.values()])
-    assert result.gradient_norm > 1
+    assert norm > 1
     assert moments.norm().item() == pytest.approx(0.1, rel=1e-4)
+
+
+def test_a_batch_passes_six_functions_on_its_way_to_its_gradient(finished, tmp_path):
+    """From run_steps to loss.backward(), in two files; at loss.backward() two of the six are on the stack.
+
+    The network's own parts, which its forward() calls, are not counted.
+    """
+    run, called, at_backward = new_run(finished, tmp_path, steps=1), {}, []
+
+    def watch(frame, event, _):
+        stack = [frame]
+        while frame := frame.f_back:
+            stack.append(frame)
+        ours = [each for each in stack if Path(each.f_code.co_filename).parent == ROOT]
+        names = [each.f_code.co_name for each in ours]
+        if event != "call" or at_backward or "training_step" not in names:
+            return
+        if stack[0].f_code.co_name == "backward":
+            at_backward.extend(names[:names.index("run_steps") + 1])
+        elif ours[0] is stack[0] and "forward" not in names[1:]:
+            called[names[0]] = Path(ours[0].f_code.co_filename).name
+
+    sys.setprofile(watch)
+    try:
+        train_pretrain.run_steps(run, 0, StopAfter(-1), math.inf)
+    finally:
+        sys.setprofile(None)
+    without_a_batch = {"seed", "seed_for", "autocast", "<genexpr>"}
+    passed = {name: file for name, file in called.items() if name not in without_a_batch}
+    assert at_backward == ["training_step", "run_steps"]
+    assert set(passed) == {"training_step", "rows", "on", "put", "forward"}             # and run_steps
+    assert set(passed.values()) == {"train_pretrain.py", "electramed.py"}
 
 
 # --- Batches, masks and seeds ---
@@ -253,7 +291,7 @@ def test_the_examples_of_a_step_depend_on_seed_and_step_but_not_on_the_steps_bef
 
 @given(seed=st.integers(0, 2**63 - 1), step=st.integers(0, 2**33))
 def test_seeds_are_reproducible_differ_by_purpose_and_suit_torch(seed, step):
-    purposes = ("weights", "order", "mask", "noise", "device 0")
+    purposes = ("weights", "order", "mask", "dropout")
     seeds = [data.seed_for(seed, step, purpose) for purpose in purposes]
     assert seeds == [data.seed_for(seed, step, purpose) for purpose in purposes]
     assert len(set(seeds)) == len(purposes)
@@ -271,8 +309,8 @@ def test_a_mask_depends_on_seed_and_step_alone_and_the_originals_restore_the_tex
     assert torch.equal(batch.masked.positions, again.masked.positions)
     assert not torch.equal(batch.masked.positions, later.masked.positions)
     restored = batch.masked.input_ids.scatter(1, batch.masked.positions, batch.masked.original_ids)
-    padded = data.pad_batch([shards.example(number) for number in numbers], 48, config.pad_token_id)
-    assert torch.equal(restored, torch.from_numpy(padded.input_ids))
+    padded = electramed.pad_rows([shards.example(number) for number in numbers], config.pad_token_id, 48)
+    assert torch.equal(restored, padded.input_ids)
     assert batch.slot_total == (batch.masked.weights > 0).sum()
     assert batch.token_total == padded.attention_mask.sum()
 
@@ -280,12 +318,12 @@ def test_a_mask_depends_on_seed_and_step_alone_and_the_originals_restore_the_tex
 @settings(max_examples=5)
 @given(step=st.integers(0, 1000), cut=st.integers(1, 7))
 def test_the_losses_of_the_parts_of_a_batch_add_up_to_those_of_the_whole(untrained, step, cut):
-    """A row has its own seed, and all parts are divided by the same totals."""
+    """Each row has its own uniform numbers, and all parts are divided by the same totals."""
     order = train_pretrain.BatchOrder(untrained.shards, untrained.options)
     batch = order.batch(step, untrained.model.config)
     with torch.no_grad():
-        whole, upper, lower = (train_pretrain.forward(untrained, batch, part)
-                               for part in (range(8), range(cut), range(cut, 8)))
+        whole, upper, lower = (untrained.model(*batch.rows(start, stop))
+                               for start, stop in ((0, 8), (0, cut), (cut, 8)))
     assert torch.equal(whole.is_replaced, torch.cat([upper.is_replaced, lower.is_replaced]))
     for name in ("loss", "mlm_loss", "discriminator_loss"):
         parts = getattr(upper, name) + getattr(lower, name)
@@ -366,11 +404,31 @@ def test_a_discriminator_that_collapses_while_it_trains_is_named(corpus, tmp_pat
     assert float(row["discriminator_logit_sd"]) < 0.01 and float(row["mlm_loss"]) < 10
 
 
+@pytest.mark.parametrize("objective, network", [("electra", "discriminator"), ("electra", "generator"),
+                                                ("mlm", "")])
+def test_an_evaluation_that_is_not_finite_ends_the_run_as_a_loss_does(
+        objective, network, corpus, tmp_path, capsys):
+    """A finished run whose weights have become nan: repeating its command would praise its model."""
+    arguments = flags(corpus, tmp_path, "--objective", objective, "--steps", "1")
+    assert train_pretrain.main(arguments) == 0
+    path = tmp_path / "checkpoint-00000001.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    for name, tensor in checkpoint["model"].items():
+        if name.startswith(network) and "encoder" in name:
+            tensor.fill_(math.nan)
+    torch.save(checkpoint, path)
+    capsys.readouterr()
+    assert train_pretrain.main(arguments) == 2
+    said = capsys.readouterr()
+    assert "step 1: the losses on held-out documents are not finite: start again" in said.err
+    assert "next:" not in said.out
+
+
 def test_weights_that_are_not_finite_are_never_saved(corpus, tmp_path, capsys):
     """The loss of the step is still finite; the update that follows from it is not."""
     steps = ("--steps", "1", "--warmup-steps", "0", "--learning-rate", "1e39")
     said = fails(flags(corpus, tmp_path, *steps), capsys)
-    assert "step 1: weights not finite" in said
+    assert "step 1: the weights are not finite: start again" in said
     assert not list(tmp_path.glob("*.pt")) and not (tmp_path / "model").exists()
 
 
@@ -688,7 +746,6 @@ BFLOAT16 = ("--precision bfloat16 --dropout 0.1 --hidden-size 32 --intermediate-
 
 
 def test_a_run_in_bfloat16_with_dropout_resumes_to_the_same_weights(corpus, tmp_path):
-    """Bit by bit, though several threads draw the dropout."""
     whole = tmp_path / "whole"
     assert train_pretrain.main(flags(corpus, whole, *BFLOAT16)) == 0
     begun = without_the_last_checkpoint(whole, tmp_path / "begun").parent
@@ -819,13 +876,108 @@ def test_with_objective_mlm_the_loss_is_the_cross_entropy_at_the_chosen_position
     assert output.loss.item() == output.mlm_loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+# --- What every run has ---
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    corpus: list[str] = train_pretrain.option([], "files to read")
+    batch_size: int = train_pretrain.option(8, "examples of a step", at_least=1)
+    learning_rate: float = train_pretrain.option(1e-3, "of the peak", at_least=0)
+    max_minutes: float | None = train_pretrain.option(None, "stop after these minutes")
+    device: str = train_pretrain.option("auto", "where to compute", choices=("auto", "cpu"))
+    compile: bool = train_pretrain.option(False, "compile the model")
+
+
+def parsed(arguments: str) -> Flags:
+    return train_pretrain.parse_options(Flags, "What it does.", arguments.split())
+
+
+def test_flags_are_parsed_by_the_types_of_the_dataclass():
+    assert parsed("") == Flags()
+    assert parsed("--corpus a.txt b --batch-size 4 --learning-rate 2e-4 --max-minutes 1.5 --device cpu "
+                  "--compile") == Flags(["a.txt", "b"], 4, 2e-4, 1.5, "cpu", True)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ("--device tpu", "argument --device: invalid choice: 'tpu'"),
+    ("--batch-size many", "argument --batch-size: invalid int value: 'many'"),
+    ("--max-minutes soon", "argument --max-minutes: invalid float value: 'soon'"),
+    ("--bach-size 4", "unrecognized arguments: --bach-size 4"),
+    ("--corpus", "expected at least one argument")])
+def test_a_wrong_option_is_reported_with_exit_status_2(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        parsed(arguments)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_number_below_its_bound_is_refused_by_its_flag():
+    assert parsed("--batch-size 1").batch_size == 1
+    for arguments, message in (("--batch-size 0", "--batch-size must be at least 1, not 0"),
+                               ("--learning-rate -1", "--learning-rate must be at least 0"),
+                               ("--learning-rate nan", "--learning-rate must be")):
+        with pytest.raises(ValueError, match=message):
+            parsed(arguments)
+
+
+def test_a_path_that_is_not_utf8_is_refused_before_anything_is_written(corpus, tmp_path, capsys):
+    """options.json could not be read again. os.fsdecode gives such text for the byte 0xff in an argument."""
+    bad = str(tmp_path / os.fsdecode(b"caf\xff"))
+    for arguments in (flags(corpus, Path(bad)), flags(Path(bad), tmp_path / "run")):
+        said = fails(arguments, capsys)
+        assert r"caf\udcff" in said and "is not UTF-8: rename it" in said
+    assert not os.listdir(tmp_path)
+
+
+def test_a_run_folder_refuses_other_values_of_the_options_its_content_depends_on(tmp_path):
+    folder, fixed = tmp_path / "runs" / "one", ("batch_size", "corpus", "compile")
+    before = dataclasses.asdict(Flags())
+    train_pretrain.record_run(folder, before, fixed, {})
+    assert json.loads((folder / "options.json").read_bytes()) == {**before, "made_from": {}}
+    train_pretrain.record_run(folder, {**before, "device": "cpu"}, fixed, {})
+    content = (folder / "options.json").read_bytes()
+    assert json.loads(content)["device"] == "cpu"
+    for change, message in (({"batch_size": 9}, "--batch-size 8, now 9"),
+                            ({"compile": True}, "--compile False, now True"),
+                            ({"corpus": ["a"]}, r"--corpus \[\], now \['a'\]")):
+        with pytest.raises(ValueError, match=rf"one holds a run with {message}"):
+            train_pretrain.record_run(folder, {**before, **change}, fixed, {})
+    assert (folder / "options.json").read_bytes() == content
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"batch_size": 8}', '{"batch_size": 8, "made_from": 3}',
+                                     "[" * 100_000, "\xff"])
+@pytest.mark.parametrize("fixed", [(), ("batch_size",)])
+def test_a_damaged_or_foreign_options_file_is_named_and_kept(tmp_path, content, fixed):
+    path = tmp_path / "options.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"options\.json"):
+        train_pretrain.record_run(tmp_path, dataclasses.asdict(Flags()), fixed, {})
+    assert path.read_bytes() == content.encode("latin-1")
+
+
+@pytest.mark.parametrize("name", train_pretrain.RUN_FILES)
+def test_a_folder_with_files_that_a_run_would_replace_is_refused(tmp_path, name):
+    mine = tmp_path / name.replace("*", "1")
+    mine.write_text("mine")
+    with pytest.raises(ValueError) as error:
+        train_pretrain.record_run(tmp_path, dataclasses.asdict(Flags()), (), {})
+    assert f"holds {name}, but no options.json of a run: choose another --out" in str(error.value)
+    assert mine.read_text() == "mine" and len(os.listdir(tmp_path)) == 1
+
+
+def test_a_run_made_from_other_files_is_refused_once_something_depends_on_them(tmp_path):
+    now, before = dataclasses.asdict(Flags()), {"a": "1", "b": "2", "c": "3"}
+    train_pretrain.record_run(tmp_path, now, (), before)
+    train_pretrain.record_run(tmp_path, now, ("batch_size",), before)
+    for made_from, changed in (({**before, "a": "0"}, "a"), ({"b": "2", "c": "0"}, "a, c"),
+                               ({**before, "d": "4"}, "d")):
+        with pytest.raises(ValueError, match=f"made from other files: {changed} changed: bring them back"):
+            train_pretrain.record_run(tmp_path, now, ("batch_size",), made_from)
+    train_pretrain.record_run(tmp_path, now, (), {"a": "0"})
+    assert json.loads((tmp_path / "options.json").read_bytes())["made_from"] == {"a": "0"}
+
+
 # --- Wrong input ---
-
-def fails(arguments: list[str], capsys) -> str:
-    """Run with bad input, which must end with status 2; return the last line on stderr, the error."""
-    assert train_pretrain.main(arguments) == 2
-    return capsys.readouterr().err.strip().splitlines()[-1]
-
 
 def test_a_changed_option_is_refused_by_name_if_it_affects_the_result(corpus, finished, capsys):
     """How often the run logs and saves does not affect it."""
@@ -849,8 +1001,7 @@ def test_missing_files_and_impossible_values_are_named(tmp_path, corpus, finishe
     assert "no/vocab.txt" in fails(["--corpus", str(corpus), "--vocab", "no/vocab.txt", *out[:1],
                                     str(tmp_path / "b")], capsys)
     assert "--steps must be at least 1" in fails(["--steps", "0", *out], capsys)
-    for flag in ("--vocab-size", "--max-length"):
-        assert "shards store numbers below 65536" in fails([flag, "65536", *out], capsys)
+    assert "65535 is the most" in fails(flags(corpus, tmp_path / "long", "--max-length", "65536"), capsys)
     assert "lower --batch-size" in fails([*SMALL, "--corpus", str(corpus), "--batch-size", "100000", *out[:1],
                                           str(tmp_path / "c")], capsys)
     with pytest.raises(SystemExit) as exit:
@@ -960,13 +1111,21 @@ def test_wrong_input_gives_one_line_status_2_and_no_traceback(tmp_path):
     assert done.stderr.startswith("error: missing.txt") and done.stderr.count("\n") == 1
 
 
+def test_ctrl_c_while_torch_is_imported_gives_one_line(tmp_path):
+    """A torch that gets the signal in the middle of its import stands before the real one."""
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run([sys.executable, str(ROOT / "train_pretrain.py")], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 # --- What is read of a corpus ---
 
 def test_bluebert_text_is_used_for_vocabulary_and_shards_and_another_choice_is_refused(tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("Caf\u00e9 noir (hot).\n\n" * 200)
     arguments = ["--corpus", str(corpus), "--vocab-size", "60", "--bluebert", "--out", str(tmp_path / "run")]
-    options = train_pretrain.complete(data.parse_options(train_pretrain.Options, "", arguments))
+    options = train_pretrain.complete(train_pretrain.parse_options(train_pretrain.Options, "", arguments))
     tokenizer, shards = train_pretrain.prepare_data(options)
     assert shards.index["text"] == {"min_pmid": 0, "language": None, "preprocess": "preprocess_bluebert"}
     # ELECTRAMed's corpus has "caf" here: all characters but ASCII were dropped.

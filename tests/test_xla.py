@@ -4,6 +4,7 @@ torch_xla needs a torch of its own version, so these tests run in an environment
 makes.
 """
 import dataclasses
+import json
 import os
 import shutil
 from pathlib import Path
@@ -13,8 +14,11 @@ import pytest
 import torch
 
 import data
+import train_finetune
 import train_pretrain
-from electramed import Adam, Device, ElectraForPretraining, load_pretrained, parameter_groups
+from electramed import (
+    Adam, Device, ElectraConfig, ElectraForPretraining, load_pretrained, parameter_groups, save_pretrained)
+from tokenizer import Tokenizer, learn_vocab
 
 SIZES = ("--embedding-size 16 --hidden-size 32 --num-attention-heads 2 --intermediate-size 64 "
          "--num-hidden-layers 1 --max-length 48 --batch-size 16 --steps 20 --warmup-steps 4 "
@@ -39,13 +43,6 @@ def two_row_lengths(monkeypatch):
     monkeypatch.setattr(data, "bucket_widths", lambda max_length: np.array([32, 48]))
 
 
-@pytest.fixture
-def noise_of_the_host(monkeypatch):
-    """XLA draws the sampling noise in its program; here it takes the CPU's, so that both compute the same."""
-    drawn_on_host = Device.noise
-    monkeypatch.setattr(Device, "noise", lambda self, *of: self.put(drawn_on_host(HOST, *of))[0])
-
-
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory) -> list[str]:
     path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
@@ -57,7 +54,8 @@ def arguments(tmp_path_factory) -> list[str]:
 def prepared(arguments, tmp_path_factory):
     """Options, tokenizer and shards of a small run."""
     out = str(tmp_path_factory.mktemp("run"))
-    options = train_pretrain.complete(data.parse_options(train_pretrain.Options, "", [*arguments, out]))
+    given = train_pretrain.parse_options(train_pretrain.Options, "", [*arguments, out])
+    options = train_pretrain.complete(given)
     return options, *train_pretrain.prepare_data(options)
 
 
@@ -67,7 +65,7 @@ def compilations() -> int:
 
 
 def new_model(options, tokenizer, device, dropout) -> ElectraForPretraining:
-    config = train_pretrain.with_vocabulary(train_pretrain.network(options), tokenizer)
+    config = train_pretrain.network(options).with_tokenizer(tokenizer)
     torch.manual_seed(0)
     return ElectraForPretraining(dataclasses.replace(
         config, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)).to(device.kind)
@@ -82,8 +80,8 @@ def run(prepared, device, dropout=0.0):
     losses, widths, counts = [], [], []
     for step in range(options.steps):
         batch = order.batch(step, model.config)
-        result = train_pretrain.StepResult(*train_pretrain.training_step(run, batch).tolist())
-        losses.append([result.mlm_loss, result.discriminator_loss])
+        _, mlm_loss, discriminator_loss, _ = train_pretrain.training_step(run, step, batch).tolist()
+        losses.append([mlm_loss, discriminator_loss])
         widths.append(batch.attention_mask.shape[1])
         counts.append(compilations())
     return torch.tensor(losses), widths, counts
@@ -96,15 +94,15 @@ def test_weights_that_are_tied_stay_tied(prepared, xla):
     assert embeddings.word_embeddings.weight.device.type == "xla"
 
 
-def test_losses_equal_the_cpus_within_1e_4_over_20_steps(prepared, noise_of_the_host, xla):
-    """In float32, without dropout, with noise drawn on the host."""
+def test_losses_equal_the_cpus_within_1e_4_over_20_steps(prepared, xla):
+    """In float32, without dropout, with the sampling as it is by default."""
     ours, _, _ = run(prepared, dataclasses.replace(xla, precision="float32"))
     theirs, _, _ = run(prepared, HOST)
     assert (ours - theirs).abs().max() < 1e-4
 
 
 def test_by_default_losses_stay_near_the_cpus_and_each_row_length_is_compiled_only_at_first(prepared, xla):
-    """With bfloat16, dropout and its own noise: the first step within 0.05, all within 0.3 nats.
+    """With bfloat16 and dropout: the first step within 0.05, all within 0.3 nats.
 
     Nothing is compiled any more after each row length was seen twice.
     """
@@ -116,7 +114,7 @@ def test_by_default_losses_stay_near_the_cpus_and_each_row_length_is_compiled_on
     assert 0 < counts[warm] == counts[-1] and warm < 15, (widths, counts)
 
 
-def test_a_run_goes_on_from_the_cpu_to_xla_and_back(arguments, noise_of_the_host, tmp_path, capsys):
+def test_a_run_goes_on_from_the_cpu_to_xla_and_back(arguments, tmp_path, capsys):
     """log.csv and eval.csv have the same rows as without any change, also with batches computed in two parts.
 
     On the way back to the CPU the run continues from the checkpoint of step 18, which XLA wrote.
@@ -147,3 +145,73 @@ def test_a_run_goes_on_from_the_cpu_to_xla_and_back(arguments, noise_of_the_host
 def test_what_xla_cannot_do_is_said(arguments, tmp_path, capsys, more, message):
     assert train_pretrain.main([*arguments, str(tmp_path), "--tpu", *more]) == 2
     assert message in capsys.readouterr().err
+
+
+# Fine-tuning.
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> Path:
+    """A small model with weights as they were drawn, and a vocabulary of the synthetic corpus."""
+    tokenizer = Tokenizer(learn_vocab(data.synthetic_corpus(100).splitlines(), 300))
+    config = ElectraConfig(embedding_size=16, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                           intermediate_size=64, max_position_embeddings=48).with_tokenizer(tokenizer)
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("start")
+    save_pretrained(ElectraForPretraining(config), folder, tokenizer)
+    return folder
+
+
+@pytest.fixture
+def count_epochs(monkeypatch) -> list[int]:
+    """The compilations so far, whenever the batches of an epoch or an evaluation are planned.
+
+    There is one row length, because each one is compiled, for training and for evaluation.
+    """
+    counts: list[int] = []
+    monkeypatch.setattr(data, "bucket_widths", lambda max_length: np.array([max_length]))
+    plan = data.plan_batches
+    monkeypatch.setattr(data, "plan_batches", lambda *arguments, **more: counts.append(compilations())
+                        or plan(*arguments, **more))
+    monkeypatch.setattr(data, "DEMO_SPLITS", {split: (first, min(size, 60))
+                                              for split, (first, size) in data.DEMO_SPLITS.items()})
+    return counts
+
+
+@pytest.mark.parametrize("task", ["demo-ner", "demo-re", "demo-qa", "classify", "rank"])
+def test_finetune_losses_and_scores_equal_the_cpus_and_after_an_epoch_nothing_is_compiled(
+        task, start, count_epochs, tmp_path, capsys):
+    """In float32, without dropout. Batches of 12 rows do not divide by 8 devices: they are filled up."""
+    more = []
+    if task in ("classify", "rank"):
+        for split in ("train", "dev", "test"):
+            (tmp_path / f"{split}.tsv").write_text("".join(
+                f"{number % 3 // 2}\tdoes {split} help {number} ?\t{'it helps ' * (number % 7)}\n"
+                for number in range(60)))
+        more = ["--data", str(tmp_path)]
+    command = [*f"--task {task} --init {start} --epochs 3 --batch-size 12 --max-length 48 --dropout 0 "
+               "--learning-rate 1e-3 --precision float32".split(), *more]
+    assert train_finetune.main([*command, "--tpu", "--out", str(tmp_path / "xla")]) == 0
+    # Planned: epoch 1, its evaluation, epoch 2, ..., the test set.
+    assert 0 < count_epochs[2] == count_epochs[5], count_epochs
+    assert train_finetune.main([*command, "--device", "cpu", "--out", str(tmp_path / "cpu")]) == 0
+    ours, theirs = (np.loadtxt(tmp_path / name / "seed-0" / "log.csv", delimiter=",", skiprows=1)
+                    for name in ("xla", "cpu"))
+    assert ours.shape == (3, 3) and np.abs(ours - theirs).max() < 1e-4
+    ours, theirs = (json.loads((tmp_path / name / "seed-0" / "scores.json").read_text())["test"]
+                    for name in ("xla", "cpu"))
+    assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+def test_finetune_finished_seeds_stay_and_more_can_be_trained_elsewhere(start, count_epochs, tmp_path):
+    command = [*f"--task demo-re --init {start} --epochs 1 --max-length 48".split(), "--out", str(tmp_path)]
+    assert train_finetune.main([*command, "--tpu"]) == 0
+    first = (tmp_path / "seed-0" / "scores.json").read_bytes()
+    assert train_finetune.main([*command, "--seeds", "2"]) == 0
+    assert (tmp_path / "seed-0" / "scores.json").read_bytes() == first
+    assert (tmp_path / "seed-1" / "scores.json").is_file()
+
+
+def test_finetune_refuses_a_device_beside_tpu(start, tmp_path, capsys):
+    command = ["--init", str(start), "--out", str(tmp_path)]
+    assert train_finetune.main([*command, "--tpu", "--device", "cpu"]) == 2
+    assert "--tpu computes on XLA devices: drop --device" in capsys.readouterr().err
