@@ -250,11 +250,11 @@ def check_settings(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
     raises    ValueError naming the file and the first setting that cannot be honoured
     """
-    for setting in SETTINGS.keys() & settings.keys():
-        for value in named_values(settings[setting]):
-            if value not in SETTINGS[setting]:
-                raise ValueError(f"{path}: {setting} has {value!r}, which would change ids: only "
-                                 f"{SETTINGS[setting]} can be honoured")
+    for setting, possible in SETTINGS.items():
+        for value in named_values(settings.get(setting, possible[0])):
+            if value not in possible:
+                raise ValueError(f"{path}: {setting} has {value!r}, which would change ids: only {possible} "
+                                 "can be honoured")
     return {name: settings[name] for name in Casing._fields if name in settings}
 
 
@@ -432,7 +432,7 @@ class Tokenizer:
         is too long, or no piece fits somewhere, the result is the id of [UNK] alone: half a spelling would
         look like another word.
 
-        No word is mistaken for a piece with ##: # is punctuation, so a word that holds # is that one character.
+        No word is taken for a piece with ##: # is punctuation, so a word that holds # is that one character.
 
         source    official WordpieceTokenizer
         """
