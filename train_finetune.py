@@ -1494,6 +1494,7 @@ def train(seed: int, prepared: Prepared, options: Options) -> tuple[nn.Module, M
             if scores[metric] > best_score:
                 best_score, dev_scores = scores[metric], scores
                 best_weights = copy.deepcopy(model.state_dict())
+                device.flush()          # else XLA would copy within the next step, by a program of its own
             dev_score = f"{scores[metric]:.6g}"
             progress.show(step, f"epoch {epoch + 1}: dev {metric} {scores[metric]:.4f}")
         log.append(f"{epoch + 1},{torch.stack(losses).mean():.6g},{dev_score}")
@@ -1833,7 +1834,7 @@ def score_curve(options: Options) -> str:
         step,f1,low,high
         20000,78.12,77.40,78.84
 
-    One seed has no interval; then there are only two columns.
+    One seed has no interval: then the last two columns are empty.
     returns   the lines of curve.csv
     source    Bio-ELECTRA, Figure 1
     """
@@ -1842,16 +1843,16 @@ def score_curve(options: Options) -> str:
     if not models:
         raise ValueError(f"--curve: {run_folder / 'models'} holds no models: expected a run of "
                          "train_pretrain.py, which keeps one every --keep-every steps")
-    lines = [f"step,{metric}" + ",low,high" * (options.seeds > 1)]
+    lines = [f"step,{metric},low,high"]
     for number, model in enumerate(models, start=1):
         say(f"model {number} of {len(models)}: {model.name}")
         _, results = run_seeds(dataclasses.replace(options, init=str(model), out=str(out / model.name)))
         values = [100 * result[metric] for result in results]
-        shown = [metrics.mean_and_sd(values)[0]]
+        interval = ","
         if options.seeds > 1:
-            shown += metrics.confidence_interval(values)
-        step = int(model.name.removeprefix("step-"))
-        lines.append(",".join([str(step), *(f"{value:.2f}" for value in shown)]))
+            interval = "{:.2f},{:.2f}".format(*metrics.confidence_interval(values))
+        step, mean = int(model.name.removeprefix("step-")), metrics.mean_and_sd(values)[0]
+        lines.append(f"{step},{mean:.2f},{interval}")
     write_lines(out / "curve.csv", lines)
     return "\n".join(lines)
 
@@ -1962,6 +1963,7 @@ def predict_lines(options: Options) -> None:
 
     # 2. Blocks of lines: each line gives some examples, and its result comes from theirs.
     lines, is_dialogue = input_lines(str(options.predict)), options.predict == "-" and sys.stdin.isatty()
+    is_ascii = "utf" not in str(sys.stdout.encoding).lower()        # then β has to be written as \u03b2
     if is_dialogue:             # then each line is answered at once
         say("reading from the terminal: type a line and Enter; Ctrl-D ends")
     while True:
@@ -1973,7 +1975,7 @@ def predict_lines(options: Options) -> None:
                 block.append((line, [] if is_empty else read(line, trained.tokenizer)))
         finally:            # when a line cannot be read, the results of the lines before it are still printed
             for result in read_block(block, trained.model, prepared, options):
-                print(json.dumps(result, ensure_ascii=False), flush=is_dialogue)
+                print(json.dumps(result, ensure_ascii=is_ascii), flush=is_dialogue)
         if not block:
             return
 
@@ -2027,7 +2029,10 @@ def check(options: Options) -> None:
     # 5. The demo tasks are invented, and read no files: with --data, another task was meant.
     if options.task.startswith("demo-") and options.data not in (None, DATA_ROOT):
         raise ValueError(f"--data: {options.task} reads no files: choose a --task of {options.data}")
-    # 6. Where to compute.
+    # 6. A rate that grows from layer to layer downwards has no use, and soon no number.
+    if (options.layer_decay or 0) > 1:
+        raise ValueError(f"--layer-decay must be at most 1, not {options.layer_decay}")
+    # 7. Where to compute.
     if options.tpu and options.device != "auto":
         raise ValueError("--tpu computes on XLA devices: drop --device")
     if os.environ.get("WORLD_SIZE", "1") != "1":

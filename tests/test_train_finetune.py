@@ -1161,25 +1161,32 @@ def test_a_seed_that_was_killed_between_training_and_testing_is_not_trained_agai
     assert run("demo-re", pretrained, tmp_path, "--seeds", "1", "--batch-size", "7") == 2
 
 
-@pytest.mark.parametrize("content, message", [
-    ({"max_length": 7}, "max_length is 7 in task.json"), ({"max_length": 9999}, "reads 8 to 384 tokens"),
-    ({"max_length": "a"}, "'max_length' is a"), ({"task": "x"}, "unknown task 'x'"),
-    ({"task": 5}, "'task' is 5"), ({"task": "demo-ner"}, "demo-ner has the labels")])
-def test_a_task_file_that_does_not_fit_is_told_in_one_line(content, message, pretrained, tmp_path, capsys):
+def test_a_task_file_that_does_not_fit_is_told_in_one_line(pretrained, tmp_path, capsys):
     assert run("demo-re", pretrained, tmp_path / "out") == 0
     path = tmp_path / "out" / "model" / "task.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | content))
-    (tmp_path / "line").write_text("fever\n")
-    capsys.readouterr()
-    assert train_finetune.main(["--out", str(tmp_path / "out"), "--predict", str(tmp_path / "line")]) == 2
-    said = capsys.readouterr().err
-    assert message in said and len(said.splitlines()) == 1
+    written = json.loads(path.read_text())
+    for content, message in [
+            ({"max_length": 7}, "max_length is 7 in task.json"), ({"max_length": 9999}, "reads 8 to 384 tokens"),
+            ({"max_length": "a"}, "'max_length' is a"), ({"task": "x"}, "unknown task 'x'"),
+            ({"task": 5}, "'task' is 5"), ({"task": "demo-ner"}, "demo-ner has the labels")]:
+        path.write_text(json.dumps(written | content))
+        capsys.readouterr()
+        assert train_finetune.main(["--out", str(tmp_path / "out"), "--predict", str(path)]) == 2
+        said = capsys.readouterr().err
+        assert message in said and len(said.splitlines()) == 1
 
 
 def test_several_processes_are_refused_because_one_device_is_used(pretrained, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run("demo-re", pretrained, tmp_path / "out") == 2
     assert "fine-tuning uses one device" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_layer_decay_above_one_is_refused(pretrained, tmp_path, capsys):
+    for value in ("1e308", "1.5"):
+        assert run("demo-re", pretrained, tmp_path / "out", "--layer-decay", value) == 2
+        said = capsys.readouterr().err
+        assert "--layer-decay must be at most 1" in said and len(said.splitlines()) == 1
 
 
 def test_a_batch_is_filled_up_where_shapes_are_compiled_and_the_loss_stays(tiny_tokenizer):
@@ -1282,7 +1289,8 @@ def test_the_curve_has_a_row_for_each_model_a_run_kept(pretrained, tmp_path, cap
         half = 12.706 * abs(values[0] - values[1]) / 2
         assert float(row["high"]) - float(row["f1"]) == pytest.approx(half, abs=0.02)
     assert run("demo-re", tmp_path / "run", tmp_path / "one", "--curve") == 0
-    assert re.fullmatch(r"step,f1\n20,[\d.]+\n100,[\d.]+\n", (tmp_path / "one" / "curve.csv").read_text())
+    one = (tmp_path / "one" / "curve.csv").read_text()
+    assert re.fullmatch(r"step,f1,low,high\n20,[\d.]+,,\n100,[\d.]+,,\n", one)
     assert run("demo-re", pretrained, out, "--curve") == 2
     assert "holds no models" in capsys.readouterr().err
 
@@ -1634,8 +1642,8 @@ def test_where_all_seeds_are_finished_the_run_says_that_nothing_was_trained(pret
         assert ("nothing was trained" in capsys.readouterr().err) == expected
 
 
-@pytest.mark.parametrize("task", ["demo-ner", "demo-re", "demo-qa", "classify", "rank"])
-@pytest.mark.parametrize("search", [(), ("--search", "1")])
+@pytest.mark.parametrize("task, search", [("demo-ner", ()), ("demo-re", ("--search", "1")), ("demo-qa", ()),
+                                          ("classify", ()), ("rank", ())])
 def test_a_loss_that_is_not_finite_ends_every_task_without_a_score(
         task, search, pretrained, tmp_path, capsys, monkeypatch):
     """From the second step on the loss is nan: the sixty demo examples have several steps in an epoch."""
