@@ -263,6 +263,9 @@ def test_raw_text_is_cut_into_words_as_the_training_file_is():
     assert Tagging(TASKS["ner"], marks).facts == {"marks_inside_words": []}
     [sentence] = Tagging(TASKS["ner"], (), {}).raw_examples(train_finetune.Line({}, "", "IL-2"), SPELLER)
     assert sentence.words == ["IL", "-", "2"]                       # task.json of an earlier version
+    with pytest.raises(ValueError, match="task.json.*marks_inside_words"):
+        Tagging(TASKS["ner"], (), {"marks_inside_words": 5}).raw_examples(
+            train_finetune.Line({}, "", "IL-2"), SPELLER)
 
 
 def test_a_mark_counts_by_what_stands_beside_it():
