@@ -269,8 +269,8 @@ def test_raw_text_is_cut_into_words_as_the_training_file_is():
 
 
 def test_a_mark_counts_by_what_stands_beside_it():
-    """bc5cdr keeps 5-FU and 0.5 whole, but makes three words of beta-blocker."""
-    lists = ["5-FU beta - blocker 0.5 g , 12 . Then", "5-HT a - b"]
+    """bc5cdr keeps 5-FU and 0.5 whole, but makes three words of most like beta-blocker, and two of CD4+."""
+    lists = ["5-FU beta - blocker 0.5 g , 12 . Then", "5-HT a - b gamma-x CD4+ b", "CD4 + T CD8 + T"]
     examples = sentences_from([[(word, "O") for word in text.split()] for text in lists])
     assert train_finetune.marks_inside_words(examples) == ["1-a", "1.1"]
 
