@@ -1218,13 +1218,14 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, out: 
             if not any(entry["examples"] for entry in shards):
                 raise ValueError(f"no text in {', '.join(map(str, files)) or 'the given folders'}")
             progress.finish()
-        # 3. Declare the folder complete, and say what it was built from.
-        formats = sum((collections.Counter(entry.get("files")) for entry in shards), collections.Counter())
-        summary = describe_pmids(folder, shards) + describe_files(formats, left_out)
-        if not index["complete"]:
+            # 3. Declare the folder complete, and record what it was built from.
+            formats: collections.Counter[str] = collections.Counter()
+            for entry in shards:
+                formats.update(entry.get("files", {}))
+            summary = describe_pmids(folder, shards) + describe_files(formats, left_out)
             index = with_hash({**index, "files": summary, "complete": True})
             write_bytes(folder / "index.json", json.dumps(index, indent=1).encode())
-    say(summary)
+    say(index.get("files", f"{folder} was built by an earlier version"))
 
 
 def describe_pmids(folder: Path, shards: list[dict[str, Any]]) -> str:
@@ -2422,6 +2423,8 @@ def learn_command(options: argparse.Namespace) -> None:
 def build_command(options: argparse.Namespace) -> None:
     """Tokenize a corpus into a shard folder; print what the folder holds."""
     tokenizer = Tokenizer.from_file(options.vocab, lowercase=False if options.cased else None)
+    if doubt := tokenizer.casing_doubt():
+        say(f"{options.vocab}: {doubt}")
     reading = Reading(options.min_pmid, options.language, preprocess_bluebert if options.bluebert else None)
     build_shards(options.corpus, tokenizer, options.out, options.max_length, options.seed, options.workers,
                  reading)
