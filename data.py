@@ -908,8 +908,9 @@ class Progress:
 
     def finish(self) -> None:
         """Print the last state, if it does not stand there already, and end the line."""
-        if self.rewind or self.line != self.printed:
+        if self.line and (self.rewind or self.line != self.printed):
             say(self.rewind + self.line)
+        self.line = ""
 
     def over(self, items: Iterable[Any]) -> Iterator[Any]:
         """Yield items unchanged, showing how many have been taken."""
@@ -1512,7 +1513,7 @@ def check_columns(path: Path, words: list[str], between: dict[int, set[str]]) ->
     # 2. Tags of entities in another column than the last would be dropped without a word.
     for place, values in between.items():
         types = {value[2:] for value in values if value != "O"}
-        if types and all(map(TAG.fullmatch, values)) and not types <= PHRASES:
+        if all(map(TAG.fullmatch, values)) and not types <= PHRASES:
             raise ValueError(f"{path}: column {place} holds tags ({', '.join(sorted(values)[:3])}), as the "
                              "last one does: nested entities are not read, delete one of the two columns")
 
@@ -1590,8 +1591,8 @@ def find_columns(names: Iterable[str], forms: Sequence[Form], place: str) -> lis
 def read_rows(path: Path, forms: Sequence[Form], yes_no: bool) -> Iterator[Row]:
     """Yield the rows of a file: tab-separated, one JSON object on each line, or BioASQ's yes/no questions."""
     lines = [(number, line) for number, line in numbered_lines(path) if line.strip()]
-    # 1. JSON objects have names of their own.
-    if lines and lines[0][1].lstrip().startswith("{") and "\t" not in lines[0][1]:
+    # 1. JSON begins with an object or a list; a sentence may begin with "[Gout" or "[".
+    if lines and re.fullmatch(r"\s*(\[\s*)?({[^\t]*)?", lines[0][1]):
         for place, entry in parse_objects(path, lines):
             if yes_no and "questions" in entry:
                 yield from yes_no_rows(path, entry)
@@ -1703,7 +1704,7 @@ def yes_no_rows(path: Path, content: Any) -> Iterator[Row]:
              None and Not short, too
     """
     for place, name, names, entry in read_asked(path, content, "yesno"):
-        exact, ideal = "".join(names).strip().lower(), entry.get("ideal_answer")
+        exact, ideal = "".join(names).strip(" .\n").lower(), entry.get("ideal_answer")
         if exact not in ("yes", "no"):
             raise ValueError(f"{place}: 'exact_answer' is {str(names)[:60]}, expected yes or no")
         first = ideal[0] if isinstance(ideal, list) and ideal else ideal        # later ones say it once more
@@ -1734,21 +1735,20 @@ def read_snippets(path: Path, content: Any, batch: int | None,
     questions: list[Question] = []
     asked = list(read_asked(path, content, "factoid", "list"))
     for article, (place, name, names, entry) in enumerate(asked):
-        names = sorted(filter(None, map(str.strip, names)), key=len, reverse=True)
-        gold = golden.get(name, names) or None
+        gold = None if batch is None else golden.get(name, names) or None
         # White space inside a name matches any other: "5 mg" is found in "5\u00a0mg".
-        spelt = [r"\s+".join(map(re.escape, name.split())) for name in names]
+        longest_first = sorted(filter(None, map(str.strip, names)), key=len, reverse=True)
+        spelt = [r"\s+".join(map(re.escape, words.split())) for words in longest_first]
         body = take(entry, "body", str, place)
         snippets = take({"snippets": [], **entry}, "snippets", list, place)
         for number, snippet in enumerate(snippets or [{"text": ""}]):
             text = take(snippet, "text", str, place)
             found = (re.search(rf"(?<!\w){spelling}(?!\w)", text, re.I) for spelling in spelt)
-            match, question = next(filter(None, found), None), (f"{name}_{number:03d}", body, text)
-            if batch is not None:
-                questions.append(Question(*question, [], batch, gold, article, entry["type"]))
-            elif match:
-                answer = (match[0], match.start())
-                questions.append(Question(*question, [answer], article=article, type=entry["type"]))
+            match = next(filter(None, found), None) if batch is None else None
+            if match or batch is not None:
+                answers = [(match[0], match.start())] if match else []
+                questions.append(Question(f"{name}_{number:03d}", body, text, answers, batch, gold, article,
+                                          entry["type"]))
     without = len(asked) - len({question.article for question in questions})
     if batch is None:
         say(f"{path}: left out {without} of {len(asked)} questions: no snippet holds an exact answer")
@@ -1969,17 +1969,10 @@ def find_folder(root: Path, folder: str) -> Path:
     return root
 
 
-class PublishedFile(NamedTuple):
-    """Hold a file of a published data set that is not on this disk."""
-
-    address: str
-    path: Path                  # where it belongs
-    blob: str                   # first digits of git's SHA-1 of its content
-
-
-def missing_files(name: str, directory: str | os.PathLike, base: str = GITHUB) -> list[PublishedFile]:
+def missing_files(name: str, directory: str | os.PathLike, base: str = GITHUB) -> list[tuple[str, Path, str]]:
     """List the files of a published task, or vocabulary, that are not below the data root.
 
+    Each with its address, the path where it belongs, and the first digits of git's SHA-1 of its content.
     The list is empty when `directory` itself holds a file with a name of this task: that is a data set of the
     user's own, which must not be mixed with published files.
     """
@@ -1992,16 +1985,15 @@ def missing_files(name: str, directory: str | os.PathLike, base: str = GITHUB) -
     source = f"{base}/{repository}/{COMMITS.get(repository)}/{place}"
     lines = [line for line in PUBLISHED_FILES.splitlines() if line.startswith(name + " ")]
     pairs = re.findall(r" (\S+) (\w+)", "\n".join(lines))           # section 9: name and blob of each file
-    files = [PublishedFile(f"{source}/{file}", folder / file, blob) for file, blob in pairs]
-    return [file for file in files if not file.path.is_file()]
+    files = [(f"{source}/{file}", folder / file, blob) for file, blob in pairs]
+    return [(address, path, blob) for address, path, blob in files if not path.is_file()]
 
 
-def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> Path:
+def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> None:
     """Download what is missing of a published task, or a vocabulary. Only whole, right files are written.
 
     base     the address before repository, commit and path; tests put a server of their own here
 
-    returns  the training file, or the folder of the vocabulary
     raises   OSError (no network, no such file, cut off) or ValueError (wrong checksum) naming the address and
              the path; FileNotFoundError where a data set of the user's own lacks a training file
     """
@@ -2024,11 +2016,8 @@ def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> P
         # 3. Write it under its name only now.
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
-    if name in VOCABULARIES:
-        return find_folder(Path(directory), VOCABULARIES[name].folder)
-    if not (files := find_split(name, "train", directory)):
+    if name in TASKS and not find_split(name, "train", directory):
         raise FileNotFoundError(describe_missing(name, "train", directory))
-    return files[0]
 
 
 def find_split(name: str, split: str, directory: str | os.PathLike | None) -> list[Path]:
@@ -2036,16 +2025,14 @@ def find_split(name: str, split: str, directory: str | os.PathLike | None) -> li
 
     The list is empty where there is none, or no folder is given. The demo tasks have no files.
     """
-    task, root = find_task(name), Path(directory or "")
-    # The first pattern that finds a file wins: a published file goes before a substitute.
-    patterns = (task.files or STANDARD_FILES)[SPLITS.index(split)]
+    task = find_task(name)
     if directory is None or name.startswith("demo-"):
         return []
-    for folder in (root, find_folder(root, task.folder)):
-        for pattern in patterns:
-            if found := sorted(folder.glob(pattern)):
-                return found
-    return []
+    folders = (Path(directory), find_folder(Path(directory), task.folder))
+    patterns = (task.files or STANDARD_FILES)[SPLITS.index(split)]
+    # The first pattern that finds a file wins: a published file goes before a substitute.
+    found = (sorted(folder.glob(pattern)) for folder in folders for pattern in patterns)
+    return next(filter(None, found), [])
 
 
 def describe_missing(name: str, split: str, directory: str | os.PathLike | None) -> str:
@@ -2063,8 +2050,9 @@ def describe_missing(name: str, split: str, directory: str | os.PathLike | None)
     patterns = " or ".join((task.files or STANDARD_FILES)[SPLITS.index(split)])
     how = f" (published as {task.source})" if task.source else ""
     if files := missing_files(name, root):
-        names, address = ", ".join(file.path.name for file in files), os.path.dirname(files[0].address)
-        how = f"; run python data.py fetch {name}, or put {names} of {address} into {files[0].path.parent}"
+        names, (address, path, _) = ", ".join(path.name for _, path, _ in files), files[0]
+        how = (f"; run python data.py fetch {name}, or put {names} of {os.path.dirname(address)} "
+               f"into {path.parent}")
     return f"{name}: no {split} file in {places}: expected {patterns}{how}"
 
 
@@ -2082,18 +2070,13 @@ def read_task(name: str, split: str, directory: str | os.PathLike | None = None)
         raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
     if name.startswith("demo-"):
         return demo_examples(name, split)      # section 7
-    examples: list = []
-    asked: dict[str, Path] = {}
     files = find_split(name, split, directory)
-    for path in files:
-        found = READERS[task.kind](path, task.labels)
-        # Two questions with one id are refused, since their answers would count for both.
-        for example in found if task.kind == "qa" else ():
-            if example.id in asked:
-                raise ValueError(f"{path}: 2 questions have the id {example.id!r}, the first one in "
-                                 f"{asked[example.id]}: give each an id of its own, or leave out a file")
-            asked[example.id] = path
-        examples += found
+    examples = [example for path in files for example in READERS[task.kind](path, task.labels)]
+    # Two questions with one id are refused, since their answers would count for both.
+    asked = collections.Counter(example.id for example in examples if task.kind == "qa")
+    if repeated := [question for question, count in asked.items() if count > 1]:
+        raise ValueError(f"{' or '.join(map(str, files))}: several questions have the id {repeated[0]!r}: "
+                         "give each an id of its own, or leave out a file")
     # An empty development file, as BioBERT's folds of GAD have it, counts as none.
     if not files or (not examples and split != "dev"):
         raise (ValueError if files else FileNotFoundError)(describe_missing(name, split, directory))
@@ -2145,9 +2128,8 @@ def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
     groups = list(dict.fromkeys(getattr(example, task.together) for example in examples))
     random.Random(0).shuffle(groups)
     part_of = {group: number % task.parts for number, group in enumerate(groups)}
-    split_of = {fold % task.parts: "test"}
-    if task.cut == "train":
-        split_of[(fold + 1) % task.parts] = "dev"
+    dev = "dev" if task.cut == "train" else "train"
+    split_of = {fold % task.parts: "test", (fold + 1) % task.parts: dev}
     splits: dict[str, list] = {"train": [], **{split: [] for split in split_of.values()}}
     for example in examples:
         splits[split_of.get(part_of[getattr(example, task.together)], "train")].append(example)
@@ -2185,22 +2167,18 @@ RELATIONS = {
     "inhibits": ("gene", "blocked inhibited silenced | suppressed disabled depleted", "its activity fell"),
     "false": ("paralog failed", "spared ignored retained | preserved avoided tolerated", "nothing changed")}
 
-# Section of an abstract -> templates, one on each line. {slot} is replaced by a fact. {target} is what the
-# drug has the relation with, and {verb} the verb that states it. One rule gives the relation of a sentence:
-# it is that of its section, and of its verb.
+# Section of an abstract -> templates, one on each line. {slot} is replaced by a fact, HOW and WHERE by two of
+# the details. {target} is what the drug has the relation with, {verb} the verb that states it. One rule gives
+# the relation of a sentence: it is that of its section, and of its verb.
+DETAILS = ["at {site}", "in the {trial} trial", "at {dose}", "after {weeks} weeks", "in {year}"]
 STATEMENT = """
-    {drug} {verb} {target} in {percent} percent of patients .
-    {target} was {verb} by {drug} at {site} .
-    after {weeks} weeks of {drug} , {target} was {verb} in most patients .
-    in the {trial} trial , {drug} {verb} {target} at {dose} ."""
+    {drug} {verb} {target} HOW WHERE .
+    {target} was {verb} by {drug} HOW WHERE .
+    patients took {drug} HOW , and {target} was {verb} WHERE ."""
 TEMPLATES = {
-    "background": """
-        {disease} is a disorder in which {gene} is often mutated .
-        mutations in {gene} are found in families with {disease} .""",
     "design": """
-        at {site} , {number} patients with {disease} took {dose} of {drug} .
-        in the {trial} trial , {number} patients took {drug} for {weeks} weeks .
-        patients with {disease} received {dose} of {drug} for {weeks} weeks .""",
+        patients with {disease} took {drug} HOW WHERE .
+        patients received {drug} against {disease} HOW WHERE .""",
     **dict.fromkeys(RELATIONS, STATEMENT),
     # What any one of the verbs means, without a name. The words drug, gene and disease are taught here, too:
     # demo-re has @DRUG$, @GENE$ and @DISEASE$ in place of names.
@@ -2208,14 +2186,14 @@ TEMPLATES = {
         the drug {verb} the {type} and {follows} .
         {follows} when the {type} was {verb} by the drug ."""}
 # Slot that holds the answer -> question.
-QUESTIONS = {"target": "which {type} was {verb} by {drug} ?", "site": "where was {drug} tested ?",
-             "dose": "what dose of {drug} was given ?", "number": "how many patients took {drug} ?",
-             "weeks": "for how many weeks was {drug} given ?"}
+QUESTIONS = {"target": "which {type} was {verb} by {drug}?", "site": "where was {drug} tested?",
+             "dose": "what dose of {drug} was given?", "year": "when was {drug} tested?",
+             "weeks": "for how many weeks was {drug} given?"}
 
 
 def tidy(words: list[str]) -> str:
     """Join words by spaces, except before marks: ["at", "sulol", "."] -> "at sulol."."""
-    return re.sub(r" (?=[.,?])", "", " ".join(words))
+    return re.sub(r" (?=[.,])", "", " ".join(words))
 
 
 class SyntheticSentence(NamedTuple):
@@ -2261,14 +2239,16 @@ def write_sentence(section: str, facts: dict[str, str], rng: random.Random) -> S
     # 2. Fill the slots from left to right, so that it is known what each word is.
     sentence = SyntheticSentence(section, [], [], [])
     _, words, tags, questions = sentence                        # the lists that are filled below
-    for token in rng.choice(TEMPLATES[section].strip().split("\n")).split():
+    template = rng.choice(TEMPLATES[section].strip().split("\n"))
+    how, where = rng.sample(DETAILS, 2)
+    for token in template.replace("HOW", how).replace("WHERE", where).split():
         slot = token[1:-1] if token[0] == "{" else ""
         filled = token.format_map(facts).split()
         if not words:
             filled[0] = filled[0].capitalize()
         if slot in QUESTIONS:
-            question = tidy(QUESTIONS[slot].format_map(facts).capitalize().split())
-            questions.append((question, tidy(filled), len(tidy([*words, ""]))))
+            question, start = QUESTIONS[slot].format_map(facts).capitalize(), len(tidy([*words, ""]))
+            questions.append((question, " ".join(filled), start))
         kind = types.get(slot)
         tags += [f"B-{kind}"] + [f"I-{kind}"] * (len(filled) - 1) if kind else ["O"] * len(filled)
         words += filled
@@ -2284,28 +2264,26 @@ class SyntheticWorld:
     """Hold the facts of one made-up world, and write abstracts about them, as many as asked for.
 
     >>> SyntheticWorld(seed=0).document(5).sentences[0].text
-    'At ororax, 220 patients with looria took 70 mg of baulis.'
+    'Sulcoria healed corxanux at 40 mg after 29 weeks.'
     """
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         rng = random.Random(seed)
         # 1. Names of two or three syllables, each only once.
-        drawn = sorted({"".join(parts) for parts in itertools.product(["", *SYLLABLES], SYLLABLES, ENDINGS)})
-        rng.shuffle(drawn)
-        names = iter(drawn)
+        possible = {"".join(parts) for parts in itertools.product(["", *SYLLABLES], SYLLABLES, ENDINGS)}
+        names = iter(rng.sample(sorted(possible), 4 * DRUGS))
         #    Every fourth drug, gene and disease is named by two words, such as "vorax acetate".
         drugs, genes, diseases = ([next(names) + (f" {noun}" if i % 4 == 0 else "") for i in range(DRUGS)]
                                   for noun in ("acetate", "kinase", "fever"))
-        sites, trials = ([next(names) for _ in range(DRUGS // 4)] for _ in range(2))
+        sites, trials = ([next(names) for _ in range(6)] for _ in range(2))
         # 2. The facts of each drug, by slot. i ^ 1 is its neighbour (0 <-> 1, 2 <-> 3). What one drug treats
         #    is the harm of another, so that a disease alone does not tell the verb.
         self.facts = [{
             "drug": drugs[i], "gene": genes[i], "paralog": genes[i ^ 1],
             "disease": diseases[i], "failed": diseases[i ^ 1], "harm": diseases[i - DRUGS // 2],
-            "site": sites[i // 4], "trial": trials[i % len(trials)],
-            "dose": f"{rng.randrange(5, 100, 5)} mg", "number": str(rng.randrange(100, 500, 20)),
-            "weeks": str(rng.randint(2, 30)), "percent": str(rng.randint(31, 69))} for i in range(DRUGS)]
+            "site": sites[i // 4], "trial": trials[i % 6], "dose": f"{rng.randrange(5, 100, 5)} mg",
+            "weeks": str(rng.randint(2, 30)), "year": str(rng.randint(1961, 2019))} for i in range(DRUGS)]
 
     def document(self, number: int) -> SyntheticDocument:
         """Write abstract `number`: two to six sentences on drug number % DRUGS.
@@ -2332,12 +2310,11 @@ class SyntheticWorld:
 #
 # Split -> number of the first abstract it may use, and how many examples it has.
 DEMO_SPLITS = {"train": (10_000_000, 200), "dev": (20_000_000, 200), "test": (30_000_000, 800)}
-DEMO_TRAIN_DRUGS = 8                            # drugs 0 to 7
 
 
 def is_demo_document(number: int, split: str) -> bool:
     """Tell whether a demo task may take abstract `number` for a split."""
-    is_like_training = [style_of(number) == 0, number % DRUGS < DEMO_TRAIN_DRUGS]
+    is_like_training = [style_of(number) == 0, number % DRUGS < DRUGS // 3]
     return all(is_like_training) if split == "train" else not any(is_like_training)
 
 
@@ -2349,9 +2326,8 @@ def document_examples(name: str, number: int, document: SyntheticDocument) -> It
         elif name == "demo-re" and sentence.section in RELATIONS:
             yield LabelledText(f"{number}.{position}", sentence.anonymised, sentence.section)
         elif name == "demo-qa":
-            before = document.text.index(sentence.text)         # characters
             for question, answer, start in sentence.questions:
-                answers = [(answer, before + start)]
+                answers = [(answer, document.text.index(sentence.text) + start)]
                 yield Question(f"{number}.{position}.{start}", question, document.text, answers)
 
 
@@ -2367,13 +2343,14 @@ def demo_examples(name: str, split: str, seed: int = 0) -> list:
 def synthetic_corpus(documents: int, seed: int = 0) -> str:
     """Write abstracts 0 to documents - 1 as corpus text: one sentence on a line, then an empty line.
 
-    Two abstracts in three are cut into documents of one sentence: on short rows a model learns sooner which
-    words to look at, and it still does so on long ones.
+    Of three rounds of the drugs one is whole; in the others each document has one or two sentences. On short
+    rows a model learns sooner which words to look at, and it still does so on long ones.
     """
     world, text = SyntheticWorld(seed), []
     for number in range(documents):
-        end = "\n\n" if number // DRUGS % 3 else "\n"         # after a sentence
-        text += [sentence.text + end for sentence in world.document(number).sentences] + ["\n"]
+        lines = [sentence.text + "\n" for sentence in world.document(number).sentences]
+        size = (len(lines), 1, 2)[number // DRUGS % 3]
+        text += ["".join(lines[start:start + size]) + "\n" for start in range(0, len(lines), size)]
     return "".join(text)
 
 
@@ -2445,7 +2422,8 @@ def info_command(options: argparse.Namespace) -> None:
 def fetch_command(options: argparse.Namespace) -> None:
     """Download what is missing of published data sets."""
     for name in options.names:
-        print(f"{name}: nothing is missing beside {fetch_task(name, options.data)}")
+        fetch_task(name, options.data)
+        print(f"{name}: nothing is missing in {options.data}")
 
 
 def given(text: str) -> str:
