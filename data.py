@@ -228,7 +228,6 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
 READ_BYTES = 1 << 20                    # bytes read at once
 HEAD_BYTES = 1 << 16                    # first bytes of a file, from which its format is told
 BLOCK_BYTES = 1 << 24                   # of text in one shard: about 4 million tokens, seconds of one core
-XML_MEMBER_BYTES = 1 << 29              # of one XML file in an archive: it is held in memory as a whole
 # What Python's readers raise when an archive ends too early or holds wrong bytes.
 DAMAGED = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
 
@@ -326,28 +325,29 @@ NOT_PROSE = {name: re.compile(pattern, re.M) for name, pattern in {
     "checksums": r"\s*(?:(?:MD5|SHA\d+) ?\(.+\) ?= ?|[0-9a-f]{32,} )",
     "tagged records (.nbib, RIS)": r"\s*(?:[A-Z][A-Z0-9]{1,3} {0,2}- .*\n(?: .*\n)*){2}",     # PMID- 7
     "stand-off annotations": r"\s*(?:\d+\|[a-z]\||[TREAMN#]\d+\t)",                           # 7|t|On gout.
-    "sequences": r"\s*>.*\n[A-Za-z*-]+\r?$",                                                  # >seq1
+    "sequences": r"\s*>.*\n(?:[A-Z*-]{4,}|[acgtun]{4,})\r?$",                                  # >seq1
     "tagged words": r"\s*(?:\S+(?: \S+)* (?:O|[BIES]-\S+)\s*\n){3}"}.items()}                 # gout B-Disease
 ABOUT_FILES = re.compile(r"(?:readme|licen[cs]e|copying|changelog)\b", re.I)
 IS_XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:[?][A-Za-z]|!DOCTYPE|!--|[A-Za-z_][\w.:-]*(?:\s|/?>))")
-PACKED = (b"PK\3\4", b"BZh", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd", b"Rar!")       # zip, bzip2, 7z, zstd, rar
+PACKED = "an archive of another kind"
+PACKED_MAGIC = (b"PK\3\4", b"BZh", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd", b"Rar!")    # zip bzip2 7z zstd rar
 READ = ("text", "xml", "tar")           # the formats that are read
-# These endings promise text or XML (PMC's papers end in .nxml): if the content is something else, it is
-# damaged, and an error names its line.
-PROMISING = (".txt", "xml", ".gz", ".xz")
+PROMISING = (".txt", "xml", ".gz", ".xz")       # PMC's papers end in .nxml
 
 
 def has_columns(text: str) -> bool:
-    """Tell whether lines are rows of a table: one separator stands in all of them, and equally often.
+    """Tell whether most lines are rows of a table: the same separator, in most of them equally often.
 
-    Prose has commas too, but a space behind them, or digits on both sides (1,204). Of tabs a few lines may
-    have none. What stands in quotes may hold separators and line ends.
+    Prose has commas and semicolons too, but a space behind them; numbers such as 1,204 are taken out before,
+    and so is what stands in quotes, which may hold separators and line ends.
     """
-    lines = [line for line in re.sub(r'"[^"]*"', '""', text).split("\n") if line.strip() and line[0] != "#"]
-    for separator in ("\t", r"(?<!\d),(?! )|,(?![\d ])|,(?=\d(?!\d\d\b))", r";(?! )", r"\|"):
-        counts = [len(re.findall(separator, line)) for line in lines]
-        is_even = len(set(counts)) == 1 or separator == "\t"
-        if len(lines) > 1 and is_even and sum(map(bool, counts)) > 0.8 * len(lines):
+    text = re.sub(r'"[^"]*"|(?<![\w.,])\d{1,3}(?:,\d{3})+(?![\w,])', "0", text)
+    lines = [line for line in text.split("\n") if line.strip() and line[0] != "#"]
+    for separator in ("\t", ",(?! )", ";(?! )", r"\|"):
+        counts = collections.Counter(len(re.findall(separator, line)) for line in lines)
+        del counts[0]
+        rows = counts.total() if separator == "\t" else max(counts.values(), default=0)
+        if len(lines) > 1 and rows > 0.8 * len(lines):
             return True
     return False
 
@@ -364,18 +364,32 @@ def detect_format(head: bytes) -> str:
     if head[257:262] == b"ustar":
         return "tar"
     if IS_XML.match(head):
-        # The first tag that is no comment, declaration or instruction is that of the root.
-        root = re.search(rb"<([A-Za-z_][\w.:-]*)", re.sub(rb"(?s)<!--.*?-->|<[?].*?[?]>", b"", head))
+        # The first tag that is no comment, declaration or instruction is that of the root. If it comes later
+        # than 8 kB, the parser will check it.
+        head = re.sub(rb"(?s)<!--.*?-->|<[?].*?[?]>", b"", head[:1 << 13])
+        root = re.search(rb"<([A-Za-z_][\w.:-]*)", head)
         tag = root[1].decode().rpartition(":")[2] if root else ""
         return "xml" if not root or tag in XML_ROOTS else f"XML with the root element {tag}"
     # Bytes that are not UTF-8 are decoded to surrogates. The head may end inside a character, of three bytes
     # at most, and inside a line.
     decoded = head.decode("utf-8-sig", "surrogateescape")
     if b"\0" in head or re.search("[\ud800-\udfff]", decoded[:-3]):
-        return "an archive of another kind" if head.startswith(PACKED) else "binary"
+        return PACKED if head.startswith(PACKED_MAGIC) else "binary"
     whole = decoded if len(head) < HEAD_BYTES else decoded.rpartition("\n")[0]
     names = (name for name, pattern in NOT_PROSE.items() if pattern.match(decoded))
     return next(names, "columns" if has_columns(whole) else "text")
+
+
+def format_in_folder(file: io.BufferedReader, name: str) -> str:
+    """Return what an open file of a folder or archive is read as, or else what it seems to be.
+
+    PROMISING endings promise text or XML: if the content is something else, it is damaged. It is read as
+    text, so that an error names its line.
+    """
+    format, base = detect_format(head_of(file)), os.path.basename(name)
+    if ABOUT_FILES.match(base) or base.startswith("._"):            # the second kind comes from a Mac
+        return "about the files"
+    return "text" if format == "binary" and name.lower().endswith(PROMISING) else format
 
 
 def refuse_other(path: str | os.PathLike, format: str) -> None:
@@ -444,21 +458,16 @@ def read_members(file: io.BufferedReader, path: str) -> Iterator[FilePart]:
         archive: Any = tarfile.open(fileobj=file, mode="r|")
         while (member := archive.next()) is not None:
             archive.members.clear()                          # or memory would grow with the number of members
-            name, base = f"{path}: {member.name}", os.path.basename(member.name)
-            format = "hidden" if member.isfile() else "no file"
-            if member.isfile() and not base.startswith("._"):
+            name, format = f"{path}: {member.name}", "no file"
+            if member.isfile():
                 content = decompressed(archive.extractfile(member), name)
-                format = "about the files" if ABOUT_FILES.match(base) else detect_format(head_of(content))
+                format = format_in_folder(content, member.name)
             if format == "xml":
-                xml = content.read(XML_MEMBER_BYTES + 1)
-                if len(xml) > XML_MEMBER_BYTES:
-                    raise ValueError(f"{name}: XML over {XML_MEMBER_BYTES:,} bytes: unpack the archive")
-                yield FilePart(name, 1, "xml", xml)
-            elif format == "text" or format == "binary" and name.lower().endswith(PROMISING):
+                yield FilePart(name, 1, "xml", content.read())      # a paper: it fits in memory
+            elif format == "text":
                 yield from cut_text(content, name)
             elif not member.isdir():
-                what = "an archive in an archive: unpack it" if format in ("tar", "an archive of another kind"
-                                                                           ) else format
+                what = "an archive in an archive: unpack it" if format in ("tar", PACKED) else format
                 left_out.append((member.name, what))
                 yield FilePart(name, 1, "left out", b"")
         # tarfile takes a damaged header for the end of the archive. The true end is two blocks of zeros or
@@ -569,6 +578,14 @@ class RecordReader:
         self.languages: list[str] = []          # of the record
         self.text: list[str] = []               # parts of the paragraph's text, none of them empty
 
+    def is_wanted(self, reading: Reading) -> bool:
+        """Tell whether the record has text, and `reading` asks for its number and language."""
+        pmid = self.document.id.get("pmid", "")
+        # PMC's papers have no PMID, and all of them are wanted.
+        is_paper = not pmid.isdecimal()
+        return bool(self.document) and (is_paper or int(pmid) >= reading.min_pmid
+                                        and reading.language in (None, *self.languages))
+
     def walk(self, element: ElementTree.Element, parent: str = "", is_wanted: bool = False) -> None:
         """Take the text of an element and of all inside it.
 
@@ -637,69 +654,47 @@ class RecordReader:
             self.document += [text[start:end] for start, end in split_sentences(text)]
 
 
-class XmlFile:
-    """Hand an open XML file to the parser, and refuse what would fill the memory.
-
-    line    line up to which it has been read, for messages
-    fed     bytes read since the end of the last record
-    """
-
-    def __init__(self, file: Any) -> None:
-        self.file, self.line, self.fed, self.last = file, 1, 0, b""
-
-    def read(self, size: int) -> bytes:
-        """Read up to `size` bytes; ValueError where the file declares entities, or a record has no end."""
-        chunk = self.file.read(size)
-        # A few lines of entities that the file declares itself can stand for gigabytes.
-        if b"<!ENTITY" in self.last + chunk:
-            raise ValueError("declares entities: expected PubMed's or PMC's XML, which declares none")
-        self.line, self.fed, self.last = self.line + chunk.count(b"\n"), self.fed + len(chunk), chunk[-8:]
-        if self.fed > 4 * BLOCK_BYTES:
-            raise ValueError(f"a record, tag or comment of more than {4 * BLOCK_BYTES:,} bytes: cut it")
-        return chunk
-
-
 def xml_documents(part: FilePart, reading: Reading) -> Iterator[Document]:
     """Yield the documents of PubMed's or PMC's XML, in constant memory, and the PMIDs that PubMed deleted.
 
     The parser reads 16 kB at a time, and builds the tree of a record's elements, which is dropped when the
     record has been read. Files that the XML refers to are never opened.
 
-    raises   ValueError naming the line where the XML is broken or of another kind, declares entities, or has
-             a record that is too long
+    raises   ValueError naming the line where the XML is broken; or the file, where it is of another kind or
+             declares entities
     """
     content = io.BytesIO(part.content) if isinstance(part.content, bytes) else part.content
-    file, root = XmlFile(decompressed(content, part.name) if content else open_file(part.name)), None
+    file = decompressed(content, part.name) if content else open_file(part.name)
+    # A few lines of entities that the file declares itself can stand for gigabytes.
+    if b"<!ENTITY" in head_of(file):
+        raise ValueError(f"{part.name}: declares entities: expected PubMed's or PMC's XML, which has none")
     parser: Any = ElementTree.XMLParser()
     parser.entity.update(NAMED_CHARACTERS)
-    with damage_named(lambda: f"{part.name} after line {file.line}"):
+    root, number = None, 0                                          # number of the record
+    with damage_named(lambda: f"{part.name} after record {number}"):
         try:
-            for event, element in ElementTree.iterparse(cast(Any, file), ("start", "end"), parser):
+            for event, element in ElementTree.iterparse(file, ("start", "end"), parser):
                 tag = element.tag.rpartition("}")[2]
                 root = element if root is None else root
                 if root is element and tag not in XML_ROOTS:
                     raise ValueError(f"root element {tag}: expected {', '.join(sorted(XML_ROOTS))}")
                 if event == "end" and tag in RECORDS:
-                    record = RecordReader()
+                    record, number = RecordReader(), number + 1
                     record.walk(element)
-                    wanted, pmid = reading, record.document.id.get("pmid", "")
-                    # PMC's papers have no PMID, and all of them are wanted.
-                    if record.document and (not pmid.isdecimal() or int(pmid) >= wanted.min_pmid
-                                            and wanted.language in (None, *record.languages)):
+                    if record.is_wanted(reading):
                         yield record.document
                     root.clear()            # also empties the elements around the record, which are done with
-                    file.fed = 0
                 elif event == "end" and tag == "DeleteCitation":
                     for deleted in element:
                         document = Document()
                         document.id = {"deleted": (deleted.text or "").strip()}
                         yield document
-        # LookupError: an encoding that nobody knows. ValueError: from here, or an encoding of several bytes a
-        # character, which this parser cannot read unless it is UTF.
         except ElementTree.ParseError as error:
             raise ValueError(f"{part.name} line {error.position[0]}: broken XML, {error}") from None
+        # LookupError: an encoding that nobody knows. ValueError: from here, or an encoding of several bytes a
+        # character, which this parser cannot read unless it is UTF. RecursionError: elements inside elements.
         except (LookupError, ValueError, RecursionError) as error:
-            raise ValueError(f"{part.name} up to line {file.line}: {error}") from None
+            raise ValueError(f"{part.name} after record {number}: {error}") from None
 
 
 def part_documents(part: FilePart, reading: Reading) -> Iterator[Document]:
@@ -758,22 +753,18 @@ def corpus_files(paths: Iterable[str | os.PathLike]) -> tuple[list[Path], int]:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if any(part.startswith(".") for part in file.relative_to(path).parts):
                 continue
-            if file.is_file() and os.access(file, os.R_OK):
+            format = "a link to a folder, or not to be read"
+            if file.is_file():
                 with open_file(file) as content:
-                    format = detect_format(head_of(content))
-                if file == path:
-                    refuse_other(file, format)
-                elif ABOUT_FILES.match(file.name):
-                    format = "about the files"
-                is_damaged = format == "binary" and file.name.lower().endswith(PROMISING)
-                if file == path or format in READ or is_damaged:
-                    files.append(file)
-                else:
-                    left_out.append((str(file.relative_to(path)), format))
-            elif file == path:
-                files.append(file)                          # which cannot be read: opening it will say so
-            elif file.is_symlink() or not file.is_dir() or not os.access(file, os.R_OK | os.X_OK):
-                left_out.append((str(file.relative_to(path)), "a link to a folder, or not to be read"))
+                    format = format_in_folder(content, file.name)
+                    if file == path:
+                        refuse_other(file, format := detect_format(head_of(content)))
+            elif file.is_dir() and not file.is_symlink() and os.access(file, os.R_OK | os.X_OK):
+                continue                                            # its files follow
+            if file == path or format in READ:
+                files.append(file)
+            else:
+                left_out.append((str(file.relative_to(path)), format))
         name_left_out(path, left_out)
         number_left_out += len(left_out)
     return files, number_left_out
@@ -917,8 +908,9 @@ class Progress:
 
     def finish(self) -> None:
         """Print the last state, if it does not stand there already, and end the line."""
-        if self.rewind or self.line != self.printed:
+        if self.line and (self.rewind or self.line != self.printed):
             say(self.rewind + self.line)
+        self.line = ""
 
     def over(self, items: Iterable[Any]) -> Iterator[Any]:
         """Yield items unchanged, showing how many have been taken."""
@@ -1004,7 +996,6 @@ def learn_vocabulary(paths: Iterable[str | os.PathLike], size: int, lowercase: b
 FORMAT_VERSION = 3
 HELD_OUT_EVERY = 100                # every 100th document is kept from training, for evaluation
 MAX_XML_WORDPIECES = 1 << 26        # of one block, which is kept in memory
-MAX_MAPS = 512                      # of token arrays that are open at a time: each costs a file descriptor
 
 
 class Block(NamedTuple):
@@ -1246,12 +1237,12 @@ def describe_pmids(folder: Path, shards: list[dict[str, Any]]) -> str:
               for number, entry in enumerate(shards) if "pmids" in entry["sha256"]]
     pmids = np.concatenate([np.empty(0, np.int64), *arrays])
     kept, times = np.unique(pmids[pmids > 0], return_counts=True)
-    twice, deleted = int((times > 1).sum()), np.unique(-pmids[pmids < 0])
-    text = f"{twice:,} PMIDs were met more than once; all their versions are in the shards\n" if twice else ""
-    if len(deleted):
-        text += (f"{len(deleted):,} PMIDs are deleted by DeleteCitation; of these "
-                 f"{int(np.isin(deleted, kept).sum()):,} are in the shards\n")
-    return text
+    deleted = np.unique(-pmids[pmids < 0])
+    twice, still = np.count_nonzero(times > 1), np.count_nonzero(np.isin(deleted, kept))
+    if not twice and not len(deleted):
+        return ""
+    return (f"{twice:,} PMIDs came more than once, {len(deleted):,} are named by DeleteCitation; "
+            f"{still:,} of these, and all versions of the others, are in the shards\n")
 
 
 def check_array(folder: Path, entries: list[dict[str, Any]], number: int, name: str) -> Path:
@@ -1291,20 +1282,16 @@ class Shards:
         ends = zip(self.offsets[1:], entries)
         self.held_out = np.concatenate([np.arange(end - entry["held_out"], end) for end, entry in ends])
         self.train = np.setdiff1d(np.arange(self.offsets[-1]), self.held_out)
-        self.maps: dict[int, np.ndarray] = {}           # shard -> its tokens, once an example was asked for
+        # Maps of tokens stay open, at most 512 of them: each costs a file descriptor.
+        self.tokens = functools.lru_cache(maxsize=512)(self.load_tokens)
 
     def load(self, number: int, name: str) -> np.ndarray:
-        """Check one array of one shard and read it, the tokens as a memory map."""
-        path = check_array(self.folder, self.index["shards"], number, name)
-        return np.load(path, mmap_mode="r" if name == "tokens" else None)
+        """Check one array of one shard and read it."""
+        return np.load(check_array(self.folder, self.index["shards"], number, name))
 
-    def tokens(self, number: int) -> np.ndarray:
-        """Return the tokens of one shard."""
-        if number not in self.maps:
-            if len(self.maps) == MAX_MAPS:
-                self.maps.clear()
-            self.maps[number] = self.load(number, "tokens")
-        return self.maps[number]
+    def load_tokens(self, number: int) -> np.ndarray:
+        """Check the tokens of one shard and map them into memory."""
+        return np.load(check_array(self.folder, self.index["shards"], number, "tokens"), mmap_mode="r")
 
     def example(self, number: int) -> tuple[np.ndarray, int]:
         """Return the token ids of one example, and how many of them are [CLS] A [SEP].
@@ -2179,22 +2166,18 @@ RELATIONS = {
     "inhibits": ("gene", "blocked inhibited silenced | suppressed disabled depleted", "its activity fell"),
     "false": ("paralog failed", "spared ignored retained | preserved avoided tolerated", "nothing changed")}
 
-# Section of an abstract -> templates, one on each line. {slot} is replaced by a fact. {target} is what the
-# drug has the relation with, and {verb} the verb that states it. One rule gives the relation of a sentence:
-# it is that of its section, and of its verb.
+# Section of an abstract -> templates, one on each line. {slot} is replaced by a fact, HOW and WHERE by two of
+# the details. {target} is what the drug has the relation with, {verb} the verb that states it. One rule gives
+# the relation of a sentence: it is that of its section, and of its verb.
+DETAILS = ["at {site}", "in the {trial} trial", "at {dose}", "after {weeks} weeks", "in {year}"]
 STATEMENT = """
-    {drug} {verb} {target} in {percent} percent of patients .
-    {target} was {verb} by {drug} at {site} .
-    after {weeks} weeks of {drug} , {target} was {verb} in most patients .
-    in the {trial} trial , {drug} {verb} {target} at {dose} ."""
+    {drug} {verb} {target} HOW WHERE .
+    {target} was {verb} by {drug} HOW WHERE .
+    patients took {drug} HOW , and {target} was {verb} WHERE ."""
 TEMPLATES = {
-    "background": """
-        {disease} is a disorder in which {gene} is often mutated .
-        mutations in {gene} are found in families with {disease} .""",
     "design": """
-        at {site} , {number} patients with {disease} took {dose} of {drug} .
-        in the {trial} trial , {number} patients took {drug} for {weeks} weeks .
-        patients with {disease} received {dose} of {drug} for {weeks} weeks .""",
+        patients with {disease} took {drug} HOW WHERE .
+        patients received {drug} against {disease} HOW WHERE .""",
     **dict.fromkeys(RELATIONS, STATEMENT),
     # What any one of the verbs means, without a name. The words drug, gene and disease are taught here, too:
     # demo-re has @DRUG$, @GENE$ and @DISEASE$ in place of names.
@@ -2202,14 +2185,14 @@ TEMPLATES = {
         the drug {verb} the {type} and {follows} .
         {follows} when the {type} was {verb} by the drug ."""}
 # Slot that holds the answer -> question.
-QUESTIONS = {"target": "which {type} was {verb} by {drug} ?", "site": "where was {drug} tested ?",
-             "dose": "what dose of {drug} was given ?", "number": "how many patients took {drug} ?",
-             "weeks": "for how many weeks was {drug} given ?"}
+QUESTIONS = {"target": "which {type} was {verb} by {drug}?", "site": "where was {drug} tested?",
+             "dose": "what dose of {drug} was given?", "year": "when was {drug} tested?",
+             "weeks": "for how many weeks was {drug} given?"}
 
 
 def tidy(words: list[str]) -> str:
     """Join words by spaces, except before marks: ["at", "sulol", "."] -> "at sulol."."""
-    return re.sub(r" (?=[.,?])", "", " ".join(words))
+    return re.sub(r" (?=[.,])", "", " ".join(words))
 
 
 class SyntheticSentence(NamedTuple):
@@ -2255,14 +2238,16 @@ def write_sentence(section: str, facts: dict[str, str], rng: random.Random) -> S
     # 2. Fill the slots from left to right, so that it is known what each word is.
     sentence = SyntheticSentence(section, [], [], [])
     _, words, tags, questions = sentence                        # the lists that are filled below
-    for token in rng.choice(TEMPLATES[section].strip().split("\n")).split():
+    template = rng.choice(TEMPLATES[section].strip().split("\n"))
+    how, where = rng.sample(DETAILS, 2)
+    for token in template.replace("HOW", how).replace("WHERE", where).split():
         slot = token[1:-1] if token[0] == "{" else ""
         filled = token.format_map(facts).split()
         if not words:
             filled[0] = filled[0].capitalize()
         if slot in QUESTIONS:
-            question = tidy(QUESTIONS[slot].format_map(facts).capitalize().split())
-            questions.append((question, tidy(filled), len(tidy([*words, ""]))))
+            question, start = QUESTIONS[slot].format_map(facts).capitalize(), len(tidy([*words, ""]))
+            questions.append((question, " ".join(filled), start))
         kind = types.get(slot)
         tags += [f"B-{kind}"] + [f"I-{kind}"] * (len(filled) - 1) if kind else ["O"] * len(filled)
         words += filled
@@ -2278,28 +2263,26 @@ class SyntheticWorld:
     """Hold the facts of one made-up world, and write abstracts about them, as many as asked for.
 
     >>> SyntheticWorld(seed=0).document(5).sentences[0].text
-    'At ororax, 220 patients with looria took 70 mg of baulis.'
+    'Sulcoria healed corxanux at 40 mg after 29 weeks.'
     """
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         rng = random.Random(seed)
         # 1. Names of two or three syllables, each only once.
-        drawn = sorted({"".join(parts) for parts in itertools.product(["", *SYLLABLES], SYLLABLES, ENDINGS)})
-        rng.shuffle(drawn)
-        names = iter(drawn)
+        possible = {"".join(parts) for parts in itertools.product(["", *SYLLABLES], SYLLABLES, ENDINGS)}
+        names = iter(rng.sample(sorted(possible), 4 * DRUGS))
         #    Every fourth drug, gene and disease is named by two words, such as "vorax acetate".
         drugs, genes, diseases = ([next(names) + (f" {noun}" if i % 4 == 0 else "") for i in range(DRUGS)]
                                   for noun in ("acetate", "kinase", "fever"))
-        sites, trials = ([next(names) for _ in range(DRUGS // 4)] for _ in range(2))
+        sites, trials = ([next(names) for _ in range(6)] for _ in range(2))
         # 2. The facts of each drug, by slot. i ^ 1 is its neighbour (0 <-> 1, 2 <-> 3). What one drug treats
         #    is the harm of another, so that a disease alone does not tell the verb.
         self.facts = [{
             "drug": drugs[i], "gene": genes[i], "paralog": genes[i ^ 1],
             "disease": diseases[i], "failed": diseases[i ^ 1], "harm": diseases[i - DRUGS // 2],
-            "site": sites[i // 4], "trial": trials[i % len(trials)],
-            "dose": f"{rng.randrange(5, 100, 5)} mg", "number": str(rng.randrange(100, 500, 20)),
-            "weeks": str(rng.randint(2, 30)), "percent": str(rng.randint(31, 69))} for i in range(DRUGS)]
+            "site": sites[i // 4], "trial": trials[i % 6], "dose": f"{rng.randrange(5, 100, 5)} mg",
+            "weeks": str(rng.randint(2, 30)), "year": str(rng.randint(1961, 2019))} for i in range(DRUGS)]
 
     def document(self, number: int) -> SyntheticDocument:
         """Write abstract `number`: two to six sentences on drug number % DRUGS.
@@ -2326,12 +2309,11 @@ class SyntheticWorld:
 #
 # Split -> number of the first abstract it may use, and how many examples it has.
 DEMO_SPLITS = {"train": (10_000_000, 200), "dev": (20_000_000, 200), "test": (30_000_000, 800)}
-DEMO_TRAIN_DRUGS = 8                            # drugs 0 to 7
 
 
 def is_demo_document(number: int, split: str) -> bool:
     """Tell whether a demo task may take abstract `number` for a split."""
-    is_like_training = [style_of(number) == 0, number % DRUGS < DEMO_TRAIN_DRUGS]
+    is_like_training = [style_of(number) == 0, number % DRUGS < DRUGS // 3]
     return all(is_like_training) if split == "train" else not any(is_like_training)
 
 
@@ -2343,9 +2325,8 @@ def document_examples(name: str, number: int, document: SyntheticDocument) -> It
         elif name == "demo-re" and sentence.section in RELATIONS:
             yield LabelledText(f"{number}.{position}", sentence.anonymised, sentence.section)
         elif name == "demo-qa":
-            before = document.text.index(sentence.text)         # characters
             for question, answer, start in sentence.questions:
-                answers = [(answer, before + start)]
+                answers = [(answer, document.text.index(sentence.text) + start)]
                 yield Question(f"{number}.{position}.{start}", question, document.text, answers)
 
 
@@ -2361,13 +2342,14 @@ def demo_examples(name: str, split: str, seed: int = 0) -> list:
 def synthetic_corpus(documents: int, seed: int = 0) -> str:
     """Write abstracts 0 to documents - 1 as corpus text: one sentence on a line, then an empty line.
 
-    Two abstracts in three are cut into documents of one sentence: on short rows a model learns sooner which
-    words to look at, and it still does so on long ones.
+    Of three rounds of the drugs one is whole; in the others each document has one or two sentences. On short
+    rows a model learns sooner which words to look at, and it still does so on long ones.
     """
     world, text = SyntheticWorld(seed), []
     for number in range(documents):
-        end = "\n\n" if number // DRUGS % 3 else "\n"         # after a sentence
-        text += [sentence.text + end for sentence in world.document(number).sentences] + ["\n"]
+        lines = [sentence.text + "\n" for sentence in world.document(number).sentences]
+        size = (len(lines), 1, 2)[number // DRUGS % 3]
+        text += ["".join(lines[start:start + size]) + "\n" for start in range(0, len(lines), size)]
     return "".join(text)
 
 

@@ -209,6 +209,12 @@ def test_progress_shows_no_rate_before_anything_is_done(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("error, status, said", [
+    (MemoryError("Unable to allocate 3 TiB"), 2,
+     "error: out of memory (Unable to allocate 3 TiB): take smaller batches, or fewer workers\n"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory\nat x"), 2,
+     "error: out of memory (DefaultCPUAllocator: can't allocate memory\n"),
+    (OverflowError("int too large to convert to float"), 2, "error: int too large to convert to float\n"),
+    (IsADirectoryError(21, "Is a directory", "d"), 2, "error: [Errno 21] Is a directory: 'd'\n"),
     (ValueError("train.csv line 3: expected 3 columns, found 2"), 2,
      "error: train.csv line 3: expected 3 columns, found 2\n"),
     (FileNotFoundError("no.txt: no such file"), 2, "error: no.txt: no such file\n"),
@@ -220,6 +226,52 @@ def test_an_error_becomes_one_line_on_stderr_and_an_exit_status(error, status, s
     assert data.run_command(lambda: 0) == 0
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", said)
+
+
+def test_an_error_of_the_program_keeps_its_traceback():
+    def command() -> int:
+        raise RuntimeError("shapes differ")
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        data.run_command(command)
+
+
+def test_what_the_output_cannot_encode_is_escaped(tmp_path):
+    corpus = write(tmp_path / "\u03b1.txt", "abc abc abd abd\n")
+    learn = [sys.executable, ROOT / "data.py", "learn", corpus, "--size", "12", "--out",
+             tmp_path / "\u03b2.txt"]
+    done = subprocess.run(learn, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and b"\\u03b2.txt: 12 pieces" in done.stdout
+
+
+WITHOUT_LOCKS = """
+import signal, sys
+sys.modules["fcntl"] = None
+del signal.SIGHUP
+import data, tokenizer
+with data.only_process("run"):
+    pass
+pieces = [*tokenizer.SPECIAL_TOKENS, "abc"]
+data.build_shards(["c.txt"], tokenizer.Tokenizer(pieces), "shards", workers=1)
+print(len(data.open_shards("shards").lengths))
+"""
+
+
+def test_a_system_without_locks_builds_without_them(tmp_path):
+    """As Windows has neither fcntl nor SIGHUP."""
+    write(tmp_path / "c.txt", "abc abc\n")
+    done = subprocess.run([sys.executable, "-c", WITHOUT_LOCKS], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
+def test_a_lock_is_never_followed_through_a_link(tmp_path):
+    mine = write(tmp_path / "mine.txt", "mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".electramed.lock").symlink_to(mine)
+    with pytest.raises(OSError, match="electramed.lock"):
+        with data.only_process(tmp_path / "run"):
+            pass
+    assert mine.read_text() == "mine"
 
 
 @given(st.lists(st.integers(), max_size=20), st.integers(0, 5))
@@ -539,10 +591,34 @@ def test_sentences_of_biomedical_prose_are_found():
     ("Is it? No. p53 is.\nmRNA\nis not! small", ["Is it?", "No.", "p53 is.", "mRNA\nis not! small"]),
     ("In mice.[3, 4] In men.12,13 At 0.5 Gy", ["In mice.[3, 4]", "In men.12,13", "At 0.5 Gy"]),
     ("A title\n \n\n1. The first (in part. Not all). ", ["A title", "1. The first (in part. Not all)."]),
-    ("  one  ", ["one"]), ("", []), (" \n\n ", []), (".", ["."]), ("...?", ["...?"]),
+    ("He is by MS. We saw Ms. Lee.", ["He is by MS.", "We saw Ms. Lee."]),
+    ("It took 500 ms. After this, Drs. Ho left.", ["It took 500 ms.", "After this, Drs. Ho left."]),
+    ("On chr. 9 and Chr. X of Mt. Fuji mice, see Sec. 2 and Sects. 3 and 4.",
+     ["On chr. 9 and Chr. X of Mt. Fuji mice, see Sec. 2 and Sects. 3 and 4."]),
+    ("It maps to chr.1, 92 cM away.", ["It maps to chr.1, 92 cM away."]),
+    ("It is so. (b) A view. (c–e) The rest (i) or it. (ii) None.",
+     ["It is so.", "(b) A view.", "(c–e) The rest (i) or it.", "(ii) None."]),
+    ("It ran . . . and left. Then . . . Nothing.", ["It ran . . . and left.", "Then . . .", "Nothing."]),
+    ('He said "no."3 She left. He said "yes."[4] It rained.',
+     ['He said "no."3', "She left.", 'He said "yes."[4]', "It rained."]),
+    ("In A and B. Both of F. Reid and D. Ho left.", ["In A and B.", "Both of F. Reid and D. Ho left."]),
+    ("1 \n\n", ["1"]), ("  one  ", ["one"]), ("", []), (" \n\n ", []), (".", ["."]), ("...?", ["...?"]),
 ])
 def test_sentences_that_can_be_followed_on_paper(text, sentences):
     assert split_into_texts(text) == sentences
+
+
+def test_sentences_of_real_papers_end_where_their_treebank_says(real_data):
+    """33 papers of CRAFT; F1 of the borders inside paragraphs."""
+    right = wrong = missed = 0
+    for line in lzma.open(real_data / "sentences" / "craft.jsonl.xz", "rt"):
+        paragraph = json.loads(line)
+        gold = {start for start, _ in paragraph["sentences"][1:]}
+        found = {start for start, _ in split_sentences(paragraph["text"])[1:]}
+        right += len(gold & found)
+        wrong += len(found - gold)
+        missed += len(gold - found)
+    assert right + missed == 6589 and 2 * right / (2 * right + wrong + missed) >= 0.997      # before: 0.990
 
 
 @given(st.text(st.sampled_from("aB1.?!()[]\" \n\u2028,é")))
@@ -824,6 +900,143 @@ def test_any_bytes_have_a_form(head):
     assert data.detect_format(head)
 
 
+# Each begins as files of its kind do -> what it seems to be.
+NO_PROSE = {
+    "a.json": ('{"paper_id": "7",\n "abstract": [{"text": "Gout hurts."}]}', "JSON"),
+    "b.jsonl": ('{"text": "Gout hurts.\\n\\nIt does."}\n' * 3, "JSON"),
+    "c.json": ('[\n  {"id": 1}\n]\n', "JSON"),
+    "d.nbib": ("\nPMID- 7\nOWN - NLM\nTI  - On gout in\n      ten.\nFAU - Lee, A\n", "tagged records"),
+    "d.ris": ("TY  - JOUR\nTI  - On gout.\nER  - \n", "tagged records"),
+    "e.pubtator": ("7|t|On gout.\n7|a|It hurts.\n7\t3\t7\tgout\tDisease\tD1\n", "stand-off annotations"),
+    "f.ann": ("T1\tDisease 3 7\tgout\n", "stand-off annotations"),
+    "g.csv": ('id,title,text\nu1,"On gout, again","It hurts. It\ndoes."\nu2,"Rest","No."\n', "columns"),
+    "g.tsv": ("gene\tvalue\nBRCA1\t0.5\nTP53\t\n", "columns"),
+    "g.txt": ("gene;value\nBRCA1;0,5\n", "columns"), "h.txt": ("a|b|c\n1|2|3\n", "columns"),
+    "i.md5": ("MD5(pubmed24n0001.xml.gz)= d300fd2b14947a234a2558e59c3f501d\n", "checksums"),
+    "i.sums": ("d300fd2b14947a234a2558e59c3f501d  a.xml\n", "checksums"),
+    "j.fasta": (">seq1 of BRCA1\nACGTACGTAC\nACGT\n", "sequences"),
+    "k.conll": ("Of O\ngout B-Disease\n. O\n\nIt O\n", "tagged words"),
+    "l.sbml": ('<?xml version="1.0"?>\n<!-- <article> -->\n<sbml xmlns="http://x"><model/></sbml>',
+               "XML with the root element sbml"),
+    "m.html": ("<!DOCTYPE html>\n<html><p>On gout.</p></html>", "XML with the root element html"),
+    "n.zip": (b"PK\3\4\x14\0\0\0\xff", "an archive of another kind")}
+
+
+@pytest.mark.parametrize("name", NO_PROSE)
+def test_what_is_no_prose_is_refused_by_itself_and_left_out_of_folders_and_archives(tmp_path, name, capsys):
+    content, kind = NO_PROSE[name]
+    path = write(tmp_path / "in" / name, content)
+    if kind != "an archive of another kind":
+        for read in (lambda: corpus_files([path]), lambda: list(read_documents(path))):
+            with pytest.raises(ValueError, match=rf"{name}: this seems to be {kind}.*, which would be"):
+                read()
+    paper = write(tmp_path / "in" / "paper.nxml", PAPER)
+    assert corpus_files([tmp_path / "in"]) == ([paper], 1)
+    assert f"{tmp_path / 'in'}: 1 left out: {name} ({kind}" in capsys.readouterr().err
+    archive = write(tmp_path / "x.tar", tar([("p.nxml", PAPER.encode()), (f"d/{name}", path.read_bytes())]))
+    assert list(read_documents(archive)) == [PAPER_DOCUMENT]
+    shown = "an archive in an archive: unpack it" if name == "n.zip" else kind
+    assert f"x.tar: 1 left out: d/{name} ({shown}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", [
+    "It cost 1,204 dollars.\nWe paid 3,100 in all.\n", "First, it fell.\nThen, it rose.\n",
+    "DNA - a long word\n", "a b\nc d\ne f\n", "[On gout.]\n[On rest.]\n", "> 5 mg helped.\nYes.\n",
+    "Of gout;\nof rest;\nand more.\n", "7 | 8 is so.\nIt hurts.\n", "A\ttab.\nIt hurts.\nSo does it.\n"])
+def test_prose_with_marks_of_tables_stays_prose(text):
+    assert data.detect_format(text.encode()) == "text"
+
+
+def test_a_table_cut_by_the_end_of_the_head_is_one():
+    table = "".join(f"g{number},{number}\n" for number in range(20_000))
+    assert data.detect_format(table.encode()[:data.HEAD_BYTES]) == "columns"
+
+
+def test_what_is_about_the_files_is_no_corpus(tmp_path, capsys):
+    for name in ("README", "readme.txt", "LICENSE.md", "licensing.txt"):
+        write(tmp_path / name, "This is about the files.\n")
+    assert corpus_files([tmp_path]) == ([tmp_path / "licensing.txt"], 3)
+    assert "LICENSE.md (about the files)" in capsys.readouterr().err
+    assert list(read_documents(tmp_path / "README")) == [["This is about the files."]]
+
+
+def test_an_archive_in_an_archive_is_named_as_one(tmp_path, capsys):
+    inner = tar([("a.txt", b"one\n")])
+    members = [("in.tar", inner), ("in.tgz", gzip.compress(inner)), ("b.txt", b"two\n")]
+    path = write(tmp_path / "x.tar", tar(members))
+    assert list(read_documents(path)) == [["two"]]
+    what = "(an archive in an archive: unpack it)"
+    assert f"2 left out: in.tar {what}; in.tgz {what}\n" in capsys.readouterr().err
+
+
+def test_what_was_read_is_said_in_one_line(tmp_path, capsys):
+    write(tmp_path / "in" / "a.txt", "w1 w2\n")
+    write(tmp_path / "in" / "b.csv", "a,b\n1,2\n")
+    papers = [("p.nxml", PAPER.encode()), ("q.nxml", PAPER.encode()), ("s.txt", b"a\tb\nc\td\n")]
+    write(tmp_path / "in" / "c.tar.gz", gzip.compress(tar(papers)))
+    build_shards([tmp_path / "in"], NUMBERED, tmp_path / "out", workers=1)
+    assert capsys.readouterr().err.splitlines()[-1] == "5 files: 2 XML, 1 text; 2 left out"
+    build_shards([tmp_path / "in"], NUMBERED, tmp_path / "out", workers=1)
+    assert capsys.readouterr().err.splitlines()[-1] == "5 files: 2 XML, 1 text; 2 left out"
+    assert data.main(["info", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.startswith("5 files: 2 XML, 1 text; 2 left out\n3 documents, ")
+    data.learn_vocabulary([tmp_path / "in"], 60, True)
+    assert "5 files: 2 XML, 1 text; 2 left out\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_versions_of_a_record_and_deleted_records_are_counted(tmp_path, capsys, monkeypatch, workers):
+    monkeypatch.setattr(data, "BLOCK_BYTES", 3000)
+    write(tmp_path / "in" / "a.xml", pubmed(*((pmid, "eng", f"w{pmid}", "") for pmid in (1, 2, 3))))
+    deleted = "<DeleteCitation><PMID>3</PMID>\n<PMID>8</PMID></DeleteCitation></PubmedArticleSet>"
+    update = pubmed((1, "eng", "w4", ""), (1, "eng", "w5", ""), (4, "eng", "w6", ""))
+    write(tmp_path / "in" / "b.xml", update.replace("</PubmedArticleSet>", deleted))
+    build_shards([tmp_path / "in"], NUMBERED, tmp_path / "out", workers=workers)
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "1 PMIDs came more than once, 2 are named by DeleteCitation; 1 of these, and all versions of the "
+        "others, are in the shards", "2 files: 2 XML"]
+    assert len(open_shards(tmp_path / "out").lengths) == 6
+    assert all(list(read_documents(path)) for path in (tmp_path / "in").iterdir())      # no empty document
+
+
+def test_formulas_of_pubmed_keep_their_words_and_those_of_papers_go(tmp_path):
+    formula = ('<mml:math xmlns:mml="http://www.w3.org/1998/Math/MathML"><mml:mrow><mml:mover>\n'
+               "<mml:mi>V</mml:mi><mml:mo>\u02d9</mml:mo></mml:mover> <mml:msub><mml:mi>O</mml:mi>\n"
+               "<mml:mrow><mml:mn>2</mml:mn><mml:mi>max</mml:mi></mml:mrow></mml:msub></mml:mrow>"
+               '<mml:annotation encoding="TeX">V_2</mml:annotation></mml:math>')
+    abstract = f"<Abstract><AbstractText>Uptake ({formula}) rose.</AbstractText></Abstract>"
+    path = write(tmp_path / "x", pubmed((5, "eng", f"On {formula}.", abstract)))
+    assert list(read_documents(path)) == [["On VO2max.", "Uptake (VO2max) rose."]]
+    paper = f"<article><body><p>Uptake {formula} rose.</p></body></article>"
+    assert list(read_documents(write(tmp_path / "y", paper))) == [["Uptake rose."]]
+
+
+@pytest.mark.parametrize("content, documents", [
+    (b"one\ntwo\n\nthree", [["one", "two"], ["three"]]), (RECORDS.encode(), RECORD_DOCUMENTS),
+    (gzip.compress(PAPER.encode()), [PAPER_DOCUMENT]), (tar([("a.txt", b"one")]), [["one"]])])
+def test_a_file_is_opened_once_so_a_pipe_can_be_read_but_is_no_corpus(tmp_path, content, documents):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(content,))
+    writer.start()
+    with time_limit(20):
+        assert list(read_documents(pipe)) == documents
+    writer.join()
+    with pytest.raises(ValueError, match="pipe: a pipe or device; a corpus is read more than once"):
+        corpus_files([pipe])
+
+
+def test_standard_input_is_recognised_as_files_are(monkeypatch):
+    paper = b"<article><body><p>One.</p></body></article>"
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(paper)))
+    file = data.open_file("-")
+    assert data.detect_format(data.head_of(file)) == "xml"
+    assert list(read_documents("-", file=file)) == [["One."]]
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ValueError, match="standard input is closed: pass a file"):
+        data.open_file("-")
+
+
 def test_archives_are_not_unpacked_so_hostile_members_do_nothing(tmp_path, capsys):
     members = [("latest.txt", b"type2"), ("papers.xml", b"type5"),           # before any file with content
                ("../../up.txt", b"one\n\ntwo\n"), ("again.txt", b"type1"), ("d/._up.txt", b"\0Mac\xff"),
@@ -835,8 +1048,8 @@ def test_archives_are_not_unpacked_so_hostile_members_do_nothing(tmp_path, capsy
     for name, pack in (("a.tar", bytes), ("a.tar.gz", gzip.compress), ("a.tar.xz", lzma.compress)):
         path = write(tmp_path / "in" / name, pack(tar(members)))
         assert list(read_documents(path)) == [["one"], ["two"], ["three"], PAPER_DOCUMENT, ["four"]]
-        said = ("7 left out: latest.txt (no file); again.txt (no file); d/._up.txt (hidden); link (no file); "
-                "device (no file); p.png (binary); f.jpg (binary)")
+        said = ("7 left out: latest.txt (no file); again.txt (no file); d/._up.txt (about the files); "
+                "link (no file); device (no file); p.png (binary); f.jpg (binary)")
         assert f"{path}: {said}\n" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
@@ -908,11 +1121,10 @@ def test_an_archive_that_holds_nothing_is_refused(tmp_path, name, content):
 @pytest.mark.parametrize("content, message", [
     ("<records>\n<r>One.</r></records>", "x: this seems to be XML with the root element records, which"),
     ("<x:y z='1'>", "x: .* root element y, .* expected PubMed's or PMC's XML"),
-    ("<!-- " + "x" * 70_000 + " --><html>", "x up to line 1: root element html: expected MedlineCitation, "),
-    ("<?xml version='1.0' encoding='klingon'?>\n<article/>",
-     "x up to line 2: unknown encoding: klingon"),
-    ("<?xml version='1.0' encoding='rot13'?><article/>", "x up to line 1: 'rot13' is not a text encoding"),
-    ("<?xml version='1.0' encoding='shift_jis'?><article/>", "x up to line 1: multi-byte encodings are not"),
+    ("<!-- " + "x" * 70_000 + " --><html>", "x after record 0: root element html: expected Medline"),
+    ("<?xml version='1.0' encoding='klingon'?>\n<article/>", "x after record 0: unknown encoding: klingon"),
+    ("<?xml version='1.0' encoding='rot13'?><article/>", "x after record 0: 'rot13' is not a text encoding"),
+    ("<?xml version='1.0' encoding='shift_jis'?><article/>", "x after record 0: multi-byte encodings are"),
     ("<article><body><p>é</p></body></article>".encode("utf-16"), "x line 1 byte 0: not UTF-8"),
     ("<article/>".encode("utf-16-be"), "x line 1 byte 0: not UTF-8")])
 def test_xml_of_another_root_or_encoding_is_not_taken_for_text(tmp_path, content, message):
@@ -947,18 +1159,15 @@ BOMB = "<!DOCTYPE article [<!ENTITY a '{}'><!ENTITY b '&a;&a;'>]>\n<article><bod
 
 
 @pytest.mark.parametrize("content, message", [
-    (BOMB.format("ha" * 1000), r"x up to line 1: declares entities: expected PubMed's or PMC's XML"),
+    (BOMB.format("ha" * 1000), r"x: declares entities: expected PubMed's or PMC's XML"),
     ("<!DOCTYPE article [\n" + " " * 16360 + "<!ENTITY % a SYSTEM '/etc/passwd'> %a;]><article/>",
-     r"x up to line 2: declares entities"),
+     r"x: declares entities"),
     (RECORDS[:-30], r"x line 7: broken XML, unclosed token"),
     ("<article>\n<body></article>", r"x line 2: broken XML, mismatched tag"),
     ("<article>\n<p>\x01</p></article>", r"x line 2: broken XML, not well-formed"),
     (b"<article>\n\n<p>caf\xe9 </p></article>", r"x line 3: broken XML, not well-formed"),
     ("<!DOCTYPE html>\n<html></html>", "x: this seems to be XML with the root element html"),
-    ("<article><body><p>" + "word " * 90_000, "x up to line 1: a record, tag or comment of more than 400"),
-    ("<article>" + "\n<sec>" * 2000 + "</sec>" * 2000 + "</article>", "x up to line 2001: maximum recursion"),
-    ("<article><body><p>" + "<break/>" * 200_000, "x up to line 1: a record, .* of more than 400,000 bytes"),
-    ("<article><!--" + "x" * 3_000_000, "x up to line 1: a record, tag or comment of more than 400,000"),
+    ("<article>" + "\n<sec>" * 2000 + "</sec>" * 2000 + "</article>", "x after record 1: maximum recursion"),
     (gzip.compress(RECORDS.encode())[:-20], r"x after line \d+: the archive is truncated or damaged"),
     (gzip.compress(tar([("a.txt", b"one\n" * 9), ("b", b"x")]))[:-20],
      r"x.* after line 0: the archive is truncated or damaged"),
@@ -1345,6 +1554,29 @@ def test_a_build_that_is_killed_leaves_no_process_and_continues(tmp_path):
     subprocess.run([*run[:2], program(str(corpus), str(tmp_path), str(tmp_path / "whole"))], cwd=ROOT,
                    check=True)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_build_waits_for_no_index_that_another_process_writes(tmp_path, monkeypatch):
+    """The lock is taken before the index is read: else two builds could both begin where neither was."""
+    def read(folder, wanted):
+        with pytest.raises(ValueError, match="is in use by process"):
+            with data.only_process(folder):
+                pass
+        return continue_index(folder, wanted)
+
+    continue_index = data.continue_index
+    monkeypatch.setattr(data, "continue_index", read)
+    build_shards([write(tmp_path / "c.txt", "w1\n")], NUMBERED, tmp_path / "out", workers=1)
+    assert json.loads((tmp_path / "out" / "index.json").read_bytes())["complete"]
+
+
+def test_a_path_that_is_not_utf8_works(tmp_path):
+    corpus = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")
+    Path(corpus).write_text("w1 w2\n")
+    out = os.fsdecode(os.fsencode(tmp_path) + b"/out\xe9")
+    for _ in range(2):
+        build_shards([corpus], NUMBERED, out, workers=1)
+    assert len(open_shards(out).lengths) == 1
 
 
 @pytest.fixture
@@ -2383,15 +2615,17 @@ def test_the_published_files_are_all_that_a_task_needs(tmp_path):
 
 def test_one_sentence_on_paper():
     facts = {"drug": "vorax acetate", "gene": "sulol", "inhibits": "blocked", "site": "xanfais",
-             "dose": "5 mg", "percent": "40", "weeks": "9", "trial": "delin"}
+             "dose": "5 mg", "weeks": "9", "trial": "delin", "year": "1987"}
     written = {sentence.text: sentence for sentence in (
-        data.write_sentence("inhibits", facts, random.Random(seed)) for seed in range(20))}
-    sentence = written.pop("Sulol was blocked by vorax acetate at xanfais.")
-    assert sentence.tags == "B-Gene O O O B-Drug I-Drug O O O".split()
-    assert sentence.anonymised == "@GENE$ was blocked by @DRUG$ at xanfais."
+        data.write_sentence("inhibits", facts, random.Random(seed)) for seed in range(400))}
+    sentence = written["Sulol was blocked by vorax acetate at xanfais in 1987."]
+    assert sentence.tags == "B-Gene O O O B-Drug I-Drug O O O O O".split()
+    assert sentence.anonymised == "@GENE$ was blocked by @DRUG$ at xanfais in 1987."
     assert sentence.questions == [("Which gene was blocked by vorax acetate?", "Sulol", 0),
-                                  ("Where was vorax acetate tested?", "xanfais", 38)]
-    assert {sentence.section for sentence in written.values()} == {"inhibits"} and len(written) == 3
+                                  ("Where was vorax acetate tested?", "xanfais", 38),
+                                  ("When was vorax acetate tested?", "1987", 49)]
+    # Three templates, and each pair of five details in either order.
+    assert {sentence.section for sentence in written.values()} == {"inhibits"} and len(written) == 3 * 5 * 4
 
 
 @given(st.integers(0, 50), st.lists(st.integers(0, 10 ** 8), min_size=1, max_size=3))
@@ -2409,13 +2643,13 @@ def test_documents_and_worlds_differ():
 
 
 def test_the_corpus_reads_back_sentence_by_sentence(tmp_path):
-    """The abstracts of every third round are whole, all others one document a sentence."""
+    """The abstracts of every third round are whole, the others cut into documents of one sentence or two."""
     world, documents, size = SyntheticWorld(3), [], 5 * data.DRUGS
     for number in range(size):
         sentences = [sentence.text for sentence in world.document(number).sentences]
-        is_whole = number // data.DRUGS in (0, 3)
-        documents += [sentences] if is_whole else [[sentence] for sentence in sentences]
         assert len(sentences) > 1
+        step = [len(sentences), 1, 2, len(sentences), 1][number // data.DRUGS]
+        documents += [sentences[start:start + step] for start in range(0, len(sentences), step)]
     assert list(read_documents(write(tmp_path / "c.txt", synthetic_corpus(size, seed=3)))) == documents
     assert {data.style_of(number) for number in (0, 3 * data.DRUGS)} == {0, 1}  # whole ones in both styles
 
@@ -2610,6 +2844,26 @@ def test_learn_replaces_no_file(tmp_path):
         status, _, err = command("learn", corpus, "--size", "50", "--out", path.with_name("vocab.txt"))
         assert status == 2 and f"error: {path} is there already: choose another --out, or delete it" in err
         assert contents(path.parent) == {present: b"{}"}
+
+
+def test_a_killed_learn_can_be_repeated(tmp_path, monkeypatch):
+    """Whether it was killed before anything was written, or between the casing and the pieces."""
+    corpus, out = write(tmp_path / "c.txt", SENTENCES), tmp_path / "out" / "vocab.txt"
+    arguments = ["learn", str(corpus), "--size", "40", "--out", str(out)]
+    write_bytes = tokenizer.write_bytes
+
+    def killed(path, content):
+        if path.name == "vocab.txt":
+            raise KeyboardInterrupt
+        write_bytes(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizer, "write_bytes", killed)
+        assert data.run_command(lambda: data.main(arguments)) == 130
+    assert [path.name for path in out.parent.iterdir()] == ["tokenizer_config.json"]
+    with pytest.raises(ValueError, match="tokenizer_config.json is there already"):
+        data.main([*arguments, "--cased"])
+    assert data.main(arguments) == 0 and len(out.read_text().splitlines()) == 40
 
 
 def test_learn_says_when_it_found_fewer_pieces_than_asked_for(tmp_path):
