@@ -1601,9 +1601,10 @@ def read_rows(path: Path, forms: Sequence[Form], yes_no: bool) -> Iterator[Row]:
         return
     # 2. Without a header the number of columns tells the form.
     rows = [(f"{path} line {number}", split_row(line)) for number, line in lines]
-    columns = list(next((form for form in forms if rows and len(form) == len(rows[0][1])), forms[0]))
+    first, second = (rows[n][1] if rows[n:] else [] for n in (0, 1))
+    columns = list(next((form for form in forms if len(form) == len(first)), forms[0]))
     header = None
-    if rows and is_header(rows[0][1], rows[:2][-1][1]):
+    if rows and is_header(first, second):
         place, header = rows.pop(0)
         columns = find_columns(header, forms, f"{place}: a header")
     for place, fields in rows:
@@ -1803,17 +1804,17 @@ def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
     batch, golden = None, {}
     if test_name := BATCH.match(path.name):
         batch, beside = int(test_name[2]), path.with_name(f"{test_name[1]}B{test_name[2]}_golden.json")
-        if beside.is_file() and beside != path:
+        if beside.is_file():
             asked = read_asked(beside, read_json(beside), "factoid", "list")
             golden = {name: names for _, name, names, _ in asked}
     objects = parse_objects(path, list(numbered_lines(path)))
-    if objects and "questions" in objects[0][1]:
-        return read_snippets(path, objects[0][1], batch, golden)
+    content = objects[0][1] if objects else {}
+    if "questions" in content:
+        return read_snippets(path, content, batch, golden)
     # 2. Articles of paragraphs. A question that brings its passage along is an article of its own.
     form, articles = f"{path}: not in SQuAD's form", objects
-    if not objects or "context" not in objects[0][1]:
-        whole = objects[0][1] if objects else {}
-        articles = [(f"{form}: data[{a}]", row) for a, row in enumerate(take(whole, "data", list, form))]
+    if "context" not in content:
+        articles = [(f"{form}: data[{a}]", row) for a, row in enumerate(take(content, "data", list, form))]
     entries: list[tuple[str, int, str, Any]] = []
     for a, (place, article) in enumerate(articles):
         if isinstance(article, dict) and "context" in article:
@@ -2050,9 +2051,8 @@ def describe_missing(name: str, split: str, directory: str | os.PathLike | None)
     patterns = " or ".join((task.files or STANDARD_FILES)[SPLITS.index(split)])
     how = f" (published as {task.source})" if task.source else ""
     if files := missing_files(name, root):
-        names, (address, path, _) = ", ".join(path.name for _, path, _ in files), files[0]
-        how = (f"; run python data.py fetch {name}, or put {names} of {os.path.dirname(address)} "
-               f"into {path.parent}")
+        names, address = ", ".join(path.name for _, path, _ in files), os.path.dirname(files[0][0])
+        how = f"; run python data.py fetch {name}, or put {names} of {address} into {files[0][1].parent}"
     return f"{name}: no {split} file in {places}: expected {patterns}{how}"
 
 
