@@ -2185,7 +2185,7 @@ def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
 
 SYLLABLES = "ba cor del fa gan hu jor kel lo mar nev or pel qui ras sul tam ul vor xan zi".split()
 ENDINGS = "ab an ax el ene ia in is ol on or ux".split()
-DRUGS = 24                                      # and as many genes and diseases
+DRUGS = 16                                      # and as many genes and diseases
 
 # Facts of a drug that are entities, and their types. The drug does nothing to {paralog} and {failed}.
 ENTITY_TYPES = {"drug": "Drug", "gene": "Gene", "paralog": "Gene",
@@ -2295,7 +2295,7 @@ class SyntheticWorld:
     """Hold the facts of one made-up world, and write abstracts about them, as many as asked for.
 
     >>> SyntheticWorld(seed=0).document(5).sentences[0].text
-    'Sulcoria healed corxanux at 40 mg after 29 weeks.'
+    'Sulcoria healed quisulel at 75 mg after 4 weeks.'
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -2307,13 +2307,13 @@ class SyntheticWorld:
         #    Every fourth drug, gene and disease is named by two words, such as "vorax acetate".
         drugs, genes, diseases = ([next(names) + (f" {noun}" if i % 4 == 0 else "") for i in range(DRUGS)]
                                   for noun in ("acetate", "kinase", "fever"))
-        sites, trials = ([next(names) for _ in range(6)] for _ in range(2))
+        sites, trials = ([next(names) for _ in range(4)] for _ in range(2))
         # 2. The facts of each drug, by slot. i ^ 1 is its neighbour (0 <-> 1, 2 <-> 3). What one drug treats
         #    is the harm of another, so that a disease alone does not tell the verb.
         self.facts = [{
             "drug": drugs[i], "gene": genes[i], "paralog": genes[i ^ 1],
             "disease": diseases[i], "failed": diseases[i ^ 1], "harm": diseases[i - DRUGS // 2],
-            "site": sites[i // 4], "trial": trials[i % 6], "dose": f"{rng.randrange(5, 100, 5)} mg",
+            "site": sites[i // 4], "trial": trials[i % 4], "dose": f"{rng.randrange(5, 100, 5)} mg",
             "weeks": str(rng.randint(2, 30)), "year": str(rng.randint(1961, 2019))} for i in range(DRUGS)]
 
     def document(self, number: int) -> SyntheticDocument:
@@ -2333,7 +2333,7 @@ class SyntheticWorld:
         return SyntheticDocument([write_sentence(section, facts, rng) for section in sections])
 
 
-# The demo tasks ask whether pre-training helps. Their training sets are small and speak of eight drugs in the
+# The demo tasks ask whether pre-training helps. Their training sets are small and speak of five drugs in the
 # verbs of style 0; the other sets speak of the other drugs in the verbs of style 1. A model that has read
 # only the training set meets words it does not know; one that has been pre-trained has read them in a corpus
 # of the same world. The splits share no abstract with each other, nor with the corpus, whose abstracts are
