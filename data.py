@@ -2185,7 +2185,7 @@ def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
 
 SYLLABLES = "ba cor del fa gan hu jor kel lo mar nev or pel qui ras sul tam ul vor xan zi".split()
 ENDINGS = "ab an ax el ene ia in is ol on or ux".split()
-DRUGS = 16                                      # and as many genes and diseases
+DRUGS = 24                                      # and as many genes and diseases
 
 # Facts of a drug that are entities, and their types. The drug does nothing to {paralog} and {failed}.
 ENTITY_TYPES = {"drug": "Drug", "gene": "Gene", "paralog": "Gene",
@@ -2204,8 +2204,7 @@ RELATIONS = {
 DETAILS = ["at {site}", "in the {trial} trial", "at {dose}", "after {weeks} weeks", "in {year}"]
 STATEMENT = """
     {drug} {verb} {target} HOW WHERE .
-    {target} was {verb} by {drug} HOW WHERE .
-    patients took {drug} HOW , and {target} was {verb} WHERE ."""
+    {target} was {verb} by {drug} HOW WHERE ."""
 TEMPLATES = {
     "design": """
         patients with {disease} took {drug} HOW WHERE .
@@ -2295,7 +2294,7 @@ class SyntheticWorld:
     """Hold the facts of one made-up world, and write abstracts about them, as many as asked for.
 
     >>> SyntheticWorld(seed=0).document(5).sentences[0].text
-    'Sulcoria healed quisulel at 75 mg after 4 weeks.'
+    'Sulcoria healed corxanux at 40 mg after 29 weeks.'
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -2307,13 +2306,13 @@ class SyntheticWorld:
         #    Every fourth drug, gene and disease is named by two words, such as "vorax acetate".
         drugs, genes, diseases = ([next(names) + (f" {noun}" if i % 4 == 0 else "") for i in range(DRUGS)]
                                   for noun in ("acetate", "kinase", "fever"))
-        sites, trials = ([next(names) for _ in range(4)] for _ in range(2))
+        sites, trials = ([next(names) for _ in range(6)] for _ in range(2))
         # 2. The facts of each drug, by slot. i ^ 1 is its neighbour (0 <-> 1, 2 <-> 3). What one drug treats
         #    is the harm of another, so that a disease alone does not tell the verb.
         self.facts = [{
             "drug": drugs[i], "gene": genes[i], "paralog": genes[i ^ 1],
             "disease": diseases[i], "failed": diseases[i ^ 1], "harm": diseases[i - DRUGS // 2],
-            "site": sites[i // 4], "trial": trials[i % 4], "dose": f"{rng.randrange(5, 100, 5)} mg",
+            "site": sites[i // 4], "trial": trials[i % 6], "dose": f"{rng.randrange(5, 100, 5)} mg",
             "weeks": str(rng.randint(2, 30)), "year": str(rng.randint(1961, 2019))} for i in range(DRUGS)]
 
     def document(self, number: int) -> SyntheticDocument:
@@ -2333,7 +2332,7 @@ class SyntheticWorld:
         return SyntheticDocument([write_sentence(section, facts, rng) for section in sections])
 
 
-# The demo tasks ask whether pre-training helps. Their training sets are small and speak of five drugs in the
+# The demo tasks ask whether pre-training helps. Their training sets are small and speak of eight drugs in the
 # verbs of style 0; the other sets speak of the other drugs in the verbs of style 1. A model that has read
 # only the training set meets words it does not know; one that has been pre-trained has read them in a corpus
 # of the same world. The splits share no abstract with each other, nor with the corpus, whose abstracts are
@@ -2374,13 +2373,13 @@ def demo_examples(name: str, split: str, seed: int = 0) -> list:
 def synthetic_corpus(documents: int, seed: int = 0) -> str:
     """Write abstracts 0 to documents - 1 as corpus text: one sentence on a line, then an empty line.
 
-    Of three rounds of the drugs one is whole; in the others each document has one or two sentences. On short
-    rows a model learns sooner which words to look at, and it still does so on long ones.
+    Of three rounds of the drugs one is whole; in the other two each sentence is a document: on short rows a
+    model learns sooner which words to look at, and it still does so on long ones.
     """
     world, text = SyntheticWorld(seed), []
     for number in range(documents):
         lines = [sentence.text + "\n" for sentence in world.document(number).sentences]
-        size = (len(lines), 1, 2)[number // DRUGS % 3]
+        size = 1 if number // DRUGS % 3 else len(lines)
         text += ["".join(lines[start:start + size]) + "\n" for start in range(0, len(lines), size)]
     return "".join(text)
 
