@@ -2173,8 +2173,7 @@ RELATIONS = {
 DETAILS = ["at {site}", "in the {trial} trial", "at {dose}", "after {weeks} weeks", "in {year}"]
 STATEMENT = """
     {drug} {verb} {target} HOW WHERE .
-    {target} was {verb} by {drug} HOW WHERE .
-    patients took {drug} HOW , and {target} was {verb} WHERE ."""
+    {target} was {verb} by {drug} HOW WHERE ."""
 TEMPLATES = {
     "design": """
         patients with {disease} took {drug} HOW WHERE .
@@ -2343,13 +2342,13 @@ def demo_examples(name: str, split: str, seed: int = 0) -> list:
 def synthetic_corpus(documents: int, seed: int = 0) -> str:
     """Write abstracts 0 to documents - 1 as corpus text: one sentence on a line, then an empty line.
 
-    Of three rounds of the drugs one is whole; in the others each document has one or two sentences. On short
-    rows a model learns sooner which words to look at, and it still does so on long ones.
+    Of three rounds of the drugs one is whole; in the other two each sentence is a document: on short rows a
+    model learns sooner which words to look at, and it still does so on long ones.
     """
     world, text = SyntheticWorld(seed), []
     for number in range(documents):
         lines = [sentence.text + "\n" for sentence in world.document(number).sentences]
-        size = (len(lines), 1, 2)[number // DRUGS % 3]
+        size = 1 if number // DRUGS % 3 else len(lines)
         text += ["".join(lines[start:start + size]) + "\n" for start in range(0, len(lines), size)]
     return "".join(text)
 
