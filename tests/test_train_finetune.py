@@ -263,6 +263,9 @@ def test_raw_text_is_cut_into_words_as_the_training_file_is():
     assert Tagging(TASKS["ner"], marks).facts == {"marks_inside_words": []}
     [sentence] = Tagging(TASKS["ner"], (), {}).raw_examples(train_finetune.Line({}, "", "IL-2"), SPELLER)
     assert sentence.words == ["IL", "-", "2"]                       # task.json of an earlier version
+    with pytest.raises(ValueError, match="task.json.*marks_inside_words"):
+        Tagging(TASKS["ner"], (), {"marks_inside_words": 5}).raw_examples(
+            train_finetune.Line({}, "", "IL-2"), SPELLER)
 
 
 def test_a_mark_counts_by_what_stands_beside_it():
@@ -1328,6 +1331,17 @@ def test_entities_of_raw_text_stand_at_their_characters(pretrained, tmp_path, ca
         for entity in result["entities"]:
             assert result["text"][entity["start"]:entity["end"]] == entity["text"]
             assert 0.5 < entity["score"] <= 1
+
+
+def test_how_words_are_cut_goes_through_task_json_to_raw_text(pretrained, tmp_path, capsys, monkeypatch):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.txt").write_text("IL-2 B-X\nbinds O\n\n" * 3)
+    assert run("ner", pretrained, tmp_path / "out", "--data", str(tmp_path)) == 0
+    cut, seen = train_finetune.cut_words, []
+    monkeypatch.setattr(train_finetune, "cut_words",
+                        lambda text, tokenizer, inside: seen.append(inside) or cut(text, tokenizer, inside))
+    read(tmp_path / "out", "IL-2 binds\n", tmp_path, capsys)
+    assert seen == [["a-1"]]
 
 
 @pytest.mark.parametrize("loss, probability", [("softmax", 0.6652), ("binary", 0.8808)])
