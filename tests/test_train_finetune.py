@@ -1063,8 +1063,8 @@ def test_a_task_file_that_does_not_fit_is_told_in_one_line(pretrained, tmp_path,
     path = tmp_path / "out" / "model" / "task.json"
     written = json.loads(path.read_text())
     for content, message in [
-            ({"max_length": 7}, "max_length is 7 in task.json"), ({"max_length": 9999}, "reads 8 to 384 tokens"),
-            ({"max_length": "a"}, "'max_length' is a"), ({"task": "x"}, "unknown task 'x'"),
+            ({"max_length": 7}, "max_length is 7 in task.json"), ({"max_length": "a"}, "'max_length' is a"),
+            ({"max_length": 9999}, "reads 8 to 384 tokens"), ({"task": "x"}, "unknown task 'x'"),
             ({"task": 5}, "'task' is 5"), ({"task": "demo-ner"}, "demo-ner has the labels")]:
         path.write_text(json.dumps(written | content))
         capsys.readouterr()
