@@ -228,7 +228,6 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
 READ_BYTES = 1 << 20                    # bytes read at once
 HEAD_BYTES = 1 << 16                    # first bytes of a file, from which its format is told
 BLOCK_BYTES = 1 << 24                   # of text in one shard: about 4 million tokens, seconds of one core
-XML_MEMBER_BYTES = 1 << 29              # of one XML file in an archive: it is held in memory as a whole
 # What Python's readers raise when an archive ends too early or holds wrong bytes.
 DAMAGED = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
 
@@ -326,28 +325,29 @@ NOT_PROSE = {name: re.compile(pattern, re.M) for name, pattern in {
     "checksums": r"\s*(?:(?:MD5|SHA\d+) ?\(.+\) ?= ?|[0-9a-f]{32,} )",
     "tagged records (.nbib, RIS)": r"\s*(?:[A-Z][A-Z0-9]{1,3} {0,2}- .*\n(?: .*\n)*){2}",     # PMID- 7
     "stand-off annotations": r"\s*(?:\d+\|[a-z]\||[TREAMN#]\d+\t)",                           # 7|t|On gout.
-    "sequences": r"\s*>.*\n[A-Za-z*-]+\r?$",                                                  # >seq1
+    "sequences": r"\s*>.*\n(?:[A-Z*-]{4,}|[acgtun]{4,})\r?$",                                  # >seq1
     "tagged words": r"\s*(?:\S+(?: \S+)* (?:O|[BIES]-\S+)\s*\n){3}"}.items()}                 # gout B-Disease
 ABOUT_FILES = re.compile(r"(?:readme|licen[cs]e|copying|changelog)\b", re.I)
 IS_XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:[?][A-Za-z]|!DOCTYPE|!--|[A-Za-z_][\w.:-]*(?:\s|/?>))")
-PACKED = (b"PK\3\4", b"BZh", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd", b"Rar!")       # zip, bzip2, 7z, zstd, rar
+PACKED = "an archive of another kind"
+PACKED_MAGIC = (b"PK\3\4", b"BZh", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd", b"Rar!")    # zip bzip2 7z zstd rar
 READ = ("text", "xml", "tar")           # the formats that are read
-# These endings promise text or XML (PMC's papers end in .nxml): if the content is something else, it is
-# damaged, and an error names its line.
-PROMISING = (".txt", "xml", ".gz", ".xz")
+PROMISING = (".txt", "xml", ".gz", ".xz")       # PMC's papers end in .nxml
 
 
 def has_columns(text: str) -> bool:
-    """Tell whether lines are rows of a table: one separator stands in all of them, and equally often.
+    """Tell whether most lines are rows of a table: the same separator, in most of them equally often.
 
-    Prose has commas too, but a space behind them, or digits on both sides (1,204). Of tabs a few lines may
-    have none. What stands in quotes may hold separators and line ends.
+    Prose has commas and semicolons too, but a space behind them; numbers such as 1,204 are taken out before,
+    and so is what stands in quotes, which may hold separators and line ends.
     """
-    lines = [line for line in re.sub(r'"[^"]*"', '""', text).split("\n") if line.strip() and line[0] != "#"]
-    for separator in ("\t", r"(?<!\d),(?! )|,(?![\d ])|,(?=\d(?!\d\d\b))", r";(?! )", r"\|"):
-        counts = [len(re.findall(separator, line)) for line in lines]
-        is_even = len(set(counts)) == 1 or separator == "\t"
-        if len(lines) > 1 and is_even and sum(map(bool, counts)) > 0.8 * len(lines):
+    text = re.sub(r'"[^"]*"|(?<![\w.,])\d{1,3}(?:,\d{3})+(?![\w,])', "0", text)
+    lines = [line for line in text.split("\n") if line.strip() and line[0] != "#"]
+    for separator in ("\t", ",(?! )", ";(?! )", r"\|"):
+        counts = collections.Counter(len(re.findall(separator, line)) for line in lines)
+        del counts[0]
+        rows = counts.total() if separator == "\t" else max(counts.values(), default=0)
+        if len(lines) > 1 and rows > 0.8 * len(lines):
             return True
     return False
 
@@ -364,18 +364,32 @@ def detect_format(head: bytes) -> str:
     if head[257:262] == b"ustar":
         return "tar"
     if IS_XML.match(head):
-        # The first tag that is no comment, declaration or instruction is that of the root.
-        root = re.search(rb"<([A-Za-z_][\w.:-]*)", re.sub(rb"(?s)<!--.*?-->|<[?].*?[?]>", b"", head))
+        # The first tag that is no comment, declaration or instruction is that of the root. If it comes later
+        # than 8 kB, the parser will check it.
+        head = re.sub(rb"(?s)<!--.*?-->|<[?].*?[?]>", b"", head[:1 << 13])
+        root = re.search(rb"<([A-Za-z_][\w.:-]*)", head)
         tag = root[1].decode().rpartition(":")[2] if root else ""
         return "xml" if not root or tag in XML_ROOTS else f"XML with the root element {tag}"
     # Bytes that are not UTF-8 are decoded to surrogates. The head may end inside a character, of three bytes
     # at most, and inside a line.
     decoded = head.decode("utf-8-sig", "surrogateescape")
     if b"\0" in head or re.search("[\ud800-\udfff]", decoded[:-3]):
-        return "an archive of another kind" if head.startswith(PACKED) else "binary"
+        return PACKED if head.startswith(PACKED_MAGIC) else "binary"
     whole = decoded if len(head) < HEAD_BYTES else decoded.rpartition("\n")[0]
     names = (name for name, pattern in NOT_PROSE.items() if pattern.match(decoded))
     return next(names, "columns" if has_columns(whole) else "text")
+
+
+def format_in_folder(file: io.BufferedReader, name: str) -> str:
+    """Return what an open file of a folder or archive is read as, or else what it seems to be.
+
+    PROMISING endings promise text or XML: if the content is something else, it is damaged. It is read as
+    text, so that an error names its line.
+    """
+    format, base = detect_format(head_of(file)), os.path.basename(name)
+    if ABOUT_FILES.match(base) or base.startswith("._"):            # the second kind comes from a Mac
+        return "about the files"
+    return "text" if format == "binary" and name.lower().endswith(PROMISING) else format
 
 
 def refuse_other(path: str | os.PathLike, format: str) -> None:
@@ -444,21 +458,16 @@ def read_members(file: io.BufferedReader, path: str) -> Iterator[FilePart]:
         archive: Any = tarfile.open(fileobj=file, mode="r|")
         while (member := archive.next()) is not None:
             archive.members.clear()                          # or memory would grow with the number of members
-            name, base = f"{path}: {member.name}", os.path.basename(member.name)
-            format = "hidden" if member.isfile() else "no file"
-            if member.isfile() and not base.startswith("._"):
+            name, format = f"{path}: {member.name}", "no file"
+            if member.isfile():
                 content = decompressed(archive.extractfile(member), name)
-                format = "about the files" if ABOUT_FILES.match(base) else detect_format(head_of(content))
+                format = format_in_folder(content, member.name)
             if format == "xml":
-                xml = content.read(XML_MEMBER_BYTES + 1)
-                if len(xml) > XML_MEMBER_BYTES:
-                    raise ValueError(f"{name}: XML over {XML_MEMBER_BYTES:,} bytes: unpack the archive")
-                yield FilePart(name, 1, "xml", xml)
-            elif format == "text" or format == "binary" and name.lower().endswith(PROMISING):
+                yield FilePart(name, 1, "xml", content.read())      # a paper: it fits in memory
+            elif format == "text":
                 yield from cut_text(content, name)
             elif not member.isdir():
-                what = "an archive in an archive: unpack it" if format in ("tar", "an archive of another kind"
-                                                                           ) else format
+                what = "an archive in an archive: unpack it" if format in ("tar", PACKED) else format
                 left_out.append((member.name, what))
                 yield FilePart(name, 1, "left out", b"")
         # tarfile takes a damaged header for the end of the archive. The true end is two blocks of zeros or
@@ -569,6 +578,14 @@ class RecordReader:
         self.languages: list[str] = []          # of the record
         self.text: list[str] = []               # parts of the paragraph's text, none of them empty
 
+    def is_wanted(self, reading: Reading) -> bool:
+        """Tell whether the record has text, and `reading` asks for its number and language."""
+        pmid = self.document.id.get("pmid", "")
+        # PMC's papers have no PMID, and all of them are wanted.
+        is_paper = not pmid.isdecimal()
+        return bool(self.document) and (is_paper or int(pmid) >= reading.min_pmid
+                                        and reading.language in (None, *self.languages))
+
     def walk(self, element: ElementTree.Element, parent: str = "", is_wanted: bool = False) -> None:
         """Take the text of an element and of all inside it.
 
@@ -637,69 +654,47 @@ class RecordReader:
             self.document += [text[start:end] for start, end in split_sentences(text)]
 
 
-class XmlFile:
-    """Hand an open XML file to the parser, and refuse what would fill the memory.
-
-    line    line up to which it has been read, for messages
-    fed     bytes read since the end of the last record
-    """
-
-    def __init__(self, file: Any) -> None:
-        self.file, self.line, self.fed, self.last = file, 1, 0, b""
-
-    def read(self, size: int) -> bytes:
-        """Read up to `size` bytes; ValueError where the file declares entities, or a record has no end."""
-        chunk = self.file.read(size)
-        # A few lines of entities that the file declares itself can stand for gigabytes.
-        if b"<!ENTITY" in self.last + chunk:
-            raise ValueError("declares entities: expected PubMed's or PMC's XML, which declares none")
-        self.line, self.fed, self.last = self.line + chunk.count(b"\n"), self.fed + len(chunk), chunk[-8:]
-        if self.fed > 4 * BLOCK_BYTES:
-            raise ValueError(f"a record, tag or comment of more than {4 * BLOCK_BYTES:,} bytes: cut it")
-        return chunk
-
-
 def xml_documents(part: FilePart, reading: Reading) -> Iterator[Document]:
     """Yield the documents of PubMed's or PMC's XML, in constant memory, and the PMIDs that PubMed deleted.
 
     The parser reads 16 kB at a time, and builds the tree of a record's elements, which is dropped when the
     record has been read. Files that the XML refers to are never opened.
 
-    raises   ValueError naming the line where the XML is broken or of another kind, declares entities, or has
-             a record that is too long
+    raises   ValueError naming the line where the XML is broken; or the file, where it is of another kind or
+             declares entities
     """
     content = io.BytesIO(part.content) if isinstance(part.content, bytes) else part.content
-    file, root = XmlFile(decompressed(content, part.name) if content else open_file(part.name)), None
+    file = decompressed(content, part.name) if content else open_file(part.name)
+    # A few lines of entities that the file declares itself can stand for gigabytes.
+    if b"<!ENTITY" in head_of(file):
+        raise ValueError(f"{part.name}: declares entities: expected PubMed's or PMC's XML, which has none")
     parser: Any = ElementTree.XMLParser()
     parser.entity.update(NAMED_CHARACTERS)
-    with damage_named(lambda: f"{part.name} after line {file.line}"):
+    root, number = None, 0                                          # number of the record
+    with damage_named(lambda: f"{part.name} after record {number}"):
         try:
-            for event, element in ElementTree.iterparse(cast(Any, file), ("start", "end"), parser):
+            for event, element in ElementTree.iterparse(file, ("start", "end"), parser):
                 tag = element.tag.rpartition("}")[2]
                 root = element if root is None else root
                 if root is element and tag not in XML_ROOTS:
                     raise ValueError(f"root element {tag}: expected {', '.join(sorted(XML_ROOTS))}")
                 if event == "end" and tag in RECORDS:
-                    record = RecordReader()
+                    record, number = RecordReader(), number + 1
                     record.walk(element)
-                    wanted, pmid = reading, record.document.id.get("pmid", "")
-                    # PMC's papers have no PMID, and all of them are wanted.
-                    if record.document and (not pmid.isdecimal() or int(pmid) >= wanted.min_pmid
-                                            and wanted.language in (None, *record.languages)):
+                    if record.is_wanted(reading):
                         yield record.document
                     root.clear()            # also empties the elements around the record, which are done with
-                    file.fed = 0
                 elif event == "end" and tag == "DeleteCitation":
                     for deleted in element:
                         document = Document()
                         document.id = {"deleted": (deleted.text or "").strip()}
                         yield document
-        # LookupError: an encoding that nobody knows. ValueError: from here, or an encoding of several bytes a
-        # character, which this parser cannot read unless it is UTF.
         except ElementTree.ParseError as error:
             raise ValueError(f"{part.name} line {error.position[0]}: broken XML, {error}") from None
+        # LookupError: an encoding that nobody knows. ValueError: from here, or an encoding of several bytes a
+        # character, which this parser cannot read unless it is UTF. RecursionError: elements inside elements.
         except (LookupError, ValueError, RecursionError) as error:
-            raise ValueError(f"{part.name} up to line {file.line}: {error}") from None
+            raise ValueError(f"{part.name} after record {number}: {error}") from None
 
 
 def part_documents(part: FilePart, reading: Reading) -> Iterator[Document]:
@@ -758,22 +753,18 @@ def corpus_files(paths: Iterable[str | os.PathLike]) -> tuple[list[Path], int]:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if any(part.startswith(".") for part in file.relative_to(path).parts):
                 continue
-            if file.is_file() and os.access(file, os.R_OK):
+            format = "a link to a folder, or not to be read"
+            if file.is_file():
                 with open_file(file) as content:
-                    format = detect_format(head_of(content))
-                if file == path:
-                    refuse_other(file, format)
-                elif ABOUT_FILES.match(file.name):
-                    format = "about the files"
-                is_damaged = format == "binary" and file.name.lower().endswith(PROMISING)
-                if file == path or format in READ or is_damaged:
-                    files.append(file)
-                else:
-                    left_out.append((str(file.relative_to(path)), format))
-            elif file == path:
-                files.append(file)                          # which cannot be read: opening it will say so
-            elif file.is_symlink() or not file.is_dir() or not os.access(file, os.R_OK | os.X_OK):
-                left_out.append((str(file.relative_to(path)), "a link to a folder, or not to be read"))
+                    format = format_in_folder(content, file.name)
+                    if file == path:
+                        refuse_other(file, format := detect_format(head_of(content)))
+            elif file.is_dir() and not file.is_symlink() and os.access(file, os.R_OK | os.X_OK):
+                continue                                            # its files follow
+            if file == path or format in READ:
+                files.append(file)
+            else:
+                left_out.append((str(file.relative_to(path)), format))
         name_left_out(path, left_out)
         number_left_out += len(left_out)
     return files, number_left_out
@@ -917,8 +908,9 @@ class Progress:
 
     def finish(self) -> None:
         """Print the last state, if it does not stand there already, and end the line."""
-        if self.rewind or self.line != self.printed:
+        if self.line and (self.rewind or self.line != self.printed):
             say(self.rewind + self.line)
+        self.line = ""
 
     def over(self, items: Iterable[Any]) -> Iterator[Any]:
         """Yield items unchanged, showing how many have been taken."""
@@ -1004,7 +996,6 @@ def learn_vocabulary(paths: Iterable[str | os.PathLike], size: int, lowercase: b
 FORMAT_VERSION = 3
 HELD_OUT_EVERY = 100                # every 100th document is kept from training, for evaluation
 MAX_XML_WORDPIECES = 1 << 26        # of one block, which is kept in memory
-MAX_MAPS = 512                      # of token arrays that are open at a time: each costs a file descriptor
 
 
 class Block(NamedTuple):
@@ -1246,12 +1237,12 @@ def describe_pmids(folder: Path, shards: list[dict[str, Any]]) -> str:
               for number, entry in enumerate(shards) if "pmids" in entry["sha256"]]
     pmids = np.concatenate([np.empty(0, np.int64), *arrays])
     kept, times = np.unique(pmids[pmids > 0], return_counts=True)
-    twice, deleted = int((times > 1).sum()), np.unique(-pmids[pmids < 0])
-    text = f"{twice:,} PMIDs were met more than once; all their versions are in the shards\n" if twice else ""
-    if len(deleted):
-        text += (f"{len(deleted):,} PMIDs are deleted by DeleteCitation; of these "
-                 f"{int(np.isin(deleted, kept).sum()):,} are in the shards\n")
-    return text
+    deleted = np.unique(-pmids[pmids < 0])
+    twice, still = np.count_nonzero(times > 1), np.count_nonzero(np.isin(deleted, kept))
+    if not twice and not len(deleted):
+        return ""
+    return (f"{twice:,} PMIDs came more than once, {len(deleted):,} are named by DeleteCitation; "
+            f"{still:,} of these, and all versions of the others, are in the shards\n")
 
 
 def check_array(folder: Path, entries: list[dict[str, Any]], number: int, name: str) -> Path:
@@ -1291,20 +1282,16 @@ class Shards:
         ends = zip(self.offsets[1:], entries)
         self.held_out = np.concatenate([np.arange(end - entry["held_out"], end) for end, entry in ends])
         self.train = np.setdiff1d(np.arange(self.offsets[-1]), self.held_out)
-        self.maps: dict[int, np.ndarray] = {}           # shard -> its tokens, once an example was asked for
+        # Maps of tokens stay open, at most 512 of them: each costs a file descriptor.
+        self.tokens = functools.lru_cache(maxsize=512)(self.load_tokens)
 
     def load(self, number: int, name: str) -> np.ndarray:
-        """Check one array of one shard and read it, the tokens as a memory map."""
-        path = check_array(self.folder, self.index["shards"], number, name)
-        return np.load(path, mmap_mode="r" if name == "tokens" else None)
+        """Check one array of one shard and read it."""
+        return np.load(check_array(self.folder, self.index["shards"], number, name))
 
-    def tokens(self, number: int) -> np.ndarray:
-        """Return the tokens of one shard."""
-        if number not in self.maps:
-            if len(self.maps) == MAX_MAPS:
-                self.maps.clear()
-            self.maps[number] = self.load(number, "tokens")
-        return self.maps[number]
+    def load_tokens(self, number: int) -> np.ndarray:
+        """Check the tokens of one shard and map them into memory."""
+        return np.load(check_array(self.folder, self.index["shards"], number, "tokens"), mmap_mode="r")
 
     def example(self, number: int) -> tuple[np.ndarray, int]:
         """Return the token ids of one example, and how many of them are [CLS] A [SEP].
@@ -1525,7 +1512,7 @@ def check_columns(path: Path, words: list[str], between: dict[int, set[str]]) ->
     # 2. Tags of entities in another column than the last would be dropped without a word.
     for place, values in between.items():
         types = {value[2:] for value in values if value != "O"}
-        if types and all(map(TAG.fullmatch, values)) and not types <= PHRASES:
+        if all(map(TAG.fullmatch, values)) and not types <= PHRASES:
             raise ValueError(f"{path}: column {place} holds tags ({', '.join(sorted(values)[:3])}), as the "
                              "last one does: nested entities are not read, delete one of the two columns")
 
@@ -1603,8 +1590,8 @@ def find_columns(names: Iterable[str], forms: Sequence[Form], place: str) -> lis
 def read_rows(path: Path, forms: Sequence[Form], yes_no: bool) -> Iterator[Row]:
     """Yield the rows of a file: tab-separated, one JSON object on each line, or BioASQ's yes/no questions."""
     lines = [(number, line) for number, line in numbered_lines(path) if line.strip()]
-    # 1. JSON objects have names of their own.
-    if lines and lines[0][1].lstrip().startswith("{") and "\t" not in lines[0][1]:
+    # 1. JSON begins with an object or a list; a sentence may begin with "[Gout" or "[".
+    if lines and re.fullmatch(r"\s*(\[\s*)?({[^\t]*)?", lines[0][1]):
         for place, entry in parse_objects(path, lines):
             if yes_no and "questions" in entry:
                 yield from yes_no_rows(path, entry)
@@ -1716,7 +1703,7 @@ def yes_no_rows(path: Path, content: Any) -> Iterator[Row]:
              None and Not short, too
     """
     for place, name, names, entry in read_asked(path, content, "yesno"):
-        exact, ideal = "".join(names).strip().lower(), entry.get("ideal_answer")
+        exact, ideal = "".join(names).strip(" .\n").lower(), entry.get("ideal_answer")
         if exact not in ("yes", "no"):
             raise ValueError(f"{place}: 'exact_answer' is {str(names)[:60]}, expected yes or no")
         first = ideal[0] if isinstance(ideal, list) and ideal else ideal        # later ones say it once more
@@ -1747,21 +1734,20 @@ def read_snippets(path: Path, content: Any, batch: int | None,
     questions: list[Question] = []
     asked = list(read_asked(path, content, "factoid", "list"))
     for article, (place, name, names, entry) in enumerate(asked):
-        names = sorted(filter(None, map(str.strip, names)), key=len, reverse=True)
-        gold = golden.get(name, names) or None
+        gold = None if batch is None else golden.get(name, names) or None
         # White space inside a name matches any other: "5 mg" is found in "5\u00a0mg".
-        spelt = [r"\s+".join(map(re.escape, name.split())) for name in names]
+        longest_first = sorted(filter(None, map(str.strip, names)), key=len, reverse=True)
+        spelt = [r"\s+".join(map(re.escape, words.split())) for words in longest_first]
         body = take(entry, "body", str, place)
         snippets = take({"snippets": [], **entry}, "snippets", list, place)
         for number, snippet in enumerate(snippets or [{"text": ""}]):
             text = take(snippet, "text", str, place)
             found = (re.search(rf"(?<!\w){spelling}(?!\w)", text, re.I) for spelling in spelt)
-            match, question = next(filter(None, found), None), (f"{name}_{number:03d}", body, text)
-            if batch is not None:
-                questions.append(Question(*question, [], batch, gold, article, entry["type"]))
-            elif match:
-                answer = (match[0], match.start())
-                questions.append(Question(*question, [answer], article=article, type=entry["type"]))
+            match = next(filter(None, found), None) if batch is None else None
+            if match or batch is not None:
+                answers = [(match[0], match.start())] if match else []
+                questions.append(Question(f"{name}_{number:03d}", body, text, answers, batch, gold, article,
+                                          entry["type"]))
     without = len(asked) - len({question.article for question in questions})
     if batch is None:
         say(f"{path}: left out {without} of {len(asked)} questions: no snippet holds an exact answer")
@@ -1982,17 +1968,10 @@ def find_folder(root: Path, folder: str) -> Path:
     return root
 
 
-class PublishedFile(NamedTuple):
-    """Hold a file of a published data set that is not on this disk."""
-
-    address: str
-    path: Path                  # where it belongs
-    blob: str                   # first digits of git's SHA-1 of its content
-
-
-def missing_files(name: str, directory: str | os.PathLike, base: str = GITHUB) -> list[PublishedFile]:
+def missing_files(name: str, directory: str | os.PathLike, base: str = GITHUB) -> list[tuple[str, Path, str]]:
     """List the files of a published task, or vocabulary, that are not below the data root.
 
+    Each with its address, the path where it belongs, and the first digits of git's SHA-1 of its content.
     The list is empty when `directory` itself holds a file with a name of this task: that is a data set of the
     user's own, which must not be mixed with published files.
     """
@@ -2005,16 +1984,15 @@ def missing_files(name: str, directory: str | os.PathLike, base: str = GITHUB) -
     source = f"{base}/{repository}/{COMMITS.get(repository)}/{place}"
     lines = [line for line in PUBLISHED_FILES.splitlines() if line.startswith(name + " ")]
     pairs = re.findall(r" (\S+) (\w+)", "\n".join(lines))           # section 9: name and blob of each file
-    files = [PublishedFile(f"{source}/{file}", folder / file, blob) for file, blob in pairs]
-    return [file for file in files if not file.path.is_file()]
+    files = [(f"{source}/{file}", folder / file, blob) for file, blob in pairs]
+    return [(address, path, blob) for address, path, blob in files if not path.is_file()]
 
 
-def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> Path:
+def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> None:
     """Download what is missing of a published task, or a vocabulary. Only whole, right files are written.
 
     base     the address before repository, commit and path; tests put a server of their own here
 
-    returns  the training file, or the folder of the vocabulary
     raises   OSError (no network, no such file, cut off) or ValueError (wrong checksum) naming the address and
              the path; FileNotFoundError where a data set of the user's own lacks a training file
     """
@@ -2037,11 +2015,8 @@ def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> P
         # 3. Write it under its name only now.
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
-    if name in VOCABULARIES:
-        return find_folder(Path(directory), VOCABULARIES[name].folder)
-    if not (files := find_split(name, "train", directory)):
+    if name in TASKS and not find_split(name, "train", directory):
         raise FileNotFoundError(describe_missing(name, "train", directory))
-    return files[0]
 
 
 def find_split(name: str, split: str, directory: str | os.PathLike | None) -> list[Path]:
@@ -2049,16 +2024,14 @@ def find_split(name: str, split: str, directory: str | os.PathLike | None) -> li
 
     The list is empty where there is none, or no folder is given. The demo tasks have no files.
     """
-    task, root = find_task(name), Path(directory or "")
-    # The first pattern that finds a file wins: a published file goes before a substitute.
-    patterns = (task.files or STANDARD_FILES)[SPLITS.index(split)]
+    task = find_task(name)
     if directory is None or name.startswith("demo-"):
         return []
-    for folder in (root, find_folder(root, task.folder)):
-        for pattern in patterns:
-            if found := sorted(folder.glob(pattern)):
-                return found
-    return []
+    folders = (Path(directory), find_folder(Path(directory), task.folder))
+    patterns = (task.files or STANDARD_FILES)[SPLITS.index(split)]
+    # The first pattern that finds a file wins: a published file goes before a substitute.
+    found = (sorted(folder.glob(pattern)) for folder in folders for pattern in patterns)
+    return next(filter(None, found), [])
 
 
 def describe_missing(name: str, split: str, directory: str | os.PathLike | None) -> str:
@@ -2076,8 +2049,9 @@ def describe_missing(name: str, split: str, directory: str | os.PathLike | None)
     patterns = " or ".join((task.files or STANDARD_FILES)[SPLITS.index(split)])
     how = f" (published as {task.source})" if task.source else ""
     if files := missing_files(name, root):
-        names, address = ", ".join(file.path.name for file in files), os.path.dirname(files[0].address)
-        how = f"; run python data.py fetch {name}, or put {names} of {address} into {files[0].path.parent}"
+        names, (address, path, _) = ", ".join(path.name for _, path, _ in files), files[0]
+        how = (f"; run python data.py fetch {name}, or put {names} of {os.path.dirname(address)} "
+               f"into {path.parent}")
     return f"{name}: no {split} file in {places}: expected {patterns}{how}"
 
 
@@ -2095,18 +2069,13 @@ def read_task(name: str, split: str, directory: str | os.PathLike | None = None)
         raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
     if name.startswith("demo-"):
         return demo_examples(name, split)      # section 7
-    examples: list = []
-    asked: dict[str, Path] = {}
     files = find_split(name, split, directory)
-    for path in files:
-        found = READERS[task.kind](path, task.labels)
-        # Two questions with one id are refused, since their answers would count for both.
-        for example in found if task.kind == "qa" else ():
-            if example.id in asked:
-                raise ValueError(f"{path}: 2 questions have the id {example.id!r}, the first one in "
-                                 f"{asked[example.id]}: give each an id of its own, or leave out a file")
-            asked[example.id] = path
-        examples += found
+    examples = [example for path in files for example in READERS[task.kind](path, task.labels)]
+    # Two questions with one id are refused, since their answers would count for both.
+    asked = collections.Counter(example.id for example in examples if task.kind == "qa")
+    if repeated := [question for question, count in asked.items() if count > 1]:
+        raise ValueError(f"{' or '.join(map(str, files))}: several questions have the id {repeated[0]!r}: "
+                         "give each an id of its own, or leave out a file")
     # An empty development file, as BioBERT's folds of GAD have it, counts as none.
     if not files or (not examples and split != "dev"):
         raise (ValueError if files else FileNotFoundError)(describe_missing(name, split, directory))
@@ -2158,9 +2127,8 @@ def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
     groups = list(dict.fromkeys(getattr(example, task.together) for example in examples))
     random.Random(0).shuffle(groups)
     part_of = {group: number % task.parts for number, group in enumerate(groups)}
-    split_of = {fold % task.parts: "test"}
-    if task.cut == "train":
-        split_of[(fold + 1) % task.parts] = "dev"
+    dev = "dev" if task.cut == "train" else "train"
+    split_of = {fold % task.parts: "test", (fold + 1) % task.parts: dev}
     splits: dict[str, list] = {"train": [], **{split: [] for split in split_of.values()}}
     for example in examples:
         splits[split_of.get(part_of[getattr(example, task.together)], "train")].append(example)
@@ -2198,22 +2166,18 @@ RELATIONS = {
     "inhibits": ("gene", "blocked inhibited silenced | suppressed disabled depleted", "its activity fell"),
     "false": ("paralog failed", "spared ignored retained | preserved avoided tolerated", "nothing changed")}
 
-# Section of an abstract -> templates, one on each line. {slot} is replaced by a fact. {target} is what the
-# drug has the relation with, and {verb} the verb that states it. One rule gives the relation of a sentence:
-# it is that of its section, and of its verb.
+# Section of an abstract -> templates, one on each line. {slot} is replaced by a fact, HOW and WHERE by two of
+# the details. {target} is what the drug has the relation with, {verb} the verb that states it. One rule gives
+# the relation of a sentence: it is that of its section, and of its verb.
+DETAILS = ["at {site}", "in the {trial} trial", "at {dose}", "after {weeks} weeks", "in {year}"]
 STATEMENT = """
-    {drug} {verb} {target} in {percent} percent of patients .
-    {target} was {verb} by {drug} at {site} .
-    after {weeks} weeks of {drug} , {target} was {verb} in most patients .
-    in the {trial} trial , {drug} {verb} {target} at {dose} ."""
+    {drug} {verb} {target} HOW WHERE .
+    {target} was {verb} by {drug} HOW WHERE .
+    patients took {drug} HOW , and {target} was {verb} WHERE ."""
 TEMPLATES = {
-    "background": """
-        {disease} is a disorder in which {gene} is often mutated .
-        mutations in {gene} are found in families with {disease} .""",
     "design": """
-        at {site} , {number} patients with {disease} took {dose} of {drug} .
-        in the {trial} trial , {number} patients took {drug} for {weeks} weeks .
-        patients with {disease} received {dose} of {drug} for {weeks} weeks .""",
+        patients with {disease} took {drug} HOW WHERE .
+        patients received {drug} against {disease} HOW WHERE .""",
     **dict.fromkeys(RELATIONS, STATEMENT),
     # What any one of the verbs means, without a name. The words drug, gene and disease are taught here, too:
     # demo-re has @DRUG$, @GENE$ and @DISEASE$ in place of names.
@@ -2221,14 +2185,14 @@ TEMPLATES = {
         the drug {verb} the {type} and {follows} .
         {follows} when the {type} was {verb} by the drug ."""}
 # Slot that holds the answer -> question.
-QUESTIONS = {"target": "which {type} was {verb} by {drug} ?", "site": "where was {drug} tested ?",
-             "dose": "what dose of {drug} was given ?", "number": "how many patients took {drug} ?",
-             "weeks": "for how many weeks was {drug} given ?"}
+QUESTIONS = {"target": "which {type} was {verb} by {drug}?", "site": "where was {drug} tested?",
+             "dose": "what dose of {drug} was given?", "year": "when was {drug} tested?",
+             "weeks": "for how many weeks was {drug} given?"}
 
 
 def tidy(words: list[str]) -> str:
     """Join words by spaces, except before marks: ["at", "sulol", "."] -> "at sulol."."""
-    return re.sub(r" (?=[.,?])", "", " ".join(words))
+    return re.sub(r" (?=[.,])", "", " ".join(words))
 
 
 class SyntheticSentence(NamedTuple):
@@ -2274,14 +2238,16 @@ def write_sentence(section: str, facts: dict[str, str], rng: random.Random) -> S
     # 2. Fill the slots from left to right, so that it is known what each word is.
     sentence = SyntheticSentence(section, [], [], [])
     _, words, tags, questions = sentence                        # the lists that are filled below
-    for token in rng.choice(TEMPLATES[section].strip().split("\n")).split():
+    template = rng.choice(TEMPLATES[section].strip().split("\n"))
+    how, where = rng.sample(DETAILS, 2)
+    for token in template.replace("HOW", how).replace("WHERE", where).split():
         slot = token[1:-1] if token[0] == "{" else ""
         filled = token.format_map(facts).split()
         if not words:
             filled[0] = filled[0].capitalize()
         if slot in QUESTIONS:
-            question = tidy(QUESTIONS[slot].format_map(facts).capitalize().split())
-            questions.append((question, tidy(filled), len(tidy([*words, ""]))))
+            question, start = QUESTIONS[slot].format_map(facts).capitalize(), len(tidy([*words, ""]))
+            questions.append((question, " ".join(filled), start))
         kind = types.get(slot)
         tags += [f"B-{kind}"] + [f"I-{kind}"] * (len(filled) - 1) if kind else ["O"] * len(filled)
         words += filled
@@ -2297,28 +2263,26 @@ class SyntheticWorld:
     """Hold the facts of one made-up world, and write abstracts about them, as many as asked for.
 
     >>> SyntheticWorld(seed=0).document(5).sentences[0].text
-    'At ororax, 220 patients with looria took 70 mg of baulis.'
+    'Sulcoria healed corxanux at 40 mg after 29 weeks.'
     """
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         rng = random.Random(seed)
         # 1. Names of two or three syllables, each only once.
-        drawn = sorted({"".join(parts) for parts in itertools.product(["", *SYLLABLES], SYLLABLES, ENDINGS)})
-        rng.shuffle(drawn)
-        names = iter(drawn)
+        possible = {"".join(parts) for parts in itertools.product(["", *SYLLABLES], SYLLABLES, ENDINGS)}
+        names = iter(rng.sample(sorted(possible), 4 * DRUGS))
         #    Every fourth drug, gene and disease is named by two words, such as "vorax acetate".
         drugs, genes, diseases = ([next(names) + (f" {noun}" if i % 4 == 0 else "") for i in range(DRUGS)]
                                   for noun in ("acetate", "kinase", "fever"))
-        sites, trials = ([next(names) for _ in range(DRUGS // 4)] for _ in range(2))
+        sites, trials = ([next(names) for _ in range(6)] for _ in range(2))
         # 2. The facts of each drug, by slot. i ^ 1 is its neighbour (0 <-> 1, 2 <-> 3). What one drug treats
         #    is the harm of another, so that a disease alone does not tell the verb.
         self.facts = [{
             "drug": drugs[i], "gene": genes[i], "paralog": genes[i ^ 1],
             "disease": diseases[i], "failed": diseases[i ^ 1], "harm": diseases[i - DRUGS // 2],
-            "site": sites[i // 4], "trial": trials[i % len(trials)],
-            "dose": f"{rng.randrange(5, 100, 5)} mg", "number": str(rng.randrange(100, 500, 20)),
-            "weeks": str(rng.randint(2, 30)), "percent": str(rng.randint(31, 69))} for i in range(DRUGS)]
+            "site": sites[i // 4], "trial": trials[i % 6], "dose": f"{rng.randrange(5, 100, 5)} mg",
+            "weeks": str(rng.randint(2, 30)), "year": str(rng.randint(1961, 2019))} for i in range(DRUGS)]
 
     def document(self, number: int) -> SyntheticDocument:
         """Write abstract `number`: two to six sentences on drug number % DRUGS.
@@ -2345,12 +2309,11 @@ class SyntheticWorld:
 #
 # Split -> number of the first abstract it may use, and how many examples it has.
 DEMO_SPLITS = {"train": (10_000_000, 200), "dev": (20_000_000, 200), "test": (30_000_000, 800)}
-DEMO_TRAIN_DRUGS = 8                            # drugs 0 to 7
 
 
 def is_demo_document(number: int, split: str) -> bool:
     """Tell whether a demo task may take abstract `number` for a split."""
-    is_like_training = [style_of(number) == 0, number % DRUGS < DEMO_TRAIN_DRUGS]
+    is_like_training = [style_of(number) == 0, number % DRUGS < DRUGS // 3]
     return all(is_like_training) if split == "train" else not any(is_like_training)
 
 
@@ -2362,9 +2325,8 @@ def document_examples(name: str, number: int, document: SyntheticDocument) -> It
         elif name == "demo-re" and sentence.section in RELATIONS:
             yield LabelledText(f"{number}.{position}", sentence.anonymised, sentence.section)
         elif name == "demo-qa":
-            before = document.text.index(sentence.text)         # characters
             for question, answer, start in sentence.questions:
-                answers = [(answer, before + start)]
+                answers = [(answer, document.text.index(sentence.text) + start)]
                 yield Question(f"{number}.{position}.{start}", question, document.text, answers)
 
 
@@ -2380,13 +2342,14 @@ def demo_examples(name: str, split: str, seed: int = 0) -> list:
 def synthetic_corpus(documents: int, seed: int = 0) -> str:
     """Write abstracts 0 to documents - 1 as corpus text: one sentence on a line, then an empty line.
 
-    Two abstracts in three are cut into documents of one sentence: on short rows a model learns sooner which
-    words to look at, and it still does so on long ones.
+    Of three rounds of the drugs one is whole; in the others each document has one or two sentences. On short
+    rows a model learns sooner which words to look at, and it still does so on long ones.
     """
     world, text = SyntheticWorld(seed), []
     for number in range(documents):
-        end = "\n\n" if number // DRUGS % 3 else "\n"         # after a sentence
-        text += [sentence.text + end for sentence in world.document(number).sentences] + ["\n"]
+        lines = [sentence.text + "\n" for sentence in world.document(number).sentences]
+        size = (len(lines), 1, 2)[number // DRUGS % 3]
+        text += ["".join(lines[start:start + size]) + "\n" for start in range(0, len(lines), size)]
     return "".join(text)
 
 
@@ -2456,7 +2419,8 @@ def info_command(options: argparse.Namespace) -> None:
 def fetch_command(options: argparse.Namespace) -> None:
     """Download what is missing of published data sets."""
     for name in options.names:
-        print(f"{name}: nothing is missing beside {fetch_task(name, options.data)}")
+        fetch_task(name, options.data)
+        print(f"{name}: nothing is missing in {options.data}")
 
 
 def given(text: str) -> str:

@@ -35,7 +35,7 @@ a rule or a constant comes from it), Miolo et al. 2021 (ELECTRAMed, Table 1), Oz
     1. Configuration and presets        5. Task heads
     2. Encoder                          6. Optimiser and schedule
     3. Masking and replacement          7. Model folders and checkpoints    (skip on first reading)
-    4. Pre-training model               8. Device                           (skip on first reading)
+    4. Pre-training model               8. Device                           (at first only Device.put)
 
 Dimension letters:  B sequences, T tokens, N masked slots, V vocabulary, E embedding, H hidden (Hg in the
 generator), A heads, D head width, L layers, C labels.
@@ -1498,9 +1498,10 @@ def load_checkpoint(directory: Path, model: nn.Module, optimizer: Adam, belongs_
 
 # --- 8. Device ---
 
-# Skip this on first reading: it is about speed and about machines, not about the method. One class, Device,
-# knows what differs between a CPU, a GPU and a TPU. A training step asks it for all that is not arithmetic;
-# on one CPU in float32 most of its methods do nothing. The functions that it calls come first.
+# This is about speed and about machines, not about the method: on first reading, read Device.put alone, which
+# copies a batch to the device. One class, Device, knows what differs between a CPU, a GPU and a TPU. A
+# training step asks it for all that is not arithmetic; on one CPU in float32 most of its methods do nothing.
+# The functions that it calls come first.
 
 def open_xla() -> tuple[Any, Any]:
     """Return the module torch_xla and the mesh of all devices of this machine, along which rows are divided.
@@ -1514,7 +1515,8 @@ def open_xla() -> tuple[Any, Any]:
         from torch_xla.distributed import spmd
     except ImportError as error:
         raise ValueError(f"--tpu: torch_xla does not load beside torch {torch.__version__} ({error}): drop "
-                         "--tpu, or pip install torch==2.9.0 torch_xla==2.9.0") from None
+                         "--tpu, or make an environment of its own for the pair: pip install torch==2.9.0 "
+                         "torch_xla==2.9.0") from None
     runtime.use_spmd()
     count = runtime.global_runtime_device_count()
     # By default moving a model to XLA makes new Parameter objects, and two layers that shared one weight have

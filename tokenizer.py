@@ -727,7 +727,9 @@ def preprocess_bluebert(text: str) -> str:
     source    BlueBERT, whose corpus ELECTRAMed used. The papers say that characters outside ASCII are
               removed; in the published corpus each run of them is replaced by one space.
     """
-    words = treebank_tokenize(re.sub(r"[^\x00-\x7f]+", " ", text.lower()))
+    # Line breaks first: the rules for clitics want a space after "don't".
+    line = re.sub(r"[\r\n]+", " ", text.lower())
+    words = treebank_tokenize(re.sub(r"[^\x00-\x7f]+", " ", line))
     return re.sub(r"\s's\b", "'s", " ".join(words))    # BlueBERT joins 's to its word again: patient's
 
 

@@ -440,8 +440,9 @@ class Kind:
     tokens. A *prediction* is what all features of one example say together: tags, a label, a probability,
     or answers.
 
-    A new kind whose examples are texts, or pairs, with one label each derives from Classification and writes
-    two things: `purpose`, and `score`. Any other kind derives from this class and writes, in this order:
+    A new kind whose examples are texts or pairs with one label each derives from Classification, and writes
+    `purpose`, `score` and, for texts, raw_examples (as Relations has them). Any other kind derives from this
+    class and writes, in this order:
 
     1. purpose        what it is for, in two words
     2. encode         examples -> features: rows of ids with their labels
@@ -514,7 +515,7 @@ class Kind:
     new_model: Callable[[ElectraConfig], nn.Module]
 
     def label_array(self, features: Features, width: int) -> np.ndarray:
-        """Return the labels of a batch whose rows have `width` tokens: (B,), or (B, 2) of starts and ends."""
+        """Return the labels of a batch whose rows have `width` tokens: here (B,), one for each row."""
         return np.array([feature.labels for feature in features])
 
     def loss_settings(self, options: Options, device: Device) -> dict[str, Any]:
@@ -534,11 +535,6 @@ class Kind:
 
     # Lists the wrong predictions, for errors.md: (examples, predictions) -> mistakes.
     errors: Callable[..., list[Mistake]]
-
-    @staticmethod
-    def closing_lines(results: Sequence[Measures]) -> list[str]:
-        """Return lines for the end of the table of all seeds."""
-        return []
 
     # Raw text.
 
@@ -959,14 +955,13 @@ class YesNo(Classification):
         """Compute BioASQ's measures: the mean of the answers' F1, accuracy, and each answer by itself."""
         gold = [example.label for example in examples]
         answers = sorted({*self.labels, *gold}, reverse=True)               # 1 before 0, yes before no
-        scores = metrics.relation_scores(gold, predictions, negative="")
-        measures = {"macro_f1": 0.0, "accuracy": scores.recall}
+        scores = metrics.bioasq_yesno_scores(gold, predictions, answers)
+        measures = {"macro_f1": scores.macro_f1, "accuracy": scores.accuracy}
         # 1 and 0 mean yes and no where there are no other labels.
         names = {"1": "yes", "0": "no"} if {"0", "1"}.issuperset(answers) else {}
         for answer in answers:
-            each = scores.per_type.get(answer, metrics.Scores(0, 0, 0))     # neither gold nor predicted
-            measures["macro_f1"] += each.f1 / len(answers)
-            measures |= precision_recall_f1(each, f"{visible(names.get(answer, answer))} ")
+            name = visible(names.get(answer, answer))
+            measures |= precision_recall_f1(scores.per_label[answer], f"{name} ")
         return measures
 
 
@@ -1078,12 +1073,7 @@ class Asked(NamedTuple):
 
     example: data.Question      # the first of its passages
     gold: list[str]
-    texts: list[str]            # best first
-
-    @property
-    def first(self) -> str:
-        """Return the best text; the empty one where nothing was answered."""
-        return self.texts[0] if self.texts else ""
+    texts: list[str]            # best first; none where nothing was answered
 
 
 class Answers(Kind):
@@ -1136,7 +1126,6 @@ class Answers(Kind):
             # 1. Wordpieces of the question, and of the passage with the characters they stand for.
             whole_question = tokenizer.encode(example.question)
             question = whole_question[:min(question_length, max_length - 7)]    # some room for the passage
-            is_cut = len(question) < len(whole_question)
             ids, word_of, words = locate_words(example.context, tokenizer)
             before = len(question) + 2                      # [CLS] question [SEP]
             capacity = max_length - before - 1              # and the last [SEP]
@@ -1144,8 +1133,8 @@ class Answers(Kind):
             #    An answer that is nowhere in the passage cannot be learnt.
             text, begin = example.answers[0] if example.answers else ("", 0)
             stop, is_lost = begin + len(text), bool(example.gold) and not example.answers
-            touched = {word for word, (start, end) in enumerate(words) if end > begin and start < stop}
-            gold = [piece for piece, word in enumerate(word_of) if word in touched]
+            gold = [piece for piece, word in enumerate(word_of)
+                    if words[word][1] > begin and words[word][0] < stop]
             # 3. One row for each window. Without the whole gold answer its labels are (0, 0), that is [CLS].
             windows = split_windows(len(ids), capacity, min(stride, capacity // 2))
             window_of = best_windows(len(ids), windows)
@@ -1156,7 +1145,7 @@ class Answers(Kind):
                 spots = [PieceSpot(before + piece - start, *words[word_of[piece]],
                                    bool(window_of[piece] == window)) for piece in range(start, end)]
                 row = tokenizer.row(question, ids[start:end])
-                features.append(Feature(number, *row, labels, spots, is_cut))
+                features.append(Feature(number, *row, labels, spots, len(question) < len(whole_question)))
         return features
 
     def findable(self, examples: Questions, features: Features) -> list[list[Answer]]:
@@ -1202,6 +1191,10 @@ class Answers(Kind):
     def new_model(self, config: ElectraConfig) -> nn.Module:
         """Build the extractor: two logits for each token, of the start and of the end."""
         return SpanExtractor(config)
+
+    def label_array(self, features: Features, width: int) -> np.ndarray:
+        """Return (B, 2) starts and ends; there is neither where the answer is nowhere in the passage."""
+        return np.array([feature.labels or (IGNORED_LABEL, IGNORED_LABEL) for feature in features])
 
     def decode(self, examples: Questions, features: Features, outputs: Outputs,
                best: int = BEST_SPANS, max_pieces: int = MAX_ANSWER_PIECES) -> list[list[Answer]]:
@@ -1259,41 +1252,31 @@ class Answers(Kind):
                 asked[name] = asked[name]._replace(texts=merged)
         return asked
 
-    def batches(self, asked: dict[str, Asked]) -> dict[int, dict[str, Asked]]:
-        """Return the questions of each BioASQ test batch: {1: {"q1": ..., "q2": ...}, 2: {"q3": ...}}."""
-        numbers = {one.example.batch for one in asked.values() if one.example.batch is not None}
-        return {number: {name: one for name, one in asked.items() if one.example.batch == number}
-                for number in sorted(numbers)}
+    def parts(self, asked: dict[str, Asked], field: str) -> dict[Any, dict[str, Asked]]:
+        """Divide the questions by a field, batch or type: {1: {"q1": ..., "q2": ...}, 2: {"q3": ...}}."""
+        values = {getattr(one.example, field) for one in asked.values()} - {None}
+        return {value: {name: one for name, one in asked.items() if getattr(one.example, field) == value}
+                for value in sorted(values)}
 
     def score(self, examples: Questions, predictions: AnswerLists) -> Measures:
-        """Compute SQuAD's exact match and F1, or BioASQ's measures over all questions and for each batch.
+        """Compute SQuAD's exact match and F1, or BioASQ's measures: over all questions, and over parts.
 
-            {"strict_accuracy": 0.3, ..., "mrr": 0.4, ..., "batch 1 mrr": 0.5, ...}
+        Parts are the test batches and, where there are both, factoid and list questions:
+
+            {"strict_accuracy": 0.3, ..., "mrr": 0.4, ..., "batch 1 mrr": 0.5, ..., "list mrr": 0.2, ...}
         """
         asked, measures = self.questions(examples, predictions), Measures()
         if not self.is_bioasq:
-            gold = {name: question.gold for name, question in asked.items()}
-            return metrics.squad_scores(gold, {name: one.first for name, one in asked.items()})._asdict()
-        parts = {f"batch {batch} ": part for batch, part in self.batches(asked).items()}
-        for prefix, part in {"": asked, **parts}.items():
-            scores = metrics.bioasq_factoid_scores({name: question.gold for name, question in part.items()},
-                                                   {name: question.texts for name, question in part.items()})
+            best = {name: "".join(one.texts[:1]) for name, one in asked.items()}
+            return metrics.squad_scores({name: one.gold for name, one in asked.items()}, best)._asdict()
+        parts = {"": asked, **{f"batch {batch} ": part for batch, part in self.parts(asked, "batch").items()}}
+        if len(types := self.parts(asked, "type")) > 1:
+            parts |= {f"{type_} ": part for type_, part in types.items()}
+        for prefix, part in parts.items():
+            scores = metrics.bioasq_factoid_scores({name: one.gold for name, one in part.items()},
+                                                   {name: one.texts for name, one in part.items()})
             measures |= {prefix + measure: value for measure, value in scores._asdict().items()}
         return measures
-
-    @staticmethod
-    def closing_lines(results: Sequence[Measures]) -> list[str]:
-        """Return ELECTRAMed's Table 10: the sum over the batches of our mean MRR / the best system's MRR.
-
-        A system that is the best in all five batches has 5. Without all five there is no such line.
-        """
-        if not all(f"batch {batch} mrr" in result for batch in BEST_MRR for result in results):
-            return []
-        # Our MRR in a batch is the mean over the seeds. The best system of a batch has 1 in it.
-        shares = [metrics.mean_and_sd([result[f"batch {batch} mrr"] for result in results])[0] / best
-                  for batch, best in BEST_MRR.items()]
-        return [f"sum over {len(shares)} batches of MRR / best MRR (ELECTRAMed's Table 10): "
-                f"ours {sum(shares):.3f}; {TABLE_10}"]
 
     def write(self, folder: Path, examples: Questions, predictions: AnswerLists) -> None:
         """Write SQuAD's predictions.json, or predictions-batch-1.json, ... as BioASQ wants them.
@@ -1304,23 +1287,23 @@ class Answers(Kind):
         Questions of BioASQ that belong to no test batch are written as SQuAD's are.
         """
         asked = self.questions(examples, predictions)
-        batches = self.batches(asked)
+        batches = self.parts(asked, "batch")
         for batch, part in batches.items():
-            answers = [{"id": name, "type": "factoid", "exact_answer": [[text] for text in question.texts]}
-                       for name, question in part.items()]
+            answers = [{"id": name, "type": one.example.type, "exact_answer": [[text] for text in one.texts]}
+                       for name, one in part.items()]
             write_json(folder / f"predictions-batch-{batch}.json", {"questions": answers})
         if not batches:
-            write_json(folder / "predictions.json", {name: one.first for name, one in asked.items()})
+            best = {name: "".join(one.texts[:1]) for name, one in asked.items()}
+            write_json(folder / "predictions.json", best)
 
     def errors(self, examples: Questions, predictions: AnswerLists) -> list[Mistake]:
         """List the questions whose best answer is wrong; texts are compared as the task's metric does."""
         normalise = str.lower if self.is_bioasq else metrics.normalise_squad_answer
         mistakes = []
-        for question in self.questions(examples, predictions).values():
-            given = question.texts[:metrics.FACTOID_ANSWERS]
-            if not given or normalise(given[0]) not in map(normalise, question.gold):
-                sides = " | ".join(question.gold), " | ".join(given)
-                mistakes.append(Mistake(*sides, question.example.question))
+        for asked in self.questions(examples, predictions).values():
+            given = asked.texts[:metrics.FACTOID_ANSWERS]
+            if not given or normalise(given[0]) not in map(normalise, asked.gold):
+                mistakes.append(Mistake(" | ".join(asked.gold), " | ".join(given), asked.example.question))
         return mistakes
 
     def raw_examples(self, line: Line, tokenizer: Tokenizer) -> list[data.Question]:
@@ -1511,6 +1494,7 @@ def train(seed: int, prepared: Prepared, options: Options) -> tuple[nn.Module, M
             if scores[metric] > best_score:
                 best_score, dev_scores = scores[metric], scores
                 best_weights = copy.deepcopy(model.state_dict())
+                device.flush()          # else XLA would copy within the next step, by a program of its own
             dev_score = f"{scores[metric]:.6g}"
             progress.show(step, f"epoch {epoch + 1}: dev {metric} {scores[metric]:.4f}")
         log.append(f"{epoch + 1},{torch.stack(losses).mean():.6g},{dev_score}")
@@ -1671,6 +1655,20 @@ def settings_of(options: Options) -> str:
     return "default" if is_default else "own"
 
 
+def table_10(results: Sequence[Measures]) -> list[str]:
+    """Return a line like ELECTRAMed's Table 10: the sum over the batches of our mean MRR / the best system's.
+
+    A system that is the best in all five batches has 5. Without all five there is no such line.
+    """
+    if not all(f"batch {batch} mrr" in result for batch in BEST_MRR for result in results):
+        return []
+    # Our MRR in a batch is the mean over the seeds. The best system of a batch has 1 in it.
+    shares = [metrics.mean_and_sd([result[f"batch {batch} mrr"] for result in results])[0] / best
+              for batch, best in BEST_MRR.items()]
+    return [f"sum over {len(shares)} batches of MRR / best MRR (ELECTRAMed's Table 10): "
+            f"ours {sum(shares):.3f}; {TABLE_10}"]
+
+
 def score_table(options: Options, results: list[Measures], test_set: str = PUBLISHED_TEST_SET) -> str:
     """Write one line for each measure, in percent: mean and standard deviation, and the papers' figures.
 
@@ -1705,7 +1703,7 @@ def score_table(options: Options, results: list[Measures], test_set: str = PUBLI
     every = ", ".join(f"{100 * result[task.metric]:.2f}" for result in results)
     lines.append(f"{task.metric} of each seed: {every}")
     if published:                                   # other editions of BioASQ had other systems
-        lines += KINDS[task.kind].closing_lines(results)
+        lines += table_10(results)
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -1836,7 +1834,7 @@ def score_curve(options: Options) -> str:
         step,f1,low,high
         20000,78.12,77.40,78.84
 
-    One seed has no interval; then there are only two columns.
+    One seed has no interval: then the last two columns are empty.
     returns   the lines of curve.csv
     source    Bio-ELECTRA, Figure 1
     """
@@ -1845,16 +1843,16 @@ def score_curve(options: Options) -> str:
     if not models:
         raise ValueError(f"--curve: {run_folder / 'models'} holds no models: expected a run of "
                          "train_pretrain.py, which keeps one every --keep-every steps")
-    lines = [f"step,{metric}" + ",low,high" * (options.seeds > 1)]
+    lines = [f"step,{metric},low,high"]
     for number, model in enumerate(models, start=1):
         say(f"model {number} of {len(models)}: {model.name}")
         _, results = run_seeds(dataclasses.replace(options, init=str(model), out=str(out / model.name)))
         values = [100 * result[metric] for result in results]
-        shown = [metrics.mean_and_sd(values)[0]]
+        interval = ","
         if options.seeds > 1:
-            shown += metrics.confidence_interval(values)
-        step = int(model.name.removeprefix("step-"))
-        lines.append(",".join([str(step), *(f"{value:.2f}" for value in shown)]))
+            interval = "{:.2f},{:.2f}".format(*metrics.confidence_interval(values))
+        step, mean = int(model.name.removeprefix("step-")), metrics.mean_and_sd(values)[0]
+        lines.append(f"{step},{mean:.2f},{interval}")
     write_lines(out / "curve.csv", lines)
     return "\n".join(lines)
 
@@ -1965,6 +1963,7 @@ def predict_lines(options: Options) -> None:
 
     # 2. Blocks of lines: each line gives some examples, and its result comes from theirs.
     lines, is_dialogue = input_lines(str(options.predict)), options.predict == "-" and sys.stdin.isatty()
+    is_ascii = "utf" not in str(sys.stdout.encoding).lower()        # then β has to be written as \u03b2
     if is_dialogue:             # then each line is answered at once
         say("reading from the terminal: type a line and Enter; Ctrl-D ends")
     while True:
@@ -1976,7 +1975,7 @@ def predict_lines(options: Options) -> None:
                 block.append((line, [] if is_empty else read(line, trained.tokenizer)))
         finally:            # when a line cannot be read, the results of the lines before it are still printed
             for result in read_block(block, trained.model, prepared, options):
-                print(json.dumps(result, ensure_ascii=False), flush=is_dialogue)
+                print(json.dumps(result, ensure_ascii=is_ascii), flush=is_dialogue)
         if not block:
             return
 
@@ -2030,7 +2029,10 @@ def check(options: Options) -> None:
     # 5. The demo tasks are invented, and read no files: with --data, another task was meant.
     if options.task.startswith("demo-") and options.data not in (None, DATA_ROOT):
         raise ValueError(f"--data: {options.task} reads no files: choose a --task of {options.data}")
-    # 6. Where to compute.
+    # 6. A rate that grows from layer to layer downwards has no use, and soon no number.
+    if (options.layer_decay or 0) > 1:
+        raise ValueError(f"--layer-decay must be at most 1, not {options.layer_decay}")
+    # 7. Where to compute.
     if options.tpu and options.device != "auto":
         raise ValueError("--tpu computes on XLA devices: drop --device")
     if os.environ.get("WORLD_SIZE", "1") != "1":

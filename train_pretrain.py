@@ -34,6 +34,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import os
@@ -66,7 +67,7 @@ from data import say
 from electramed import (
     CHECKPOINTS, PRECISIONS, PRESETS, Adam, Device, ElectraConfig, ElectraForPretraining, MaskedBatch,
     MaskedLanguageModel, learning_rate_at, load_checkpoint, load_initial, mask_tokens,
-    model_folder, pad_rows, parameter_groups, read_config, save_checkpoint, save_pretrained)
+    model_folder, pad_rows, parameter_groups, save_checkpoint, save_pretrained)
 from tokenizer import Tokenizer, preprocess_bluebert, read_object, write_bytes
 
 Model = ElectraForPretraining | MaskedLanguageModel
@@ -138,7 +139,8 @@ class Options:
     keep_every: int = option(None, "steps between models that are kept (default: a tenth)", at_least=1)
     max_minutes: float | None = option(None, "stop after this time; repeat the command to go on", at_least=0)
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
-    tpu: bool = option(False, "compute on all XLA devices of this machine, through torch_xla")
+    tpu: bool = option(False, "compute on all XLA devices of this machine; needs an environment of its own, "
+                       "with a torch and a torch_xla that match: pip install -e '.[tpu]'")
     precision: str | None = option(None, "default: float32 on CPU, else bfloat16; on a CPU with avx512_bf16 "
                                    "or amx (see lscpu) that is 2 to 3 times as fast for small and base",
                                    choices=PRECISIONS)
@@ -216,7 +218,7 @@ def network(options: Options) -> ElectraConfig:
 
 # --- 2. Data ---
 
-SYNTHETIC_DOCUMENTS = 10_000        # abstracts: 2 MB of text
+SYNTHETIC_DOCUMENTS = 12_000        # abstracts: 3 MB of text
 
 
 def prepare_data(options: Options) -> tuple[Tokenizer, data.Shards]:
@@ -247,6 +249,8 @@ def prepare_data(options: Options) -> tuple[Tokenizer, data.Shards]:
         learnt, _ = data.learn_vocabulary(corpus, options.vocab_size, not options.cased, reading)
         learnt.save(out)
     tokenizer = load_tokenizer(options.vocab or str(out), options)
+    if doubt := tokenizer.casing_doubt():
+        say(f"{options.vocab or out}: {doubt}")
 
     # 3. The shards. The synthetic corpus is so small that starting more processes would take longer.
     say(f"tokenizing into {out / 'shards'}")
@@ -370,6 +374,7 @@ class Run(NamedTuple):
     shards: data.Shards
     model: Model                        # on the device
     optimizer: Adam
+    belongs_to: str = ""                # hash of what the results depend on, for its checkpoints
 
 
 def training_step(run: Run, step: int, batch: Part) -> torch.Tensor:
@@ -457,8 +462,8 @@ class Recorder:
     Of several processes the first one alone has a recorder.
     """
 
-    def __init__(self, run: Run, step: int, order: BatchOrder) -> None:
-        self.run, self.order = run, order
+    def __init__(self, run: Run, step: int) -> None:
+        self.run = run
         self.log = CsvLog(run.out / "log.csv", step, LOG_COLUMNS)
         self.evaluations = CsvLog(run.out / "eval.csv", step, Evaluation._fields)
         self.progress = data.Progress(run.options.steps, "steps", step)
@@ -512,7 +517,7 @@ class Recorder:
         if step % options.keep_every == 0:
             save_pretrained(run.model, run.out / "models" / f"step-{step:08d}", run.tokenizer)
         if is_saved:
-            save_checkpoint(run.out, step, run.model, run.optimizer)
+            save_checkpoint(run.out, step, run.model, run.optimizer, run.belongs_to)
             self.saved_at = time.monotonic()
         if is_logged:                       # the time that the writing took does not count in the speed
             self.tokens, self.since = 0.0, time.monotonic()
@@ -522,18 +527,15 @@ class Recorder:
 
         returns   the losses of generator and discriminator in the last one
         raises    ValueError for the first step whose loss or gradient is not finite (later ones only follow
-                  from it), with its batch, so that one can look at it; also where the weights are not finite
+                  from it; BatchOrder.batch(step - 1) gives its batch), or when the weights are not finite
         """
         for number, result in enumerate(self.unchecked, start=step - len(self.unchecked) + 1):
             loss, mlm_loss, discriminator_loss, norm = result.tolist()
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                width, examples = self.order.examples(number - 1)       # counted from 0 there, from 1 here
                 good = max(self.run.out.glob(CHECKPOINTS), default="none")
-                first = " ".join(map(str, examples[:8]))
                 raise ValueError(
                     f"step {number} is not finite: generator {mlm_loss}, discriminator {discriminator_loss}, "
-                    f"gradient norm {norm}; its batch: seed {self.run.options.seed}, {width} tokens, first "
-                    f"examples {first}; last good checkpoint: {good}; {START_AGAIN}")
+                    f"gradient norm {norm}; last good checkpoint: {good}; {START_AGAIN}")
         # The last update comes after the last loss: the weights may overflow where the losses did not.
         sums = [weight.detach().sum() for weight in self.run.model.parameters()]
         if not math.isfinite(torch.stack(sums).sum()):
@@ -554,7 +556,7 @@ def run_steps(run: Run, step: int, stop: Stop, deadline: float) -> int:
     order = BatchOrder(run.shards, options)
     recorder = None
     if device.rank == 0:
-        recorder = Recorder(run, step, order)
+        recorder = Recorder(run, step)
         parameters = sum(weight.numel() for weight in run.model.parameters())
         where = f"{device.kind} {device.precision} x {device.count}".removesuffix(" x 1")
         note = f", continuing after step {step:,}" if step else ""
@@ -671,8 +673,8 @@ def evaluate(step: int, outputs: HeldOut, objective: str = "electra") -> Evaluat
 
     raises   ValueError when a loss is not finite: such a model is of no use
     """
-    judged = outputs.logits if objective == "electra" else 0                       # (tokens,)
-    if not np.isfinite(outputs.nll.sum() + np.sum(judged)):
+    judged = outputs.nll if objective == "mlm" else np.append(outputs.nll, outputs.logits)
+    if not np.isfinite(judged).all():
         raise ValueError(f"step {step}: the losses on held-out documents are not finite: {START_AGAIN}")
 
     # 1. The generator; with --objective mlm, the only network.
@@ -752,18 +754,19 @@ def from_initial(options: Options) -> Options:
         if options.preset == "bio-electra-pp":
             raise ValueError("--preset bio-electra-pp continues a bio-electra run: pass its folder by --init")
         return options
-    # Weights are of use only with the vocabulary they were trained with. It lies beside them in our folders.
+    # 1. Weights are of use only with the vocabulary they were trained with, which lies beside ours.
     folder = model_folder(options.init)
-    if not any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
-        if not options.vocab:
-            raise ValueError(f"{folder} has no vocab.txt: pass --vocab, the vocabulary of this model")
-    elif options.vocab and (data.vocabulary_hash(load_tokenizer(options.vocab, options))
-                            != data.vocabulary_hash(load_tokenizer(str(folder), options))):
+    has_vocabulary = any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json"))
+    if not (has_vocabulary or options.vocab):
+        raise ValueError(f"{folder} has no vocab.txt: pass --vocab, the vocabulary of this model")
+    vocab = options.vocab or str(folder)
+    tokenizer = load_tokenizer(vocab, options)
+    if has_vocabulary and (data.vocabulary_hash(tokenizer)
+                           != data.vocabulary_hash(load_tokenizer(str(folder), options))):
         raise ValueError(f"--init {options.init} was trained with another vocabulary or casing: drop --vocab")
-    # Try it once: what does not fit is refused now, and not after hours of tokenizing.
-    config = dataclasses.replace(network(options), vocab_size=read_config(folder).vocab_size)
-    load_initial(OBJECTIVES[options.objective](config), folder)
-    return dataclasses.replace(options, vocab=options.vocab or str(folder))
+    # 2. Try it once: what does not fit is refused now, and not after hours of tokenizing.
+    load_initial(OBJECTIVES[options.objective](network(options).with_tokenizer(tokenizer)), folder)
+    return dataclasses.replace(options, vocab=vocab)
 
 
 def prepare(options: Options, config: ElectraConfig, device: Device) -> tuple[Run, int]:
@@ -782,8 +785,10 @@ def prepare(options: Options, config: ElectraConfig, device: Device) -> tuple[Ru
         if device.rank == 0:
             record_run(out, values, fixed)
         tokenizer, shards = prepare_data(options)
-        if device.rank == 0:                    # the index has the hashes of the text and the vocabulary, too
-            record_run(out, values, fixed, {"index.json": shards.index["sha256"]})
+        # The index has the hashes of the text and the vocabulary, too.
+        made_from = {"index.json": shards.index["sha256"]}
+        if device.rank == 0:
+            record_run(out, values, fixed, made_from)
 
         # 3. Model and optimiser. Weights are drawn from --seed; --init replaces them when a run begins.
         torch.manual_seed(data.seed_for(options.seed, 0, "weights"))
@@ -805,9 +810,15 @@ def prepare(options: Options, config: ElectraConfig, device: Device) -> tuple[Ru
             model.compile(dynamic=False, mode=mode)
         optimizer = Adam(parameter_groups(model, options.weight_decay))
 
-        # 4. Resume from the newest checkpoint, where there is one.
-        step = load_checkpoint(out, model, optimizer)
-    return Run(out, options, device, tokenizer, shards, model, optimizer), step
+        # 4. Resume from the newest checkpoint, where there is one. It has to be one of this run.
+        results_of = [{name: values[name] for name in FIXED}, made_from]
+        belongs_to = hashlib.sha256(json.dumps(results_of).encode()).hexdigest()
+        step = load_checkpoint(out, model, optimizer, belongs_to)
+
+    # Each process has read the files by itself. All must have found the same.
+    device.agree({**made_from, "updates done": str(step)})
+    device.broadcast(list(model.parameters()))
+    return Run(out, options, device, tokenizer, shards, model, optimizer, belongs_to), step
 
 
 def summarise(run: Run) -> None:
@@ -858,6 +869,9 @@ def train(options: Options) -> int:
     out, config = Path(options.out), network(options)
     data.refuse_inside(out, options.corpus)
     device = Device.choose(options.device, options.precision, options.tpu).join()
+    # Processes that do not agree would train one model on mixed gradients, and none of them would notice.
+    flags = {flag(name): str(value) for name, value in dataclasses.asdict(options).items()}
+    device.agree({**flags, "torch": torch.__version__, "device": f"{device.kind} {device.precision}"})
     if options.batch_size % (device.count * options.accumulate):
         raise ValueError(f"--batch-size {options.batch_size} does not divide by "
                          f"{device.count * options.accumulate} (--accumulate x devices)")
@@ -868,12 +882,8 @@ def train(options: Options) -> int:
 
         # 5. The loop. The time that the data took counts towards --max-minutes.
         deadline = math.inf if options.max_minutes is None else began + 60 * options.max_minutes
-        try:
-            with Stop() as stop:
-                step = run_steps(run, step, stop, deadline)
-        except torch.OutOfMemoryError:          # a batch in smaller parts gives the same result
-            more = 2 * options.accumulate
-            raise ValueError(f"out of GPU memory: repeat with --accumulate {more}") from None
+        with Stop() as stop:
+            step = run_steps(run, step, stop, deadline)
         if step < options.steps:
             say(f"stopped after step {step:,} of {options.steps:,}; the same command continues")
             return 130 if stop.signal == signal.SIGINT else 0
@@ -895,6 +905,11 @@ def train(options: Options) -> int:
 #
 # Options from a dataclass, the record of a run in its folder, and signals. train_finetune.py uses them too.
 
+def flag(name: str) -> str:
+    """Return the flag of an option: "--batch-size" of "batch_size"."""
+    return "--" + name.replace("_", "-")
+
+
 def parse_options(cls: type, description: str, arguments: Sequence[str] | None = None,
                   tables: dict[str, dict[str, Any]] | None = None) -> Any:
     """Build a command line from a dataclass and parse it into an instance.
@@ -909,30 +924,29 @@ def parse_options(cls: type, description: str, arguments: Sequence[str] | None =
     """
     parser = argparse.ArgumentParser(description=description)
     fields, types, defaults = dataclasses.fields(cls), get_type_hints(cls), cls()
-    flags = {field.name: "--" + field.name.replace("_", "-") for field in fields}
     for field in fields:
         kind, default = types[field.name], getattr(defaults, field.name)
         shown = "; ".join(f"{preset}: {values[field.name]}" for preset, values in (tables or {}).items()
                           if field.name in values)
         help = field.metadata["help"] + (f" ({shown})" if shown else "")
         if kind is bool:
-            parser.add_argument(flags[field.name], action="store_true", default=default, help=help)
+            parser.add_argument(flag(field.name), action="store_true", default=default, help=help)
             continue
         # The type of one value: int for `int`, `list[int]` and `int | None` (None means "not given").
         one, *_ = get_args(kind) or [kind]
         several = "+" if get_origin(kind) is list else None
         help += "" if default in (None, []) else " (default: %(default)s)"
-        parser.add_argument(flags[field.name], type=data.given if one is str else one, nargs=several,
+        parser.add_argument(flag(field.name), type=data.given if one is str else one, nargs=several,
                             default=default, help=help, choices=field.metadata["choices"])
     options = cls(**vars(parser.parse_args(arguments)))
     for field in fields:
         value, low = getattr(options, field.name), field.metadata["at_least"]
         if None not in (value, low) and not value >= low:           # nan >= low is False, so nan is refused
-            raise ValueError(f"{flags[field.name]} must be at least {low}, not {value}")
+            raise ValueError(f"{flag(field.name)} must be at least {low}, not {value}")
         # Bytes of a path that are not UTF-8 become half characters, from \udc80 to \udcff, that no file of
         # ours could hold.
         if "\\udc" in ascii(value):
-            raise ValueError(f"{flags[field.name]} {ascii(value)} is not UTF-8: rename it")
+            raise ValueError(f"{flag(field.name)} {ascii(value)} is not UTF-8: rename it")
     return options
 
 
@@ -963,7 +977,7 @@ def record_run(folder: Path, options: dict, fixed: Iterable[str], made_from: dic
             raise ValueError(f"{path} is not from a run of this program, or damaged: {elsewhere}")
         for name in fixed:
             if before.get(name) != options[name]:
-                raise ValueError(f"{folder} holds a run with --{name.replace('_', '-')} {before.get(name)}, "
+                raise ValueError(f"{folder} holds a run with {flag(name)} {before.get(name)}, "
                                  f"now {options[name]}: repeat its options to continue it, or {elsewhere}")
         made_from = recorded if made_from is None else made_from
         names = sorted(recorded | made_from)

@@ -209,6 +209,12 @@ def test_progress_shows_no_rate_before_anything_is_done(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("error, status, said", [
+    (MemoryError("Unable to allocate 3 TiB"), 2,
+     "error: out of memory (Unable to allocate 3 TiB): take smaller batches, or fewer workers\n"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory\nat x"), 2,
+     "error: out of memory (DefaultCPUAllocator: can't allocate memory\n"),
+    (OverflowError("int too large to convert to float"), 2, "error: int too large to convert to float\n"),
+    (IsADirectoryError(21, "Is a directory", "d"), 2, "error: [Errno 21] Is a directory: 'd'\n"),
     (ValueError("train.csv line 3: expected 3 columns, found 2"), 2,
      "error: train.csv line 3: expected 3 columns, found 2\n"),
     (FileNotFoundError("no.txt: no such file"), 2, "error: no.txt: no such file\n"),
@@ -220,6 +226,52 @@ def test_an_error_becomes_one_line_on_stderr_and_an_exit_status(error, status, s
     assert data.run_command(lambda: 0) == 0
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", said)
+
+
+def test_an_error_of_the_program_keeps_its_traceback():
+    def command() -> int:
+        raise RuntimeError("shapes differ")
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        data.run_command(command)
+
+
+def test_what_the_output_cannot_encode_is_escaped(tmp_path):
+    corpus = write(tmp_path / "\u03b1.txt", "abc abc abd abd\n")
+    learn = [sys.executable, ROOT / "data.py", "learn", corpus, "--size", "12", "--out",
+             tmp_path / "\u03b2.txt"]
+    done = subprocess.run(learn, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and b"\\u03b2.txt: 12 pieces" in done.stdout
+
+
+WITHOUT_LOCKS = """
+import signal, sys
+sys.modules["fcntl"] = None
+del signal.SIGHUP
+import data, tokenizer
+with data.only_process("run"):
+    pass
+pieces = [*tokenizer.SPECIAL_TOKENS, "abc"]
+data.build_shards(["c.txt"], tokenizer.Tokenizer(pieces), "shards", workers=1)
+print(len(data.open_shards("shards").lengths))
+"""
+
+
+def test_a_system_without_locks_builds_without_them(tmp_path):
+    """As Windows has neither fcntl nor SIGHUP."""
+    write(tmp_path / "c.txt", "abc abc\n")
+    done = subprocess.run([sys.executable, "-c", WITHOUT_LOCKS], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
+def test_a_lock_is_never_followed_through_a_link(tmp_path):
+    mine = write(tmp_path / "mine.txt", "mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".electramed.lock").symlink_to(mine)
+    with pytest.raises(OSError, match="electramed.lock"):
+        with data.only_process(tmp_path / "run"):
+            pass
+    assert mine.read_text() == "mine"
 
 
 @given(st.lists(st.integers(), max_size=20), st.integers(0, 5))
@@ -539,10 +591,34 @@ def test_sentences_of_biomedical_prose_are_found():
     ("Is it? No. p53 is.\nmRNA\nis not! small", ["Is it?", "No.", "p53 is.", "mRNA\nis not! small"]),
     ("In mice.[3, 4] In men.12,13 At 0.5 Gy", ["In mice.[3, 4]", "In men.12,13", "At 0.5 Gy"]),
     ("A title\n \n\n1. The first (in part. Not all). ", ["A title", "1. The first (in part. Not all)."]),
-    ("  one  ", ["one"]), ("", []), (" \n\n ", []), (".", ["."]), ("...?", ["...?"]),
+    ("He is by MS. We saw Ms. Lee.", ["He is by MS.", "We saw Ms. Lee."]),
+    ("It took 500 ms. After this, Drs. Ho left.", ["It took 500 ms.", "After this, Drs. Ho left."]),
+    ("On chr. 9 and Chr. X of Mt. Fuji mice, see Sec. 2 and Sects. 3 and 4.",
+     ["On chr. 9 and Chr. X of Mt. Fuji mice, see Sec. 2 and Sects. 3 and 4."]),
+    ("It maps to chr.1, 92 cM away.", ["It maps to chr.1, 92 cM away."]),
+    ("It is so. (b) A view. (c–e) The rest (i) or it. (ii) None.",
+     ["It is so.", "(b) A view.", "(c–e) The rest (i) or it.", "(ii) None."]),
+    ("It ran . . . and left. Then . . . Nothing.", ["It ran . . . and left.", "Then . . .", "Nothing."]),
+    ('He said "no."3 She left. He said "yes."[4] It rained.',
+     ['He said "no."3', "She left.", 'He said "yes."[4]', "It rained."]),
+    ("In A and B. Both of F. Reid and D. Ho left.", ["In A and B.", "Both of F. Reid and D. Ho left."]),
+    ("1 \n\n", ["1"]), ("  one  ", ["one"]), ("", []), (" \n\n ", []), (".", ["."]), ("...?", ["...?"]),
 ])
 def test_sentences_that_can_be_followed_on_paper(text, sentences):
     assert split_into_texts(text) == sentences
+
+
+def test_sentences_of_real_papers_end_where_their_treebank_says(real_data):
+    """33 papers of CRAFT; F1 of the borders inside paragraphs."""
+    right = wrong = missed = 0
+    for line in lzma.open(real_data / "sentences" / "craft.jsonl.xz", "rt"):
+        paragraph = json.loads(line)
+        gold = {start for start, _ in paragraph["sentences"][1:]}
+        found = {start for start, _ in split_sentences(paragraph["text"])[1:]}
+        right += len(gold & found)
+        wrong += len(found - gold)
+        missed += len(gold - found)
+    assert right + missed == 6589 and 2 * right / (2 * right + wrong + missed) >= 0.997      # before: 0.990
 
 
 @given(st.text(st.sampled_from("aB1.?!()[]\" \n\u2028,é")))
@@ -824,6 +900,143 @@ def test_any_bytes_have_a_form(head):
     assert data.detect_format(head)
 
 
+# Each begins as files of its kind do -> what it seems to be.
+NO_PROSE = {
+    "a.json": ('{"paper_id": "7",\n "abstract": [{"text": "Gout hurts."}]}', "JSON"),
+    "b.jsonl": ('{"text": "Gout hurts.\\n\\nIt does."}\n' * 3, "JSON"),
+    "c.json": ('[\n  {"id": 1}\n]\n', "JSON"),
+    "d.nbib": ("\nPMID- 7\nOWN - NLM\nTI  - On gout in\n      ten.\nFAU - Lee, A\n", "tagged records"),
+    "d.ris": ("TY  - JOUR\nTI  - On gout.\nER  - \n", "tagged records"),
+    "e.pubtator": ("7|t|On gout.\n7|a|It hurts.\n7\t3\t7\tgout\tDisease\tD1\n", "stand-off annotations"),
+    "f.ann": ("T1\tDisease 3 7\tgout\n", "stand-off annotations"),
+    "g.csv": ('id,title,text\nu1,"On gout, again","It hurts. It\ndoes."\nu2,"Rest","No."\n', "columns"),
+    "g.tsv": ("gene\tvalue\nBRCA1\t0.5\nTP53\t\n", "columns"),
+    "g.txt": ("gene;value\nBRCA1;0,5\n", "columns"), "h.txt": ("a|b|c\n1|2|3\n", "columns"),
+    "i.md5": ("MD5(pubmed24n0001.xml.gz)= d300fd2b14947a234a2558e59c3f501d\n", "checksums"),
+    "i.sums": ("d300fd2b14947a234a2558e59c3f501d  a.xml\n", "checksums"),
+    "j.fasta": (">seq1 of BRCA1\nACGTACGTAC\nACGT\n", "sequences"),
+    "k.conll": ("Of O\ngout B-Disease\n. O\n\nIt O\n", "tagged words"),
+    "l.sbml": ('<?xml version="1.0"?>\n<!-- <article> -->\n<sbml xmlns="http://x"><model/></sbml>',
+               "XML with the root element sbml"),
+    "m.html": ("<!DOCTYPE html>\n<html><p>On gout.</p></html>", "XML with the root element html"),
+    "n.zip": (b"PK\3\4\x14\0\0\0\xff", "an archive of another kind")}
+
+
+@pytest.mark.parametrize("name", NO_PROSE)
+def test_what_is_no_prose_is_refused_by_itself_and_left_out_of_folders_and_archives(tmp_path, name, capsys):
+    content, kind = NO_PROSE[name]
+    path = write(tmp_path / "in" / name, content)
+    if kind != "an archive of another kind":
+        for read in (lambda: corpus_files([path]), lambda: list(read_documents(path))):
+            with pytest.raises(ValueError, match=rf"{name}: this seems to be {kind}.*, which would be"):
+                read()
+    paper = write(tmp_path / "in" / "paper.nxml", PAPER)
+    assert corpus_files([tmp_path / "in"]) == ([paper], 1)
+    assert f"{tmp_path / 'in'}: 1 left out: {name} ({kind}" in capsys.readouterr().err
+    archive = write(tmp_path / "x.tar", tar([("p.nxml", PAPER.encode()), (f"d/{name}", path.read_bytes())]))
+    assert list(read_documents(archive)) == [PAPER_DOCUMENT]
+    shown = "an archive in an archive: unpack it" if name == "n.zip" else kind
+    assert f"x.tar: 1 left out: d/{name} ({shown}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", [
+    "It cost 1,204 dollars.\nWe paid 3,100 in all.\n", "First, it fell.\nThen, it rose.\n",
+    "DNA - a long word\n", "a b\nc d\ne f\n", "[On gout.]\n[On rest.]\n", "> 5 mg helped.\nYes.\n",
+    "Of gout;\nof rest;\nand more.\n", "7 | 8 is so.\nIt hurts.\n", "A\ttab.\nIt hurts.\nSo does it.\n"])
+def test_prose_with_marks_of_tables_stays_prose(text):
+    assert data.detect_format(text.encode()) == "text"
+
+
+def test_a_table_cut_by_the_end_of_the_head_is_one():
+    table = "".join(f"g{number},{number}\n" for number in range(20_000))
+    assert data.detect_format(table.encode()[:data.HEAD_BYTES]) == "columns"
+
+
+def test_what_is_about_the_files_is_no_corpus(tmp_path, capsys):
+    for name in ("README", "readme.txt", "LICENSE.md", "licensing.txt"):
+        write(tmp_path / name, "This is about the files.\n")
+    assert corpus_files([tmp_path]) == ([tmp_path / "licensing.txt"], 3)
+    assert "LICENSE.md (about the files)" in capsys.readouterr().err
+    assert list(read_documents(tmp_path / "README")) == [["This is about the files."]]
+
+
+def test_an_archive_in_an_archive_is_named_as_one(tmp_path, capsys):
+    inner = tar([("a.txt", b"one\n")])
+    members = [("in.tar", inner), ("in.tgz", gzip.compress(inner)), ("b.txt", b"two\n")]
+    path = write(tmp_path / "x.tar", tar(members))
+    assert list(read_documents(path)) == [["two"]]
+    what = "(an archive in an archive: unpack it)"
+    assert f"2 left out: in.tar {what}; in.tgz {what}\n" in capsys.readouterr().err
+
+
+def test_what_was_read_is_said_in_one_line(tmp_path, capsys):
+    write(tmp_path / "in" / "a.txt", "w1 w2\n")
+    write(tmp_path / "in" / "b.csv", "a,b\n1,2\n")
+    papers = [("p.nxml", PAPER.encode()), ("q.nxml", PAPER.encode()), ("s.txt", b"a\tb\nc\td\n")]
+    write(tmp_path / "in" / "c.tar.gz", gzip.compress(tar(papers)))
+    build_shards([tmp_path / "in"], NUMBERED, tmp_path / "out", workers=1)
+    assert capsys.readouterr().err.splitlines()[-1] == "5 files: 2 XML, 1 text; 2 left out"
+    build_shards([tmp_path / "in"], NUMBERED, tmp_path / "out", workers=1)
+    assert capsys.readouterr().err.splitlines()[-1] == "5 files: 2 XML, 1 text; 2 left out"
+    assert data.main(["info", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.startswith("5 files: 2 XML, 1 text; 2 left out\n3 documents, ")
+    data.learn_vocabulary([tmp_path / "in"], 60, True)
+    assert "5 files: 2 XML, 1 text; 2 left out\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_versions_of_a_record_and_deleted_records_are_counted(tmp_path, capsys, monkeypatch, workers):
+    monkeypatch.setattr(data, "BLOCK_BYTES", 3000)
+    write(tmp_path / "in" / "a.xml", pubmed(*((pmid, "eng", f"w{pmid}", "") for pmid in (1, 2, 3))))
+    deleted = "<DeleteCitation><PMID>3</PMID>\n<PMID>8</PMID></DeleteCitation></PubmedArticleSet>"
+    update = pubmed((1, "eng", "w4", ""), (1, "eng", "w5", ""), (4, "eng", "w6", ""))
+    write(tmp_path / "in" / "b.xml", update.replace("</PubmedArticleSet>", deleted))
+    build_shards([tmp_path / "in"], NUMBERED, tmp_path / "out", workers=workers)
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "1 PMIDs came more than once, 2 are named by DeleteCitation; 1 of these, and all versions of the "
+        "others, are in the shards", "2 files: 2 XML"]
+    assert len(open_shards(tmp_path / "out").lengths) == 6
+    assert all(list(read_documents(path)) for path in (tmp_path / "in").iterdir())      # no empty document
+
+
+def test_formulas_of_pubmed_keep_their_words_and_those_of_papers_go(tmp_path):
+    formula = ('<mml:math xmlns:mml="http://www.w3.org/1998/Math/MathML"><mml:mrow><mml:mover>\n'
+               "<mml:mi>V</mml:mi><mml:mo>\u02d9</mml:mo></mml:mover> <mml:msub><mml:mi>O</mml:mi>\n"
+               "<mml:mrow><mml:mn>2</mml:mn><mml:mi>max</mml:mi></mml:mrow></mml:msub></mml:mrow>"
+               '<mml:annotation encoding="TeX">V_2</mml:annotation></mml:math>')
+    abstract = f"<Abstract><AbstractText>Uptake ({formula}) rose.</AbstractText></Abstract>"
+    path = write(tmp_path / "x", pubmed((5, "eng", f"On {formula}.", abstract)))
+    assert list(read_documents(path)) == [["On VO2max.", "Uptake (VO2max) rose."]]
+    paper = f"<article><body><p>Uptake {formula} rose.</p></body></article>"
+    assert list(read_documents(write(tmp_path / "y", paper))) == [["Uptake rose."]]
+
+
+@pytest.mark.parametrize("content, documents", [
+    (b"one\ntwo\n\nthree", [["one", "two"], ["three"]]), (RECORDS.encode(), RECORD_DOCUMENTS),
+    (gzip.compress(PAPER.encode()), [PAPER_DOCUMENT]), (tar([("a.txt", b"one")]), [["one"]])])
+def test_a_file_is_opened_once_so_a_pipe_can_be_read_but_is_no_corpus(tmp_path, content, documents):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(content,))
+    writer.start()
+    with time_limit(20):
+        assert list(read_documents(pipe)) == documents
+    writer.join()
+    with pytest.raises(ValueError, match="pipe: a pipe or device; a corpus is read more than once"):
+        corpus_files([pipe])
+
+
+def test_standard_input_is_recognised_as_files_are(monkeypatch):
+    paper = b"<article><body><p>One.</p></body></article>"
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(paper)))
+    file = data.open_file("-")
+    assert data.detect_format(data.head_of(file)) == "xml"
+    assert list(read_documents("-", file=file)) == [["One."]]
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ValueError, match="standard input is closed: pass a file"):
+        data.open_file("-")
+
+
 def test_archives_are_not_unpacked_so_hostile_members_do_nothing(tmp_path, capsys):
     members = [("latest.txt", b"type2"), ("papers.xml", b"type5"),           # before any file with content
                ("../../up.txt", b"one\n\ntwo\n"), ("again.txt", b"type1"), ("d/._up.txt", b"\0Mac\xff"),
@@ -835,8 +1048,8 @@ def test_archives_are_not_unpacked_so_hostile_members_do_nothing(tmp_path, capsy
     for name, pack in (("a.tar", bytes), ("a.tar.gz", gzip.compress), ("a.tar.xz", lzma.compress)):
         path = write(tmp_path / "in" / name, pack(tar(members)))
         assert list(read_documents(path)) == [["one"], ["two"], ["three"], PAPER_DOCUMENT, ["four"]]
-        said = ("7 left out: latest.txt (no file); again.txt (no file); d/._up.txt (hidden); link (no file); "
-                "device (no file); p.png (binary); f.jpg (binary)")
+        said = ("7 left out: latest.txt (no file); again.txt (no file); d/._up.txt (about the files); "
+                "link (no file); device (no file); p.png (binary); f.jpg (binary)")
         assert f"{path}: {said}\n" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
@@ -908,11 +1121,10 @@ def test_an_archive_that_holds_nothing_is_refused(tmp_path, name, content):
 @pytest.mark.parametrize("content, message", [
     ("<records>\n<r>One.</r></records>", "x: this seems to be XML with the root element records, which"),
     ("<x:y z='1'>", "x: .* root element y, .* expected PubMed's or PMC's XML"),
-    ("<!-- " + "x" * 70_000 + " --><html>", "x up to line 1: root element html: expected MedlineCitation, "),
-    ("<?xml version='1.0' encoding='klingon'?>\n<article/>",
-     "x up to line 2: unknown encoding: klingon"),
-    ("<?xml version='1.0' encoding='rot13'?><article/>", "x up to line 1: 'rot13' is not a text encoding"),
-    ("<?xml version='1.0' encoding='shift_jis'?><article/>", "x up to line 1: multi-byte encodings are not"),
+    ("<!-- " + "x" * 70_000 + " --><html>", "x after record 0: root element html: expected Medline"),
+    ("<?xml version='1.0' encoding='klingon'?>\n<article/>", "x after record 0: unknown encoding: klingon"),
+    ("<?xml version='1.0' encoding='rot13'?><article/>", "x after record 0: 'rot13' is not a text encoding"),
+    ("<?xml version='1.0' encoding='shift_jis'?><article/>", "x after record 0: multi-byte encodings are"),
     ("<article><body><p>é</p></body></article>".encode("utf-16"), "x line 1 byte 0: not UTF-8"),
     ("<article/>".encode("utf-16-be"), "x line 1 byte 0: not UTF-8")])
 def test_xml_of_another_root_or_encoding_is_not_taken_for_text(tmp_path, content, message):
@@ -947,18 +1159,15 @@ BOMB = "<!DOCTYPE article [<!ENTITY a '{}'><!ENTITY b '&a;&a;'>]>\n<article><bod
 
 
 @pytest.mark.parametrize("content, message", [
-    (BOMB.format("ha" * 1000), r"x up to line 1: declares entities: expected PubMed's or PMC's XML"),
+    (BOMB.format("ha" * 1000), r"x: declares entities: expected PubMed's or PMC's XML"),
     ("<!DOCTYPE article [\n" + " " * 16360 + "<!ENTITY % a SYSTEM '/etc/passwd'> %a;]><article/>",
-     r"x up to line 2: declares entities"),
+     r"x: declares entities"),
     (RECORDS[:-30], r"x line 7: broken XML, unclosed token"),
     ("<article>\n<body></article>", r"x line 2: broken XML, mismatched tag"),
     ("<article>\n<p>\x01</p></article>", r"x line 2: broken XML, not well-formed"),
     (b"<article>\n\n<p>caf\xe9 </p></article>", r"x line 3: broken XML, not well-formed"),
     ("<!DOCTYPE html>\n<html></html>", "x: this seems to be XML with the root element html"),
-    ("<article><body><p>" + "word " * 90_000, "x up to line 1: a record, tag or comment of more than 400"),
-    ("<article>" + "\n<sec>" * 2000 + "</sec>" * 2000 + "</article>", "x up to line 2001: maximum recursion"),
-    ("<article><body><p>" + "<break/>" * 200_000, "x up to line 1: a record, .* of more than 400,000 bytes"),
-    ("<article><!--" + "x" * 3_000_000, "x up to line 1: a record, tag or comment of more than 400,000"),
+    ("<article>" + "\n<sec>" * 2000 + "</sec>" * 2000 + "</article>", "x after record 1: maximum recursion"),
     (gzip.compress(RECORDS.encode())[:-20], r"x after line \d+: the archive is truncated or damaged"),
     (gzip.compress(tar([("a.txt", b"one\n" * 9), ("b", b"x")]))[:-20],
      r"x.* after line 0: the archive is truncated or damaged"),
@@ -1347,6 +1556,29 @@ def test_a_build_that_is_killed_leaves_no_process_and_continues(tmp_path):
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
+def test_a_build_waits_for_no_index_that_another_process_writes(tmp_path, monkeypatch):
+    """The lock is taken before the index is read: else two builds could both begin where neither was."""
+    def read(folder, wanted):
+        with pytest.raises(ValueError, match="is in use by process"):
+            with data.only_process(folder):
+                pass
+        return continue_index(folder, wanted)
+
+    continue_index = data.continue_index
+    monkeypatch.setattr(data, "continue_index", read)
+    build_shards([write(tmp_path / "c.txt", "w1\n")], NUMBERED, tmp_path / "out", workers=1)
+    assert json.loads((tmp_path / "out" / "index.json").read_bytes())["complete"]
+
+
+def test_a_path_that_is_not_utf8_works(tmp_path):
+    corpus = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")
+    Path(corpus).write_text("w1 w2\n")
+    out = os.fsdecode(os.fsencode(tmp_path) + b"/out\xe9")
+    for _ in range(2):
+        build_shards([corpus], NUMBERED, out, workers=1)
+    assert len(open_shards(out).lengths) == 1
+
+
 @pytest.fixture
 def shard_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "BLOCK_BYTES", 3000)
@@ -1628,6 +1860,27 @@ def test_between_tabs_a_token_keeps_its_spaces_and_an_empty_column_its_place(tmp
         (["renal cell  carcinoma", "hurts"], ["B-Dis", "O"]), ([': "'], ["O"])]
 
 
+@pytest.mark.parametrize("text, message", [
+    # GermEval counts; others give offsets, or the number of the document
+    ("1\tGabe\tO\n2\tvon\tO\n", "the first column holds numbers \\(1, 2, ...\\), expected the words"),
+    ("0-5\tAcute\tO\n6-10\tgout\tB-x\n", "the first column holds numbers \\(0-5, 6-10"),
+    ("PMC12\tAcute\tO\n\nPMC3\tgout\tB-x\n", "the first column holds numbers \\(PMC12, PMC3"),
+    ("of\tO\tB-x\np53\tB-DNA\tI-x\n", "column 2 holds tags \\(B-DNA, O\\), as the last one does"),
+    ("of\tNN\tI-DNA\tO\nin\tNN\tO\tO\n", "column 3 holds tags"),
+    ("gout\tB-my type\n", "line 1: expected a word and O, B-TYPE"),   # would be two columns when written
+    ("gout hurts in the morning\n", "in 2 or more columns, .*found 'gout hurts in the morning'"),
+    ('{"tokens": ["gout"], "tags": [1]}\n', "one JSON object a line is read for re, qa, classify and rank"),
+])
+def test_columns_that_are_not_words_and_their_tags_are_refused(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_task("ner", "train", write(tmp_path / "train.txt", text).parent)
+
+
+def test_numbers_among_words_and_columns_of_phrases_or_of_nothing_but_O_are_read(tmp_path):
+    write(tmp_path / "train.txt", "5\tI-NP\tO\tO\nmg\tO\tO\tB-Dose\n\n7\tI-VP\tO\tO\n")
+    assert [sentence.words for sentence in read_task("ner", "train", tmp_path)] == [["5", "mg"], ["7"]]
+
+
 def test_two_tagged_files_joined_without_a_line_feed_are_refused(tmp_path):
     """The last tag of the one and the first word of the other would be taken for a column that is skipped."""
     write(tmp_path / "train.tsv", "pain\tOMetformin\tB-Drug\nhelps\tO\n")
@@ -1753,6 +2006,53 @@ def test_a_malformed_labelled_file_is_named_by_line(tmp_path, name, text, messag
         read_task(name, "train", write(tmp_path / "train.csv", text).parent)
 
 
+# --- 6. Task files: JSON, and labels that look like several ---
+
+@pytest.mark.parametrize("lines", [
+    ['{"id": 7, "sentence": "a {b}", "label": "x"}', "",
+     '{"label": "y", "id": "8", "sentence": "c", "n": [1]}'],
+    ['[{"id": 7, "text": "a {b}", "relation": "x"},', '{"ID": "8", "Text": "c", "Label": "y"}]'],
+    ["[", ' {"id": 7, "text": "a {b}", "class": "x"}, {"ID": "8", "Text": "c", "Label": "y"}', "]"],
+])
+@pytest.mark.parametrize("name", ["train.json", "train.jsonl"])
+def test_json_objects_are_rows_with_columns_by_name(tmp_path, name, lines):
+    write(tmp_path / name, "\n".join(lines))
+    assert read_task("re", "train", tmp_path) == [("7", "a {b}", "x", None), ("8", "c", "y", None)]
+
+
+def test_json_objects_of_pairs_and_numbers_as_labels_are_read(tmp_path):
+    write(tmp_path / "dev.jsonl", '{"label": 1, "question": "q?", "answer": "a"}\n' * 2)
+    assert read_task("yesno", "dev", tmp_path) == [("0", "q?", "1", "a"), ("1", "q?", "1", "a")]
+    assert read_task("rank", "dev", tmp_path) == [("q?", "q?", "a", "1")] * 2
+
+
+@pytest.mark.parametrize("text, message", [
+    ('{"tokens": ["a"], "tag": 1}\n' * 2, "line 1: an object with the columns tokens, tag: expected index"),
+    ('{"text": "a", "sentence": "b", "label": 1}', "with the columns text, sentence, label: expected index"),
+    ('{"text": "a", "label": 1}\n{"text": "a"}\n', "line 2: an object with the columns text: expected index"),
+    ('{"text": "a", "label": 1}\n{"text": \n', "line 2: JSON that cannot be read"),
+    ('{"text": "a", "label": ["x", "y"]}', "expected one text or number in each column, found .*'x', 'y'"),
+    ('{"text": "a", "label": null}', "expected one text or number"),
+    ('{"text": "a", "label": " "}', "label '', expected one of"),
+    ('{"text": "a", "label": 1}\n5\n', "line 2: expected a JSON object, found 5"),
+    ('{"questions": [{"id": "1", "type": "yesno", "body": "b", "exact_answer": "no", "ideal_answer": ""}]}',
+     "an object with the columns questions: expected index"),
+])
+def test_json_that_is_no_relations_is_refused_by_line(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_task("re", "train", write(tmp_path / "train.json", text).parent)
+
+
+@pytest.mark.parametrize("label", ["a,b", "1|3", "gout; fever"])
+def test_labels_that_look_like_several_are_pointed_out_in_one_line(tmp_path, capsys, label):
+    write(tmp_path / "train.tsv", f"text\tlabel\nx y\t{label}\n" + "x\ta\n" * 18)
+    assert read_task("re", "train", tmp_path)[0].label == label
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"1 of 19 rows have a label like {label!r}" in line and "one label per row is meant" in line
+    write(tmp_path / "train.tsv", f"text\tlabel\nx y\t{label}\n" + "x\ta\n" * 19)       # one in twenty
+    assert read_task("re", "train", tmp_path) and not capsys.readouterr().err
+
+
 # --- 6. Task files: pairs ---
 
 @pytest.mark.parametrize("header", [
@@ -1765,6 +2065,40 @@ def test_pairs_are_read_with_and_without_a_header(tmp_path, header):
         LabelledText("2", "So?", "0", "")]
     assert read_task("rank", "dev", tmp_path)[0] == Candidate('Is "a" b?', 'Is "a" b? ', 'c "d" e', "1")
     assert [(row.group, row.label) for row in read_task("rerank", "dev", tmp_path)][1:] == [("So?", "0")] * 2
+
+
+@pytest.mark.parametrize("ideal, answer", [
+    ("Yes, it hurts.", "it hurts."), ("No. It is\nyes", "It is\nyes"),
+    (["YES\nIt hurts.", "Yes"], "It hurts."),
+    ("yes it does", "it does"), ("No", ""), ("Yes - (rarely)", "(rarely)"), ("No \u2013 never", "never"),
+    # here the word belongs to the sentence
+    ("No drug cures it.", "No drug cures it."), ("None.", "None."), ("Yes-associated protein", None),
+    ("No-effect levels", None), ("Yeast", None), ("It is: yes.", None)])
+@pytest.mark.parametrize("name", ["yesno", "classify"])
+def test_yes_no_questions_of_bioasq_lose_a_leading_yes_or_no(tmp_path, name, ideal, answer):
+    entry = {"id": "5c", "type": "yesno", "body": "Does it hurt?", "ideal_answer": ideal, "snippets": []}
+    other = {"id": "l", "type": "list", "body": "?", "exact_answer": [["a"]]}
+    for file, exact in (("BioASQ-training9b.json", "Yes."), ("9B1_golden.json", ["no"])):
+        write(tmp_path / file, json.dumps({"questions": [other, {**entry, "exact_answer": exact}]}, indent=1))
+    for split, label in (("train", "1"), ("test", "0")):
+        found = read_task(name, split, tmp_path)
+        assert found == [("5c", "Does it hurt?", label, ideal if answer is None else answer)]
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"exact_answer": "maybe"}, "question 0: 'exact_answer' is .*maybe.*, expected yes or no"),
+    ({"exact_answer": None}, "question 0: 'exact_answer' is None"),
+    ({"ideal_answer": None}, "question 0: 'ideal_answer' is None"), ({"body": 5}, "question 0: 'body' is 5")])
+def test_a_malformed_yes_no_question_is_named(tmp_path, change, message):
+    entry = {"id": "5c", "type": "yesno", "body": "?", "ideal_answer": "Yes.", "exact_answer": "yes"}
+    write(tmp_path / "train.json", json.dumps({"questions": [{**entry, **change}]}))
+    with pytest.raises(ValueError, match=rf"train\.json: not in BioASQ's form: {message}"):
+        read_task("yesno", "train", tmp_path)
+
+
+def test_a_third_label_of_ones_own_is_kept(tmp_path):
+    write(tmp_path / "train.tsv", "0\tq\ta\n1\tq\ta\nyes\tq\ta\n")
+    assert [example.label for example in read_task("classify", "train", tmp_path)] == ["0", "1", "yes"]
 
 
 # --- 6. Task files: questions ---
@@ -1838,6 +2172,63 @@ def test_snippets_that_have_an_exact_answer_become_questions(tmp_path, capsys):
     assert [q.id for q in read_task("bioasq8b", "train", tmp_path)] == ["mixed"] + [q.id for q in found]
 
 
+def test_white_space_in_a_name_of_bioasq_matches_any_other(tmp_path):
+    write(tmp_path / "train.json", official(
+        ("f", "factoid", ["5 mg"], ["It is 5\u00a0mg.", "5  mg", "5mg", "5\nmg"])))
+    assert [q.answers for q in read_task("qa", "train", tmp_path)] == [
+        [("5\u00a0mg", 6)], [("5  mg", 0)], [("5\nmg", 0)]]
+
+
+@pytest.mark.parametrize("test_batch", [
+    "11B{}_golden.json", "BioASQ-task11bPhaseB-testset{}.json", "BioASQ-task11bPhaseB-testset{}"])
+def test_bioasq_reads_its_own_files_of_any_year_in_batches(tmp_path, test_batch):
+    """Training keeps the snippets with an answer; a test batch keeps all, and questions without a snippet."""
+    questions = [("f", "factoid", [["gout", "podagra"]], ["It is gout.", "It hurts."]),
+                 ("l", "list", [["a"], ["b"]], ["none"]), ("e", "factoid", ["x"], []),
+                 ("y", "yesno", "yes", ["gout"]), ("s", "summary", None, ["gout"])]
+    write(tmp_path / "training11b.json", official(*[(f"t{id}", *rest) for id, *rest in questions]))
+    without_answers = json.loads(official(*questions))
+    for question in without_answers["questions"]:
+        del question["exact_answer"]
+    write(tmp_path / "11B2_golden.json", official(*questions))
+    if "testset" in test_batch:
+        write(tmp_path / test_batch.format(2), json.dumps(without_answers))
+        write(tmp_path / test_batch.format(4), json.dumps(without_answers).replace('"id": "', '"id": "n'))
+    assert [q[:5] for q in read_task("bioasq", "train", tmp_path)] == [
+        ("tf_000", "tf?", "It is gout.", [("gout", 6)], None)]
+    found = [(q.id, q.context, q.gold, q.type) for q in read_task("bioasq", "test", tmp_path) if q.batch == 2]
+    assert found == [("f_000", "It is gout.", ["gout", "podagra"], "factoid"),
+                     ("f_001", "It hurts.", ["gout", "podagra"], "factoid"),
+                     ("l_000", "none", ["a", "b"], "list"), ("e_000", "", ["x"], "factoid")]
+    others = [(q.batch, q.gold, q.answers) for q in read_task("bioasq", "test", tmp_path) if q.batch != 2]
+    assert others == ([(4, None, [])] * 4 if "testset" in test_batch else [])     # no golden file: not scored
+
+
+def test_one_id_in_two_files_is_refused_as_in_one(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / f"BioASQ-train-factoid-{name}.json", official(("5c", "factoid", "gout", ["gout"])))
+    with pytest.raises(ValueError, match=r"-a\.json or .*-b\.json: several questions have the id '5c_000'"):
+        read_task("bioasq7b", "train", tmp_path)
+
+
+def test_a_dump_of_squad_is_read_by_the_names_of_its_columns(tmp_path):
+    def row(name, texts, starts):
+        return {"id": name, "title": "t", "context": "The Fever fell.", "question": "What?",
+                "answers": {"text": texts, "answer_start": starts}}
+    rows = [row("1", ["Fever", "The Fever"], [4, 0]), row("2", [], [])]
+    expected = [Question("1", "What?", "The Fever fell.", [("Fever", 4), ("The Fever", 0)], article=0),
+                Question("2", "What?", "The Fever fell.", [], article=1)]
+    for name, text in (("train.jsonl", "\n".join(map(json.dumps, rows))), ("dev.json", json.dumps(rows)),
+                       ("test.json", json.dumps({"version": 2, "data": rows}, indent=1))):
+        assert read_task("qa", name.split(".")[0], write(tmp_path / name, text).parent) == expected
+    write(tmp_path / "train.jsonl", "\n".join(json.dumps(row(name, ["Fever"], [])) for name in "ab"))
+    with pytest.raises(ValueError, match="question a: 'answer_start' is None"):
+        read_task("qa", "train", tmp_path)
+    write(tmp_path / "train.jsonl", '{"tokens": ["a"], "tags": [1]}\n' * 2)
+    with pytest.raises(ValueError, match="not in SQuAD's form: no 'data' in {'tokens'"):
+        read_task("qa", "train", tmp_path)
+
+
 def test_bioasq8b_is_tested_on_dev_only_without_a_test_file(tmp_path):
     write(tmp_path / "dev.json", squad(("so", {"id": "dev", "question": "?"})))
     assert read_task("bioasq8b", "test", tmp_path) == read_task("bioasq8b", "dev", tmp_path)
@@ -1857,7 +2248,7 @@ def one_answer(text, start):
     (squad(("abc", {"id": "1", "question": 5})), r"question 1: 'question' is 5"),
     (squad(("abc", {"id": None, "question": "?"})), r"'id' is None"),
     (squad(("abc", {"id": 5, "question": "?"}), ("abc", {"id": "5", "question": "!"})),
-     r"train\.json: 2 questions have the id '5'"),
+     r"train\.json: several questions have the id '5'"),
     ('{"data": [\n {"paragraphs": []},\n]}', r"train\.json: JSON that cannot be read: .*line 3"),
     ('{"data": [', r"train\.json: JSON.*line 1"), ("", r"train\.json: JSON.*line 1"),
     ("[]", r"train\.json: not in SQuAD's form"), ("{}", r"train\.json: not in SQuAD's form.*'data'"),
@@ -1954,6 +2345,11 @@ def test_a_missing_file_is_reported_with_what_is_expected_where(tmp_path, argume
             read_task(*arguments, directory)
 
 
+def test_a_missing_file_of_a_kind_names_its_folder_once(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"^ner: no dev file in {re.escape(str(tmp_path))}: exp"):
+        read_task("ner", "dev", tmp_path)
+
+
 def test_a_task_with_files_needs_a_folder():
     with pytest.raises(FileNotFoundError, match="ddi2013: no data folder given"):
         read_task("ddi2013", "train")
@@ -1986,6 +2382,28 @@ def test_every_example_is_tested_in_one_part_and_groups_stay_together(name, grou
         assert len(splits["test"]) == len(splits.get("dev", splits["test"])) == len(groups) // count
         tested += splits["test"]
     assert sorted(tested, key=groups.index) == groups
+
+
+@pytest.mark.parametrize("absent, error, test_set", [
+    ((), None, "test set"), (("test",), None, "part 3 of 10 of its train file: a cut of our own"),
+    (("dev",), None, "test set"), (("train",), "gad: no train file in", None)])
+def test_a_split_is_published_or_cut_as_the_task_says(tmp_path, capsys, absent, error, test_set):
+    for split in {"train", "dev", "test"} - {*absent}:
+        write(tmp_path / f"{split}.tsv", "".join(f"{split} {i}\t{i % 2}\n" for i in range(20)))
+    if error:
+        with pytest.raises(FileNotFoundError, match=error):
+            data.read_splits("gad", str(tmp_path), seed=2)
+        return
+    splits, found = data.read_splits("gad", str(tmp_path), seed=2)
+    said = capsys.readouterr().err
+    assert found == test_set and ("dev" in splits) == ("dev" not in absent)
+    assert len(splits["test"]) == (2 if "test" in absent else 20)
+    assert ("*** gad: no test file in" in said) == ("test" in absent)
+    assert ("gad: no dev file in" in said and "without it the last epoch counts" in said) == ("dev" in absent)
+    if not absent:                          # a copy of the test file must not choose an epoch
+        write(tmp_path / "dev.tsv", (tmp_path / "test.tsv").read_bytes())
+        assert "dev" not in data.read_splits("gad", tmp_path)[0]
+        assert "the development set is the test set" in capsys.readouterr().err
 
 
 # --- 6. Task files: the published data sets ---
@@ -2050,6 +2468,19 @@ def test_bioasq_questions_are_as_many_as_published(real_data):
     assert all(q.gold and all(isinstance(name, str) for name in q.gold) and not q.answers for q in test)
     assert all(q.context[start:start + len(text)] == text for q in train + dev for text, start in q.answers)
     assert all(q.answers and q.gold is None and q.batch is None for q in train + dev)
+
+
+def test_the_golden_files_of_7b_give_all_their_questions(real_data, tmp_path):
+    """Per batch, factoid, list and yes/no questions: 39, 12, 29; 25, 17, 30; 29, 25, 23; 34, 22, 23."""
+    for golden in (real_data / "qa" / "bioasq").glob("7B*"):
+        (tmp_path / golden.name).symlink_to(golden)
+    test, yes_no = read_task("bioasq", "test", tmp_path), read_task("yesno", "test", tmp_path)
+    asked = Counter((batch, kind) for batch, kind, _ in {
+        (q.batch, q.type, bioasq_question_id(q.id)) for q in test})
+    assert [(asked[batch, "factoid"], asked[batch, "list"]) for batch in (1, 2, 3, 4)] == [
+        (39, 12), (25, 17), (29, 25), (34, 22)]
+    assert Counter(row.label for row in yes_no) == {"1": 75, "0": 30} and all(q.gold for q in test)
+    assert not any(row.text_pair.lower().startswith(("yes", "no.", "no,")) for row in yes_no)
 
 
 def test_squad_questions_are_as_many_as_published(real_data):
@@ -2149,6 +2580,23 @@ def test_a_failed_download_names_address_and_path_and_keeps_finished_files(
     assert contents(tmp_path / "re" / "gad").keys() == {"dev.tsv", "test.tsv"}
 
 
+def test_vocabularies_are_fetched_into_folders_of_their_own(server, tmp_path, monkeypatch):
+    content, repository = b"[PAD]\n[UNK]\n", "SciCrunch/bio_electra"
+    blob = hashlib.sha1(b"blob %d" % len(content) + bytes(1) + content).hexdigest()
+    monkeypatch.setattr(data, "PUBLISHED_FILES", f"bio-electra-vocab words.txt {blob}\n")
+    server.files[f"/{repository}/{data.COMMITS[repository]}/electra/data/words.txt"] = content
+    fetch_task("bio-electra-vocab", str(tmp_path), server.base)
+    assert contents(tmp_path / "vocab" / "bio-electra") == {"words.txt": content}
+
+
+@pytest.mark.parametrize("name, file", [("scivocab", "scivocab"), ("bio-electra-vocab", "bio_electra")])
+def test_the_checksums_of_the_vocabularies_are_those_of_the_files_at_hand(real_data, tmp_path, name, file):
+    [(address, _, blob)] = missing_files(name, tmp_path)
+    content = (real_data / "vocab" / f"{file}.txt").read_bytes()
+    assert hashlib.sha1(b"blob %d" % len(content) + bytes(1) + content).hexdigest().startswith(blob)
+    assert name in data.PUBLISHED_NAMES and address.endswith(".txt") and "//" not in address[8:]
+
+
 def test_the_published_files_are_all_that_a_task_needs(tmp_path):
     for name, task in TASKS.items():
         files = missing_files(name, tmp_path)
@@ -2167,15 +2615,17 @@ def test_the_published_files_are_all_that_a_task_needs(tmp_path):
 
 def test_one_sentence_on_paper():
     facts = {"drug": "vorax acetate", "gene": "sulol", "inhibits": "blocked", "site": "xanfais",
-             "dose": "5 mg", "percent": "40", "weeks": "9", "trial": "delin"}
+             "dose": "5 mg", "weeks": "9", "trial": "delin", "year": "1987"}
     written = {sentence.text: sentence for sentence in (
-        data.write_sentence("inhibits", facts, random.Random(seed)) for seed in range(20))}
-    sentence = written.pop("Sulol was blocked by vorax acetate at xanfais.")
-    assert sentence.tags == "B-Gene O O O B-Drug I-Drug O O O".split()
-    assert sentence.anonymised == "@GENE$ was blocked by @DRUG$ at xanfais."
+        data.write_sentence("inhibits", facts, random.Random(seed)) for seed in range(400))}
+    sentence = written["Sulol was blocked by vorax acetate at xanfais in 1987."]
+    assert sentence.tags == "B-Gene O O O B-Drug I-Drug O O O O O".split()
+    assert sentence.anonymised == "@GENE$ was blocked by @DRUG$ at xanfais in 1987."
     assert sentence.questions == [("Which gene was blocked by vorax acetate?", "Sulol", 0),
-                                  ("Where was vorax acetate tested?", "xanfais", 38)]
-    assert {sentence.section for sentence in written.values()} == {"inhibits"} and len(written) == 3
+                                  ("Where was vorax acetate tested?", "xanfais", 38),
+                                  ("When was vorax acetate tested?", "1987", 49)]
+    # Three templates, and each pair of five details in either order.
+    assert {sentence.section for sentence in written.values()} == {"inhibits"} and len(written) == 3 * 5 * 4
 
 
 @given(st.integers(0, 50), st.lists(st.integers(0, 10 ** 8), min_size=1, max_size=3))
@@ -2193,13 +2643,13 @@ def test_documents_and_worlds_differ():
 
 
 def test_the_corpus_reads_back_sentence_by_sentence(tmp_path):
-    """The abstracts of every third round are whole, all others one document a sentence."""
+    """The abstracts of every third round are whole, the others cut into documents of one sentence or two."""
     world, documents, size = SyntheticWorld(3), [], 5 * data.DRUGS
     for number in range(size):
         sentences = [sentence.text for sentence in world.document(number).sentences]
-        is_whole = number // data.DRUGS in (0, 3)
-        documents += [sentences] if is_whole else [[sentence] for sentence in sentences]
         assert len(sentences) > 1
+        step = [len(sentences), 1, 2, len(sentences), 1][number // data.DRUGS]
+        documents += [sentences[start:start + step] for start in range(0, len(sentences), step)]
     assert list(read_documents(write(tmp_path / "c.txt", synthetic_corpus(size, seed=3)))) == documents
     assert {data.style_of(number) for number in (0, 3 * data.DRUGS)} == {0, 1}  # whole ones in both styles
 
@@ -2396,6 +2846,26 @@ def test_learn_replaces_no_file(tmp_path):
         assert contents(path.parent) == {present: b"{}"}
 
 
+def test_a_killed_learn_can_be_repeated(tmp_path, monkeypatch):
+    """Whether it was killed before anything was written, or between the casing and the pieces."""
+    corpus, out = write(tmp_path / "c.txt", SENTENCES), tmp_path / "out" / "vocab.txt"
+    arguments = ["learn", str(corpus), "--size", "40", "--out", str(out)]
+    write_bytes = tokenizer.write_bytes
+
+    def killed(path, content):
+        if path.name == "vocab.txt":
+            raise KeyboardInterrupt
+        write_bytes(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizer, "write_bytes", killed)
+        assert data.run_command(lambda: data.main(arguments)) == 130
+    assert [path.name for path in out.parent.iterdir()] == ["tokenizer_config.json"]
+    with pytest.raises(ValueError, match="tokenizer_config.json is there already"):
+        data.main([*arguments, "--cased"])
+    assert data.main(arguments) == 0 and len(out.read_text().splitlines()) == 40
+
+
 def test_learn_says_when_it_found_fewer_pieces_than_asked_for(tmp_path):
     corpus = write(tmp_path / "c.txt", SENTENCES)
     _, _, err = command("learn", corpus, "--size", "5000", "--out", tmp_path / "vocab.txt")
@@ -2452,8 +2922,7 @@ def test_learn_interrupted_ends_with_status_130_and_writes_nothing(tmp_path, mon
 def test_fetching_from_the_command_line_names_what_is_there_and_knows_its_tasks(tmp_path):
     for _, path, _ in missing_files("gad", tmp_path):
         write(path, "")
-    [*_, train] = sorted(path for path in tmp_path.rglob("*.tsv"))
-    said = f"gad: nothing is missing beside {train}\n"
+    said = f"gad: nothing is missing in {tmp_path}\n"
     assert command("fetch", "gad", "--data", tmp_path) == (0, said, "")
     write(tmp_path / "own" / "dev.tsv", "")                 # a data set of one's own is fetched from nowhere
     status, _, err = command("fetch", "gad", "--data", tmp_path / "own")

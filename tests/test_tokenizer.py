@@ -691,6 +691,7 @@ def test_treebank_tokens_that_can_be_checked_on_paper(text, tokens):
     ("Crohn’s disease (CD).", "crohn s disease ( cd ) ."),
     ("Alzheimer's  α–β 5 µg/ml", "alzheimer's 5 g/ml"),
     ("\u212b \u212a \t é", "k"),                       # a Kelvin sign lower-cases to an ASCII letter
+    ("Don't\r\nmove", "do n't move"),                 # a line break is a space before words are cut
 ])
 def test_prepared_text_that_can_be_checked_on_paper(text, prepared):
     assert preprocess_bluebert(text) == prepared

@@ -248,6 +248,52 @@ def test_what_the_model_says_at_other_positions_changes_no_tag():
     assert TAGGING.decode([example], features, noisy) == [["I-Drug"] * 9]
 
 
+def test_raw_text_is_cut_into_words_as_the_training_file_is():
+    """One file keeps IL-2 and CD4+ whole, the other one makes a word of each mark."""
+    whole = sentences_from([[(word, "O") for word in "IL-2 ( p53 ) binds CD4+ cells .".split()]])
+    marks = sentences_from([[(word, "O") for word in "IL - 2 ( p53 ) binds CD4 + cells .".split()]])
+    text = "(IL-4) and CD8+ T-cells, 0.5 mg."
+    for examples, expected in ((whole, "( IL-4 ) and CD8+ T - cells , 0 . 5 mg ."),
+                               (marks, "( IL - 4 ) and CD8 + T - cells , 0 . 5 mg .")):
+        kind = Tagging(TASKS["ner"], examples)
+        for same in (kind, Tagging(TASKS["ner"], (), json.loads(json.dumps(kind.facts)))):
+            [sentence] = same.raw_examples(train_finetune.Line({}, "", text), SPELLER)
+            assert sentence.words == expected.split()
+            assert [text[start:end] for start, end in sentence.spans] == sentence.words
+    assert Tagging(TASKS["ner"], marks).facts == {"marks_inside_words": []}
+    [sentence] = Tagging(TASKS["ner"], (), {}).raw_examples(train_finetune.Line({}, "", "IL-2"), SPELLER)
+    assert sentence.words == ["IL", "-", "2"]                       # task.json of an earlier version
+
+
+def test_a_mark_counts_by_what_stands_beside_it():
+    """bc5cdr keeps 5-FU and 0.5 whole, but makes three words of beta-blocker."""
+    lists = ["5-FU beta - blocker 0.5 g , 12 . Then", "5-HT a - b"]
+    examples = sentences_from([[(word, "O") for word in text.split()] for text in lists])
+    assert train_finetune.marks_inside_words(examples) == ["1-a", "1.1"]
+
+
+def test_text_that_was_cut_into_words_before_is_cut_at_its_spaces():
+    for text, expected in (("a-b (c , d .", "a-b (c , d ."), ("a-b (c , d.", "a - b ( c , d .")):
+        spans = train_finetune.cut_words(text, SPELLER, [])
+        assert [text[start:end] for start, end in spans] == expected.split()
+
+
+@pytest.mark.parametrize("name, share", [
+    ("ncbi-disease", 1), ("bc2gm", 1), ("bc5cdr", 0.995), ("jnlpba", 0.995)])
+def test_the_words_of_published_files_come_back_from_their_text(name, share, real_data):
+    kind = Tagging(TASKS[name], data.read_task(name, "train", real_data)[:2000])
+    right = total = 0
+    for example in data.read_task(name, "test", real_data)[:300]:
+        text = " ".join(example.words)
+        words = train_finetune.cut_words(text, SPELLER, kind.facts["marks_inside_words"])
+        found, start = set(words), 0
+        for word in example.words:
+            right += (start, start + len(word)) in found
+            start += len(word) + 1
+        total += len(example.words)
+    assert share <= right / total
+
+
 # --- 4. Relations, yes/no questions and ranking: features and labels ---
 
 def test_a_text_is_one_row_and_cuts_are_counted(tiny_tokenizer):
@@ -292,6 +338,23 @@ def test_gold_labels_decode_to_themselves(labels):
 def test_the_probability_of_a_candidate_is_the_softmax_of_its_two_logits(wrong, right):
     [probability] = Ranking(TASKS["rerank"]).decode([], [], [np.array([wrong, right])])
     assert probability == pytest.approx(float(train_finetune.softmax(np.array([wrong, right]))[1]))
+
+
+def test_a_ranking_model_whose_labels_are_swapped_is_refused():
+    assert Ranking(TASKS["rank"]._replace(labels=("0", "1"))).labels == ("0", "1")
+    for labels in (("1", "0"), ("right", "wrong"), ("0", "1", "2")):
+        with pytest.raises(ValueError, match=f"ranks by the labels {', '.join(labels)}: expected 0"):
+            Ranking(TASKS["rank"]._replace(labels=labels))
+
+
+def test_answers_with_the_labels_0_1_and_yes_have_a_row_each():
+    """Alone, 1 and 0 are called yes and no; beside a label yes they keep their names."""
+    examples = [LabelledText("", "", label) for label in ("0", "1", "yes", "yes")]
+    measures = YesNo(TASKS["classify"], examples).score(examples, ["0", "yes", "yes", "1"])
+    assert {name: measures[f"{name} f1"] for name in ("0", "1", "yes")} == {"0": 1, "1": 0, "yes": 0.5}
+    assert measures["macro_f1"] == 0.5 and len(measures) == 2 + 3 * 3
+    measures = YesNo(TASKS["classify"], examples[:2]).score(examples[:2], ["0", "1"])
+    assert measures.keys() >= {"no f1", "yes f1"} and len(measures) == 2 + 2 * 3
 
 
 # --- 5. Answers: features and spans ---
@@ -616,6 +679,22 @@ def test_bioasq_merges_snippets_and_writes_a_submission_a_batch(tmp_path):
     assert first == {"id": "q1", "type": "factoid", "exact_answer": [["beta"], ["alpha"]]}
 
 
+def test_bioasq_scores_factoid_and_list_questions_also_apart_and_writes_their_type(tmp_path):
+    examples = [Question("q1_0", "Which?", "alpha beta", [], 1, ["beta"]),
+                Question("q2_0", "Which all?", "alpha beta", [], 1, ["gamma"], type="list")]
+    predictions = [[Answer("beta", 6, 10, 1.0)], [Answer("alpha", 0, 5, 1.0)]]
+    kind = kind_of("bioasq")
+    measured = kind.score(examples, predictions)
+    assert {part: measured[f"{part}mrr"] for part in ("", "batch 1 ", "factoid ", "list ")} == {
+        "": 0.5, "batch 1 ": 0.5, "factoid ": 1, "list ": 0}
+    assert "factoid mrr" not in kind.score(examples[:1], predictions[:1])
+    kind.write(tmp_path, examples, predictions)
+    written = json.loads((tmp_path / "predictions-batch-1.json").read_text())["questions"]
+    assert [question["type"] for question in written] == ["factoid", "list"]
+    kind.write(tmp_path, [examples[0]._replace(batch=None)], predictions[:1])
+    assert json.loads((tmp_path / "predictions.json").read_text()) == {"q1": "beta"}
+
+
 def test_the_table_shows_mean_deviation_and_the_papers_figure():
     lines = train_finetune.score_table(options_for("ncbi-disease"), [
         {"precision": 0.5, "recall": 0.25, "f1": 1 / 3}, {"precision": 0.7, "recall": 0.25, "f1": 1 / 3}])
@@ -717,6 +796,23 @@ def test_errors_of_entities_worked_by_hand(tmp_path):
 
 - so is \* it
 """[1:]
+
+
+def test_what_markdown_reads_and_control_characters_are_escaped(tmp_path):
+    for text, expected in [
+            ("# a > b_c ~~d~~ &lt;", r"\# a \> b\_c \~\~d\~\~ \&lt;"), ("- a - b", r"\- a - b"),
+            ("+ a", r"\+ a"), ("1. a 2. b", r"1\. a 2. b"), ("12) a", r"12\) a"), ("1.5 g", r"1\.5 g"),
+            ("a\x1b[31m\x07 b", r"a\\x1b\[31m\\x07 b"), ("\u202ea\n\nb", r"\\u202ea b")]:
+        assert train_finetune.escape_markdown(text) == expected
+    tagged = TaggedSentence(["jor"], ["B-Dr\x1b[2Jug"])
+    assert "\x1b" not in report(tmp_path, "demo-ner", [tagged], [["O"]])
+
+
+def test_control_characters_in_labels_are_shown_as_escapes(capsys):
+    examples = [TaggedSentence(["a", "b"], ["B-x\x1b[2J", "B-y"])]
+    assert r"x\x1b[2J f1" in TAGGING.score(examples, [["O", "O"]])
+    TAGGING.announce("test", examples, [])
+    assert r"*** B-x\x1b[2J, B-y: not in" in capsys.readouterr().err
 
 
 TAG_PAIRS = st.lists(st.tuples(*[st.sampled_from(["O", "B-Drug", "I-Drug", "B-Gene"])] * 2), min_size=1)
@@ -841,6 +937,13 @@ def test_questions_that_no_span_can_answer_are_counted_before_training(pretraine
     assert run("qa", pretrained, tmp_path / "out", "--data", str(tmp_path), "--max-length", "64") == 0
     assert ("test: 2 of 4 questions have no gold answer that is a span of a window; "
             "the others, fed back as predictions, score f1 50.00" in capsys.readouterr().err)
+
+
+def test_nothing_is_said_where_every_question_has_an_answer(pretrained, capsys):
+    examples, tokenizer = data.read_task("demo-qa", "test"), Tokenizer.from_file(pretrained)
+    kind = kind_of("demo-qa")
+    kind.announce("test", examples, kind.encode(examples, tokenizer, 256))
+    assert capsys.readouterr().err == ""
 
 
 def test_synonyms_fed_back_score_what_the_spans_among_them_can(pretrained):
@@ -1058,25 +1161,32 @@ def test_a_seed_that_was_killed_between_training_and_testing_is_not_trained_agai
     assert run("demo-re", pretrained, tmp_path, "--seeds", "1", "--batch-size", "7") == 2
 
 
-@pytest.mark.parametrize("content, message", [
-    ({"max_length": 7}, "max_length is 7 in task.json"), ({"max_length": 9999}, "reads 8 to 384 tokens"),
-    ({"max_length": "a"}, "'max_length' is a"), ({"task": "x"}, "unknown task 'x'"),
-    ({"task": 5}, "'task' is 5"), ({"task": "demo-ner"}, "demo-ner has the labels")])
-def test_a_task_file_that_does_not_fit_is_told_in_one_line(content, message, pretrained, tmp_path, capsys):
+def test_a_task_file_that_does_not_fit_is_told_in_one_line(pretrained, tmp_path, capsys):
     assert run("demo-re", pretrained, tmp_path / "out") == 0
     path = tmp_path / "out" / "model" / "task.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | content))
-    (tmp_path / "line").write_text("fever\n")
-    capsys.readouterr()
-    assert train_finetune.main(["--out", str(tmp_path / "out"), "--predict", str(tmp_path / "line")]) == 2
-    said = capsys.readouterr().err
-    assert message in said and len(said.splitlines()) == 1
+    written = json.loads(path.read_text())
+    for content, message in [
+            ({"max_length": 7}, "max_length is 7 in task.json"), ({"max_length": 9999}, "reads 8 to 384 tokens"),
+            ({"max_length": "a"}, "'max_length' is a"), ({"task": "x"}, "unknown task 'x'"),
+            ({"task": 5}, "'task' is 5"), ({"task": "demo-ner"}, "demo-ner has the labels")]:
+        path.write_text(json.dumps(written | content))
+        capsys.readouterr()
+        assert train_finetune.main(["--out", str(tmp_path / "out"), "--predict", str(path)]) == 2
+        said = capsys.readouterr().err
+        assert message in said and len(said.splitlines()) == 1
 
 
 def test_several_processes_are_refused_because_one_device_is_used(pretrained, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run("demo-re", pretrained, tmp_path / "out") == 2
     assert "fine-tuning uses one device" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_layer_decay_above_one_is_refused(pretrained, tmp_path, capsys):
+    for value in ("1e308", "1.5"):
+        assert run("demo-re", pretrained, tmp_path / "out", "--layer-decay", value) == 2
+        said = capsys.readouterr().err
+        assert "--layer-decay must be at most 1" in said and len(said.splitlines()) == 1
 
 
 def test_a_batch_is_filled_up_where_shapes_are_compiled_and_the_loss_stays(tiny_tokenizer):
@@ -1179,7 +1289,8 @@ def test_the_curve_has_a_row_for_each_model_a_run_kept(pretrained, tmp_path, cap
         half = 12.706 * abs(values[0] - values[1]) / 2
         assert float(row["high"]) - float(row["f1"]) == pytest.approx(half, abs=0.02)
     assert run("demo-re", tmp_path / "run", tmp_path / "one", "--curve") == 0
-    assert re.fullmatch(r"step,f1\n20,[\d.]+\n100,[\d.]+\n", (tmp_path / "one" / "curve.csv").read_text())
+    one = (tmp_path / "one" / "curve.csv").read_text()
+    assert re.fullmatch(r"step,f1,low,high\n20,[\d.]+,,\n100,[\d.]+,,\n", one)
     assert run("demo-re", pretrained, out, "--curve") == 2
     assert "holds no models" in capsys.readouterr().err
 
@@ -1323,6 +1434,25 @@ def test_labels_that_a_task_names_are_not_looked_for():
     assert Relations(TASKS["gad"], relations).labels == TASKS["gad"].labels
     assert Ranking(TASKS["rank"], relations).labels == ("0", "1")
     assert Answers(TASKS["qa"], [Question("1", "", "", [])]).labels == ()
+
+
+def test_a_sixth_kind_is_one_class_and_three_names(pretrained, tmp_path, monkeypatch):
+    class Topics(train_finetune.Classification):
+        purpose = "topics"
+
+        def score(self, examples, predictions):
+            return {"accuracy": np.mean([e.label == label for e, label in zip(examples, predictions)])}
+
+    monkeypatch.setitem(KINDS, "topic", Topics)
+    monkeypatch.setitem(data.READERS, "topic", data.read_labelled)
+    monkeypatch.setitem(TASKS, "topic", Task("topic", metric="accuracy"))
+    options = train_finetune.complete(train_finetune.Options(
+        task="topic", data=str(relations_folder(tmp_path / "set")), init=str(pretrained),
+        out=str(tmp_path / "out"), epochs=1))
+    assert train_finetune.run(options) == 0
+    measured = scores(tmp_path / "out")["test"]["accuracy"]
+    wrong = (tmp_path / "out" / "seed-0" / "errors.md").read_text().count("\n- ")
+    assert measured == pytest.approx(1 - wrong / 12)
 
 
 def test_every_kind_of_task_has_one_class():
@@ -1501,8 +1631,8 @@ def test_where_all_seeds_are_finished_the_run_says_that_nothing_was_trained(pret
         assert ("nothing was trained" in capsys.readouterr().err) == expected
 
 
-@pytest.mark.parametrize("task", ["demo-ner", "demo-re", "demo-qa", "classify", "rank"])
-@pytest.mark.parametrize("search", [(), ("--search", "1")])
+@pytest.mark.parametrize("task, search", [("demo-ner", ()), ("demo-re", ("--search", "1")), ("demo-qa", ()),
+                                          ("classify", ()), ("rank", ())])
 def test_a_loss_that_is_not_finite_ends_every_task_without_a_score(
         task, search, pretrained, tmp_path, capsys, monkeypatch):
     """From the second step on the loss is nan: the sixty demo examples have several steps in an epoch."""

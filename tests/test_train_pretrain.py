@@ -23,6 +23,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -224,17 +225,18 @@ def test_a_batch_passes_six_functions_on_its_way_to_its_gradient(finished, tmp_p
     run, called, at_backward = new_run(finished, tmp_path, steps=1), {}, []
 
     def watch(frame, event, _):
+        if event != "call":
+            return
         stack = [frame]
         while frame := frame.f_back:
             stack.append(frame)
-        ours = [each for each in stack if Path(each.f_code.co_filename).parent == ROOT]
+        ours = [each for each in stack if os.path.dirname(each.f_code.co_filename) == str(ROOT)]
         names = [each.f_code.co_name for each in ours]
-        if event != "call" or at_backward or "training_step" not in names:
-            return
-        if stack[0].f_code.co_name == "backward":
+        if "training_step" in names and stack[0].f_code.co_name == "backward":
             at_backward.extend(names[:names.index("run_steps") + 1])
-        elif ours[0] is stack[0] and "forward" not in names[1:]:
-            called[names[0]] = Path(ours[0].f_code.co_filename).name
+            sys.setprofile(None)
+        elif "training_step" in names and ours[0] is stack[0] and "forward" not in names[1:]:
+            called[names[0]] = os.path.basename(ours[0].f_code.co_filename)
 
     sys.setprofile(watch)
     try:
@@ -589,6 +591,15 @@ def test_after_a_damaged_checkpoint_the_run_continues_from_the_one_before_it(
     assert_same_run(tmp_path, finished)
 
 
+def test_a_checkpoint_of_another_run_is_refused_by_name(corpus, finished, tmp_path, capsys):
+    """Copied into a run with another learning rate, it used to be continued from."""
+    arguments = flags(corpus, tmp_path, "--vocab", str(finished))
+    assert train_pretrain.main([*arguments, "--max-minutes", "0"]) == 0
+    shutil.copy(finished / "checkpoint-00000008.pt", tmp_path)
+    said = fails(arguments, capsys)
+    assert "checkpoint-00000008.pt: it belongs to another run, with other options or files" in said
+
+
 def test_when_all_checkpoints_are_damaged_nothing_is_renamed(corpus, finished, tmp_path, capsys):
     without_the_last_checkpoint(finished, tmp_path).write_bytes(b"")
     assert "no checkpoint is readable" in fails(flags(corpus, tmp_path), capsys)
@@ -663,6 +674,46 @@ def test_two_processes_give_the_losses_and_weights_of_one(corpus, finished, tmp_
     assert [int(row["step"]) for row in rows(tmp_path / "eval.csv")] == [6, 12]
 
 
+def two_processes(corpus: Path, out: Path, differs: str) -> list[tuple[int, str]]:
+    """Start the ranks of a run by hand. Rank 1 is another one: Python code says what differs there.
+
+    returns   exit status and messages of rank 0 and rank 1
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    begin = "import sys, torch; import train_pretrain; arguments = sys.argv[1:]; "
+    end = "; sys.exit(train_pretrain.main(arguments))"
+    processes = []
+    for rank in (0, 1):
+        script = begin + (differs if rank else "pass") + end
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": str(rank),
+                 "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        processes.append(subprocess.Popen(
+            [sys.executable, "-c", script, *flags(corpus, out, "--device", "cpu")],
+            env={**os.environ, **where}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    return [(process.returncode, text) for process, text in zip(processes, said)]
+
+
+@pytest.mark.parametrize("differs, message", [
+    ("arguments += ['--learning-rate', '0.5']", "process 1 has --learning-rate 0.5, process 0 has 0.002"),
+    ("torch.__version__ = '1.0'", "process 1 has torch 1.0, process 0 has ")])
+def test_processes_with_other_options_or_another_torch_are_refused_by_name(
+        differs, message, corpus, tmp_path):
+    for status, said in two_processes(corpus, tmp_path / "out", differs):
+        assert status == 2 and f"error: {message}" in said
+    assert not (tmp_path / "out").exists()
+
+
+@on_a_cpu
+def test_the_weights_of_the_first_process_count(corpus, finished, tmp_path):
+    """Rank 1 draws others, as another version of torch would."""
+    other = "draw = torch.manual_seed; torch.manual_seed = lambda seed: draw(seed + 1)"
+    assert [status for status, _ in two_processes(corpus, tmp_path, other)] == [0, 0]
+    assert_equal_within_rounding(tmp_path, finished)
+
+
 def wait_for_rows(process: subprocess.Popen, path: Path, count: int) -> None:
     """Wait until the log of a running process has this many rows."""
     while not path.exists() or len(path.read_text().splitlines()) <= count:
@@ -730,7 +781,8 @@ def test_a_batch_that_does_not_divide_is_refused(corpus, tmp_path, capsys):
 def test_without_torch_xla_the_tpu_option_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch_xla", None)
     message = fails(["--tpu", "--out", str(tmp_path)], capsys)
-    assert "pip install torch==2.9.0 torch_xla==2.9.0" in message and torch.__version__ in message
+    assert "an environment of its own for the pair: pip install torch==2.9.0 torch_xla==2.9.0" in message
+    assert torch.__version__ in message
 
 
 @pytest.mark.slow
@@ -1088,7 +1140,7 @@ def test_a_vocabulary_that_came_out_smaller_says_so(tmp_path, capsys):
     assert f"{size} pieces were found, not 200: no other two are neighbours twice" in capsys.readouterr().err
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_batch_and_last_good_checkpoint(
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_last_good_checkpoint(
         corpus, tmp_path, capsys):
     """The first update has learning rate 0, the second makes the weights huge, the third loss is infinite.
 
@@ -1096,11 +1148,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_batch_and_last_g
     """
     message = fails(flags(corpus, tmp_path, "--learning-rate", "1e30", "--log-every", "12",
                           "--checkpoint-every", "2"), capsys)
-    options = train_pretrain.complete(train_pretrain.Options(max_length=48, batch_size=8))
-    width, examples = train_pretrain.BatchOrder(data.open_shards(tmp_path / "shards"), options).examples(2)
     assert "step 3 is not finite" in message
-    assert f"last good checkpoint: {tmp_path / 'checkpoint-00000002.pt'};" in message
-    assert f"seed 0, {width} tokens, first examples {' '.join(map(str, examples))};" in message
+    assert f"last good checkpoint: {tmp_path / 'checkpoint-00000002.pt'}; start again" in message
 
 
 def test_wrong_input_gives_one_line_status_2_and_no_traceback(tmp_path):
@@ -1109,6 +1158,15 @@ def test_wrong_input_gives_one_line_status_2_and_no_traceback(tmp_path):
                           capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: missing.txt") and done.stderr.count("\n") == 1
+
+
+def test_without_fcntl_and_sighup_a_run_trains_only_without_the_lock(corpus, finished, tmp_path):
+    """As on Windows, which has neither."""
+    hide = "import signal, sys; sys.modules['fcntl'] = None; del signal.SIGHUP; import train_pretrain; "
+    done = subprocess.run([sys.executable, "-c", f"{hide} sys.exit(train_pretrain.main(sys.argv[1:]))",
+                           *flags(corpus, tmp_path / "run")], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "run", finished)
 
 
 def test_ctrl_c_while_torch_is_imported_gives_one_line(tmp_path):
@@ -1120,6 +1178,27 @@ def test_ctrl_c_while_torch_is_imported_gives_one_line(tmp_path):
 
 
 # --- What is read of a corpus ---
+
+def test_each_run_says_what_files_it_has_read_and_what_it_has_left_out(tmp_path, corpus, capsys):
+    (tmp_path / "texts").mkdir()
+    shutil.copy(corpus, tmp_path / "texts/a.txt")
+    (tmp_path / "texts/b.json").write_text('{"title": "no prose"}\n')
+    assert train_pretrain.main(flags(tmp_path / "texts", tmp_path / "run", "--steps", "1")) == 0
+    assert "2 files: 1 text; 1 left out" in capsys.readouterr().err
+
+
+def test_a_vocabulary_that_lowercasing_spoils_is_doubted_in_one_line(tmp_path, corpus, capsys):
+    """Capitals in a third of the pieces, and no tokenizer_config.json that says how they came there."""
+    words = sorted({word for word in corpus.read_text().split() if word.isalpha()})[:60]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *(word.upper() for word in words)]
+    (tmp_path / "vocab.txt").write_text("\n".join(dict.fromkeys(pieces)) + "\n")
+    more = ("--vocab", str(tmp_path / "vocab.txt"), "--steps", "1")
+    assert train_pretrain.main(flags(corpus, tmp_path / "run", *more)) == 0
+    said = capsys.readouterr().err
+    assert said.count("occur in no text") == 1 and "--cased" in said
+    assert train_pretrain.main(flags(corpus, tmp_path / "cased", "--cased", *more)) == 0
+    assert "occur in no text" not in capsys.readouterr().err
+
 
 def test_bluebert_text_is_used_for_vocabulary_and_shards_and_another_choice_is_refused(tmp_path):
     corpus = tmp_path / "corpus.txt"

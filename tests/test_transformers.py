@@ -11,6 +11,7 @@ import math
 import pytest
 import torch
 
+import data
 import electramed
 import train_finetune
 from tokenizer import Tokenizer, learn_vocab
@@ -21,7 +22,6 @@ transformers = pytest.importorskip("transformers",
 TEXTS = ["Kelmarin slowed fever in 20 patients (IL-2), p < 0.05.", "The drug, jorganux, treats fever.",
          "Fièvre fell with 3.5 mg of β-kelmarin.", "fever"]
 PAIRS = [{"question": "Does kelmarin slow fever?", "passage": text} for text in TEXTS]
-TAGS = ("O", "B-Disease", "I-Disease", "B-Drug", "I-Drug")
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["lower case", "cased"])
@@ -42,10 +42,8 @@ def large(model, seed=0):
 
 def config_for(tokenizer):
     return electramed.ElectraConfig(
-        vocab_size=len(tokenizer.pieces), embedding_size=8, hidden_size=16, num_hidden_layers=2,
-        num_attention_heads=2, intermediate_size=32, max_position_embeddings=64, generator_size=0.5,
-        pad_token_id=tokenizer.pad_id, cls_token_id=tokenizer.cls_id, sep_token_id=tokenizer.sep_id,
-        mask_token_id=tokenizer.mask_id)
+        embedding_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=64, generator_size=0.5).with_tokenizer(tokenizer)
 
 
 def save(model, folder, tokenizer, labels=()):
@@ -71,16 +69,8 @@ def open_silently(auto, folder, caplog):
 
 def batch_of(tokenizer):
     """Two rows of both segments, one of them padded."""
-    first, second = (tokenizer.encode(text) for text in TEXTS[:2])
-    rows = [([tokenizer.cls_id, *first, tokenizer.sep_id], [*second, tokenizer.sep_id]),
-            ([tokenizer.cls_id, *second, tokenizer.sep_id], [])]
-    width = max(len(head) + len(tail) for head, tail in rows)
-    ids, real, types = (torch.zeros(2, width, dtype=torch.long) for _ in range(3))
-    for row, (head, tail) in enumerate(rows):
-        length = len(head) + len(tail)
-        ids[row, :length], real[row, :length] = torch.tensor(head + tail), 1
-        types[row, len(head):length] = 1
-    return ids, real, types
+    rows = [tokenizer.row(TEXTS[0], TEXTS[1]), tokenizer.row(TEXTS[1])]
+    return electramed.pad_rows(rows, tokenizer.pad_id)
 
 
 def their_logits(model, ids, real, types):
@@ -91,7 +81,7 @@ def their_logits(model, ids, real, types):
 def predictions(task, run, lines, tmp_path, capsys):
     """Return what train_finetune.py --predict prints for some lines, read as JSON."""
     options = {"task": task, "max_length": 64, "tag_loss": "softmax"}
-    (electramed.model_folder(run) / train_finetune.READING).write_text(json.dumps(options))
+    (electramed.model_folder(run) / train_finetune.TASK_FILE).write_text(json.dumps(options))
     (tmp_path / "lines").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     capsys.readouterr()
     assert train_finetune.main(["--out", str(run), "--predict", str(tmp_path / "lines"),
@@ -142,11 +132,12 @@ def test_fill_mask_on_the_generators_folder_agrees(vocabulary, tmp_path):
 
 def test_token_classification_with_aggregation_first_agrees_with_predict(
         vocabulary, tmp_path, caplog, capsys):
-    model = large(electramed.TokenTagger(config_for(vocabulary), len(TAGS)))
+    tags = data.TASKS["demo-ner"].labels
+    model = large(electramed.TokenTagger(config_for(vocabulary), len(tags)))
     batch = batch_of(vocabulary)
     with torch.no_grad():
         model.classifier.bias -= model(*batch).mean((0, 1))         # no tag is likelier than the others
-    folder = save(model, tmp_path / "run/model", vocabulary, TAGS)
+    folder = save(model, tmp_path / "run/model", vocabulary, tags)
     opened = open_silently(transformers.AutoModelForTokenClassification, folder, caplog)
     theirs = their_logits(opened, *batch)
     assert (theirs.logits - model(*batch))[batch[1] == 1].abs().max() < 1e-5
@@ -161,10 +152,10 @@ def test_token_classification_with_aggregation_first_agrees_with_predict(
     assert found > 3
 
 
-@pytest.mark.parametrize("task, labels", [
-    ("demo-re", ("none", "treats", "causes", "worsens")), ("yesno", ("no", "yes")), ("rerank", ("0", "1"))])
-def test_text_classification_agrees_with_predict(task, labels, vocabulary, tmp_path, caplog, capsys):
+@pytest.mark.parametrize("task", ["demo-re", "yesno", "rerank"])
+def test_text_classification_agrees_with_predict(task, vocabulary, tmp_path, caplog, capsys):
     """Relations have one text, yes/no questions and ranking have pairs; ranking reports label 1."""
+    labels = data.TASKS[task].labels
     model = large(electramed.SequenceClassifier(config_for(vocabulary), len(labels)))
     folder = save(model, tmp_path / "run/model", vocabulary, labels)
     batch = batch_of(vocabulary)
@@ -184,6 +175,28 @@ def test_text_classification_agrees_with_predict(task, labels, vocabulary, tmp_p
         else:
             assert result["label"] == max(scores, key=scores.get)
             assert result["score"] == pytest.approx(scores[result["label"]], abs=1e-4)
+
+
+@pytest.mark.parametrize("head, kind", [
+    ("ElectraForSequenceClassification", electramed.SequenceClassifier),
+    ("ElectraForTokenClassification", electramed.TokenTagger),
+    ("ElectraForQuestionAnswering", electramed.SpanExtractor)])
+def test_a_head_that_transformers_wrote_is_read(vocabulary, tmp_path, head, kind):
+    """Also a trained classifier: its hidden layer is ours."""
+    labels = {} if kind is electramed.SpanExtractor else {0: "no", 1: "yes", 2: "maybe"}
+    config = transformers.ElectraConfig(**json.loads(config_for(vocabulary).to_json()))
+    if labels:
+        config.id2label, config.label2id = labels, {name: number for number, name in labels.items()}
+    theirs, batch = large(getattr(transformers, head)(config)), batch_of(vocabulary)
+    theirs.save_pretrained(tmp_path)
+    model, names = electramed.load_head(tmp_path)
+    assert type(model) is kind and names == list(labels.values())
+    logits, output = model.eval()(*batch), their_logits(theirs, *batch)
+    if labels:
+        assert (logits - output.logits)[batch[1] == 1 if logits.ndim == 3 else ...].abs().max() < 1e-5
+    else:
+        inside = logits[:, :, 0] > -1e3
+        assert (logits[:, :, 0] - output.start_logits)[inside].abs().max() < 1e-5
 
 
 def test_question_answering_has_the_same_logits_in_the_passage(vocabulary, tmp_path, caplog):
