@@ -166,7 +166,7 @@ ELECTRA_SMALL = {"steps": 1_000_000, "batch_size": 128, "max_length": 128, "lear
 ELECTRA_BASE = {**ELECTRA_SMALL, "batch_size": 256, "max_length": 512, "learning_rate": 2e-4}
 BIO_ELECTRA = {**ELECTRA_SMALL, "steps": 1_800_000, "batch_size": 64, "max_length": 256, "cased": True}
 SCHEDULES: dict[str, dict[str, Any]] = {
-    # Ours: two minutes on two cores.
+    # Ours: minutes on two cores (README.md has the time and the machine).
     "tiny": {**ELECTRA_SMALL, "steps": 1_800, "batch_size": 16, "warmup_steps": 200, "vocab_size": 500},
     "small": ELECTRA_SMALL,
     "base": ELECTRA_BASE,
