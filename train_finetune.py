@@ -1111,6 +1111,10 @@ class Answers(Kind):
         """List no label: answers are positions."""
         return ()
 
+    def text_of(self, example: data.Question) -> str:
+        """Return what is read of a question, and its id; not its type, which is "factoid" or "list"."""
+        return f"{example.id} {example.question} {example.context}"
+
     def encode(self, examples: Questions, tokenizer: Tokenizer, max_length: int,
                stride: int = DOCUMENT_STRIDE, question_length: int = QUESTION_LENGTH) -> list[Feature]:
         """Write rows [CLS] question [SEP] window [SEP]; labels are the positions of the first gold answer.

@@ -362,6 +362,10 @@ def test_answers_with_the_labels_0_1_and_yes_have_a_row_each():
 
 # --- 5. Answers: features and spans ---
 
+def test_the_type_of_a_question_is_no_text_to_learn_a_vocabulary_from():
+    assert ANSWERS.text_of(Question("q1", "Which?", "a b", [("b", 2)], type="list")) == "q1 Which? a b"
+
+
 def test_a_question_is_encoded_as_on_paper():
     #                                            0123456789
     example = Question("1", "ab?", context="The Abcd, é", answers=[("Abcd", 4)])
