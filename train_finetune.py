@@ -1962,7 +1962,8 @@ def predict_lines(options: Options) -> None:
     prepared, options = as_trained(dataclasses.replace(options, task=task), trained, {})
 
     # 2. Blocks of lines: each line gives some examples, and its result comes from theirs.
-    lines, is_dialogue = input_lines(str(options.predict)), options.predict == "-" and sys.stdin.isatty()
+    lines = input_lines(str(options.predict))
+    is_dialogue = options.predict == "-" and sys.stdin is not None and sys.stdin.isatty()
     is_ascii = "utf" not in str(sys.stdout.encoding).lower()        # then β has to be written as \u03b2
     if is_dialogue:             # then each line is answered at once
         say("reading from the terminal: type a line and Enter; Ctrl-D ends")

@@ -1376,7 +1376,7 @@ def test_raw_text_and_models_that_cannot_be_read_are_named(pretrained, tmp_path,
     assert train_finetune.main(["--out", str(tmp_path / "none"), "--predict", "x"]) == 2
     assert "no config.json" in capsys.readouterr().err
     assert train_finetune.main(["--out", str(pretrained), "--predict", "x"]) == 2
-    assert "not a fine-tuned model" in capsys.readouterr().err
+    assert "which is no fine-tuned model" in capsys.readouterr().err
     assert run("demo-qa", pretrained, tmp_path / "qa") == 0
     for flag in ("--predict", "--init", "--out", "--data"):     # a variable of the shell that is not set
         with pytest.raises(SystemExit) as stop:
