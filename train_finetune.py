@@ -1387,7 +1387,9 @@ def make_batch(features: Features, width: int, size: int, prepared: Prepared) ->
     if device.xla:                              # as many rows on each of its devices
         missing = math.ceil(size / device.count) * device.count - len(features)
     rows = [(feature.input_ids, feature.first_length) for feature in features]
-    labels = prepared.kind.label_array(features, width)
+    # Where an answer is nowhere in its passage, there is no label; this happens in evaluation alone.
+    is_labelled = all(feature.labels is not None for feature in features)
+    labels = prepared.kind.label_array(features, width) if is_labelled else np.zeros((len(features), 1), int)
     beside = [(0, 0)] * (labels.ndim - 1)       # only rows are added, no columns
     labels = np.pad(labels, [(0, missing), *beside], constant_values=IGNORED_LABEL)
     padded = pad_rows(rows + rows[:1] * missing, prepared.tokenizer.pad_id, width)
