@@ -1392,7 +1392,9 @@ def make_batch(features: Features, width: int, size: int, prepared: Prepared) ->
     if device.xla:                              # as many rows on each of its devices
         missing = math.ceil(size / device.count) * device.count - len(features)
     rows = [(feature.input_ids, feature.first_length) for feature in features]
-    labels = prepared.kind.label_array(features, width)
+    # Where an answer is nowhere in its passage, there is no label; this happens in evaluation alone.
+    is_labelled = all(feature.labels is not None for feature in features)
+    labels = prepared.kind.label_array(features, width) if is_labelled else np.zeros((len(features), 1), int)
     beside = [(0, 0)] * (labels.ndim - 1)       # only rows are added, no columns
     labels = np.pad(labels, [(0, missing), *beside], constant_values=IGNORED_LABEL)
     padded = pad_rows(rows + rows[:1] * missing, prepared.tokenizer.pad_id, width)
@@ -1967,7 +1969,8 @@ def predict_lines(options: Options) -> None:
     prepared, options = as_trained(dataclasses.replace(options, task=task), trained, {})
 
     # 2. Blocks of lines: each line gives some examples, and its result comes from theirs.
-    lines, is_dialogue = input_lines(str(options.predict)), options.predict == "-" and sys.stdin.isatty()
+    lines = input_lines(str(options.predict))
+    is_dialogue = options.predict == "-" and sys.stdin is not None and sys.stdin.isatty()
     is_ascii = "utf" not in str(sys.stdout.encoding).lower()        # then β has to be written as \u03b2
     if is_dialogue:             # then each line is answered at once
         say("reading from the terminal: type a line and Enter; Ctrl-D ends")

@@ -1394,7 +1394,7 @@ def test_raw_text_and_models_that_cannot_be_read_are_named(pretrained, tmp_path,
     assert train_finetune.main(["--out", str(tmp_path / "none"), "--predict", "x"]) == 2
     assert "no config.json" in capsys.readouterr().err
     assert train_finetune.main(["--out", str(pretrained), "--predict", "x"]) == 2
-    assert "not a fine-tuned model" in capsys.readouterr().err
+    assert "which is no fine-tuned model" in capsys.readouterr().err
     assert run("demo-qa", pretrained, tmp_path / "qa") == 0
     for flag in ("--predict", "--init", "--out", "--data"):     # a variable of the shell that is not set
         with pytest.raises(SystemExit) as stop:
@@ -1420,7 +1420,7 @@ def test_a_pipe_is_read_once_and_what_cannot_be_read_is_one_line(
     assert train_finetune.main([*ask, f"/dev/fd/{reading}"]) == 0
     assert [json.loads(line)["line"] for line in capsys.readouterr().out.splitlines()] == [1, 2]
     article = "<PMID>7</PMID><Article><ArticleTitle>On gout.</ArticleTitle></Article>"
-    xml = f"<PubmedArticleSet><PubmedArticle>{article}</PubmedArticle></PubmedArticleSet>\n".encode()
+    xml = f"<MedlineCitationSet><MedlineCitation>{article}</MedlineCitation></MedlineCitationSet>\n".encode()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(xml)))         # without a declaration
     assert train_finetune.main([*ask, "-"]) == 0
     assert json.loads(capsys.readouterr().out)["text"] == "On gout."
@@ -1870,5 +1870,5 @@ def test_help_shows_the_values_that_depend_on_the_task(capsys):
     with pytest.raises(SystemExit):
         train_finetune.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "examples in a batch (electramed, bio-electra gad: 32; electramed qa," in text
-    assert "passes over the training set (electramed, bio-electra: 3; electramed qa, " in text
+    for shown in ("examples in a batch (electramed: 32; ", "bio-electra gad: 32", "passes over the training set"):
+        assert shown in text
