@@ -443,7 +443,7 @@ def test_a_stopped_run_continues_to_the_same_weights(number, status, corpus, fin
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.005)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     if "stopped after step" in said:                        # on a fast machine the run may be over
         assert process.returncode == status
     assert train_pretrain.main(flags(corpus, tmp_path)) == 0
@@ -667,7 +667,7 @@ def torchrun(corpus: Path, out: Path, *more: str) -> subprocess.Popen:
 def test_two_processes_give_the_losses_and_weights_of_one(corpus, finished, tmp_path):
     """Each computes half of the rows, here in two parts. Only one of them writes."""
     process = torchrun(corpus, tmp_path, "--accumulate", "2")
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert said.count("17,665 parameters") == said.count("tokenizing") == 1 and "cpu float32 x 2" in said
     assert_equal_within_rounding(tmp_path, finished)
@@ -726,7 +726,7 @@ def test_torchrun_saves_on_sigterm_and_ends_with_an_error_when_a_process_dies(co
     process = torchrun(corpus, tmp_path, *long)
     wait_for_rows(process, tmp_path / "log.csv", 3)
     process.terminate()
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     step = int(rows(tmp_path / "log.csv")[-1]["step"])
     # The very last step is saved, although --checkpoint-every does not ask for it.
     assert (tmp_path / f"checkpoint-{step:08d}.pt").exists()
@@ -735,7 +735,7 @@ def test_torchrun_saves_on_sigterm_and_ends_with_an_error_when_a_process_dies(co
     children = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="],
                               capture_output=True, text=True)
     os.kill(int(children.stdout.split()[1]), signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode != 0 and "error: process 0 lost one of 2, which says why above" in said
     steps = [int(row["step"]) for row in rows(tmp_path / "log.csv")]
     assert steps == list(range(1, len(steps) + 1))                      # none lost, none twice
@@ -763,13 +763,13 @@ def test_a_run_saves_when_its_terminal_closes_and_goes_on_when_nobody_reads(corp
     closed.stderr.close()
     closed.send_signal(signal.SIGHUP)
     closed.send_signal(signal.SIGHUP)
-    assert closed.wait(timeout=60) == 0
+    assert closed.wait(timeout=300) == 0
     last = int(rows(tmp_path / "a" / "log.csv")[-1]["step"])
     assert (tmp_path / "a" / f"checkpoint-{last:08d}.pt").exists()
     without = subprocess.Popen(command(corpus, tmp_path / "b"), stderr=subprocess.PIPE,
                                stdout=subprocess.DEVNULL)
     without.stderr.close()
-    assert without.wait(timeout=60) == 0
+    assert without.wait(timeout=300) == 0
     assert_same_run(tmp_path / "b", finished)
 
 
@@ -1102,7 +1102,7 @@ def test_an_initial_model_of_other_sizes_is_refused_before_the_corpus_is_tokeniz
         corpus, finished, tmp_path, capsys):
     for more in (["--hidden-size", "32"], ["--objective", "mlm"]):
         said = fails(flags(corpus, tmp_path / "out", "--init", str(finished), *more), capsys)
-        assert "its hidden_size is 16" in said or "do both files belong to one model?" in said
+        assert "its hidden_size is 16" in said or "not those that config.json describes" in said
         assert not (tmp_path / "out" / "shards").exists()
 
 
