@@ -1219,13 +1219,14 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, out: 
             if not any(entry["examples"] for entry in shards):
                 raise ValueError(f"no text in {', '.join(map(str, files)) or 'the given folders'}")
             progress.finish()
-        # 3. Declare the folder complete, and say what it was built from.
-        formats = sum((collections.Counter(entry.get("files")) for entry in shards), collections.Counter())
-        summary = describe_pmids(folder, shards) + describe_files(formats, left_out)
-        if not index["complete"]:
+            # 3. Declare the folder complete, and record what it was built from.
+            formats: collections.Counter[str] = collections.Counter()
+            for entry in shards:
+                formats.update(entry.get("files", {}))
+            summary = describe_pmids(folder, shards) + describe_files(formats, left_out)
             index = with_hash({**index, "files": summary, "complete": True})
             write_bytes(folder / "index.json", json.dumps(index, indent=1).encode())
-    say(summary)
+    say(index.get("files", f"{folder} was built by an earlier version"))
 
 
 def describe_pmids(folder: Path, shards: list[dict[str, Any]]) -> str:
@@ -1600,9 +1601,10 @@ def read_rows(path: Path, forms: Sequence[Form], yes_no: bool) -> Iterator[Row]:
         return
     # 2. Without a header the number of columns tells the form.
     rows = [(f"{path} line {number}", split_row(line)) for number, line in lines]
-    columns = list(next((form for form in forms if rows and len(form) == len(rows[0][1])), forms[0]))
+    first, second = (rows[n][1] if rows[n:] else [] for n in (0, 1))
+    columns = list(next((form for form in forms if len(form) == len(first)), forms[0]))
     header = None
-    if rows and is_header(rows[0][1], rows[:2][-1][1]):
+    if rows and is_header(first, second):
         place, header = rows.pop(0)
         columns = find_columns(header, forms, f"{place}: a header")
     for place, fields in rows:
@@ -1802,17 +1804,17 @@ def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
     batch, golden = None, {}
     if test_name := BATCH.match(path.name):
         batch, beside = int(test_name[2]), path.with_name(f"{test_name[1]}B{test_name[2]}_golden.json")
-        if beside.is_file() and beside != path:
+        if beside.is_file():
             asked = read_asked(beside, read_json(beside), "factoid", "list")
             golden = {name: names for _, name, names, _ in asked}
     objects = parse_objects(path, list(numbered_lines(path)))
-    if objects and "questions" in objects[0][1]:
-        return read_snippets(path, objects[0][1], batch, golden)
+    content = objects[0][1] if objects else {}
+    if "questions" in content:
+        return read_snippets(path, content, batch, golden)
     # 2. Articles of paragraphs. A question that brings its passage along is an article of its own.
     form, articles = f"{path}: not in SQuAD's form", objects
-    if not objects or "context" not in objects[0][1]:
-        whole = objects[0][1] if objects else {}
-        articles = [(f"{form}: data[{a}]", row) for a, row in enumerate(take(whole, "data", list, form))]
+    if "context" not in content:
+        articles = [(f"{form}: data[{a}]", row) for a, row in enumerate(take(content, "data", list, form))]
     entries: list[tuple[str, int, str, Any]] = []
     for a, (place, article) in enumerate(articles):
         if isinstance(article, dict) and "context" in article:
@@ -2049,9 +2051,8 @@ def describe_missing(name: str, split: str, directory: str | os.PathLike | None)
     patterns = " or ".join((task.files or STANDARD_FILES)[SPLITS.index(split)])
     how = f" (published as {task.source})" if task.source else ""
     if files := missing_files(name, root):
-        names, (address, path, _) = ", ".join(path.name for _, path, _ in files), files[0]
-        how = (f"; run python data.py fetch {name}, or put {names} of {os.path.dirname(address)} "
-               f"into {path.parent}")
+        names, address = ", ".join(path.name for _, path, _ in files), os.path.dirname(files[0][0])
+        how = f"; run python data.py fetch {name}, or put {names} of {address} into {files[0][1].parent}"
     return f"{name}: no {split} file in {places}: expected {patterns}{how}"
 
 
@@ -2172,8 +2173,7 @@ RELATIONS = {
 DETAILS = ["at {site}", "in the {trial} trial", "at {dose}", "after {weeks} weeks", "in {year}"]
 STATEMENT = """
     {drug} {verb} {target} HOW WHERE .
-    {target} was {verb} by {drug} HOW WHERE .
-    patients took {drug} HOW , and {target} was {verb} WHERE ."""
+    {target} was {verb} by {drug} HOW WHERE ."""
 TEMPLATES = {
     "design": """
         patients with {disease} took {drug} HOW WHERE .
@@ -2342,13 +2342,13 @@ def demo_examples(name: str, split: str, seed: int = 0) -> list:
 def synthetic_corpus(documents: int, seed: int = 0) -> str:
     """Write abstracts 0 to documents - 1 as corpus text: one sentence on a line, then an empty line.
 
-    Of three rounds of the drugs one is whole; in the others each document has one or two sentences. On short
-    rows a model learns sooner which words to look at, and it still does so on long ones.
+    Of three rounds of the drugs one is whole; in the other two each sentence is a document: on short rows a
+    model learns sooner which words to look at, and it still does so on long ones.
     """
     world, text = SyntheticWorld(seed), []
     for number in range(documents):
         lines = [sentence.text + "\n" for sentence in world.document(number).sentences]
-        size = (len(lines), 1, 2)[number // DRUGS % 3]
+        size = 1 if number // DRUGS % 3 else len(lines)
         text += ["".join(lines[start:start + size]) + "\n" for start in range(0, len(lines), size)]
     return "".join(text)
 
@@ -2399,6 +2399,8 @@ def learn_command(options: argparse.Namespace) -> None:
 def build_command(options: argparse.Namespace) -> None:
     """Tokenize a corpus into a shard folder; print what the folder holds."""
     tokenizer = Tokenizer.from_file(options.vocab, lowercase=False if options.cased else None)
+    if doubt := tokenizer.casing_doubt():
+        say(f"{options.vocab}: {doubt}")
     reading = Reading(options.min_pmid, options.language, preprocess_bluebert if options.bluebert else None)
     build_shards(options.corpus, tokenizer, options.out, options.max_length, options.seed, options.workers,
                  reading)

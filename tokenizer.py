@@ -31,7 +31,6 @@ Contents
   1. Characters      2. Words                      3. Vocabulary files
   4. Tokenizer       5. Learning a vocabulary      6. Treebank tokens
 """
-import bisect
 import heapq
 import json
 import os
@@ -368,7 +367,6 @@ class Tokenizer:
         ids = (self.vocab[token] for token in SPECIAL_TOKENS)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = ids
         self._table = CharacterTable(self.casing)
-        self._longest_piece = max(map(len, self.pieces))
         self._spelled = lru_cache(REMEMBERED_WORDS)(self.spell)
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[list[str], Casing]]:
@@ -403,7 +401,7 @@ class Tokenizer:
 
         source    ours: a fifth or more of those pieces that a text can hold when nothing is dropped
         """
-        words = [piece.removeprefix("##") for piece in self.pieces if piece not in SPECIAL_TOKENS]
+        words = [piece.removeprefix("##") for piece in self.pieces]
         as_written = CharacterTable(Casing(do_lower_case=False))
         spellable = [word for word in words if split_words(word, as_written) == [word]]
         lost = [word for word in spellable if split_words(word, self._table) != [word]]
@@ -442,7 +440,7 @@ class Tokenizer:
         while start < len(word):
             prefix = "##" if start else ""              # every piece after the first continues the word
             # Try the longest candidate first, then shorter and shorter ones.
-            for end in range(min(len(word), start + self._longest_piece), start, -1):
+            for end in range(len(word), start, -1):
                 if (piece_id := self.vocab.get(prefix + word[start:end])) is not None:
                     break
             else:
@@ -550,20 +548,16 @@ def choose_alphabet(word_counts: Counter[str], size: int) -> list[str]:
     if not symbols:
         raise ValueError("there are no words to learn a vocabulary from: the texts are empty")
     ranked = sorted(symbols, key=lambda symbol: (-symbols[symbol], symbol))
-    # covered[k] occurrences belong to the first k + 1 symbols. So many of them are required that these reach
-    # the share.
-    covered = list(accumulate(symbols[symbol] for symbol in ranked))
-    required = 1 + bisect.bisect_left(covered, COMMON_CHARACTERS * symbols.total())
+    # The first symbols that together reach the share are required: one more than those that fall short of it.
+    share = COMMON_CHARACTERS * symbols.total()
+    required = 1 + sum(covered < share for covered in accumulate(symbols[symbol] for symbol in ranked))
     if size < len(SPECIAL_TOKENS) + required:
         raise ValueError(f"size {size} is too small: {len(SPECIAL_TOKENS)} special tokens and the {required} "
                          f"most common characters need at least {len(SPECIAL_TOKENS) + required}")
     return ranked[:max(required, int(size * RARE_CHARACTERS))]
 
 
-Pair = tuple[str, str]
-
-
-def join_pair(spelling: list[str], pair: Pair, merged: str) -> list[str]:
+def join_pair(spelling: list[str], pair: tuple[str, str], merged: str) -> list[str]:
     """Replace the two pieces of `pair` by `merged` wherever they are neighbours, from left to right."""
     joined: list[str] = []
     for piece in spelling:
@@ -574,9 +568,9 @@ def join_pair(spelling: list[str], pair: Pair, merged: str) -> list[str]:
     return joined
 
 
-def count_pairs(spellings: list[list[str]], counts: list[int]) -> Counter[Pair]:
+def count_pairs(spellings: list[list[str]], counts: list[int]) -> Counter[tuple[str, str]]:
     """Count the pairs of neighbours in words: ["l", "##o", "##w"] has l ##o and ##o ##w."""
-    pair_counts: Counter[Pair] = Counter()
+    pair_counts: Counter[tuple[str, str]] = Counter()
     for spelling, count in zip(spellings, counts):
         for pair in zip(spelling, spelling[1:]):
             pair_counts[pair] += count
@@ -656,12 +650,9 @@ def learn_from_counts(word_counts: Counter[str], size: int) -> Iterator[str]:
     """
     alphabet = choose_alphabet(word_counts, size)
     symbol_of = {symbol: symbol for symbol in alphabet}    # one string object for each symbol saves memory
-    spellings, counts = [], []
-    for word, count in word_counts.items():
-        spelling = [symbol_of.get(symbol, "") for symbol in split_characters(word)]
-        if all(spelling):          # "" stands for a character outside the alphabet
-            spellings.append(spelling)
-            counts.append(count)
+    words = [word for word in word_counts if symbol_of.keys() >= {*split_characters(word)}]
+    spellings = [[symbol_of[symbol] for symbol in split_characters(word)] for word in words]
+    counts = [word_counts[word] for word in words]
     # A merge may give a piece that another one gave before: "abc" comes from a ##bc and from ab ##c.
     known: set[str] = set()
     for piece in chain(SPECIAL_TOKENS, alphabet, merge_pairs(spellings, counts)):

@@ -672,10 +672,10 @@ class Tagging(Kind):
     def encode(self, examples: Examples, tokenizer: Tokenizer, max_length: int) -> list[Feature]:
         """Cut sentences into rows [CLS] window [SEP]; no word is lost, however long the sentence.
 
-        A window begins every half window. So each word is in one window that shows at least a quarter of its
-        length before the word, and as much after it, where the sentence goes on that far. With 4 pieces in a
-        window, "a b c d e f" is read as "a b c d" and "c d e f": the tags of a, b and c stand in the first
-        window, those of d, e and f in the second.
+        Windows overlap by half. So each word is in a window with at least a quarter window of text before it
+        and as much after it, unless the sentence begins or ends sooner. With 4 pieces in a window,
+        "a b c d e f" is read as "a b c d" and "c d e f": the tags of a, b and c stand in the first window,
+        those of d, e and f in the second.
 
         A tag that is not among the labels is not trained on, but still counts when predictions are scored.
         source    the first piece has the label, as in TF tagging_tasks.py; there long sentences are cut
@@ -778,7 +778,8 @@ class Tagging(Kind):
 
     def raw_examples(self, line: Line, tokenizer: Tokenizer) -> list[RawSentence]:
         """Split a line into sentences, and these into words, of which each keeps its place in the line."""
-        sentences, inside = [], self.facts.get("marks_inside_words", [])    # models of before have none
+        sentences, facts = [], {"marks_inside_words": [], **self.facts}     # models of before have none
+        inside = data.take(facts, "marks_inside_words", list, TASK_FILE)
         for first, last in data.split_sentences(line.text):
             words = cut_words(line.text[first:last], tokenizer, inside)
             spans = [(first + start, first + end) for start, end in words]

@@ -2624,8 +2624,8 @@ def test_one_sentence_on_paper():
     assert sentence.questions == [("Which gene was blocked by vorax acetate?", "Sulol", 0),
                                   ("Where was vorax acetate tested?", "xanfais", 38),
                                   ("When was vorax acetate tested?", "1987", 49)]
-    # Three templates, and each pair of five details in either order.
-    assert {sentence.section for sentence in written.values()} == {"inhibits"} and len(written) == 3 * 5 * 4
+    # Two templates, and each pair of five details in either order.
+    assert {sentence.section for sentence in written.values()} == {"inhibits"} and len(written) == 2 * 5 * 4
 
 
 @given(st.integers(0, 50), st.lists(st.integers(0, 10 ** 8), min_size=1, max_size=3))
@@ -2643,13 +2643,13 @@ def test_documents_and_worlds_differ():
 
 
 def test_the_corpus_reads_back_sentence_by_sentence(tmp_path):
-    """The abstracts of every third round are whole, the others cut into documents of one sentence or two."""
+    """The abstracts of every third round are whole; of the others each sentence is a document."""
     world, documents, size = SyntheticWorld(3), [], 5 * data.DRUGS
     for number in range(size):
         sentences = [sentence.text for sentence in world.document(number).sentences]
         assert len(sentences) > 1
-        step = [len(sentences), 1, 2, len(sentences), 1][number // data.DRUGS]
-        documents += [sentences[start:start + step] for start in range(0, len(sentences), step)]
+        is_whole = number // data.DRUGS in (0, 3)
+        documents += [sentences] if is_whole else [[sentence] for sentence in sentences]
     assert list(read_documents(write(tmp_path / "c.txt", synthetic_corpus(size, seed=3)))) == documents
     assert {data.style_of(number) for number in (0, 3 * data.DRUGS)} == {0, 1}  # whole ones in both styles
 

@@ -263,6 +263,9 @@ def test_raw_text_is_cut_into_words_as_the_training_file_is():
     assert Tagging(TASKS["ner"], marks).facts == {"marks_inside_words": []}
     [sentence] = Tagging(TASKS["ner"], (), {}).raw_examples(train_finetune.Line({}, "", "IL-2"), SPELLER)
     assert sentence.words == ["IL", "-", "2"]                       # task.json of an earlier version
+    with pytest.raises(ValueError, match="task.json.*marks_inside_words"):
+        Tagging(TASKS["ner"], (), {"marks_inside_words": 5}).raw_examples(
+            train_finetune.Line({}, "", "IL-2"), SPELLER)
 
 
 def test_a_mark_counts_by_what_stands_beside_it():
@@ -1166,8 +1169,8 @@ def test_a_task_file_that_does_not_fit_is_told_in_one_line(pretrained, tmp_path,
     path = tmp_path / "out" / "model" / "task.json"
     written = json.loads(path.read_text())
     for content, message in [
-            ({"max_length": 7}, "max_length is 7 in task.json"), ({"max_length": 9999}, "reads 8 to 384 tokens"),
-            ({"max_length": "a"}, "'max_length' is a"), ({"task": "x"}, "unknown task 'x'"),
+            ({"max_length": 7}, "max_length is 7 in task.json"), ({"max_length": "a"}, "'max_length' is a"),
+            ({"max_length": 9999}, "reads 8 to 384 tokens"), ({"task": "x"}, "unknown task 'x'"),
             ({"task": 5}, "'task' is 5"), ({"task": "demo-ner"}, "demo-ner has the labels")]:
         path.write_text(json.dumps(written | content))
         capsys.readouterr()
@@ -1192,7 +1195,7 @@ def test_a_layer_decay_above_one_is_refused(pretrained, tmp_path, capsys):
 def test_a_batch_is_filled_up_where_shapes_are_compiled_and_the_loss_stays(tiny_tokenizer):
     """Two rows become eight on eight devices; the six that were added have no label, in each kind's form."""
     class Eight(electramed.Device):
-        count, xla = 8, True
+        count = 8
 
         def put(self, *tensors):
             return tensors
@@ -1207,7 +1210,7 @@ def test_a_batch_is_filled_up_where_shapes_are_compiled_and_the_loss_stays(tiny_
         model = kind.new_model(electramed.PRESETS["tiny"].with_tokenizer(tiny_tokenizer)).eval()
         *inputs, labels = train_finetune.make_batch(features, 16, 5, prepared)
         plain = model.loss(model(*inputs), labels)
-        on_eight = prepared._replace(device=Eight("cpu", "float32"))
+        on_eight = prepared._replace(device=Eight("cpu", "float32", xla=True))
         *filled, more = train_finetune.make_batch(features, 16, 5, on_eight)
         assert [len(tensor) for tensor in (*filled, more)] == [8] * 4 and (more[2:] == IGNORED_LABEL).all()
         assert torch.allclose(model.loss(model(*filled), more), plain, atol=1e-6)
@@ -1328,6 +1331,17 @@ def test_entities_of_raw_text_stand_at_their_characters(pretrained, tmp_path, ca
         for entity in result["entities"]:
             assert result["text"][entity["start"]:entity["end"]] == entity["text"]
             assert 0.5 < entity["score"] <= 1
+
+
+def test_how_words_are_cut_goes_through_task_json_to_raw_text(pretrained, tmp_path, capsys, monkeypatch):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.txt").write_text("IL-2 B-X\nbinds O\n\n" * 3)
+    assert run("ner", pretrained, tmp_path / "out", "--data", str(tmp_path)) == 0
+    cut, seen = train_finetune.cut_words, []
+    monkeypatch.setattr(train_finetune, "cut_words",
+                        lambda text, tokenizer, inside: seen.append(inside) or cut(text, tokenizer, inside))
+    read(tmp_path / "out", "IL-2 binds\n", tmp_path, capsys)
+    assert seen == [["a-1"]]
 
 
 @pytest.mark.parametrize("loss, probability", [("softmax", 0.6652), ("binary", 0.8808)])
