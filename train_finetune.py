@@ -515,7 +515,7 @@ class Kind:
     new_model: Callable[[ElectraConfig], nn.Module]
 
     def label_array(self, features: Features, width: int) -> np.ndarray:
-        """Return the labels of a batch whose rows have `width` tokens: here (B,), one for each row."""
+        """Return the labels of a batch whose rows have `width` tokens: (B,), or (B, 2) of starts and ends."""
         return np.array([feature.labels for feature in features])
 
     def loss_settings(self, options: Options, device: Device) -> dict[str, Any]:
@@ -1196,10 +1196,6 @@ class Answers(Kind):
     def new_model(self, config: ElectraConfig) -> nn.Module:
         """Build the extractor: two logits for each token, of the start and of the end."""
         return SpanExtractor(config)
-
-    def label_array(self, features: Features, width: int) -> np.ndarray:
-        """Return (B, 2) starts and ends; there is neither where the answer is nowhere in the passage."""
-        return np.array([feature.labels or (IGNORED_LABEL, IGNORED_LABEL) for feature in features])
 
     def decode(self, examples: Questions, features: Features, outputs: Outputs,
                best: int = BEST_SPANS, max_pieces: int = MAX_ANSWER_PIECES) -> list[list[Answer]]:
