@@ -1516,8 +1516,8 @@ def split_row(line: str) -> list[str]:
 # Which field of LabelledText a column fills, by its name in a header or in a JSON object, in any case.
 FIELD_OF = {"index": "id", "id": "id", "sentence": "text", "text": "text", "question": "text",
             "label": "label", "labels": "label", "class": "label", "relation": "label",
-            "yesno_label": "label", "answer": "text_pair", "ideal_answer": "text_pair",
-            "answer_candidate": "text_pair", "candidate": "text_pair"}
+            "yesno_label": "label", "text_pair": "text_pair", "answer": "text_pair",
+            "ideal_answer": "text_pair", "answer_candidate": "text_pair", "candidate": "text_pair"}
 WORD = re.compile(r"\s*[^\W\d][\w-]*\s*")
 # The columns of each form that files of a kind may have, in the order that they have without a header.
 RELATION_FORMS = (("id", "text", "label"), ("text", "label"))
@@ -2444,7 +2444,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 # --- 9. Published files ---
 #
-# For each task or vocabulary, names of files, each with its git blob: the SHA-1 that git gives to its content.
+# For each task or vocabulary, names of files, each with its git blob: the SHA-1 that git gives to content.
 # The first 16 digits (64 bits) are enough: no damaged or changed file has the same by chance. Train files
 # come last: a task counts as missing until its train file is there, so an interrupted fetch never leaves a
 # set that looks whole. bioasq7b has no development set here, because bioasq8b's dev.json shares questions

@@ -1019,7 +1019,8 @@ class Ranking(Classification):
             groups.setdefault(example.group, []).append((probability, int(example.label)))
         return {"mrr": metrics.reranking_mrr(groups)}
 
-    def write(self, folder: Path, examples: Sequence[data.LabelledText], predictions: Sequence[float]) -> None:
+    def write(self, folder: Path, examples: Sequence[data.LabelledText],
+              predictions: Sequence[float]) -> None:
         """Write predictions.tsv: rows of probability, question and candidate, as in the test file."""
         rows = [f"{p:.6g}\t{example.text}\t{example.text_pair}" for example, p in zip(examples, predictions)]
         write_lines(folder / "predictions.tsv", ["probability\tquestion\tanswer_candidate", *rows])
@@ -1029,7 +1030,7 @@ class Ranking(Classification):
 
         The question whose wrong candidate has the highest probability comes first.
         """
-        ranked: dict[str, list[data.LabelledText]] = {}            # the candidates of each question, best first
+        ranked: dict[str, list[Any]] = {}           # the candidates of each question, best first
         for _, example in sorted(zip(predictions, examples), key=lambda pair: -pair[0]):
             ranked.setdefault(example.group, []).append(example)
         mistakes = []
