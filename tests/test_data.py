@@ -2654,6 +2654,13 @@ def test_the_corpus_reads_back_sentence_by_sentence(tmp_path):
     assert {data.style_of(number) for number in (0, 3 * data.DRUGS)} == {0, 1}  # whole ones in both styles
 
 
+def test_what_a_drug_does_and_does_not_do_are_different_things():
+    """Otherwise a sentence with the relation false would deny what another one states."""
+    for facts in SyntheticWorld(0).facts:
+        targets = [facts[target] for targets, *_ in data.RELATIONS.values() for target in targets.split()]
+        assert len(set(targets)) == len(targets) == 5
+
+
 def test_every_statement_agrees_with_the_facts_of_its_drug():
     """The verb alone tells the relation, and it holds between the drug and what the sentence names."""
     world, seen = SyntheticWorld(0), set()

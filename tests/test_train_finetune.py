@@ -1883,6 +1883,5 @@ def test_help_shows_the_values_that_depend_on_the_task(capsys):
     with pytest.raises(SystemExit):
         train_finetune.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for shown in ("examples in a batch (electramed: 32; ", "bio-electra gad: 32",
-                  "passes over the training set"):
+    for shown in ("examples in a batch (electramed: 32; ", "bio-electra gad: 32", "passes over the train"):
         assert shown in text

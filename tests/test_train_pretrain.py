@@ -149,8 +149,8 @@ def test_help_shows_the_values_of_each_preset(capsys):
         train_pretrain.main(["--help"])
     text = " ".join(capsys.readouterr().out.split()).replace("- ", "-")        # as if it were on one line
     tiny = train_pretrain.SCHEDULES["tiny"]["steps"]
-    for part in (f"number of updates (tiny: {tiny}; small: 1000000; base: 1000000; large: 1000000; electramed: "
-                 "1000000; bio-electra: 1800000; bio-electra-pp: 1800000)", "large: 2048;"):
+    for part in (f"number of updates (tiny: {tiny}; small: 1000000; base: 1000000; large: 1000000; "
+                 "electramed: 1000000; bio-electra: 1800000; bio-electra-pp: 1800000)", "large: 2048;"):
         assert part in text
     open_fields = [name for name in train_pretrain.preset_values("tiny") if name != "keep_every"]
     assert text.count("(tiny") == len(open_fields)
