@@ -1934,7 +1934,7 @@ def describe_missing(name: str, split: str, directory: str | os.PathLike | None)
 
 
 def read_task(name: str, split: str, directory: str | os.PathLike | None = None) -> list:
-    """Read one split of a task: TaggedSentence, LabelledText, Question or Candidate, by the task's kind.
+    """Read one split of a task: TaggedSentence, LabelledText or Question, by the task's kind.
 
     name        one of TASKS; the kinds among them are for data sets of one's own in the same form
     split       train, dev or test
