@@ -853,8 +853,7 @@ def build_examples(documents: Iterable[list[list[int]]], max_length: int,
 # --- 4. Shards ---
 #
 # A corpus is tokenized once into a folder of plain arrays:
-#   index.json           what was built from what, for each shard its counts and the SHA-256 of its arrays,
-#                        and a SHA-256 of all this, by which an edited index is found
+#   index.json           what was built from what, and for each shard its counts and the SHA-256 of its arrays
 #   00000.tokens.npy     uint16, all examples one after the other, unpadded, with [CLS] and [SEP]
 #   00000.starts.npy     int64, where each example starts, and at the end the number of tokens
 #   00000.first.npy      uint16, length of [CLS] A [SEP]: token type 0; the rest is B [SEP], type 1
@@ -870,10 +869,11 @@ def build_examples(documents: Iterable[list[list[int]]], max_length: int,
 # shard counts once index.json lists it: an interrupted build continues behind the last one listed.
 
 class Progress:
-    """Show how far long work has come, on one line: units done and in all, units per second, time left.
+    """Show how far long work has come: units done and in all, units per second, time left.
 
-    On a terminal the line is written over the one before; elsewhere (a log file) a plain line is added:
-        1,200 of 10,000 steps, 41.3/s, 4 min left  loss 6.12
+        1,200 of 10,000 steps, 41.3/s, 3.5 min left  loss 6.12
+
+    The first line comes after two seconds, as a sign of life, then one every ten.
 
     total     units in all; None when unknown
     unit      what is counted, in the plural: "steps"
@@ -883,33 +883,26 @@ class Progress:
     def __init__(self, total: int | None, unit: str, start: int = 0) -> None:
         self.total, self.unit, self.start = total, unit, start
         self.began = time.monotonic()
-        self.shown = self.began - 8         # so the first line comes after two seconds, as a sign of life
-        # On a terminal: back to the line's start. Spaces cover the rest of the line before.
-        self.rewind = "\r" if sys.stderr and sys.stderr.isatty() else ""
-        self.line = self.printed = ""
+        self.due = self.began + 2           # when the next line is printed
+        self.line = ""                      # the last state, until it is printed
 
     def show(self, done: int, note: str = "") -> None:
-        """Report `done` units: at most five times a second on a terminal, every ten seconds elsewhere."""
+        """Report `done` units."""
         now = time.monotonic()
         rate = (done - self.start) / max(now - self.began, 1e-9)
         self.line = f"{done:,} of {self.total:,} {self.unit}" if self.total else f"{done:,} {self.unit}"
         if rate:                                                    # otherwise nothing is known of the time
-            left = ((self.total or done) - done) / rate             # seconds
-            self.line += f", {rate:,.1f}/s"
-            if left >= 1:
-                self.line += f", {left / 60:,.0f} min left" if left >= 90 else f", {left:.0f} s left"
+            minutes = ((self.total or done) - done) / rate / 60
+            self.line += f", {rate:,.1f}/s" + (f", {minutes:,.1f} min left" if minutes >= 0.1 else "")
         self.line += f"  {note}" if note else ""
-        if self.rewind:             # a line wider than the terminal could not be written over
-            width = shutil.get_terminal_size().columns - 1
-            self.line = self.line[:width].ljust(width)
-        if now - self.shown >= (0.2 if self.rewind else 10):
-            self.shown, self.printed = now, self.line
-            say(self.rewind + self.line, end="" if self.rewind else "\n")
+        if now >= self.due:
+            self.due = now + 10
+            self.finish()
 
     def finish(self) -> None:
-        """Print the last state, if it does not stand there already, and end the line."""
-        if self.line and (self.rewind or self.line != self.printed):
-            say(self.rewind + self.line)
+        """Print the last state, if it has not been printed."""
+        if self.line:
+            say(self.line)
         self.line = ""
 
     def over(self, items: Iterable[Any]) -> Iterator[Any]:
@@ -924,30 +917,27 @@ class Progress:
 def only_process(folder: str | os.PathLike) -> Iterator[None]:
     """Hold a folder while something is written there, so that no second process writes there, too.
 
-    The system drops the lock when its holder ends, however it ends. What the last holder, if it was killed,
-    left half written (NAME.PID.unfinished, see `write_bytes`) is removed; its workers wrote arrays of shards.
-    Windows has no such lock: there the folder is written unguarded.
+    The system drops the lock when its holder ends, however it ends. What a killed process left half written
+    (NAME.PID.unfinished, see `write_bytes`) is removed. Windows has no such lock: there the folder is written
+    unguarded.
 
-    raises   ValueError naming the process that holds the folder; OSError where the lock is a link
+    raises   ValueError where another process holds the folder; OSError where the lock is a link
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # A link is not followed: the number would be written into whatever file it names.
+    # A link is not followed: opening it would make the file that it names.
     lock = os.open(folder / ".electramed.lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-    with open(lock, "r+") as file:
-        holder = file.read()
+    with open(lock, "r+"):
         try:
             if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{folder} is in use by process {holder}: wait until it ends") from None
-        file.seek(0)
-        file.truncate()
-        print(os.getpid(), end="", file=file, flush=True)
-        for leftover in [*folder.rglob(f"*.{holder}.unfinished"), *folder.glob("0*.npy.*.unfinished")]:
+            raise ValueError(f"{folder} is in use by another process: wait until it ends") from None
+        for leftover in [*folder.rglob("*.[0-9]*.unfinished")]:
             if leftover.is_dir():               # a model folder
                 shutil.rmtree(leftover)
-            leftover.unlink(missing_ok=True)
+            else:
+                leftover.unlink(missing_ok=True)
         yield
 
 
@@ -968,68 +958,54 @@ def file_hash(path: str | os.PathLike) -> str:
 
 
 def learn_vocabulary(paths: Iterable[str | os.PathLike], size: int, lowercase: bool,
-                     reading: Reading = Reading()) -> tuple[Tokenizer, collections.Counter[str]]:
-    """Learn a vocabulary of `size` pieces from a corpus; return its tokenizer, and the counts of the words.
+                     reading: Reading = Reading()) -> Tokenizer:
+    """Learn a vocabulary of `size` pieces from a corpus; return its tokenizer.
 
-    Only these counts are kept in memory.
+    Only the counts of the words are kept in memory.
     """
-    files, left_out = corpus_files(paths)
-    formats: collections.Counter[str] = collections.Counter()
-
-    def documents() -> Iterator[Document]:
-        """Yield the documents of all files, counting these by their format."""
-        for part in itertools.chain.from_iterable(map(read_parts, files)):
-            formats[part.format] += part.line == 1
-            yield from part_documents(part, reading)
-
-    sentences = itertools.chain.from_iterable(Progress(None, "documents").over(documents()))
+    files, _ = corpus_files(paths)
+    documents = itertools.chain.from_iterable(read_documents(file, reading) for file in files)
+    sentences = itertools.chain.from_iterable(Progress(None, "documents").over(documents))
     word_counts = count_words(sentences, lowercase)
-    say(describe_files(formats, left_out))
-    pieces = Progress(size, "pieces").over(learn_from_counts(word_counts, size))
-    tokenizer = Tokenizer(pieces, lowercase)
+    tokenizer = Tokenizer(Progress(size, "pieces").over(learn_from_counts(word_counts, size)), lowercase)
     if len(tokenizer.pieces) < size:
         say(f"the vocabulary is complete with {len(tokenizer.pieces):,} pieces: in this corpus no other two "
             f"stand side by side twice ({size:,} need more text)")
-    return tokenizer, word_counts
+    return tokenizer
 
 
 FORMAT_VERSION = 3
 HELD_OUT_EVERY = 100                # every 100th document is kept from training, for evaluation
-MAX_XML_WORDPIECES = 1 << 26        # of one block, which is kept in memory
+
+# What one worker turns into one shard: its number; parts of BLOCK_BYTES at most together, or one XML file.
+Block = tuple[int, list[FilePart]]
 
 
-class Block(NamedTuple):
-    """Hold what one worker turns into one shard."""
-
-    number: int
-    parts: list[FilePart]           # at most BLOCK_BYTES of text together, or one XML file
-    position: int                   # bytes of the corpus up to its end
-
-
-def read_blocks(files: Iterable[Path]) -> Iterator[Block]:
+def read_blocks(files: Iterable[Path]) -> Iterator[list[FilePart]]:
     """Deal the files out in blocks: a big file gives several, many small ones share one.
 
     The blocks depend on the files alone, and finding them is quick: nothing is parsed or tokenized here. An
     XML file counts with its size on the disk.
+
+    returns   the parts of each block, `position` counted through the whole corpus
     """
-    number = 0              # of the block that is being filled
-    size = 0                # bytes in it
-    position = 0            # bytes of the corpus up to its end
-    earlier = 0             # bytes of the files before this one
-    parts: list[FilePart] = []
+    parts: list[FilePart] = []          # of the block that is being filled
+    size = earlier = 0                  # bytes in this block, and of the files before this one
     for file in files:
+        file_size = file.stat().st_size
         for part in read_parts(file):
-            is_cut = isinstance(part.content, bytes)
-            part_size = len(part.content) if is_cut else file.stat().st_size
-            if parts and size + part_size > BLOCK_BYTES:
-                yield Block(number, parts, position)
-                number, size, parts = number + 1, 0, []
             # An open file cannot travel to another process, which opens it anew.
-            parts.append(part if is_cut else part._replace(content=None))
-            size, position = size + part_size, earlier + (part.position if is_cut else part_size)
-        earlier += file.stat().st_size
+            if not isinstance(part.content, bytes):
+                part = part._replace(content=None, position=file_size)
+            part_size = file_size if part.content is None else len(part.content)
+            if parts and size + part_size > BLOCK_BYTES:
+                yield parts
+                parts, size = [], 0
+            parts.append(part._replace(position=earlier + part.position))
+            size += part_size
+        earlier += file_size
     if parts:
-        yield Block(number, parts, earlier)
+        yield parts
 
 
 def vocabulary_hash(tokenizer: Tokenizer) -> str:
@@ -1044,67 +1020,58 @@ def vocabulary_hash(tokenizer: Tokenizer) -> str:
 
 def write_shard(folder: Path, tokenizer: Tokenizer, max_length: int, seed: int, reading: Reading,
                 block: Block) -> dict:
-    """Tokenize one block and write its three arrays, held-out examples last.
+    """Tokenize one block and write its arrays, held-out examples last.
 
-    returns   the shard's entry in index.json: counts, position in the corpus, checksum
+    returns   the shard's entry in index.json: counts, position in the corpus, checksums
     """
-    rng = random.Random(f"{seed}/{block.number}")
+    shard, parts = block
+    rng = random.Random(f"{seed}/{shard}")
     counts = collections.Counter(documents=0, sentences=0, words=0, wordpieces=0, unknown=0)
     train: list[list[list[int]]] = []           # documents as sentences of wordpiece ids
     held_out: list[list[list[int]]] = []
     pmids = array("q")
     # 1. Turn sentences into wordpiece ids. Each block begins to count at another number, so that blocks of
     #    fewer than a hundred documents hold out some, too.
-    number = 37 * block.number
-    for document in itertools.chain.from_iterable(part_documents(part, reading) for part in block.parts):
-        pmids.extend(int(pmid) * sign for key, sign in (("pmid", 1), ("deleted", -1))
-                     if (pmid := document.id.get(key, "")[:18]).isdecimal())
-        if not document:                        # a PMID that was deleted
+    number = 37 * shard
+    for document in itertools.chain.from_iterable(part_documents(part, reading) for part in parts):
+        if "deleted" in document.id:
+            pmids.append(-int(document.id["deleted"]))
             continue
+        if "pmid" in document.id:
+            pmids.append(int(document.id["pmid"]))
         sentences = tokenizer.encode_batch(document)
         counts.update(documents=1, sentences=len(document), words=len(" ".join(document).split()),
                       wordpieces=sum(map(len, sentences)),
                       unknown=sum(ids.count(tokenizer.unk_id) for ids in sentences))
-        if counts["wordpieces"] > MAX_XML_WORDPIECES:
-            raise ValueError(f"{block.parts[0].name}: over {MAX_XML_WORDPIECES:,} wordpieces: cut it")
         (held_out if number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else train).append(sentences)
         number += 1
     # 2. Cut examples from the documents to train on, then from those held out.
+    to_train, kept = (list(build_examples(documents, max_length, rng)) for documents in (train, held_out))
     tokens, starts, firsts = array("H"), array("q", [0]), array("H")
-    for documents in (train, held_out):
-        trained = len(firsts)           # in the end: the examples before the second round, those to train on
-        for a, b in build_examples(documents, max_length, rng):
-            tokens.fromlist([tokenizer.cls_id, *a, tokenizer.sep_id] + ([*b, tokenizer.sep_id] if b else []))
-            starts.append(len(tokens))
-            firsts.append(len(a) + 2)
+    for a, b in to_train + kept:
+        tokens.fromlist([tokenizer.cls_id, *a, tokenizer.sep_id] + ([*b, tokenizer.sep_id] if b else []))
+        starts.append(len(tokens))
+        firsts.append(len(a) + 2)
     # 3. Write the arrays, and hash their bytes as they are written.
     hashes = {}
     arrays = {"tokens": tokens, "starts": starts, "first": firsts, **({"pmids": pmids} if pmids else {})}
     for name, values in arrays.items():
         content = io.BytesIO()
         np.save(content, np.array(values))
-        write_bytes(folder / f"{block.number:05d}.{name}.npy", content.getbuffer())
+        write_bytes(folder / f"{shard:05d}.{name}.npy", content.getbuffer())
         hashes[name] = hashlib.sha256(content.getbuffer()).hexdigest()
-    files = collections.Counter(part.format for part in block.parts if part.line == 1)
-    return {**counts, "tokens": len(tokens), "examples": len(firsts), "held_out": len(firsts) - trained,
-            "position": block.position, "files": files, "sha256": hashes}
+    files = collections.Counter(part.format for part in parts if part.line == 1)
+    return {**counts, "tokens": len(tokens), "examples": len(firsts), "held_out": len(kept),
+            "position": parts[-1].position, "files": files, "sha256": hashes}
 
 
-def with_hash(index: dict[str, Any]) -> dict[str, Any]:
-    """Return an index with a SHA-256 of all its other values, under the key "sha256"."""
-    rest = {key: value for key, value in index.items() if key != "sha256"}
-    return {**rest, "sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
-
-
-def read_index(folder: Path) -> dict:
-    """Read index.json; ValueError or OSError naming it when it is missing, edited or of another format."""
+def read_index(folder: Path) -> dict[str, Any]:
+    """Read index.json; ValueError or OSError naming it when it is missing or of another format."""
     path = folder / "index.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a shard folder is made by: python data.py build")
-    index = read_object(path)
-    if index.get("format") != FORMAT_VERSION or index != with_hash(index):
-        raise ValueError(f"{path}: not an index of shards, or edited (format {index.get('format')}, expected "
-                         f"{FORMAT_VERSION}, and its own SHA-256): build the shards anew")
+    index = read_object(path) if path.exists() else {}
+    if index.get("format") != FORMAT_VERSION:
+        raise ValueError(f"{path}: not there, or no index of shards of format {FORMAT_VERSION}: "
+                         "build it with python data.py build")
     return index
 
 
@@ -1117,26 +1084,18 @@ def continue_index(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     if not (folder / "index.json").exists():
         return {**wanted, "complete": False, "shards": []}
     index = read_index(folder)
-    for key, value in wanted.items():
-        if index[key] != value:
-            before = index[key]
-            if isinstance(value, list):                     # files of the corpus: name the first that differs
-                pairs = itertools.zip_longest(before, value)
-                before, value = next((old, new) for old, new in pairs if old != new)
-            raise ValueError(f"{folder} was built with another {key} ({str(before):.100}, now "
-                             f"{str(value):.100}): choose another folder or delete this one")
+    # The files are compared one by one, so that the message can name one.
+    pairs = [("sources", *pair) for pair in itertools.zip_longest(index["sources"], wanted["sources"])]
+    pairs += [(key, index[key], wanted[key]) for key in wanted if key != "sources"]
+    for key, before, now in pairs:
+        if before != now:
+            raise ValueError(f"{folder} was built with another {key} ({before}, now {now}): choose another "
+                             "folder, or delete this one")
     return index
 
 
-worker_jobs: list[Callable[[Block], dict]] = []         # in a worker process: its one job
-
-
-def start_worker(job: Callable[[Block], dict]) -> None:
-    """Prepare a worker process.
-
-    The worker keeps its job for all blocks, so that the tokenizer's caches stay filled. It ignores Ctrl-C,
-    which the parent handles. It ends with the parent, even when the parent is killed.
-    """
+def start_worker() -> None:
+    """Prepare a worker process: it ignores Ctrl-C, and ends with its parent, even when that is killed."""
     def wait_for_parent() -> None:
         cast(Any, multiprocessing.parent_process()).join()
         os._exit(1)
@@ -1145,30 +1104,23 @@ def start_worker(job: Callable[[Block], dict]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A parent that is killed cannot end its workers. This thread waits for the parent's end, then exits.
     threading.Thread(target=wait_for_parent, daemon=True).start()
-    worker_jobs.append(job)
-
-
-def run_job(block: Block) -> dict:
-    """Run the job that this worker was started with: only the block travels to it, not the tokenizer."""
-    return worker_jobs[0](block)
 
 
 def map_in_processes(job: Callable[[Block], dict], blocks: Iterable[Block], workers: int) -> Iterator[dict]:
     """Yield job(block) for each block, in order, computed by several processes.
 
-    At most two blocks more than there are workers are in memory at a time.
-
     raises   what a job raises; ChildProcessError when a worker was killed
     """
-    # A block is read only when there is room for it. Results come in the order of the blocks: the index lists
-    # them in this order, and a later block that is ready earlier waits.
-    waiting: collections.deque[concurrent.futures.Future[dict]] = collections.deque()
     # "spawn" starts fresh interpreters: "fork" would copy the threads' locks of a parent that uses torch.
     spawn = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, start_worker, (job,))
+    pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, start_worker)
+    waiting: collections.deque[concurrent.futures.Future[dict]] = collections.deque()
     try:
+        # The job travels with each block: its tokenizer takes hundredths of a second, the block seconds.
+        # Results come in the order of the blocks, as the index lists them. A block is read only when there is
+        # room for it: two blocks more than there are workers are in memory at most.
         for block in blocks:
-            waiting.append(pool.submit(run_job, block))
+            waiting.append(pool.submit(job, block))
             if len(waiting) > workers + 1:
                 yield waiting.popleft().result()
         while waiting:
@@ -1184,7 +1136,8 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, out: 
                  reading: Reading = Reading()) -> None:
     """Tokenize a corpus into a shard folder; the same call on a half-built folder completes it.
 
-    workers   processes; None or 0 for one on each core, fewer when the corpus is small
+    workers   processes; None or 0 for one on each core, fewer when the corpus is small. They import the
+              program that calls this: what it does should stand under `if __name__ == "__main__":`
     raises    ValueError when `out` was built from something else, or the vocabulary does not fit into uint16;
               OSError when a worker was killed
     """
@@ -1209,49 +1162,34 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, out: 
         shards = index["shards"]
         # 2. Build the blocks that are not listed yet; list each as it comes.
         if not index["complete"]:
-            blocks = itertools.islice(read_blocks(files), len(shards), None)
-            done = shards[-1]["position"] if shards else 0                       # bytes
-            progress = Progress(-(-size // 1000), "kB of the corpus", done // 1000)
+            blocks = itertools.islice(enumerate(read_blocks(files)), len(shards), None)
+            done = 1 + shards[-1]["position"] // 1000 if shards else 0
+            progress = Progress(1 + size // 1000, "kB of the corpus", done)
             for entry in map(job, blocks) if workers == 1 else map_in_processes(job, blocks, workers):
                 shards.append(entry)
-                write_bytes(folder / "index.json", json.dumps(with_hash(index)).encode())
-                progress.show(-(-entry["position"] // 1000))
+                write_bytes(folder / "index.json", json.dumps(index).encode())
+                progress.show(1 + entry["position"] // 1000)
             if not any(entry["examples"] for entry in shards):
                 raise ValueError(f"no text in {', '.join(map(str, files)) or 'the given folders'}")
             progress.finish()
             # 3. Declare the folder complete, and record what it was built from.
-            formats: collections.Counter[str] = collections.Counter()
+            formats = collections.Counter[str]()
             for entry in shards:
-                formats.update(entry.get("files", {}))
-            summary = describe_pmids(folder, shards) + describe_files(formats, left_out)
-            index = with_hash({**index, "files": summary, "complete": True})
+                formats.update(entry.get("files"))
+            index |= {"files": describe_pmids(folder) + describe_files(formats, left_out), "complete": True}
             write_bytes(folder / "index.json", json.dumps(index, indent=1).encode())
     say(index.get("files", f"{folder} was built by an earlier version"))
 
 
-def describe_pmids(folder: Path, shards: list[dict[str, Any]]) -> str:
-    """Say how many PMIDs came more than once, and how many came that PubMed deleted; "" where none did.
+def describe_pmids(folder: Path) -> str:
+    """Say how many of a folder's PMIDs were met before, and how many DeleteCitation names; "" without PMIDs.
 
-    PubMed's update files hold new versions of records in its baseline. Both become documents.
+    PubMed's update files hold new versions of records in its baseline. All become documents.
     """
-    arrays = [np.load(check_array(folder, shards, number, "pmids"))
-              for number, entry in enumerate(shards) if "pmids" in entry["sha256"]]
-    pmids = np.concatenate([np.empty(0, np.int64), *arrays])
-    kept, times = np.unique(pmids[pmids > 0], return_counts=True)
-    deleted = np.unique(-pmids[pmids < 0])
-    twice, still = np.count_nonzero(times > 1), np.count_nonzero(np.isin(deleted, kept))
-    if not twice and not len(deleted):
-        return ""
-    return (f"{twice:,} PMIDs came more than once, {len(deleted):,} are named by DeleteCitation; "
-            f"{still:,} of these, and all versions of the others, are in the shards\n")
-
-
-def check_array(folder: Path, entries: list[dict[str, Any]], number: int, name: str) -> Path:
-    """Return the path of an array of a shard; ValueError where its bytes are not those that were written."""
-    path = folder / f"{number:05d}.{name}.npy"
-    if file_hash(path) != entries[number]["sha256"][name]:
-        raise ValueError(f"{path}: truncated, damaged or edited (its SHA-256 differs): build the shards anew")
-    return path
+    pmids = np.concatenate([np.empty(0, np.int64), *map(np.load, folder.glob("*.pmids.npy"))])
+    kept = pmids[pmids > 0]
+    return (f"{len(kept) - len(np.unique(kept)):,} records repeat a PMID, DeleteCitation names "
+            f"{len(pmids) - len(kept):,}: they are not left out\n" if len(pmids) else "")
 
 
 class Shards:
@@ -1274,25 +1212,23 @@ class Shards:
         if not self.index["complete"]:
             raise ValueError(f"{self.folder} is half-built: repeat the command that builds it to complete it")
         entries = self.index["shards"]
-        numbers = range(len(entries))
-        self.starts = [self.load(number, "starts") for number in numbers]
-        self.firsts = [self.load(number, "first") for number in numbers]
+        # Copies in memory: a map costs a file descriptor, so of tokens too at most 512 are open at a time.
+        self.starts = [np.array(self.load(number, "starts")) for number in range(len(entries))]
+        self.firsts = [np.array(self.load(number, "first")) for number in range(len(entries))]
+        self.tokens = functools.lru_cache(maxsize=512)(lambda number: self.load(number, "tokens"))
         self.lengths = np.concatenate([np.diff(starts) for starts in self.starts])
         # offsets[k] is the number of the first example of shard k; the held-out ones end each shard.
         self.offsets = np.cumsum([0] + [entry["examples"] for entry in entries])
         ends = zip(self.offsets[1:], entries)
         self.held_out = np.concatenate([np.arange(end - entry["held_out"], end) for end, entry in ends])
         self.train = np.setdiff1d(np.arange(self.offsets[-1]), self.held_out)
-        # Maps of tokens stay open, at most 512 of them: each costs a file descriptor.
-        self.tokens = functools.lru_cache(maxsize=512)(self.load_tokens)
 
     def load(self, number: int, name: str) -> np.ndarray:
-        """Check one array of one shard and read it."""
-        return np.load(check_array(self.folder, self.index["shards"], number, name))
-
-    def load_tokens(self, number: int) -> np.ndarray:
-        """Check the tokens of one shard and map them into memory."""
-        return np.load(check_array(self.folder, self.index["shards"], number, "tokens"), mmap_mode="r")
+        """Map an array of a shard into memory; ValueError where its bytes are not those that were written."""
+        path = self.folder / f"{number:05d}.{name}.npy"
+        if file_hash(path) != self.index["shards"][number]["sha256"][name]:
+            raise ValueError(f"{path}: truncated, damaged or edited (SHA-256): build the shards anew")
+        return np.load(path, mmap_mode="r")
 
     def example(self, number: int) -> tuple[np.ndarray, int]:
         """Return the token ids of one example, and how many of them are [CLS] A [SEP].
@@ -2315,21 +2251,17 @@ def describe_shards(shards: Shards) -> str:
 
 
 def learn_command(options: argparse.Namespace) -> None:
-    """Learn and write a vocabulary; print how it fits the text it was learnt on."""
+    """Learn and write a vocabulary."""
     lowercase, out = not options.cased, Path(options.out)
     refuse_inside(out, options.corpus)
     # The vocabulary is written last: where its casing stands alone, this very command was killed before.
     config = out.with_name("tokenizer_config.json")
-    ours = {**Casing(lowercase)._asdict(), "tokenizer_class": "ElectraTokenizer", "model_max_length": None}
     for path in (out, config):
-        if path.exists() and (path == out or read_object(path) != ours):
+        if path.exists() and (path == out or read_object(path).get("do_lower_case") != lowercase):
             raise ValueError(f"{path} is there already: choose another --out, or delete it")
-    tokenizer, word_counts = learn_vocabulary(options.corpus, options.size, lowercase)
+    tokenizer = learn_vocabulary(options.corpus, options.size, lowercase)
     tokenizer.save(out.parent, out.name)
-    # Spell the same words with the pieces: the fewer of them per word, the better they fit the text.
-    piece_count = sum(count * len(tokenizer.spell(word)) for word, count in word_counts.items())
-    print(f"{out}: {len(tokenizer.pieces):,} pieces from {len(word_counts):,} distinct words, "
-          f"{piece_count / word_counts.total():.3f} wordpieces per word")
+    print(f"{out}: {len(tokenizer.pieces):,} pieces")
 
 
 def build_command(options: argparse.Namespace) -> None:
@@ -2338,8 +2270,8 @@ def build_command(options: argparse.Namespace) -> None:
     if doubt := tokenizer.casing_doubt():
         say(f"{options.vocab}: {doubt}")
     reading = Reading(options.min_pmid, options.language, preprocess_bluebert if options.bluebert else None)
-    build_shards(options.corpus, tokenizer, options.out, options.max_length, options.seed, options.workers,
-                 reading)
+    build_shards(options.corpus, tokenizer, options.out, options.max_length, workers=options.workers,
+                 reading=reading)
     print(describe_shards(open_shards(options.out)))
 
 
@@ -2348,10 +2280,8 @@ def info_command(options: argparse.Namespace) -> None:
     shards = open_shards(options.shards)
     for number, entry in enumerate(shards.index["shards"]):
         for name in entry["sha256"]:
-            check_array(shards.folder, shards.index["shards"], number, name)
-    # Folders of earlier versions do not tell from how many files they were built.
-    print(f"{shards.index.get('files', '')}\n{describe_shards(shards)}\n"
-          f"{len(shards.index['shards'])} shards as they were built".lstrip())
+            shards.load(number, name)
+    print(f"{describe_shards(shards)}\n{len(shards.index['shards'])} shards as they were built")
 
 
 def fetch_command(options: argparse.Namespace) -> None:
@@ -2386,14 +2316,15 @@ def run_command(command: Callable[[], int]) -> int:
     except BrokenPipeError:         # the program that reads our output (head, say) has ended, and so do we
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, OverflowError, MemoryError, RuntimeError) as error:
+    except (ValueError, OSError, OverflowError) as error:
+        message = str(error)
+    except (MemoryError, RuntimeError) as error:
         # torch has no class of its own for a CPU without memory: its RuntimeError says so in words.
-        is_memory = isinstance(error, MemoryError) or "memory" in str(error)
-        if isinstance(error, RuntimeError) and not is_memory:
+        if "memory" not in repr(error).lower():
             raise
-        what = f"out of memory ({error}): take smaller batches, or fewer workers" if is_memory else str(error)
-        say(f"error: {what}".splitlines()[0])
-        return 2
+        message = f"out of memory ({error}): take smaller batches, or fewer workers"
+    say(f"error: {message}".splitlines()[0])
+    return 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -2401,37 +2332,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Prepare vocabularies, shards and published data sets.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def add_command(run: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
-        """Add a command that runs this function and is named after it."""
-        command = commands.add_parser(run.__name__.removesuffix("_command"), help=help)
+    def add_command(run: Callable[[argparse.Namespace], None]) -> Callable:
+        """Add a command that is named and described as this function is; return what adds its arguments."""
+        name, help = run.__name__.removesuffix("_command"), cast(str, run.__doc__).splitlines()[0]
+        command = commands.add_parser(name, help=help, description=help)
         command.set_defaults(run=run)
         command.register("type", None, given)           # arguments without a type are texts: none is empty
-        return command
+        return command.add_argument
 
     corpus = "text (one sentence a line, empty line: new document), PubMed or PMC XML; .gz .xz .tar; folder"
 
-    add = add_command(learn_command, "learn a wordpiece vocabulary from a corpus").add_argument
+    add = add_command(learn_command)
     add("corpus", nargs="+", metavar="CORPUS", help=corpus)
     add("--size", type=int, required=True, help="pieces, for example 8000; SciVocab has 31090")
     add("--out", required=True, help="the vocab.txt to write, beside a tokenizer_config.json with its casing")
     add("--cased", action="store_true", help="keep capitals and accents (default: drop both)")
 
-    add = add_command(build_command, "tokenize a corpus into a shard folder, or continue it").add_argument
+    add = add_command(build_command)
     add("corpus", nargs="+", metavar="CORPUS", help=corpus)
     add("--vocab", required=True, help="vocab.txt, or the folder it is in")
     add("--cased", action="store_true", help="keep capitals and accents (default: as the vocabulary says)")
-    add("--out", required=True, help="the shard folder")
+    add("--out", required=True, help="the shard folder; the same command continues one that is half-built")
     add("--max-length", type=int, default=128, help="tokens of the longest example (default: 128)")
     add("--min-pmid", type=int, default=0, help="lowest PubMed number to take (Bio-ELECTRA: 10000000)")
     add("--language", help="take only PubMed records in this language, such as eng (default: all)")
     add("--bluebert", action="store_true", help="lower-case ASCII, Treebank tokens: as ELECTRAMed's corpus")
-    add("--seed", type=int, default=0, help="of the random choices of segments and lengths (default: 0)")
     add("--workers", type=int, default=0, help="processes (default: 0, for one on each core)")
 
-    add = add_command(info_command, "check a shard folder, and print what it holds").add_argument
+    add = add_command(info_command)
     add("shards", help="shard folder")
 
-    add = add_command(fetch_command, "download what is missing of published data sets").add_argument
+    add = add_command(fetch_command)
     add("names", nargs="+", choices=PUBLISHED_FILES, metavar="NAME", help=", ".join(PUBLISHED_FILES))
     add("--data", default=DATA_ROOT, help="folder of the published data sets (default: %(default)s)")
 
