@@ -1645,6 +1645,7 @@ def read_snippets(path: Path, content: Any, batch: int | None,
             answers = [(match[0], match.start())] if match else []
             questions.append(Question(f"{name}_{number:03d}", body, text, answers, batch,
                                       golden.get(name, names) or None, article, entry["type"]))
+    # A test batch keeps every snippet and no answer; training keeps the snippets that have an answer.
     if batch is not None:
         return [question._replace(answers=[]) for question in questions]
     answered = [question._replace(gold=None) for question in questions if question.answers]
