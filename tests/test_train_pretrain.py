@@ -148,8 +148,9 @@ def test_help_shows_the_values_of_each_preset(capsys):
     with pytest.raises(SystemExit):
         train_pretrain.main(["--help"])
     text = " ".join(capsys.readouterr().out.split()).replace("- ", "-")        # as if it were on one line
-    for part in ("number of updates (tiny: 2000; small: 1000000; base: 1000000; large: 1000000; electramed: "
-                 "1000000; bio-electra: 1800000; bio-electra-pp: 1800000)", "large: 2048;"):
+    tiny = train_pretrain.SCHEDULES["tiny"]["steps"]
+    for part in (f"number of updates (tiny: {tiny}; small: 1000000; base: 1000000; large: 1000000; "
+                 "electramed: 1000000; bio-electra: 1800000; bio-electra-pp: 1800000)", "large: 2048;"):
         assert part in text
     open_fields = [name for name in train_pretrain.preset_values("tiny") if name != "keep_every"]
     assert text.count("(tiny") == len(open_fields)
@@ -443,7 +444,7 @@ def test_a_stopped_run_continues_to_the_same_weights(number, status, corpus, fin
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.005)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     if "stopped after step" in said:                        # on a fast machine the run may be over
         assert process.returncode == status
     assert train_pretrain.main(flags(corpus, tmp_path)) == 0
@@ -667,7 +668,7 @@ def torchrun(corpus: Path, out: Path, *more: str) -> subprocess.Popen:
 def test_two_processes_give_the_losses_and_weights_of_one(corpus, finished, tmp_path):
     """Each computes half of the rows, here in two parts. Only one of them writes."""
     process = torchrun(corpus, tmp_path, "--accumulate", "2")
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert said.count("17,665 parameters") == said.count("tokenizing") == 1 and "cpu float32 x 2" in said
     assert_equal_within_rounding(tmp_path, finished)
@@ -726,7 +727,7 @@ def test_torchrun_saves_on_sigterm_and_ends_with_an_error_when_a_process_dies(co
     process = torchrun(corpus, tmp_path, *long)
     wait_for_rows(process, tmp_path / "log.csv", 3)
     process.terminate()
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     step = int(rows(tmp_path / "log.csv")[-1]["step"])
     # The very last step is saved, although --checkpoint-every does not ask for it.
     assert (tmp_path / f"checkpoint-{step:08d}.pt").exists()
@@ -735,7 +736,7 @@ def test_torchrun_saves_on_sigterm_and_ends_with_an_error_when_a_process_dies(co
     children = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="],
                               capture_output=True, text=True)
     os.kill(int(children.stdout.split()[1]), signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode != 0 and "error: process 0 lost one of 2, which says why above" in said
     steps = [int(row["step"]) for row in rows(tmp_path / "log.csv")]
     assert steps == list(range(1, len(steps) + 1))                      # none lost, none twice
@@ -745,7 +746,7 @@ def test_a_second_process_is_refused_at_once_by_the_first_ones_number(corpus, tm
     long = command(corpus, tmp_path, "--steps", "100000")
     first = subprocess.Popen(long, stderr=subprocess.PIPE, text=True)
     wait_for_rows(first, tmp_path / "log.csv", 2)
-    assert f"is in use by process {first.pid}: wait until it ends" in fails(flags(corpus, tmp_path), capsys)
+    assert "is in use by another process: wait until it ends" in fails(flags(corpus, tmp_path), capsys)
     first.kill()                                    # the lock goes with its holder
     first.communicate()
     (tmp_path / "models").mkdir(exist_ok=True)
@@ -763,13 +764,13 @@ def test_a_run_saves_when_its_terminal_closes_and_goes_on_when_nobody_reads(corp
     closed.stderr.close()
     closed.send_signal(signal.SIGHUP)
     closed.send_signal(signal.SIGHUP)
-    assert closed.wait(timeout=60) == 0
+    assert closed.wait(timeout=300) == 0
     last = int(rows(tmp_path / "a" / "log.csv")[-1]["step"])
     assert (tmp_path / "a" / f"checkpoint-{last:08d}.pt").exists()
     without = subprocess.Popen(command(corpus, tmp_path / "b"), stderr=subprocess.PIPE,
                                stdout=subprocess.DEVNULL)
     without.stderr.close()
-    assert without.wait(timeout=60) == 0
+    assert without.wait(timeout=300) == 0
     assert_same_run(tmp_path / "b", finished)
 
 
@@ -1102,7 +1103,7 @@ def test_an_initial_model_of_other_sizes_is_refused_before_the_corpus_is_tokeniz
         corpus, finished, tmp_path, capsys):
     for more in (["--hidden-size", "32"], ["--objective", "mlm"]):
         said = fails(flags(corpus, tmp_path / "out", "--init", str(finished), *more), capsys)
-        assert "its hidden_size is 16" in said or "do both files belong to one model?" in said
+        assert "its hidden_size is 16" in said or "not those that config.json describes" in said
         assert not (tmp_path / "out" / "shards").exists()
 
 
@@ -1170,8 +1171,8 @@ def test_without_fcntl_and_sighup_a_run_trains_only_without_the_lock(corpus, fin
 
 
 def test_ctrl_c_while_torch_is_imported_gives_one_line(tmp_path):
-    """A torch that gets the signal in the middle of its import stands before the real one."""
-    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    """In place of torch stands a module that is interrupted while it is imported."""
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")
     done = subprocess.run([sys.executable, str(ROOT / "train_pretrain.py")], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
@@ -1195,9 +1196,9 @@ def test_a_vocabulary_that_lowercasing_spoils_is_doubted_in_one_line(tmp_path, c
     more = ("--vocab", str(tmp_path / "vocab.txt"), "--steps", "1")
     assert train_pretrain.main(flags(corpus, tmp_path / "run", *more)) == 0
     said = capsys.readouterr().err
-    assert said.count("occur in no text") == 1 and "--cased" in said
+    assert said.count("vocab.txt: 120 of 120 pieces") == 1 and "--cased" in said
     assert train_pretrain.main(flags(corpus, tmp_path / "cased", "--cased", *more)) == 0
-    assert "occur in no text" not in capsys.readouterr().err
+    assert "of 120 pieces" not in capsys.readouterr().err
 
 
 def test_bluebert_text_is_used_for_vocabulary_and_shards_and_another_choice_is_refused(tmp_path):
