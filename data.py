@@ -620,6 +620,8 @@ def xml_documents(part: FilePart, reading: Reading) -> Iterator[Document]:
     try:
         events = ElementTree.iterparse(file or open_file(part.name), ("start", "end"), parser)
         _, root = next(events)
+        if root.tag.rpartition("}")[2] not in XML_ROOTS:            # it stood behind the first HEAD_BYTES
+            raise ValueError(f"root element {root.tag}: expected PubMed's or PMC's")
         for event, element in events:
             element.tag = element.tag.rpartition("}")[2]            # {address of the namespace}math -> math
             if event == "end" and element.tag in RECORDS:

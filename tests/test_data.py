@@ -1079,6 +1079,7 @@ def test_an_archive_that_holds_nothing_is_refused(tmp_path, name, content):
 @pytest.mark.parametrize("content, message", [
     ("<records>\n<r>One.</r></records>", "x: this seems to be XML with the root element records, which"),
     ("<x:y z='1'>", "x: .* root element y, .* expected PubMed's or PMC's XML"),
+    ("<!-- " + "x" * 70_000 + " --><html>", "x after record 0: .*root element html: expected PubMed's"),
     ("<?xml version='1.0' encoding='klingon'?>\n<article/>", "x after record 0: .*unknown encoding"),
     ("<?xml version='1.0' encoding='rot13'?><article/>", "x after record 0: .*'rot13' is not a text"),
     ("<?xml version='1.0' encoding='shift_jis'?><article/>", "x after record 0: .*multi-byte encodings"),
