@@ -1797,7 +1797,7 @@ def input_lines(path: str) -> Iterator[Line]:
     raises    ValueError naming file and line where it is not UTF-8, or the archive is damaged
     """
     with data.open_file(path) as file:
-        if data.detect_format(data.head_of(file)) in ("xml", "tar"):
+        if data.detect_format(file) in ("xml", "tar"):
             for number, document in enumerate(data.read_documents(path, file=file), start=1):
                 yield Line({"document": number, **document.id}, f"{path} document {number}",
                            "\n\n".join(document))
