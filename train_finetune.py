@@ -61,7 +61,7 @@ from data import DATA_ROOT, Task, say
 from electramed import (
     IGNORED_LABEL, PRECISIONS, PRESETS, Adam, Device, ElectraConfig, SequenceClassifier, SpanExtractor,
     TokenTagger, learning_rate_at, load_encoder, load_head, model_folder, pad_rows, parameter_groups,
-    read_config, read_whole, save_pretrained, weights_files, written_whole)
+    read_config, save_pretrained, weights_files, written_whole)
 from tokenizer import Tokenizer, learn_vocab, read_object
 
 
@@ -1227,10 +1227,14 @@ def load_finetuned(directory: str | os.PathLike) -> Finetuned:
 
     raises   ValueError or OSError naming the folder where it holds no fine-tuned model
     """
-    with read_whole(directory) as folder:
-        model, labels = load_head(folder)
-        facts = read_object(folder / TASK_FILE) if (folder / TASK_FILE).is_file() else {}
-        return Finetuned(model, Tokenizer.from_file(folder), tuple(labels), facts)
+    folder = model_folder(directory)
+    inode = folder.stat().st_ino            # its number, which a folder that takes its place does not have
+    model, labels = load_head(folder)
+    facts = read_object(folder / TASK_FILE) if (folder / TASK_FILE).is_file() else {}
+    tokenizer = Tokenizer.from_file(folder)
+    if folder.stat().st_ino != inode:
+        raise OSError(f"{folder} was replaced while it was read: repeat the command")
+    return Finetuned(model, tokenizer, tuple(labels), facts)
 
 
 class Prepared(NamedTuple):
