@@ -398,8 +398,6 @@ def test_windows_overlap_by_half_at_least():
 def test_a_question_is_cut_to_64_pieces():
     [feature] = ANSWERS.encode([Question("1", "ab " * 40, "c", [])], SPELLER, 128)
     assert feature.first_length == 66 and len(feature.input_ids) == 68
-    [feature] = ANSWERS.encode([Question("1", "ab " * 40, "c", [])], SPELLER, 128, question_length=3)
-    assert feature.first_length == 5
 
 
 def test_a_long_question_leaves_room_for_its_passage():
