@@ -236,7 +236,7 @@ FIXED = [field.name for field in dataclasses.fields(Options) if field.name not i
 
 Measures = dict[str, float]            # name -> score in [0, 1]; the names are the rows of the table
 Results = Iterator[dict[str, Any]]     # what raw examples hold, in plain numbers and strings
-Examples = Sequence[Any]               # of one kind: TaggedSentence, LabelledText, Candidate, Question, ...
+Examples = Sequence[Any]               # of one kind: TaggedSentence, LabelledText, Question, ...
 Mistake = tuple[str, str, str]         # for errors.md: what is right (or "nothing"), the prediction, the text
 
 
@@ -889,7 +889,7 @@ class Ranking(Classification):
         label   question                        answer candidate
         0       What does jorganux slow?        Fever was common in adults.
         1       What does jorganux slow?        Jorganux slowed kelmarin fever.
-                                  -> ..., Candidate("What does ...?", "What does ...?", "Jorganux ...", "1")
+                                  -> ..., LabelledText("0", "What does ...?", "1", "Jorganux ...")
 
     Loss        With so few right candidates "wrong" is nearly always right. --class-weights weighs the right
                 ones 99 to 1: Bio-ELECTRA's weighted re-ranker.
@@ -923,14 +923,15 @@ class Ranking(Classification):
         """Return the probability of label 1 of each candidate."""
         return [torch.tensor(output).softmax(-1)[1].item() for output in outputs]
 
-    def score(self, examples: Sequence[data.Candidate], predictions: Sequence[float]) -> Measures:
+    def score(self, examples: Sequence[data.LabelledText], predictions: Sequence[float]) -> Measures:
         """Compute the mean over the questions of 1 / rank of the first right candidate."""
         groups: dict[str, list[tuple[float, int]]] = {}
         for example, probability in zip(examples, predictions):
             groups.setdefault(example.group, []).append((probability, int(example.label)))
         return {"mrr": metrics.reranking_mrr(groups)}
 
-    def write(self, folder: Path, examples: Sequence[data.Candidate], predictions: Sequence[float]) -> None:
+    def write(self, folder: Path, examples: Sequence[data.LabelledText],
+              predictions: Sequence[float]) -> None:
         """Write predictions.tsv: rows of probability, question and candidate, as in the test file."""
         rows = [f"{p:.6g}\t{example.text}\t{example.text_pair}" for example, p in zip(examples, predictions)]
         write_lines(folder / "predictions.tsv", ["probability\tquestion\tanswer_candidate", *rows])
@@ -940,7 +941,7 @@ class Ranking(Classification):
 
         The question whose wrong candidate has the highest probability comes first.
         """
-        ranked: dict[str, list[data.Candidate]] = {}            # the candidates of each question, best first
+        ranked: dict[str, list[Any]] = {}           # the candidates of each question, best first
         for _, example in sorted(zip(predictions, examples), key=lambda pair: -pair[0]):
             ranked.setdefault(example.group, []).append(example)
         for question, (best, *others) in ranked.items():
