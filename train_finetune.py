@@ -951,9 +951,8 @@ class Ranking(Classification):
 
     def results(self, examples: Examples, features: Features, outputs: Outputs, options: Options) -> Results:
         """Return the probability that each candidate is right, by which a reader can sort several."""
-        for example, probability in zip(examples, self.decode(examples, features, outputs)):
-            asked = {"question": example.text, "passage": example.text_pair}
-            yield {**asked, "probability": round(probability, 6)}
+        for example, p in zip(examples, self.decode(examples, features, outputs)):
+            yield {"question": example.text, "passage": example.text_pair, "probability": round(p, 6)}
 
 
 # --- 2.4 Answers ---
