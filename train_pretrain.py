@@ -246,7 +246,7 @@ def prepare_data(options: Options) -> tuple[Tokenizer, data.Shards]:
     # 2. The vocabulary.
     if not options.vocab and not (out / "vocab.txt").exists():
         say(f"learning a vocabulary of {options.vocab_size:,} wordpieces")
-        learnt, _ = data.learn_vocabulary(corpus, options.vocab_size, not options.cased, reading)
+        learnt = data.learn_vocabulary(corpus, options.vocab_size, not options.cased, reading)
         learnt.save(out)
     tokenizer = load_tokenizer(options.vocab or str(out), options)
     if doubt := tokenizer.casing_doubt():
