@@ -248,10 +248,9 @@ def prepare_data(options: Options) -> tuple[Tokenizer, data.Shards]:
     if doubt := tokenizer.casing_doubt():
         say(f"{options.vocab or out}: {doubt}")
 
-    # 3. The shards. The synthetic corpus is so small that starting more processes would take longer.
+    # 3. The shards.
     say(f"tokenizing into {out / 'shards'}")
-    data.build_shards(corpus, tokenizer, out / "shards", options.max_length, options.seed,
-                      workers=None if options.corpus else 1, reading=reading)
+    data.build_shards(corpus, tokenizer, out / "shards", options.max_length, options.seed, reading=reading)
     return tokenizer, data.open_shards(out / "shards")
 
 
@@ -537,7 +536,6 @@ def run_steps(run: Run, step: int, stop: Stop, deadline: float) -> int:
             scores = evaluate(step, outputs, options.objective)
             evaluations.write(*scores)
             if options.objective == "electra":
-                progress.finish()
                 say(f"step {step:,}: {describe_discriminator(scores, outputs)}")
         if is_kept:
             save_pretrained(model, out / "models" / f"step-{step:08d}", run.tokenizer)
@@ -741,8 +739,8 @@ def prepare(options: Options, config: ElectraConfig, device: Device) -> tuple[Ru
         fixed = FIXED if has_begun else DATA_FIELDS if has_data else []
         record_run(out, values, fixed)
         tokenizer, shards = prepare_data(options)
-        # The index has the hashes of the text and the vocabulary, too.
-        made_from = {"index.json": shards.index["sha256"]}
+        # The index holds the hashes of the text, the vocabulary and the shards.
+        made_from = {"index.json": data.file_hash(shards.folder / "index.json")}
         record_run(out, values, fixed, made_from)
 
         # 3. Model and optimiser. Weights are drawn from --seed; --init replaces them when a run begins.
