@@ -1696,16 +1696,15 @@ def as_trained(options: Options, trained: Finetuned, examples: dict[str, list]) 
     raises   ValueError where the model is not of the task's kind, or tells other labels apart
     """
     # 1. Is it a model for this task? (The order of the labels is the model's own.)
-    task, config = data.find_task(options.task), trained.model.config
-    if task.labels and set(task.labels) != set(trained.labels):
-        theirs = ", ".join(map(visible, trained.labels)) or "none"
-        raise ValueError(f"{options.task} has the labels {', '.join(task.labels)}, the model has {theirs}: "
-                         "choose another --task or model")
-    task = task._replace(labels=trained.labels, negative=options.negative or task.negative)
-    kind = KINDS[task.kind](task, (), trained.facts)
-    if not isinstance(trained.model, kind.head):
-        raise ValueError(f"the model is a {type(trained.model).__name__}, but {options.task} asks for a "
-                         f"{kind.head.__name__}: choose another --task or model")
+    task, model, config = data.find_task(options.task), trained.model, trained.model.config
+    kind = KINDS[task.kind](task._replace(labels=trained.labels or task.labels,
+                                          negative=options.negative or task.negative), (), trained.facts)
+    expected = type(kind.new_model(PRESETS["tiny"]))
+    if type(model) is not expected or set(trained.labels) != set(task.labels or trained.labels):
+        theirs = ", ".join(map(visible, trained.labels)) or "no labels"
+        ours = ", ".join(task.labels) or "any labels"
+        raise ValueError(f"{options.task} asks for a {expected.__name__} with {ours}, the model is a "
+                         f"{type(model).__name__} with {theirs}: choose another --task or model")
 
     # 2. The options it was trained with; a published model has those of the protocol.
     for name, type_ in (("max_length", int), ("tag_loss", str)):
@@ -1758,22 +1757,6 @@ def input_lines(path: str) -> Iterator[Line]:
                 yield Line({"line": number}, f"{path} line {number}", text)
 
 
-def read_block(block: Sequence[tuple[Line, list]], model: nn.Module, prepared: Prepared,
-               options: Options) -> Iterator[dict[str, Any]]:
-    """Read lines as a test set is read (examples, features, outputs); yield the result of each.
-
-    block   lines, each with the examples that were made of it
-    """
-    kind = prepared.kind
-    examples = [example for _, some in block for example in some]
-    features = kind.encode(examples, prepared.tokenizer, options.max_length)
-    if any(feature.is_cut for feature in features):
-        say(f"of {len(examples)} texts, {kind.describe_features(features, options.max_length)}")
-    results = kind.results(examples, features, predict(model, features, prepared, options), options)
-    for line, some in block:
-        yield kind.line_result(line, list(itertools.islice(results, len(some))))
-
-
 def predict_lines(options: Options) -> None:
     """Print one JSON line for each line of a file or of standard input.
 
@@ -1786,20 +1769,21 @@ def predict_lines(options: Options) -> None:
     prepared, options = as_trained(dataclasses.replace(options, task=task), trained, {})
     kind, lines = prepared.kind, input_lines(str(options.predict))
     is_ascii = "utf" not in str(sys.stdout.encoding).lower()        # then β has to be written as \u03b2
-    if is_dialogue:             # then each line is answered at once
-        say("reading from the terminal: type a line and Enter; Ctrl-D ends")
-    while True:
-        block: list[tuple[Line, list]] = []
-        try:
-            for line in itertools.islice(lines, 1 if is_dialogue else READ_AT_ONCE):
-                is_empty = not line.text.strip()
-                read = prepared.kind.raw_examples
-                block.append((line, [] if is_empty else list(read(line, trained.tokenizer))))
-        finally:            # when a line cannot be read, the results of the lines before it are still printed
-            for result in read_block(block, trained.model, prepared, options):
-                print(json.dumps(result, ensure_ascii=is_ascii), flush=is_dialogue)
-        if not block:
-            return
+
+    while block := list(itertools.islice(lines, READ_AT_ONCE)):
+        # 2. Each line of the block gives some examples: an empty one none, a text one for each sentence.
+        read = [kind.raw_examples(line, trained.tokenizer) if line.text.strip() else [] for line in block]
+        examples = [example for some in read for example in some]
+        # 3. Their outputs are computed together, as those of a test set.
+        features = kind.encode(examples, trained.tokenizer, options.max_length)
+        if any(feature.is_cut for feature in features):
+            say(f"of {len(examples)} texts, {kind.describe_features(features, options.max_length)}")
+        outputs = predict(trained.model, features, prepared, options)
+        results = iter(kind.results(examples, features, outputs, options))
+        # 4. The results of its examples are those of the line.
+        for line, some in zip(block, read):
+            result = kind.line_result(line, list(itertools.islice(results, len(some))))
+            print(json.dumps(result, ensure_ascii=is_ascii))
 
 
 # --- 6. Command line ---
@@ -1831,9 +1815,8 @@ def check(options: Options) -> None:
     # 1. Options that only one kind of task has: with another kind they would silently do nothing.
     own = KINDS[data.TASKS[options.task].kind].own_options
     for kind in KINDS.values():
-        for name in sorted(set(kind.own_options) - set(KINDS[task.kind].own_options)):
-            if getattr(options, name) != getattr(Options(), name):
-                raise ValueError(f"--{name.replace('_', '-')} is for {kind.__name__}, not for {options.task}")
+        for name in given.intersection(kind.own_options).difference(own):
+            raise ValueError(f"{flag(name)} is for {kind.purpose}, not for {options.task}")
     # 2. Four things to do, of which a command can do one.
     if len(given & {"search", "curve", "evaluate", "predict"}) > 1:
         raise ValueError("--search, --curve, --evaluate and --predict are different things to do: choose one")
