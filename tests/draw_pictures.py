@@ -46,7 +46,7 @@ def follow(run: str, text: str, seed: int) -> list[Followed]:
     masked = mask_tokens(ids, real, model.config, generator)
     with torch.no_grad():
         logits = model.generator_logits(masked.input_ids, real, segments)[0, masked.positions]     # (1, N, V)
-        sampled = sample_tokens(logits, torch.rand(logits.shape, generator=generator))
+        sampled = sample_tokens(logits.softmax(-1), masked.uniform)
         corrupted, is_replaced = replace_tokens(masked, sampled)                               # (1, T) both
         belief = model.discriminator_logits(corrupted, real, segments).sigmoid()
     is_chosen = torch.zeros_like(ids).scatter_add(1, masked.positions, masked.weights.long()) > 0
