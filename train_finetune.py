@@ -1816,7 +1816,7 @@ def check(options: Options) -> None:
     own = KINDS[data.TASKS[options.task].kind].own_options
     for kind in KINDS.values():
         for name in given.intersection(kind.own_options).difference(own):
-            raise ValueError(f"{flag(name)} is for {kind.purpose}, not for {options.task}")
+            raise ValueError(f"{flag(name)} is for {kind.__name__}, not for {options.task}")
     # 2. Four things to do, of which a command can do one.
     if len(given & {"search", "curve", "evaluate", "predict"}) > 1:
         raise ValueError("--search, --curve, --evaluate and --predict are different things to do: choose one")
