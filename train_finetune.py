@@ -1772,7 +1772,8 @@ def predict_lines(options: Options) -> None:
 
     while block := list(itertools.islice(lines, READ_AT_ONCE)):
         # 2. Each line of the block gives some examples: an empty one none, a text one for each sentence.
-        read = [list(kind.raw_examples(line, trained.tokenizer)) if line.text.strip() else [] for line in block]
+        read = [list(kind.raw_examples(line, trained.tokenizer)) if line.text.strip() else []
+                for line in block]
         examples = [example for some in read for example in some]
         # 3. Their outputs are computed together, as those of a test set.
         features = kind.encode(examples, trained.tokenizer, options.max_length)
