@@ -1357,7 +1357,7 @@ def read_tagged(path: Path, labels: Sequence[str] = ()) -> list[TaggedSentence]:
             raise ValueError(f"{path}: column {place} holds {'numbers' if is_numbers else 'tags'} "
                              f"({', '.join(values[:3])}, ...), expected words in the first column, and tags "
                              "in the last one alone: delete that column")
-    # 3. Neighbouring lines are one sentence.
+    # 3. The lines between two empty ones are a sentence.
     sentences = [list(lines) for has_words, lines in itertools.groupby(rows, key=bool) if has_words]
     return [TaggedSentence([row[0] for row in lines], [row[-1] for row in lines]) for lines in sentences]
 
@@ -1430,9 +1430,9 @@ def find_columns(names: Iterable[str], forms: Sequence[tuple[str, ...]], place: 
 
 def read_rows(path: Path, forms: Sequence[tuple[str, ...]],
               yes_no: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of a file, each a place for messages and the values by field.
+    """Yield the rows of a file: for each its place for messages, and its values by field of LabelledText.
 
-    The file is tab-separated, or has one JSON object on each line, or BioASQ's yes/no questions.
+    The file is tab-separated, or has one JSON object on each line, or is BioASQ's own with yes/no questions.
     """
     lines = [(number, line) for number, line in numbered_lines(path) if line.strip()]
     # 1. JSON begins with an object or a list; a sentence may begin with "[Gout" or "[".
@@ -1446,13 +1446,11 @@ def read_rows(path: Path, forms: Sequence[tuple[str, ...]],
     # 2. Without a header the number of columns tells the form.
     rows = [(f"{path} line {number}", split_row(line)) for number, line in lines]
     first, second = (rows[n][1] if rows[n:] else [] for n in (0, 1))
-    columns = list(next((form for form in forms if len(form) == len(first)), forms[0]))
-    header = None
-    if is_header(first, second):
-        place, header = rows.pop(0)
-        columns = find_columns(header, forms, f"{place}: a header")
+    form = next((form for form in forms if len(form) == len(first)), forms[0])
+    names = rows.pop(0)[1] if is_header(first, second) else form
+    columns = find_columns(names, forms, f"{path}: a header")
     for place, fields in rows:
-        if len(fields) != len(columns) or fields == header:         # a second header: two files were joined
+        if len(fields) != len(columns) or fields == names:          # a second header: two files were joined
             raise ValueError(f"{place}: expected {len(columns)} tab-separated columns "
                              f"({', '.join(columns)}), found {len(fields)}: {str(fields)[:200]}")
         yield place, dict(zip(columns, fields))
@@ -1575,6 +1573,7 @@ def read_snippets(path: Path, content: Any, batch: int | None,
             answers = [(match[0], match.start())] if match else []
             questions.append(Question(f"{name}_{number:03d}", body, text, answers, batch,
                                       golden.get(name, names) or None, article, entry["type"]))
+    # A test batch keeps every snippet and no answer; training keeps the snippets that have an answer.
     if batch is not None:
         return [question._replace(answers=[]) for question in questions]
     answered = [question._replace(gold=None) for question in questions if question.answers]
@@ -1826,7 +1825,7 @@ def fetch_task(name: str, directory: str | os.PathLike) -> None:
              the path; FileNotFoundError where a data set of the user's own lacks a training file
     """
     for address, path, blob in missing_files(name, directory):
-        # 1. Read the file, block by block.
+        # 1. Read the file, in blocks of a megabyte.
         remedy = f"; try again, or put it at {path}"
         try:
             with urllib.request.urlopen(address, timeout=30) as answer:      # seconds without a byte
@@ -1862,7 +1861,7 @@ def describe_missing(name: str, split: str, directory: str | os.PathLike | None)
 
 
 def read_task(name: str, split: str, directory: str | os.PathLike | None = None) -> list:
-    """Read one split of a task: TaggedSentence, LabelledText, Question or Candidate, by the task's kind.
+    """Read one split of a task: TaggedSentence, LabelledText or Question, by the task's kind.
 
     name        one of TASKS; the kinds among them are for data sets of one's own in the same form
     split       train, dev or test
@@ -2293,7 +2292,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("shards", help="shard folder")
 
     add = add_command(fetch_command)
-    add("names", nargs="+", choices=PUBLISHED_NAMES, metavar="NAME", help=", ".join(PUBLISHED_NAMES))
+    add("names", nargs="+", choices=PUBLISHED_FILES, metavar="NAME", help=", ".join(PUBLISHED_FILES))
     add("--data", default=DATA_ROOT, help="folder of the published data sets (default: %(default)s)")
 
     options = parser.parse_args(arguments)
@@ -2331,8 +2330,6 @@ PUBLISHED_FILES = {
     "rerank": "dev.tsv 76c45b5d95faf59a test.tsv 76c45b5d95faf59a train.tsv 9f7a9b2692855528",
     "scivocab": "vocab.txt 8a2c6673dbaca554",
     "bio-electra-vocab": "pmc_2017_abstracts_wp_vocab_sorted.txt 5435ab1b8815623a"}
-# The names that `fetch` takes.
-PUBLISHED_NAMES = tuple(PUBLISHED_FILES)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ from data import DATA_ROOT, Task, say
 from electramed import (
     IGNORED_LABEL, PRECISIONS, PRESETS, Adam, Device, ElectraConfig, SequenceClassifier, SpanExtractor,
     TokenTagger, learning_rate_at, load_encoder, load_head, model_folder, pad_rows, parameter_groups,
-    read_config, read_whole, save_pretrained, weights_files, written_whole)
+    read_config, save_pretrained, weights_files, written_whole)
 from tokenizer import Tokenizer, learn_vocab, read_object
 
 
@@ -292,8 +292,8 @@ def best_windows(length: int, windows: list[tuple[int, int]]) -> np.ndarray:
     returns   (length,) numbers of windows; of equally good ones the first
     source    TF qa_tasks.is_max_context
     """
-    # In the overlap of two windows the right side is the smaller one in the first, the left side in the
-    # second. Both are equal in the middle: up to there pieces belong to the first window.
+    # Two windows overlap from the start of the second to the end of the first. Up to the middle of the
+    # overlap a piece has more context in the first window, and from there on in the second.
     borders = [(start + end + 1) // 2 for (_, end), (start, _) in itertools.pairwise(windows)]
     return np.searchsorted(borders, np.arange(length), side="right")
 
@@ -951,9 +951,8 @@ class Ranking(Classification):
 
     def results(self, examples: Examples, features: Features, outputs: Outputs, options: Options) -> Results:
         """Return the probability that each candidate is right, by which a reader can sort several."""
-        for example, probability in zip(examples, self.decode(examples, features, outputs)):
-            asked = {"question": example.text, "passage": example.text_pair}
-            yield {**asked, "probability": round(probability, 6)}
+        for example, p in zip(examples, self.decode(examples, features, outputs)):
+            yield {"question": example.text, "passage": example.text_pair, "probability": round(p, 6)}
 
 
 # --- 2.4 Answers ---
@@ -1023,21 +1022,20 @@ class Answers(Kind):
         return f"{example.id} {example.question} {example.context}"
 
     def encode(self, examples: Examples, tokenizer: Tokenizer, max_length: int,
-               stride: int = DOCUMENT_STRIDE, question_length: int = QUESTION_LENGTH) -> list[Feature]:
+               stride: int = DOCUMENT_STRIDE) -> list[Feature]:
         """Write rows [CLS] question [SEP] window [SEP]; labels are the positions of the first gold answer.
 
         Say the question has 2 pieces and the passage is "a b c d e", of which "d e" is the answer. In rows of
         9 tokens, with a stride of 2, there are two windows: "a b c d" with the labels (0, 0), because e is
         missing, and "c d e" with (5, 6): [CLS] is at position 0, c at 4.
 
-        stride            pieces between the starts of two windows of one passage; never over half a window
-        question_length   pieces that the question is cut to; fewer where that would leave no room
+        stride   pieces between the starts of two windows of one passage; never over half a window
         """
         features = []
         for number, example in enumerate(examples):
             # 1. Wordpieces of the question, and of the passage with the characters they stand for.
             whole_question = tokenizer.encode(example.question)
-            question = whole_question[:min(question_length, max_length - 7)]    # some room for the passage
+            question = whole_question[:min(QUESTION_LENGTH, max_length - 7)]    # some room for the passage
             ids, word_of, words = locate_words(example.context, tokenizer)
             before = len(question) + 2                      # [CLS] question [SEP]
             capacity = max_length - before - 1              # and the last [SEP]
@@ -1227,10 +1225,14 @@ def load_finetuned(directory: str | os.PathLike) -> Finetuned:
 
     raises   ValueError or OSError naming the folder where it holds no fine-tuned model
     """
-    with read_whole(directory) as folder:
-        model, labels = load_head(folder)
-        facts = read_object(folder / TASK_FILE) if (folder / TASK_FILE).is_file() else {}
-        return Finetuned(model, Tokenizer.from_file(folder), tuple(labels), facts)
+    folder = model_folder(directory)
+    inode = folder.stat().st_ino            # its number, which a folder that takes its place does not have
+    model, labels = load_head(folder)
+    facts = read_object(folder / TASK_FILE) if (folder / TASK_FILE).is_file() else {}
+    tokenizer = Tokenizer.from_file(folder)
+    if folder.stat().st_ino != inode:
+        raise OSError(f"{folder} was replaced while it was read: repeat the command")
+    return Finetuned(model, tokenizer, tuple(labels), facts)
 
 
 class Prepared(NamedTuple):

@@ -786,7 +786,7 @@ def prepare(options: Options, config: ElectraConfig, device: Device) -> tuple[Ru
             record_run(out, values, fixed)
         tokenizer, shards = prepare_data(options)
         # The index has the hashes of the text and the vocabulary, too.
-        made_from = {"index.json": shards.index["sha256"]}
+        made_from = {"index.json": data.file_hash(shards.folder / "index.json")}
         if device.rank == 0:
             record_run(out, values, fixed, made_from)
 

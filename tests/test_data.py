@@ -1836,7 +1836,7 @@ def test_the_names_in_a_header_tell_the_columns(tmp_path, header, order):
     "phrase\tgold", "sentence\tgold", "label\tclass", "text\tsentence\tlabel"])
 def test_a_header_that_does_not_name_the_columns_is_refused(tmp_path, header):
     write(tmp_path / "train.tsv", "\n".join([header, *ROWS]))
-    with pytest.raises(ValueError, match=r"train\.tsv line 1: a header with the columns .*expected id"):
+    with pytest.raises(ValueError, match=r"train\.tsv: a header with the columns .*expected id"):
         read_task("re", "train", tmp_path)
 
 
@@ -2521,7 +2521,7 @@ def test_the_checksums_of_the_vocabularies_are_those_of_the_files_at_hand(real_d
     [(address, _, blob)] = missing_files(name, tmp_path)
     content = (real_data / "vocab" / f"{file}.txt").read_bytes()
     assert git_blob(content).startswith(blob)
-    assert name in data.PUBLISHED_NAMES and address.endswith(".txt") and "//" not in address[8:]
+    assert name in data.PUBLISHED_FILES and address.endswith(".txt") and "//" not in address[8:]
 
 
 def test_the_published_files_are_all_that_a_task_needs(tmp_path):
