@@ -965,7 +965,7 @@ def write_shard(folder: Path, tokenizer: Tokenizer, max_length: int, seed: int, 
         if "deleted" in document.id:
             pmids.append(-int(document.id["deleted"]))
             continue
-        if "pmid" in document.id:
+        if document.id.get("pmid", "").isdecimal():
             pmids.append(int(document.id["pmid"]))
         sentences = tokenizer.encode_batch(document)
         counts.update(documents=1, sentences=len(document), words=len(" ".join(document).split()),
