@@ -1528,6 +1528,16 @@ class Device:
                 self.xla.distributed.spmd.mark_sharding(tensor, self.mesh, axes)
         return moved
 
+    def fetch(self, tensor: Tensor) -> Tensor:
+        """Return a tensor copied to the host.
+
+        XLA compiles a program for each copy of a tensor whose rows are spread over its devices. So here it is
+        told to have the whole of it on each device, before it computes it.
+        """
+        if self.xla:
+            self.xla.distributed.spmd.mark_sharding(tensor, self.mesh, (None,) * tensor.ndim)
+        return tensor.cpu()
+
     def autocast(self) -> contextlib.AbstractContextManager:
         """Return the `with` block in which matrices are multiplied in this device's precision.
 
