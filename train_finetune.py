@@ -1278,7 +1278,7 @@ def predict(model: nn.Module, features: Features, prepared: Prepared, options: O
     for width, rows in plan:
         *inputs, _ = make_batch([features[row] for row in rows], width, EVALUATION_BATCH, prepared)
         with torch.no_grad():
-            logits = model(*inputs).float().cpu().numpy()
+            logits = prepared.device.fetch(model(*inputs).float()).numpy()
         for row, output in zip(rows, logits):
             # (T, ...) for a head that judges tokens, here without padding; (C,) for one that judges the row.
             outputs[row] = output[:lengths[row]] if output.ndim == 2 else output
