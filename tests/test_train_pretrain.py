@@ -731,7 +731,7 @@ def test_torchrun_saves_on_sigterm_and_ends_with_an_error_when_a_process_dies(co
     assert steps == list(range(1, len(steps) + 1))                      # none lost, none twice
 
 
-def test_a_second_process_is_refused_at_once_by_the_first_ones_number(corpus, tmp_path, capsys):
+def test_a_second_process_is_refused_at_once(corpus, tmp_path, capsys):
     long = command(corpus, tmp_path, "--steps", "100000")
     first = subprocess.Popen(long, stderr=subprocess.PIPE, text=True)
     wait_for_rows(first, tmp_path / "log.csv", 2)
