@@ -589,8 +589,9 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(corpus, finished, tmp_pa
     arguments = flags(corpus, tmp_path, "--vocab", str(finished))
     assert train_pretrain.main([*arguments, "--max-minutes", "0"]) == 0
     shutil.copy(finished / "checkpoint-00000008.pt", tmp_path)
-    said = fails(arguments, capsys)
-    assert "checkpoint-00000008.pt: it belongs to another run, with other options or files" in said
+    assert train_pretrain.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "checkpoint-00000008.pt" in said and "belongs to another run, with other options or files" in said
 
 
 def test_when_all_checkpoints_are_damaged_nothing_is_renamed(corpus, finished, tmp_path, capsys):
