@@ -589,8 +589,9 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(corpus, finished, tmp_pa
     arguments = flags(corpus, tmp_path, "--vocab", str(finished))
     assert train_pretrain.main([*arguments, "--max-minutes", "0"]) == 0
     shutil.copy(finished / "checkpoint-00000008.pt", tmp_path)
-    said = fails(arguments, capsys)
-    assert "checkpoint-00000008.pt: it belongs to another run, with other options or files" in said
+    assert train_pretrain.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "checkpoint-00000008.pt" in said and "belongs to another run, with other options or files" in said
 
 
 def test_when_all_checkpoints_are_damaged_nothing_is_renamed(corpus, finished, tmp_path, capsys):
@@ -731,7 +732,7 @@ def test_torchrun_saves_on_sigterm_and_ends_with_an_error_when_a_process_dies(co
     assert steps == list(range(1, len(steps) + 1))                      # none lost, none twice
 
 
-def test_a_second_process_is_refused_at_once_by_the_first_ones_number(corpus, tmp_path, capsys):
+def test_a_second_process_is_refused_at_once(corpus, tmp_path, capsys):
     long = command(corpus, tmp_path, "--steps", "100000")
     first = subprocess.Popen(long, stderr=subprocess.PIPE, text=True)
     wait_for_rows(first, tmp_path / "log.csv", 2)
