@@ -29,7 +29,6 @@ folder of the official TensorFlow code (its qa, tagging and classification tasks
 """
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import json
@@ -49,7 +48,7 @@ if __name__ == "__main__" and sys.stderr and sys.stderr.isatty():
     print("importing torch", file=sys.stderr)
 
 # This comes before torch: it sets how torch's threads wait, and what Ctrl-C does meanwhile.
-from train_pretrain import option, parse_options, record_run
+from train_pretrain import flag, option, parse_options, record_run
 
 import numpy as np
 import torch
@@ -74,7 +73,6 @@ MAX_ANSWER_PIECES = 30          # TF configure_finetuning.py: longer answers are
 BEST_SPANS = 20                 # starts and ends considered in each window, and spans kept for each example
 ANSWERS_SHOWN = 5               # answers that --predict prints for each question
 EVALUATION_BATCH = 64           # rows; it changes the speed, not the result
-PUBLISHED_TEST_SET = "test set"     # its name in tables; a test set cut from another file has a longer name
 READ_AT_ONCE = 256              # lines of a file that --predict reads as one block
 SCRATCH_VOCAB_SIZE = 4000       # pieces learnt from the training set where there is no vocabulary
 TASK_FILE = "task.json"         # in a fine-tuned model's folder: what --predict needs to know of its training
@@ -108,48 +106,42 @@ PROTOCOLS["electramed"] |= {"demo-ner": DEMO, "demo-re": DEMO, "demo-qa": {**DEM
 # Test scores of the papers in percent, with the standard deviation over ten seeds where the paper has one
 # (Bio-ELECTRA divides by n, our tables by n - 1). ELECTRAMed, Tables 7 to 9; Bio-ELECTRA, Tables 2 to 7.
 # "++" is Bio-ELECTRA++; "++ tuned" has searched hyper-parameters, all others their default ones; "weighted"
-# stands for class weights. A row that begins with "task" names the columns of the rows below it.
+# stands for class weights. A line with a colon says what the lines below it hold: all measures of the first
+# paper, then all of the second, and so on.
 PAPER_SCORES = """
-task          paper        precision     recall        f1
-ncbi-disease  ELECTRAMed   85.87         89.29         87.54
-ncbi-disease  Bio-ELECTRA  73.47 (0.92)  83.88 (0.64)  78.32 (0.52)
-ncbi-disease  ++           75.44 (1.06)  85.19 (0.77)  80.01 (0.68)
-ncbi-disease  ++ tuned     83.40 (0.79)  86.36 (0.65)  84.85 (0.65)
-bc5cdr        ELECTRAMed   88.76         91.34         90.03
-jnlpba        ELECTRAMed   69.33         78.56         73.65
-bc4chemd      Bio-ELECTRA  82.76 (0.42)  83.51 (0.46)  83.13 (0.18)
-bc4chemd      ++           83.65 (0.18)  83.95 (0.27)  83.80 (0.19)
-bc4chemd      ++ tuned     88.45 (0.17)  87.44 (0.20)  87.94 (0.09)
-bc2gm         Bio-ELECTRA  67.54 (0.48)  75.03 (0.16)  71.08 (0.23)
-bc2gm         ++           69.34 (0.43)  76.09 (0.28)  72.55 (0.30)
-bc2gm         ++ tuned     77.73 (0.38)  80.87 (0.34)  79.27 (0.31)
-linnaeus      Bio-ELECTRA  85.90 (1.53)  82.38 (0.72)  84.10 (0.79)
-linnaeus      ++           86.01 (1.55)  84.07 (0.92)  85.02 (0.59)
-linnaeus      ++ tuned     93.77 (1.25)  96.28 (0.65)  95.01 (0.84)
-chemprot      ELECTRAMed   75.47         70.67         72.94
-chemprot-tsv  Bio-ELECTRA  61.38 (1.90)  60.40 (3.12)  60.86 (2.22)
-chemprot-tsv  ++           64.66 (1.63)  63.85 (2.35)  64.22 (1.40)
-chemprot-tsv  ++ tuned     73.23 (0.86)  71.46 (0.79)  72.33 (0.71)
-ddi2013       ELECTRAMed   80.07         78.24         79.13
-gad           Bio-ELECTRA  72.99 (1.09)  92.70 (1.58)  81.66 (0.73)
-gad           ++           72.48 (0.55)  91.71 (1.17)  80.96 (0.35)
-task          paper        exact_match   f1
-bioasq8b      Bio-ELECTRA  57.51 (0.88)  66.87 (0.63)
-bioasq8b      ++           57.93 (0.66)  67.48 (0.44)
-task   paper        yes precision  yes recall    yes f1        no precision   no recall      no f1
-yesno  Bio-ELECTRA  87.99 (2.95)   97.94 (1.35)  92.66 (1.56)  77.14 (26.47)  46.92 (16.39)  58.18 (19.91)
-yesno  ++           91.24 (1.57)   95.29 (2.31)  93.19 (0.75)  78.91 (7.41)   63.85 (7.92)   69.84 (3.87)
-task          paper        mrr
-rerank        Bio-ELECTRA  32.5 (1.1)
-rerank        ++           33.5 (1.7)
-rerank        weighted     33.2 (1.3)
-rerank        ++ weighted  33.2 (1.3)
-task              paper       strict_accuracy  lenient_accuracy  mrr
-bioasq7b batch 1  ELECTRAMed  44.62            51.28             47.95
-bioasq7b batch 2  ELECTRAMed  46.40            62.40             53.16
-bioasq7b batch 3  ELECTRAMed  37.93            58.62             46.62
-bioasq7b batch 4  ELECTRAMed  61.18            82.35             69.55
-bioasq7b batch 5  ELECTRAMed  24.57            44.00             31.42
+ELECTRAMed: precision, recall, f1
+ncbi-disease  85.87  89.29  87.54
+bc5cdr        88.76  91.34  90.03
+jnlpba        69.33  78.56  73.65
+chemprot      75.47  70.67  72.94
+ddi2013       80.07  78.24  79.13
+Bio-ELECTRA, ++: precision, recall, f1
+ncbi-disease  73.47 (0.92)  83.88 (0.64)  78.32 (0.52)  75.44 (1.06)  85.19 (0.77)  80.01 (0.68)
+bc4chemd      82.76 (0.42)  83.51 (0.46)  83.13 (0.18)  83.65 (0.18)  83.95 (0.27)  83.80 (0.19)
+bc2gm         67.54 (0.48)  75.03 (0.16)  71.08 (0.23)  69.34 (0.43)  76.09 (0.28)  72.55 (0.30)
+linnaeus      85.90 (1.53)  82.38 (0.72)  84.10 (0.79)  86.01 (1.55)  84.07 (0.92)  85.02 (0.59)
+chemprot-tsv  61.38 (1.90)  60.40 (3.12)  60.86 (2.22)  64.66 (1.63)  63.85 (2.35)  64.22 (1.40)
+gad           72.99 (1.09)  92.70 (1.58)  81.66 (0.73)  72.48 (0.55)  91.71 (1.17)  80.96 (0.35)
+++ tuned: precision, recall, f1
+ncbi-disease  83.40 (0.79)  86.36 (0.65)  84.85 (0.65)
+bc4chemd      88.45 (0.17)  87.44 (0.20)  87.94 (0.09)
+bc2gm         77.73 (0.38)  80.87 (0.34)  79.27 (0.31)
+linnaeus      93.77 (1.25)  96.28 (0.65)  95.01 (0.84)
+chemprot-tsv  73.23 (0.86)  71.46 (0.79)  72.33 (0.71)
+Bio-ELECTRA, ++: exact_match, f1
+bioasq8b      57.51 (0.88)  66.87 (0.63)  57.93 (0.66)  67.48 (0.44)
+Bio-ELECTRA, ++: yes precision, yes recall, yes f1
+yesno         87.99 (2.95)  97.94 (1.35)  92.66 (1.56)  91.24 (1.57)  95.29 (2.31)  93.19 (0.75)
+Bio-ELECTRA, ++: no precision, no recall, no f1
+yesno         77.14 (26.47)  46.92 (16.39)  58.18 (19.91)  78.91 (7.41)  63.85 (7.92)  69.84 (3.87)
+Bio-ELECTRA, ++, weighted, ++ weighted: mrr
+rerank        32.5 (1.1)  33.5 (1.7)  33.2 (1.3)  33.2 (1.3)
+ELECTRAMed: strict_accuracy, lenient_accuracy, mrr
+bioasq7b batch 1  44.62  51.28  47.95
+bioasq7b batch 2  46.40  62.40  53.16
+bioasq7b batch 3  37.93  58.62  46.62
+bioasq7b batch 4  61.18  82.35  69.55
+bioasq7b batch 5  24.57  44.00  31.42
 """
 SEARCHED = ("++ tuned",)        # papers' columns whose settings were chosen on the development set
 # MRR of the best system in each test batch of BioASQ 7b (ELECTRAMed, Table 9); the sum over the batches of a
@@ -161,14 +153,14 @@ TABLE_10 = "ELECTRAMed 4.713, KU-DMIS-1 4.542, auth-qa-1 2.737, LabZhu 2.650, ba
 def published_scores(task: str) -> dict[str, dict[str, str]]:
     """Return the papers' scores of a task: measure -> paper -> score, such as "78.32 (0.52)"."""
     found: dict[str, dict[str, str]] = {}
-    measures: list[str] = []
     for row in PAPER_SCORES.strip().splitlines():
-        name, paper, *cells = re.split("  +", row)
+        if ":" in row:
+            papers, measures = (names.split(", ") for names in row.split(": "))
+            continue
+        name, *scores = re.split("  +", row)
         name, _, batch = name.partition(" ")                # "bioasq7b batch 1" is a task and a test batch
-        if name == "task":
-            measures = cells
-        elif name == task:
-            for measure, score in zip(measures, cells):
+        if name == task:
+            for (paper, measure), score in zip(itertools.product(papers, measures), scores):
                 found.setdefault(f"{batch} {measure}".strip(), {})[paper] = score
     return found
 
@@ -1259,17 +1251,16 @@ def make_batch(features: Features, width: int, size: int, prepared: Prepared) ->
               is filled up. Rows that were added have no label, so that they add nothing to the loss
     returns   ids, mask and segments (B, T), and labels: (B,), (B, T) or (B, 2), by kind
     """
-    missing, device = 0, prepared.device
-    if device.xla:                              # as many rows on each of its devices
-        missing = math.ceil(size / device.count) * device.count - len(features)
     rows = [(feature.input_ids, feature.first_length) for feature in features]
     # Where an answer is nowhere in its passage, there is no label; this happens in evaluation alone.
     is_labelled = all(feature.labels is not None for feature in features)
     labels = prepared.kind.label_array(features, width) if is_labelled else np.zeros((len(features), 1), int)
-    beside = [(0, 0)] * (labels.ndim - 1)       # only rows are added, no columns
-    labels = np.pad(labels, [(0, missing), *beside], constant_values=IGNORED_LABEL)
-    padded = pad_rows(rows + rows[:1] * missing, prepared.tokenizer.pad_id, width)
-    return device.put(*padded, torch.from_numpy(labels))
+    if prepared.device.xla:                     # as many rows on each of its devices
+        missing = math.ceil(size / prepared.device.count) * prepared.device.count - len(rows)
+        rows += rows[:1] * missing
+        no_label = np.full((missing, *labels.shape[1:]), IGNORED_LABEL)
+        labels = np.concatenate([labels, no_label])
+    return prepared.device.put(*pad_rows(rows, prepared.tokenizer.pad_id, width), torch.from_numpy(labels))
 
 
 def predict(model: nn.Module, features: Features, prepared: Prepared, options: Options) -> Outputs:
@@ -1330,13 +1321,12 @@ def train(seed: int, prepared: Prepared, options: Options) -> tuple[nn.Module, M
     total_steps = options.epochs * math.ceil(len(features) / options.batch_size)
     warmup_steps = int(WARMUP_SHARE * total_steps)
 
-    best_score, best_weights, dev_scores = -1.0, None, {}
+    best_weights, dev_scores = None, Measures()
     log = [f"epoch,loss,dev_{metric}"]
     progress, step = data.Progress(total_steps, f"steps of seed {seed}"), 0
-    for epoch in range(options.epochs):
+    for epoch in range(1, options.epochs + 1):
         # 3. An epoch: every feature once, in a new order, with features of like length in one batch.
-        rng, losses = np.random.default_rng(data.seed_for(seed, epoch, "order")), []
-        norms: list[torch.Tensor] = []
+        rng, losses = np.random.default_rng(data.seed_for(seed, epoch - 1, "order")), []
         plan = data.plan_batches(lengths, options.batch_size, options.max_length, rng, keep_rest=True)
         for width, rows in plan:
             # 4. A batch: padded rows, and their labels.
@@ -1349,60 +1339,54 @@ def train(seed: int, prepared: Prepared, options: Options) -> tuple[nn.Module, M
             with device.autocast():
                 loss = model.loss(model(*inputs), labels, **settings)
             loss.backward()
-            norms.append(nn.utils.clip_grad_norm_(weights, 1.0))
+            nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step(learning_rate_at(step, total_steps, warmup_steps, options.learning_rate))
             losses.append(loss.detach())
             device.flush()
             step += 1
             progress.show(step)
 
-        # 6. Were all losses and gradients of the epoch finite, and are the weights it ended with? A model of
-        #    nan would still be scored: it ranks the first candidate first.
-        checks = (torch.stack(losses) + torch.stack(norms)).tolist()
-        checks[-1] += torch.stack([weight.detach().sum() for weight in weights]).sum().item()
-        for number, check in enumerate(checks, start=step - len(checks) + 1):
-            if not math.isfinite(check):
-                raise ValueError(f"seed {seed}, epoch {epoch + 1}, step {number}: the loss or the weights are"
-                                 " not finite: lower --learning-rate")
+        # 6. Is all finite? A loss or gradient of nan makes weights of nan, and so their sum. Such a model
+        #    would still be scored: it ranks the first candidate first.
+        mean_loss = torch.stack(losses).mean().item()
+        sum_of_weights = torch.stack([weight.detach().sum() for weight in weights]).sum().item()
+        if not math.isfinite(mean_loss + sum_of_weights):
+            raise ValueError(f"seed {seed}, epoch {epoch}: the loss or the weights are not finite: lower "
+                             "--learning-rate")
+        log.append(f"{epoch},{mean_loss:.6g},")
 
         # 7. The development set chooses the epoch. The test set has no part in this.
-        dev_score = ""
         if "dev" in prepared.examples:
             scores, _ = evaluate(model, "dev", prepared, options)
-            if scores[metric] > best_score:
-                best_score, dev_scores = scores[metric], scores
-                best_weights = copy.deepcopy(model.state_dict())
+            if best_weights is None or scores[metric] > dev_scores[metric]:
+                dev_scores = scores
+                best_weights = {name: weight.clone() for name, weight in model.state_dict().items()}
                 device.flush()          # else XLA would copy within the next step, by a program of its own
-            dev_score = f"{scores[metric]:.6g}"
-            progress.show(step, f"epoch {epoch + 1}: dev {metric} {scores[metric]:.4f}")
-        log.append(f"{epoch + 1},{torch.stack(losses).mean():.6g},{dev_score}")
+            log[-1] += f"{scores[metric]:.6g}"
+            progress.show(step, f"epoch {epoch}: dev {metric} {scores[metric]:.4f}")
     progress.finish()
-    if best_weights is not None:
+    if best_weights:
         model.load_state_dict(best_weights)
     return model, dev_scores, log
 
 
-def fit_seed(seed: int, prepared: Prepared, options: Options, folder: Path, beat: float = -1.0) -> Measures:
-    """Fine-tune once and write what came of it, except scores on the test set; return those on dev.
+def fit_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> None:
+    """Fine-tune once and write what came of it, except scores on the test set.
 
         log.csv     epoch,loss,dev_f1
                     1,0.412351,0.71209
         model/      the model of the chosen epoch, in the Hugging Face layout, with task.json beside it:
                     {"task": "demo-ner", "max_length": 128, "tag_loss": "softmax"}
         dev.json    {"f1": 0.84, ...}, or {} without a development set
-
-    beat    the model is written only if its score on the development set is higher
     """
     model, dev_scores, log = train(seed, prepared, options)
     write_lines(folder / "log.csv", log)
-    if dev_scores.get(prepared.kind.task.metric, 0.0) > beat:
-        facts = {"task": options.task, "max_length": options.max_length, "tag_loss": options.tag_loss,
-                 **prepared.kind.facts}
-        save_pretrained(model, folder / "model", prepared.tokenizer, prepared.kind.labels,
-                        {TASK_FILE: json.dumps(facts, indent=1).encode()})
+    facts = {"task": options.task, "max_length": options.max_length, "tag_loss": options.tag_loss,
+             **prepared.kind.facts}
+    save_pretrained(model, folder / "model", prepared.tokenizer, prepared.kind.labels,
+                    {TASK_FILE: json.dumps(facts, indent=1).encode()})
     # The scores are written last: a folder that has them need not be trained again.
     write_json(folder / "dev.json", dev_scores)
-    return dev_scores
 
 
 def score_model(title: str, model: nn.Module, prepared: Prepared, options: Options, folder: Path,
@@ -1427,35 +1411,17 @@ def score_model(title: str, model: nn.Module, prepared: Prepared, options: Optio
     return scores
 
 
-def run_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> Measures:
-    """Fine-tune once, unless a search or an interrupted run did so; score the model on the test set."""
-    if not ((folder / "model").is_dir() and (folder / "dev.json").is_file()):
-        fit_seed(seed, prepared, options, folder)
-    model, dev_scores = load_finetuned(folder).model, read_object(folder / "dev.json")
-    return score_model(f"seed {seed}", model, prepared, options, folder, dev_scores)
-
-
 # --- 4. Seeds, search, tables ---
-
-def is_synthetic(folder: Path) -> bool:
-    """Tell whether a model comes from a run of train_pretrain.py that had no --corpus."""
-    # RUN/model or RUN/models/step-1000: the options of the run lie one or two folders above.
-    records = [parent / "options.json" for parent in folder.absolute().parents[:2]]
-    return any('"corpus": []' in path.read_text(errors="replace") for path in records if path.is_file())
-
 
 def find_start(options: Options) -> Path | None:
     """Find the model folder that --init names; without --init runs/pretrain, if it is there, or else None.
 
     A run from scratch is possible, because comparisons need one, but it is always announced.
     """
-    default = "runs/pretrain" if Path("runs/pretrain/model/config.json").is_file() else None
-    init = options.init or default
-    start = model_folder(init) if init else None
+    is_there = options.init or Path("runs/pretrain/model/config.json").is_file()
+    start = model_folder(options.init or "runs/pretrain") if is_there else None
     if options.scratch or not start:
         say("*** FROM SCRATCH: scores will be far lower; train_pretrain.py makes a model to start from ***")
-    elif is_synthetic(start) and not options.task.startswith("demo-"):
-        say(f"*** {init} KNOWS THE SYNTHETIC CORPUS ALONE, no real text: scores will be far lower ***")
     return start
 
 
@@ -1479,8 +1445,7 @@ def prepare(options: Options, start: Path | None, seed: int) -> Prepared:
     device = Device.choose(options.device, options.precision, options.tpu)
     examples, test_set = data.read_splits(options.task, options.data, seed)
     task = data.TASKS[options.task]
-    task = task._replace(negative=options.negative or task.negative)
-    kind = KINDS[task.kind](task, examples["train"])
+    kind = KINDS[task.kind](task._replace(negative=options.negative or task.negative), examples["train"])
     if options.negative and options.negative not in (known := kind.count_labels(examples["train"])):
         raise ValueError(f"--negative {options.negative}: the labels are {', '.join(sorted(known))}")
     if kind.labels != task.labels:
@@ -1499,19 +1464,25 @@ def prepare(options: Options, start: Path | None, seed: int) -> Prepared:
         config = PRESETS["tiny"].with_tokenizer(tokenizer)
     p = options.dropout
     config = dataclasses.replace(config, hidden_dropout_prob=p, attention_probs_dropout_prob=p)
-    if options.max_length > (positions := config.max_position_embeddings):
-        raise ValueError(f"--max-length {options.max_length}: the model has {positions} positions")
+    check_length(options, config)
 
-    # 3. Features of each split.
+    # 3. Features of each split. Where an answer is nowhere in its passage, nothing can be learnt.
     init = None if options.scratch else start
     prepared = Prepared(kind, tokenizer, config, init, device, examples, {}, test_set)
     for split in examples:
         encode_split(split, prepared, options)
-    trainable = [feature for feature in prepared.features["train"] if feature.labels is not None]
-    if not trainable:
+    features = [feature for feature in prepared.features["train"] if feature.labels is not None]
+    if not features:
         raise ValueError(f"{options.task}: no training example has an answer that is in its passage")
-    prepared.features["train"] = trainable
+    prepared.features["train"] = features
     return prepared
+
+
+def check_length(options: Options, config: ElectraConfig) -> None:
+    """Raise ValueError where the rows are longer than the model can read, or too short to hold a text."""
+    if not 8 <= options.max_length <= config.max_position_embeddings:
+        raise ValueError(f"--max-length, or that of {TASK_FILE}, is {options.max_length}: the model reads 8 "
+                         f"to {config.max_position_embeddings} tokens")
 
 
 def encode_split(split: str, prepared: Prepared, options: Options) -> None:
@@ -1521,16 +1492,6 @@ def encode_split(split: str, prepared: Prepared, options: Options) -> None:
     note = kind.describe_features(features, options.max_length)
     say(f"{options.task} {split}: {len(part):,} examples, {note}")
     kind.announce(split, part, features)
-
-
-def settings_of(options: Options) -> str:
-    """Say where the hyper-parameters come from: default (the protocol's), own, searched, or unknown."""
-    if options.evaluate:                            # of a model that was trained before, perhaps elsewhere
-        return "unknown"
-    if options.search:
-        return "searched"
-    is_default = all(getattr(options, name) == value for name, value in protocol_values(options).items())
-    return "default" if is_default else "own"
 
 
 def table_10(results: Sequence[Measures]) -> list[str]:
@@ -1548,7 +1509,7 @@ def table_10(results: Sequence[Measures]) -> list[str]:
             f"ours {sum(shares):.3f}; {TABLE_10}"]
 
 
-def score_table(options: Options, results: list[Measures], test_set: str = PUBLISHED_TEST_SET) -> str:
+def score_table(options: Options, results: list[Measures], test_set: str = "test set") -> str:
     """Write one line for each measure, in percent: mean and standard deviation, and the papers' figures.
 
         ncbi-disease, test set, 2 seeds
@@ -1559,31 +1520,34 @@ def score_table(options: Options, results: list[Measures], test_set: str = PUBLI
         f1 of each seed: 60.00, 70.00
 
     Only columns with the same settings compare like with like. Default settings are those of a paper's
-    protocol; "own" are others that the command line gave. For BioASQ the sum over the batches comes last.
+    protocol, "own" are others that the command line gave, and those of a model that was trained before are
+    unknown. For BioASQ the sum over the batches comes last.
     """
     task = data.TASKS[options.task]
     # 1. A column for each paper that reports a score of this task, with how its settings were found.
     published = published_scores(options.task)
     papers = list(dict.fromkeys(paper for row in published.values() for paper in row))
-    settings = settings_of(options)
+    is_default = all(getattr(options, name) == value for name, value in protocol_values(options).items())
+    settings = ("unknown" if options.evaluate else "searched" if options.search
+                else "default" if is_default else "own")
     several = len(results) > 1                      # one seed has no deviation
-    lines = [f"{options.task}, {test_set}, {len(results)} seed{'s' * several}",
-             f"{'':28}{'mean':>8}{'sd' * several:>8}" + "".join(f"{paper:>14}" for paper in papers),
-             f"{'settings':26}{settings:>10}{'':8}"
-             + "".join(f"{'searched' if paper in SEARCHED else 'default':>14}" for paper in papers)]
-    # 2. A line for each measure. Types of entities come from gold and predicted tags, so one seed may have a
+    rows = [["", "mean", "sd" * several, *papers],
+            ["settings", settings, "", *("searched" if paper in SEARCHED else "default" for paper in papers)]]
+    # 2. A row for each measure. Types of entities come from gold and predicted tags, so one seed may have a
     #    type that the others lack; its measures count as 0 for these.
     for measure in dict.fromkeys(measure for result in results for measure in result):
-        mean, sd = metrics.mean_and_sd([result.get(measure, 0.0) for result in results])
-        line = f"{measure:28}{100 * mean:8.2f}" + (f"{100 * sd:8.2f}" if several else " " * 8)
-        row = published.get(measure, {})
-        lines.append(line + "".join(f"{row.get(paper, ''):>14}" for paper in papers))
-    # 3. The score of each seed.
+        mean, sd = metrics.mean_and_sd([100 * result.get(measure, 0.0) for result in results])
+        theirs = [published.get(measure, {}).get(paper, "") for paper in papers]
+        rows.append([measure, f"{mean:.2f}", f"{sd:.2f}" * several, *theirs])
+    # 3. The rows as lines, and the score of each seed.
+    lines = [f"{options.task}, {test_set}, {len(results)} seed{'s' * several}"]
+    for name, first, second, *cells in rows:
+        lines.append((f"{name:28}{first:>8}{second:>8}" + "".join(f"{cell:>14}" for cell in cells)).rstrip())
     every = ", ".join(f"{100 * result[task.metric]:.2f}" for result in results)
     lines.append(f"{task.metric} of each seed: {every}")
     if published:                                   # other editions of BioASQ had other systems
         lines += table_10(results)
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(lines)
 
 
 def record_options(options: Options, start: Path | None) -> None:
@@ -1595,15 +1559,14 @@ def record_options(options: Options, start: Path | None) -> None:
 
     raises    ValueError naming the option or the files that have changed
     """
-    out, files = Path(options.out), data.task_files(options.task, options.data)
+    files = data.task_files(options.task, options.data)
     if start:           # sizes and vocabulary of the model and, unless from scratch, its weights
-        described = [start / f"{name}" for name in ("config.json", "vocab.txt", "tokenizer.json",
-                                                    "tokenizer_config.json")]
-        files += [path for path in described if path.is_file()]
+        names = ("*config.json", "tokenizer.json", "vocab.txt")
+        files += [path for name in names for path in start.glob(name)]
         files += [] if options.scratch else weights_files(start)
-    has_begun = any(any(out.glob(name)) for name in ("search.csv", "seed-*/*.json"))
+    has_begun = any(Path(options.out).rglob("dev.json"))        # of a seed, or of a trial of a search
     made_from = {path.name: data.file_hash(path)[:16] for path in files}
-    record_run(out, dataclasses.asdict(options), FIXED if has_begun else (), made_from)
+    record_run(Path(options.out), dataclasses.asdict(options), FIXED if has_begun else (), made_from)
 
 
 def copy_model(source: Path, target: Path) -> None:
@@ -1615,14 +1578,14 @@ def copy_model(source: Path, target: Path) -> None:
 def run_seeds(options: Options) -> tuple[str, list[Measures]]:
     """Fine-tune with every seed that is not finished yet; return the table and the test scores.
 
-    OUT then holds seed-0/, seed-1/, ... (run_seed), options.json, table.txt, and in model/ the model to use.
+    OUT then holds seed-0/, seed-1/, ... (fit_seed, score_model), options.json, table.txt, and in model/ the
+    model to use.
     """
-    out, task = Path(options.out), data.TASKS[options.task]
-    start = find_start(options)
+    out, task, start = Path(options.out), data.TASKS[options.task], find_start(options)
     record_options(options, start)
 
-    # 1. Train what is not there. Where a file is cut, every seed has another part as its test set. After a
-    #    search all seeds have part 0: the search has used all the others, and not this one.
+    # 1. Train and test what is not finished. Where a file is cut, every seed has another part as its test
+    #    set. After a search all seeds have part 0: the search has used all the others, and not this one.
     folders = [out / f"seed-{seed}" for seed in range(options.seeds)]
     prepared = None
     for seed, folder in enumerate(folders):
@@ -1630,10 +1593,11 @@ def run_seeds(options: Options) -> tuple[str, list[Measures]]:
             continue
         if prepared is None or (task.parts and not options.search):
             prepared = prepare(options, start, 0 if options.search else seed)
-        scores = run_seed(seed, prepared, options, folder)
+        if not (folder / "dev.json").is_file():         # a search, or an interrupted run, may have trained it
+            fit_seed(seed, prepared, options, folder)
+        scores = score_model(f"seed {seed}", load_finetuned(folder).model, prepared, options, folder,
+                             read_object(folder / "dev.json"))
         say(f"seed {seed}: test {task.metric} {100 * scores[task.metric]:.2f}")
-    if not prepared:
-        say(f"nothing was trained: all {options.seeds} seeds of {out} were finished before")
 
     # 2. The table of all seeds, also of those that were finished before.
     results = [read_object(folder / "scores.json") for folder in folders]
@@ -1650,59 +1614,49 @@ def run_seeds(options: Options) -> tuple[str, list[Measures]]:
     return table, tests
 
 
-def draw_trials(options: Options) -> list[Options]:
-    """Draw as many random points of the grid as --search says, all 64 at most.
+def search(options: Options) -> str:
+    """Try random points of the grid, each with seed 0; run all seeds with the one of the best dev score.
 
-    A larger number draws the same points first, and then more. Each point has a folder of its own in OUT,
-    such as learning-rate-0.0001-epochs-5-batch-size-32.
-    """
-    points = list(itertools.product(*GRID.values()))
-    random.Random(0).shuffle(points)
-    trials = []
-    for point in points[:options.search]:
-        values = dict(zip(GRID, point))
-        name = "-".join(f"{key.replace('_', '-')}-{value:g}" for key, value in values.items())
-        trials.append(dataclasses.replace(options, out=str(Path(options.out) / name), **values))
-    return trials
-
-
-def search(options: Options) -> Options:
-    """Try random points of the grid, each with seed 0; return the options of the one with the best dev score.
-
-    run_seeds then writes its seeds into that trial's folder; seed 0 is trained already. A trial is never run
-    twice: an interrupted search continues, and one with a larger number adds trials. search.csv lists the
-    trials, the best first:
+    Each point has a folder of its own in OUT, such as learning-rate-0.0001-epochs-5-batch-size-32. The seeds
+    are written into that of the best one, whose seed 0 is trained already; OUT/model is their best model.
+    No point is trained twice: an interrupted search continues, and one with a larger number draws the same
+    points first, and then more, all 64 at most. search.csv lists them, the best first:
 
         learning_rate,epochs,batch_size,dev_f1
         0.0001,15,12,0.861204
 
+    returns   the table of the seeds
     source    Bio-ELECTRA's grid; it was searched by hyperopt there, at random here
     """
     metric, start = data.TASKS[options.task].metric, find_start(options)
     record_options(options, start)
-    prepared, best, trials = None, -1.0, draw_trials(options)
-    scored: list[tuple[float, Options]] = []
-    for number, trial in enumerate(trials, start=1):
-        # 1. A trial trains seed 0, and keeps its model if none before it was as good. The files of examples
-        #    and features are the same for all points of the grid.
+    # 1. Draw the points.
+    points = list(itertools.product(*GRID.values()))
+    random.Random(0).shuffle(points)
+    prepared, scored = None, []
+    for point in points[:options.search]:
+        values = dict(zip(GRID, point))
+        name = "-".join(f"{key.replace('_', '-')}-{value:g}" for key, value in values.items())
+        trial = dataclasses.replace(options, out=f"{options.out}/{name}", **values)
+        # 2. Train with each. The files of examples and features are the same for all, so they are read once.
         record_options(trial, start)
         folder = Path(trial.out) / "seed-0"
         if not (folder / "dev.json").is_file():
             prepared = prepared or prepare(trial, start, 0)
             if "dev" not in prepared.examples:
                 raise ValueError(f"--search: {options.task} has no development set to choose by")
-            fit_seed(0, prepared, trial, folder, beat=best)
-        score = read_object(folder / "dev.json")[metric]
-        best = max(best, score)
-        say(f"trial {number} of {len(trials)}: {Path(trial.out).name}: dev {metric} {100 * score:.2f}")
-        scored.append((score, trial))
-    # 2. The table of the trials; the first of them is the best one.
-    scored.sort(key=lambda pair: -pair[0])                          # of equal ones the first that was drawn
-    lines = [",".join([*GRID, f"dev_{metric}"])]
-    for score, trial in scored:
-        lines.append(",".join([*(f"{getattr(trial, name):g}" for name in GRID), f"{score:.6g}"]))
-    write_lines(Path(options.out) / "search.csv", lines)
-    return scored[0][1]
+            fit_seed(0, prepared, trial, folder)
+        scored.append((read_object(folder / "dev.json")[metric], trial))
+        say(f"point {len(scored)} of {options.search}: {name}: dev {metric} {100 * scored[-1][0]:.2f}")
+    # 3. List them. Of equally good points the one that was drawn first comes first.
+    scored.sort(key=lambda pair: -pair[0])
+    rows = [[*(f"{getattr(trial, name):g}" for name in GRID), f"{score:.6g}"] for score, trial in scored]
+    write_lines(Path(options.out) / "search.csv", map(",".join, [[*GRID, f"dev_{metric}"], *rows]))
+    # 4. Run all seeds with the best one.
+    best = scored[0][1]
+    table, _ = run_seeds(best)
+    copy_model(Path(best.out), Path(options.out))
+    return table
 
 
 def score_curve(options: Options) -> str:
@@ -1723,13 +1677,11 @@ def score_curve(options: Options) -> str:
         raise ValueError(f"--curve: {run_folder / 'models'} holds no models: expected a run of "
                          "train_pretrain.py, which keeps one every --keep-every steps")
     lines = [f"step,{metric},low,high"]
-    for number, model in enumerate(models, start=1):
-        say(f"model {number} of {len(models)}: {model.name}")
+    for model in models:
         _, results = run_seeds(dataclasses.replace(options, init=str(model), out=str(out / model.name)))
         values = [100 * result[metric] for result in results]
-        interval = ","
-        if options.seeds > 1:
-            interval = "{:.2f},{:.2f}".format(*metrics.confidence_interval(values))
+        low, high = metrics.confidence_interval(values)
+        interval = f"{low:.2f},{high:.2f}" if options.seeds > 1 else ","
         step, mean = int(model.name.removeprefix("step-")), metrics.mean_and_sd(values)[0]
         lines.append(f"{step},{mean:.2f},{interval}")
     write_lines(out / "curve.csv", lines)
@@ -1744,27 +1696,24 @@ def as_trained(options: Options, trained: Finetuned, examples: dict[str, list]) 
     raises   ValueError where the model is not of the task's kind, or tells other labels apart
     """
     # 1. Is it a model for this task? (The order of the labels is the model's own.)
-    task, config = data.find_task(options.task), trained.model.config
-    if task.labels and set(task.labels) != set(trained.labels):
-        theirs = ", ".join(map(visible, trained.labels)) or "none"
-        raise ValueError(f"{options.task} has the labels {', '.join(task.labels)}, the model has {theirs}: "
-                         "choose another --task or model")
-    task = task._replace(labels=trained.labels, negative=options.negative or task.negative)
-    kind = KINDS[task.kind](task, (), trained.facts)
-    if not isinstance(trained.model, kind.head):
-        raise ValueError(f"the model is a {type(trained.model).__name__}, but {options.task} asks for a "
-                         f"{kind.head.__name__}: choose another --task or model")
+    task, model, config = data.find_task(options.task), trained.model, trained.model.config
+    kind = KINDS[task.kind](task._replace(labels=trained.labels or task.labels,
+                                          negative=options.negative or task.negative), (), trained.facts)
+    expected = type(kind.new_model(PRESETS["tiny"]))
+    if type(model) is not expected or set(trained.labels) != set(task.labels or trained.labels):
+        theirs = ", ".join(map(visible, trained.labels)) or "no labels"
+        ours = ", ".join(task.labels) or "any labels"
+        raise ValueError(f"{options.task} asks for a {expected.__name__} with {ours}, the model is a "
+                         f"{type(model).__name__} with {theirs}: choose another --task or model")
 
     # 2. The options it was trained with; a published model has those of the protocol.
     for name, type_ in (("max_length", int), ("tag_loss", str)):
         if name in trained.facts:
             options = dataclasses.replace(options, **{name: data.take(trained.facts, name, type_, TASK_FILE)})
-    if not 8 <= options.max_length <= config.max_position_embeddings:
-        raise ValueError(f"max_length is {options.max_length} in {TASK_FILE} or by the protocol, but the"
-                         f" model reads 8 to {config.max_position_embeddings} tokens")
+    check_length(options, config)
     device = Device.choose(options.device, options.precision, options.tpu)
-    trained.model.to(device.kind)
-    return Prepared(kind, trained.tokenizer, config, None, device, examples, {}, PUBLISHED_TEST_SET), options
+    model.to(device.kind)
+    return Prepared(kind, trained.tokenizer, config, None, device, examples, {}, "test set"), options
 
 
 def score_trained(options: Options) -> str:
@@ -1808,54 +1757,33 @@ def input_lines(path: str) -> Iterator[Line]:
                 yield Line({"line": number}, f"{path} line {number}", text)
 
 
-def read_block(block: Sequence[tuple[Line, list]], model: nn.Module, prepared: Prepared,
-               options: Options) -> Iterator[dict[str, Any]]:
-    """Read lines as a test set is read (examples, features, outputs); yield the result of each.
-
-    block   lines, each with the examples that were made of it
-    """
-    kind = prepared.kind
-    examples = [example for _, some in block for example in some]
-    features = kind.encode(examples, prepared.tokenizer, options.max_length)
-    if any(feature.is_cut for feature in features):
-        say(f"of {len(examples)} texts, {kind.describe_features(features, options.max_length)}")
-    results = kind.results(examples, features, predict(model, features, prepared, options), options)
-    for line, some in block:
-        yield kind.line_result(line, list(itertools.islice(results, len(some))))
-
-
 def predict_lines(options: Options) -> None:
     """Print one JSON line for each line of a file or of standard input.
 
     Lines are read in blocks: rows of like length then share a batch, and a file of any size fits in memory.
     raises    ValueError naming a model without task.json, or the line that cannot be read
     """
-    # 1. The model, and what task.json says of its training.
+    # 1. The model, and what task.json says of its training. (Published models have none: use --evaluate.)
     trained = load_finetuned(options.out)
-    if not trained.facts:
-        raise ValueError(f"{options.out}: not a run of train_finetune.py (no {TASK_FILE} beside the model): "
-                         "fine-tune first; --evaluate scores other models, too")
     task = data.take(trained.facts, "task", str, f"{options.out}: {TASK_FILE}")
     prepared, options = as_trained(dataclasses.replace(options, task=task), trained, {})
-
-    # 2. Blocks of lines: each line gives some examples, and its result comes from theirs.
-    lines = input_lines(str(options.predict))
-    is_dialogue = options.predict == "-" and sys.stdin is not None and sys.stdin.isatty()
+    kind, lines = prepared.kind, input_lines(str(options.predict))
     is_ascii = "utf" not in str(sys.stdout.encoding).lower()        # then β has to be written as \u03b2
-    if is_dialogue:             # then each line is answered at once
-        say("reading from the terminal: type a line and Enter; Ctrl-D ends")
-    while True:
-        block: list[tuple[Line, list]] = []
-        try:
-            for line in itertools.islice(lines, 1 if is_dialogue else READ_AT_ONCE):
-                is_empty = not line.text.strip()
-                read = prepared.kind.raw_examples
-                block.append((line, [] if is_empty else list(read(line, trained.tokenizer))))
-        finally:            # when a line cannot be read, the results of the lines before it are still printed
-            for result in read_block(block, trained.model, prepared, options):
-                print(json.dumps(result, ensure_ascii=is_ascii), flush=is_dialogue)
-        if not block:
-            return
+
+    while block := list(itertools.islice(lines, READ_AT_ONCE)):
+        # 2. Each line of the block gives some examples: an empty one none, a text one for each sentence.
+        read = [kind.raw_examples(line, trained.tokenizer) if line.text.strip() else [] for line in block]
+        examples = [example for some in read for example in some]
+        # 3. Their outputs are computed together, as those of a test set.
+        features = kind.encode(examples, trained.tokenizer, options.max_length)
+        if any(feature.is_cut for feature in features):
+            say(f"of {len(examples)} texts, {kind.describe_features(features, options.max_length)}")
+        outputs = predict(trained.model, features, prepared, options)
+        results = iter(kind.results(examples, features, outputs, options))
+        # 4. The results of its examples are those of the line.
+        for line, some in zip(block, read):
+            result = kind.line_result(line, list(itertools.islice(results, len(some))))
+            print(json.dumps(result, ensure_ascii=is_ascii))
 
 
 # --- 6. Command line ---
@@ -1865,47 +1793,43 @@ def run(options: Options) -> int:
 
     What is said meanwhile goes to standard error, so that results can be redirected into a file.
     """
-    if options.predict is not None:
+    if options.predict:
         predict_lines(options)
         return 0
     fetch_absent(options)
     if options.evaluate:
-        print(score_trained(options), flush=True)
-        return 0
-    with data.only_process(Path(options.out)):
-        if options.curve:
-            result = score_curve(options)
-        else:
-            chosen = search(options) if options.search else options
-            result, _ = run_seeds(chosen)
-            if options.search:                  # so that --predict finds the best model where it looks
-                copy_model(Path(chosen.out), Path(options.out))
+        result = score_trained(options)
+    else:
+        with data.only_process(options.out):
+            if options.curve:
+                result = score_curve(options)
+            else:
+                result = search(options) if options.search else run_seeds(options)[0]
     print(result, flush=True)
     return 0
 
 
 def check(options: Options) -> None:
     """Refuse options that do not go together; raise ValueError naming them."""
+    given = {name for name, default in vars(Options()).items() if getattr(options, name) != default}
     # 1. Options that only one kind of task has: with another kind they would silently do nothing.
-    task = data.TASKS[options.task]
+    own = KINDS[data.TASKS[options.task].kind].own_options
     for kind in KINDS.values():
-        for name in sorted(set(kind.own_options) - set(KINDS[task.kind].own_options)):
-            if getattr(options, name) != getattr(Options(), name):
-                raise ValueError(f"--{name.replace('_', '-')} is for {kind.__name__}, not for {options.task}")
+        for name in given.intersection(kind.own_options).difference(own):
+            raise ValueError(f"{flag(name)} is for {kind.purpose}, not for {options.task}")
     # 2. Four things to do, of which a command can do one.
-    if sum([options.search is not None, options.curve, options.evaluate, options.predict is not None]) > 1:
+    if len(given & {"search", "curve", "evaluate", "predict"}) > 1:
         raise ValueError("--search, --curve, --evaluate and --predict are different things to do: choose one")
     # 3. A search draws these values itself.
-    if options.search and any(getattr(options, name) is not None for name in GRID):
+    if options.search and given & set(GRID):
         raise ValueError("--search draws --learning-rate, --epochs and --batch-size itself: drop these")
     # 4. A trained model is used as it was trained: its folder says how.
-    needed = {"task"} if options.predict is not None else {"task", "data", "init", "negative"}
-    idle = [name for name in FIXED if getattr(options, name) != getattr(Options(), name)]
-    if (options.predict is not None or options.evaluate) and set(idle) - needed:
-        flag = min(set(idle) - needed).replace("_", "-")
-        raise ValueError(f"--predict and --evaluate use a model as it was trained: drop --{flag}")
+    needed = {"task"} if options.predict else {"task", "data", "init", "negative"}
+    idle = sorted(given & set(FIXED) - needed)
+    if (options.predict or options.evaluate) and idle:
+        raise ValueError(f"--predict and --evaluate use a model as it was trained: drop {flag(idle[0])}")
     # 5. The demo tasks are invented, and read no files: with --data, another task was meant.
-    if options.task.startswith("demo-") and options.data not in (None, DATA_ROOT):
+    if options.task.startswith("demo-") and options.data and "data" in given:
         raise ValueError(f"--data: {options.task} reads no files: choose a --task of {options.data}")
     # 6. A rate that grows from layer to layer downwards has no use, and soon no number.
     if (options.layer_decay or 0) > 1:

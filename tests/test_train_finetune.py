@@ -21,6 +21,7 @@ import shutil
 import tarfile
 import tracemalloc
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -67,11 +68,27 @@ def pretrained(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def small_demo(monkeypatch):
-    """Fewer demo examples, and no run folder of the user's own in sight."""
+@pytest.fixture(scope="module", autouse=True)
+def small_demo():
+    """Fewer demo examples."""
     small = {split: (first, min(size, 60)) for split, (first, size) in data.DEMO_SPLITS.items()}
-    monkeypatch.setattr(data, "DEMO_SPLITS", small)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "DEMO_SPLITS", small)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(pretrained, tmp_path_factory) -> Callable[[str], Path]:
+    """The run folder of one seed of a demo task, trained when it is first asked for; never to be changed."""
+    folders: dict[str, Path] = {}
+
+    def of(task: str) -> Path:
+        if task not in folders:
+            folders[task] = tmp_path_factory.mktemp(task)
+            assert run(task, pretrained, folders[task]) == 0
+        return folders[task]
+
+    return of
 
 
 def run(task: str, init, out: Path, *more: str) -> int:
@@ -1007,8 +1024,8 @@ def test_a_run_writes_scores_predictions_a_table_and_a_model(
     assert electramed.read_config(tmp_path / "model").hidden_size == 16
 
 
-def test_finished_seeds_are_kept_and_more_can_be_asked_for(pretrained, tmp_path):
-    assert run("demo-re", pretrained, tmp_path) == 0
+def test_finished_seeds_are_kept_and_more_can_be_asked_for(trained, pretrained, tmp_path):
+    shutil.copytree(trained("demo-re"), tmp_path, dirs_exist_ok=True)
     first = tmp_path / "seed-0" / "scores.json"
     before = first.stat().st_mtime_ns
     assert run("demo-re", pretrained, tmp_path, "--seeds", "2") == 0
@@ -1044,23 +1061,21 @@ def test_finished_seeds_are_not_mixed_with_those_of_another_starting_model(pretr
     assert "made from other files: model.safetensors changed" in capsys.readouterr().err
 
 
-def test_the_same_seed_gives_the_same_scores_and_weights(pretrained, tmp_path):
-    for name in ("a", "b"):
-        assert run("demo-ner", pretrained, tmp_path / name) == 0
-    assert scores(tmp_path / "a") == scores(tmp_path / "b")
-    a, b = (electramed.read_weights(tmp_path / name / "model") for name in ("a", "b"))
+def test_the_same_seed_gives_the_same_scores_and_weights(trained, pretrained, tmp_path):
+    assert run("demo-ner", pretrained, tmp_path) == 0
+    assert scores(tmp_path) == scores(trained("demo-ner"))
+    a, b = (electramed.read_weights(folder / "model") for folder in (tmp_path, trained("demo-ner")))
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_a_second_set_of_questions_starts_from_encoder_and_head_of_the_first(pretrained, tmp_path):
+def test_a_second_set_of_questions_starts_from_encoder_and_head_of_the_first(trained, tmp_path):
     """With learning rate 0 the model stays as it began: as another seed had left it."""
-    assert run("demo-qa", pretrained, tmp_path / "squad") == 0
-    still = ("--learning-rate", "0", "--epochs", "1", "--seeds", "2")
-    assert run("demo-qa", tmp_path / "squad", tmp_path / "bioasq", *still) == 0
+    squad, still = trained("demo-qa"), ("--learning-rate", "0", "--epochs", "1", "--seeds", "2")
+    assert run("demo-qa", squad, tmp_path / "bioasq", *still) == 0
     first, *second = (electramed.read_weights(folder) for folder in (
-        tmp_path / "squad/model", tmp_path / "bioasq/seed-0/model", tmp_path / "bioasq/seed-1/model"))
+        squad / "model", tmp_path / "bioasq/seed-0/model", tmp_path / "bioasq/seed-1/model"))
     assert all(torch.equal(first[name], weights[name]) for weights in second for name in first)
-    assert run("demo-re", tmp_path / "squad", tmp_path / "relations", *still) == 0      # labels: a new head
+    assert run("demo-re", squad, tmp_path / "relations", *still[:4]) == 0               # labels: a new head
 
 
 def test_predictions_are_float32_although_training_is_bfloat16(pretrained, tmp_path):
@@ -1081,11 +1096,10 @@ def test_predictions_are_float32_although_training_is_bfloat16(pretrained, tmp_p
     assert np.array_equal(kept, again)
 
 
-def test_options_that_a_reading_would_ignore_are_refused(pretrained, tmp_path, capsys):
-    assert run("demo-ner", pretrained, tmp_path / "out") == 0
+def test_options_that_a_reading_would_ignore_are_refused(trained, pretrained, tmp_path, capsys):
     text = tmp_path / "text"
     text.write_text("Vorax helps .\n")
-    read = ["--out", str(tmp_path / "out"), "--predict", str(text)]
+    read = ["--out", str(trained("demo-ner")), "--predict", str(text)]
     assert train_finetune.main([*read, "--task", "demo-ner", "--device", "cpu"]) == 0
     for flag, value in (("--init", str(pretrained)), ("--max-length", "9"), ("--tag-loss", "binary")):
         assert train_finetune.main([*read, flag, value]) == 2
@@ -1169,17 +1183,18 @@ def test_a_published_model_with_the_labels_of_the_task_is_scored_and_another_is_
     table = (tmp_path / "out" / "evaluation" / "table.txt").read_text()
     assert table in capsys.readouterr().out and "87.54" in table
     assert evaluate("bad") == 2
-    assert "the model has B-Drug, O, I-Drug: choose another --task or model" in capsys.readouterr().err
+    assert "the model is a TokenTagger with B-Drug, O, I-Drug: choose another" in capsys.readouterr().err
     assert evaluate("kind") == 2
-    assert "a SequenceClassifier, but ncbi-disease asks for a TokenTagger" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "asks for a TokenTagger with O, " in said and "is a SequenceClassifier with B-Disease, " in said
     more = ["--task", "demo-re", "--evaluate", "--epochs", "2", "--out", str(tmp_path / "out")]
     assert train_finetune.main(more) == 2
     assert "use a model as it was trained: drop --epochs" in capsys.readouterr().err
 
 
 def test_a_seed_that_was_killed_between_training_and_testing_is_not_trained_again(
-        pretrained, tmp_path, monkeypatch):
-    assert run("demo-re", pretrained, tmp_path) == 0
+        trained, pretrained, tmp_path, monkeypatch):
+    shutil.copytree(trained("demo-re"), tmp_path, dirs_exist_ok=True)
     before = scores(tmp_path)
     (tmp_path / "seed-0" / "scores.json").unlink()
     monkeypatch.setattr(train_finetune, "train", None)
@@ -1187,14 +1202,14 @@ def test_a_seed_that_was_killed_between_training_and_testing_is_not_trained_agai
     assert run("demo-re", pretrained, tmp_path, "--seeds", "1", "--batch-size", "7") == 2
 
 
-def test_a_task_file_that_does_not_fit_is_told_in_one_line(pretrained, tmp_path, capsys):
-    assert run("demo-re", pretrained, tmp_path / "out") == 0
+def test_a_task_file_that_does_not_fit_is_told_in_one_line(trained, tmp_path, capsys):
+    shutil.copytree(trained("demo-re"), tmp_path / "out")
     path = tmp_path / "out" / "model" / "task.json"
     written = json.loads(path.read_text())
     for content, message in [
-            ({"max_length": 7}, "max_length is 7 in task.json"), ({"max_length": "a"}, "'max_length' is a"),
+            ({"max_length": 7}, "that of task.json, is 7: the"), ({"max_length": "a"}, "'max_length' is a"),
             ({"max_length": 9999}, "reads 8 to 384 tokens"), ({"task": "x"}, "unknown task 'x'"),
-            ({"task": 5}, "'task' is 5"), ({"task": "demo-ner"}, "demo-ner has the labels")]:
+            ({"task": 5}, "'task' is 5"), ({"task": "demo-ner"}, "demo-ner asks for a TokenTagger")]:
         path.write_text(json.dumps(written | content))
         capsys.readouterr()
         assert train_finetune.main(["--out", str(tmp_path / "out"), "--predict", str(path)]) == 2
@@ -1270,8 +1285,9 @@ def test_a_search_tries_the_grid_on_the_development_set_and_never_twice(
     assert (best / "table.txt").read_text() == table
     assert train_finetune.main([*search, "4"]) == 0
     assert len(trained) == len(set(trained)) == 4               # one more trial
-    kept = {path.parents[1].name for path in (tmp_path / "out").glob("*/seed-0/model")}
-    assert best.name in kept and len(kept) < 4                      # of others, none
+    assert len([*(tmp_path / "out").glob("*/seed-0/model")]) == 4
+    result, = read(tmp_path / "out", "@DRUG$ slowed @DISEASE$ .\n", tmp_path, capsys)
+    assert result["label"] in TASKS["demo-re"].labels           # its model is where --predict looks
 
 
 def test_a_trial_of_a_search_never_sees_the_test_set(pretrained, tmp_path, monkeypatch):
@@ -1290,7 +1306,6 @@ def test_a_search_says_what_it_cannot_do(pretrained, tmp_path, capsys):
     assert run("demo-re", pretrained, tmp_path, "--search", "2") == 2
     assert "--search draws --learning-rate, --epochs and --batch-size itself" in capsys.readouterr().err
     start = ["--task", "ncbi-disease", "--init", str(pretrained), "--out", str(tmp_path / "out")]
-    assert len(train_finetune.draw_trials(train_finetune.Options(out="out", search=100))) == 64
     assert train_finetune.main([*start, "--search", "2", "--curve"]) == 2
     assert "choose one" in capsys.readouterr().err
     folder = disease_folder(tmp_path)
@@ -1385,14 +1400,12 @@ def test_a_word_longer_than_a_window_is_still_one_word(pretrained, tmp_path, cap
         assert result["text"][entity["start"]:entity["end"]] == entity["text"]
 
 
-def test_relations_answers_and_pairs_are_read_from_lines(pretrained, tmp_path, capsys, monkeypatch):
-    assert run("demo-re", pretrained, tmp_path / "re") == 0
-    results = read(tmp_path / "re", "@DRUG$ slowed @DISEASE$ .\n" * 2, tmp_path, capsys)
+def test_relations_answers_and_pairs_are_read_from_lines(trained, pretrained, tmp_path, capsys, monkeypatch):
+    results = read(trained("demo-re"), "@DRUG$ slowed @DISEASE$ .\n" * 2, tmp_path, capsys)
     assert len(results) == 2 and results[0]["label"] in TASKS["demo-re"].labels
     assert 0.25 <= results[0]["score"] <= 1
     pair = json.dumps({"question": "what was slowed ?", "passage": "Jorganux slowed ganbael. " * 40})
-    assert run("demo-qa", pretrained, tmp_path / "qa", "--max-length", "64") == 0
-    result, = read(tmp_path / "qa", pair + "\n", tmp_path, capsys)
+    result, = read(trained("demo-qa"), pair + "\n", tmp_path, capsys)
     assert len(result["answers"]) == 5 and result["question"] == "what was slowed ?"
     for answer in result["answers"]:
         assert result["passage"][answer["start"]:answer["end"]] == answer["text"]
@@ -1405,21 +1418,20 @@ def test_relations_answers_and_pairs_are_read_from_lines(pretrained, tmp_path, c
         result, = read(tmp_path / kind, pair + "\n", tmp_path, capsys)
         assert 0 < result["probability"] < 1 if kind == "rank" else result["label"] in ("0", "1")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{pair}\n{pair}\n".encode())))
-    assert train_finetune.main(["--out", str(tmp_path / "qa"), "--predict", "-"]) == 0
+    assert train_finetune.main(["--out", str(trained("demo-qa")), "--predict", "-"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-def test_raw_text_and_models_that_cannot_be_read_are_named(pretrained, tmp_path, capsys):
+def test_raw_text_and_models_that_cannot_be_read_are_named(trained, pretrained, tmp_path, capsys):
     assert train_finetune.main(["--out", str(tmp_path / "none"), "--predict", "x"]) == 2
     assert "no config.json" in capsys.readouterr().err
     assert train_finetune.main(["--out", str(pretrained), "--predict", "x"]) == 2
     assert "which is no fine-tuned model" in capsys.readouterr().err
-    assert run("demo-qa", pretrained, tmp_path / "qa") == 0
     for flag in ("--predict", "--init", "--out", "--data"):     # a variable of the shell that is not set
         with pytest.raises(SystemExit) as stop:
-            train_finetune.main(["--out", str(tmp_path / "qa"), flag, ""])
+            train_finetune.main(["--out", str(tmp_path), flag, ""])
         assert stop.value.code == 2 and f"{flag}: is empty" in capsys.readouterr().err
-    ask = ["--out", str(tmp_path / "qa"), "--predict", str(tmp_path / "input.txt")]
+    ask = ["--out", str(trained("demo-qa")), "--predict", str(tmp_path / "input.txt")]
     assert train_finetune.main(ask) == 2
     assert "input.txt" in capsys.readouterr().err
     for line in ('{"question": "what ?"}', '{"question": "what ?", "passage": null}', "[1]", "what ?"):
@@ -1429,13 +1441,12 @@ def test_raw_text_and_models_that_cannot_be_read_are_named(pretrained, tmp_path,
 
 
 def test_a_pipe_is_read_once_and_what_cannot_be_read_is_one_line(
-        pretrained, tmp_path, capsys, monkeypatch):
-    assert run("demo-re", pretrained, tmp_path / "out") == 0
+        trained, tmp_path, capsys, monkeypatch):
+    ask = ["--out", str(trained("demo-re")), "--predict"]
     reading, writing = os.pipe()
     os.write(writing, b"@DRUG$ slowed @DISEASE$ .\n@DRUG$ met @DISEASE$ .\n")
     os.close(writing)
     capsys.readouterr()
-    ask = ["--out", str(tmp_path / "out"), "--predict"]
     assert train_finetune.main([*ask, f"/dev/fd/{reading}"]) == 0
     assert [json.loads(line)["line"] for line in capsys.readouterr().out.splitlines()] == [1, 2]
     article = "<PMID>7</PMID><Article><ArticleTitle>On gout.</ArticleTitle></Article>"
@@ -1616,7 +1627,7 @@ def test_wrong_input_is_named_on_one_line(pretrained, tmp_path, capsys):
     assert "no train file" in fails(
         "ddi2013", pretrained, out, "--data", str(tmp_path / "empty"), "--offline")
     assert "no config.json" in fails("demo-ner", tmp_path / "nowhere", out)
-    assert "positions" in fails("demo-ner", pretrained, out, "--max-length", "1000")
+    assert "reads 8 to 384 tokens" in fails("demo-ner", pretrained, out, "--max-length", "1000")
     lines = (pretrained / "vocab.txt").read_text().splitlines(keepends=True)
     broken = tmp_path / "broken"
     tokenizer = Tokenizer.from_file(pretrained)
@@ -1625,9 +1636,8 @@ def test_wrong_input_is_named_on_one_line(pretrained, tmp_path, capsys):
     assert "vocab_size" in fails("demo-ner", broken, out) and "vocab.txt" in fails("demo-ner", broken, out)
 
 
-def test_other_options_on_a_finished_run_are_refused_by_name(pretrained, tmp_path, capsys):
-    assert run("demo-re", pretrained, tmp_path) == 0
-    assert run("demo-re", pretrained, tmp_path, "--batch-size", "4") == 2
+def test_other_options_on_a_finished_run_are_refused_by_name(trained, pretrained, capsys):
+    assert run("demo-re", pretrained, trained("demo-re"), "--batch-size", "4") == 2
     assert "--batch-size" in capsys.readouterr().err
 
 
@@ -1660,12 +1670,6 @@ def test_files_that_changed_behind_the_same_path_are_refused_by_name(change, pre
     assert not (out / "seed-1").exists()
 
 
-def test_where_all_seeds_are_finished_the_run_says_that_nothing_was_trained(pretrained, tmp_path, capsys):
-    for expected in (False, True):
-        assert run("demo-re", pretrained, tmp_path) == 0
-        assert ("nothing was trained" in capsys.readouterr().err) == expected
-
-
 @pytest.mark.parametrize("task, search", [("demo-ner", ()), ("demo-re", ("--search", "1")), ("demo-qa", ()),
                                           ("classify", ()), ("rank", ())])
 def test_a_loss_that_is_not_finite_ends_every_task_without_a_score(
@@ -1685,23 +1689,22 @@ def test_a_loss_that_is_not_finite_ends_every_task_without_a_score(
     if task in ("classify", "rank"):
         more += ("--data", str(tmp_path))
     assert run(task, pretrained, tmp_path / "out", *more) == 2
-    assert "seed 0, epoch 1, step 2: the loss or the weights are not finite" in capsys.readouterr().err
+    assert "seed 0, epoch 1: the loss or the weights are not finite" in capsys.readouterr().err
     assert not [*tmp_path.rglob("scores.json"), *tmp_path.rglob("dev.json"), *tmp_path.rglob("table.txt")]
 
 
 def test_weights_that_overflow_in_the_last_step_are_found(pretrained, tmp_path, capsys):
     assert run("demo-re", pretrained, tmp_path, "--learning-rate", "1e38", "--batch-size", "60") == 2
-    assert re.search(r"seed 0, epoch 1, step \d+: the loss or the weights", capsys.readouterr().err)
+    assert "seed 0, epoch 1: the loss or the weights are not finite" in capsys.readouterr().err
 
 
-def test_prediction_never_writes_nan(pretrained, tmp_path):
-    assert run("demo-re", pretrained, tmp_path / "out") == 0
-    trained = train_finetune.load_finetuned(tmp_path / "out")
+def test_prediction_never_writes_nan(trained):
+    found = train_finetune.load_finetuned(trained("demo-re"))
     with torch.no_grad():
-        trained.model.electra.embeddings.word_embeddings.weight.fill_(float("nan"))
-    prepared = prepared_for(kind_of("demo-re"), trained.tokenizer)
+        found.model.electra.embeddings.word_embeddings.weight.fill_(float("nan"))
+    prepared = prepared_for(kind_of("demo-re"), found.tokenizer)
     with pytest.raises(ValueError, match="output is not finite"):
-        train_finetune.predict(trained.model, [Feature(0, [1, 2, 3], 3, 0)], prepared, options_for("demo-re"))
+        train_finetune.predict(found.model, [Feature(0, [1, 2, 3], 3, 0)], prepared, options_for("demo-re"))
 
 
 def test_linear_windows_equal_the_plain_ones():
@@ -1784,12 +1787,12 @@ def test_what_cannot_be_found_is_left_out_of_training_and_still_scored(pretraine
     assert "no training example has an answer that is in its passage" in capsys.readouterr().err
 
 
-def test_every_line_has_a_result_with_its_number_and_offsets_into_it_as_it_is(pretrained, tmp_path, capsys):
-    assert run("demo-ner", pretrained, tmp_path / "out", "--epochs", "2") == 0
+def test_every_line_has_a_result_with_its_number_and_offsets_into_it_as_it_is(trained, tmp_path, capsys):
+    out = trained("demo-ner")
     lines = ["\ufeff   Jorganux slowed kelmarin fever.  ", "", "  \t",
              "\tJorganux\u2028slowed kelmarin fever."]
-    assert [result["line"] for result in read(tmp_path / "out", "\n\n", tmp_path, capsys)] == [1, 2]
-    results = read(tmp_path / "out", "\r\n".join(lines), tmp_path, capsys)
+    assert [result["line"] for result in read(out, "\n\n", tmp_path, capsys)] == [1, 2]
+    results = read(out, "\r\n".join(lines), tmp_path, capsys)
     assert [result["line"] for result in results] == [1, 2, 3, 4]
     assert [result["text"] for result in results] == [lines[0][1:], *lines[1:]]
     for result in results:
@@ -1801,24 +1804,23 @@ def test_every_line_has_a_result_with_its_number_and_offsets_into_it_as_it_is(pr
     (b"\xe9t\xe9", "line 3 byte 0: not UTF-8"), (b"[1]", 'line 3: expected {"question"'),
     (b'{"question": "\\ud83d", "passage": "a"}', "line 3: "), (b"[" * 5000, "line 3: ")])
 @pytest.mark.parametrize("from_stdin", [True, False])
-def test_a_bad_line_is_told_by_number_and_the_results_before_it_are_kept(
-        bad, message, from_stdin, pretrained, tmp_path, capsys, monkeypatch):
-    assert run("demo-qa", pretrained, tmp_path / "out", "--max-length", "32") == 0
+def test_a_bad_line_is_told_by_number_and_the_blocks_before_it_have_their_results(
+        bad, message, from_stdin, trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train_finetune, "READ_AT_ONCE", 2)
     pair = json.dumps({"question": "what ?", "passage": "the drug"}).encode()
     content = b"\xef\xbb\xbf" + pair + b"\n\n" + bad + b"\n" + pair
     (tmp_path / "input").write_bytes(content)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
     capsys.readouterr()
     source = "-" if from_stdin else str(tmp_path / "input")
-    assert train_finetune.main(["--out", str(tmp_path / "out"), "--predict", source]) == 2
+    assert train_finetune.main(["--out", str(trained("demo-qa")), "--predict", source]) == 2
     printed = capsys.readouterr()
     first, second = map(json.loads, printed.out.splitlines())
     assert (first["line"], first["passage"]) == (1, "the drug") and second["answers"] == []
     assert message in printed.err
 
 
-def test_documents_of_xml_and_archives_have_a_result_each_with_their_id(pretrained, tmp_path, capsys):
-    assert run("demo-ner", pretrained, tmp_path / "out") == 0
+def test_documents_of_xml_and_archives_have_a_result_each_with_their_id(trained, tmp_path, capsys):
     records = "".join(f"<MedlineCitation><PMID>{pmid}</PMID><Article><ArticleTitle>On gout {pmid}."
                       "</ArticleTitle></Article></MedlineCitation>" for pmid in (7, 8))
     pubmed = f"<MedlineCitationSet>{records}</MedlineCitationSet>"
@@ -1832,7 +1834,7 @@ def test_documents_of_xml_and_archives_have_a_result_each_with_their_id(pretrain
             archive.addfile(member, io.BytesIO(text.encode()))
     capsys.readouterr()
     packed = str(tmp_path / "all.tar.gz")
-    assert train_finetune.main(["--out", str(tmp_path / "out"), "--predict", packed]) == 0
+    assert train_finetune.main(["--out", str(trained("demo-ner")), "--predict", packed]) == 0
     results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [result["text"] for result in results] == [
         "On gout 7.", "On gout 8.", "It hurts.\n\nIt passes.", "A line.", "Another."]
@@ -1847,35 +1849,6 @@ def test_a_model_folder_or_a_seed_is_enough_to_predict(pretrained, tmp_path, cap
     shutil.copytree(tmp_path / "out" / "model", tmp_path / "elsewhere")
     for folder in (tmp_path / "elsewhere", tmp_path / "out" / "seed-0", tmp_path / "out" / "model"):
         assert read(folder, "@DRUG$ slowed @DISEASE$ .\n", tmp_path, capsys) == expected
-
-
-def test_reading_from_a_terminal_says_that_it_waits(pretrained, tmp_path, capsys, monkeypatch):
-    assert run("demo-re", pretrained, tmp_path / "out") == 0
-    keyboard = io.TextIOWrapper(io.BytesIO(b"@DRUG$ slowed @DISEASE$ .\n"))
-    monkeypatch.setattr(keyboard, "isatty", lambda: True)
-    monkeypatch.setattr("sys.stdin", keyboard)
-    assert train_finetune.main(["--out", str(tmp_path / "out"), "--predict", "-"]) == 0
-    assert "reading from the terminal" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("place", ["model", "models/step-100"])
-def test_a_real_task_that_starts_from_the_synthetic_corpus_says_so_loudly(
-        place, pretrained, tmp_path, capsys):
-    shutil.copytree(pretrained, tmp_path / "run" / place)
-    for corpus, is_told in (([], True), (["pubmed"], False)):
-        (tmp_path / "run" / "options.json").write_text(json.dumps({"corpus": corpus}))
-        for task in ("ncbi-disease", "demo-ner"):
-            train_finetune.find_start(train_finetune.Options(task=task, init=str(tmp_path / "run" / place)))
-            loud = "KNOWS THE SYNTHETIC CORPUS ALONE" in capsys.readouterr().err
-            assert loud == (is_told and task == "ncbi-disease")
-
-
-def test_after_a_search_the_best_model_is_where_prediction_looks(pretrained, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train_finetune, "GRID", {"epochs": (1, 2)})
-    arguments = ["--task", "demo-re", "--init", str(pretrained), "--out", str(tmp_path / "out")]
-    assert train_finetune.main([*arguments, "--search", "2"]) == 0
-    result, = read(tmp_path / "out", "@DRUG$ slowed @DISEASE$ .\n", tmp_path, capsys)
-    assert result["label"] in TASKS["demo-re"].labels
 
 
 def test_help_shows_the_values_that_depend_on_the_task(capsys):
