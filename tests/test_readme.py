@@ -16,6 +16,7 @@ import pytest
 
 import data
 import draw_pictures
+import tokenizer
 import train_pretrain
 
 ROOT = Path(__file__).parent.parent
@@ -174,6 +175,27 @@ def test_the_twenty_lines_print_what_stands_below_them(tmp_path):
     assert numbers.sub("", printed) == numbers.sub("", shown)
     pairs = zip(map(float, numbers.findall(printed)), map(float, numbers.findall(shown)), strict=True)
     assert all(abs(found - told) < 0.06 for found, told in pairs), printed
+
+
+@pytest.mark.parametrize("file, line", [
+    ("electramed.py", "return (cumulative > point)"),
+    ("electramed.py", "Generator(self.generator_config, self.discriminator.electra.embeddings)"),
+    ("electramed.py", "(input_ids, attention_mask, token_type_ids)[:, 0]"),
+    ("train_pretrain.py", "batch.masked.weights.bool(), batch.attention_mask.bool()"),
+    ("train_finetune.py", "class Kind:"),
+    ("tests/test_train_finetune.py", "def test_a_sixth_kind_is_one_class_and_three_names"),
+])
+def test_the_course_changes_lines_that_are_there(file, line):
+    assert (ROOT / file).read_text().count(line) == 1
+
+
+def test_the_first_exercise_comes_out_as_the_course_says():
+    texts = ["low"] * 5 + ["lower"] * 2 + ["newest"] * 6 + ["widest"] * 3
+    pieces = tokenizer.learn_vocab(texts, 26)
+    told = re.search(r"##es,.*?widest", README, re.DOTALL)[0]
+    assert re.split(r",\s+", told) == pieces[16:]
+    spelled = tokenizer.Tokenizer(pieces).tokenize("lowest newer slow")
+    assert spelled == "low ##est n ##ew ##e ##r [UNK]".split()
 
 
 def test_the_readme_is_an_entrance():
