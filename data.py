@@ -853,8 +853,7 @@ def build_examples(documents: Iterable[list[list[int]]], max_length: int,
 # --- 4. Shards ---
 #
 # A corpus is tokenized once into a folder of plain arrays:
-#   index.json           what was built from what, for each shard its counts and the SHA-256 of its arrays,
-#                        and a SHA-256 of all this, by which an edited index is found
+#   index.json           what was built from what, and for each shard its counts and the SHA-256 of its arrays
 #   00000.tokens.npy     uint16, all examples one after the other, unpadded, with [CLS] and [SEP]
 #   00000.starts.npy     int64, where each example starts, and at the end the number of tokens
 #   00000.first.npy      uint16, length of [CLS] A [SEP]: token type 0; the rest is B [SEP], type 1
@@ -870,10 +869,11 @@ def build_examples(documents: Iterable[list[list[int]]], max_length: int,
 # shard counts once index.json lists it: an interrupted build continues behind the last one listed.
 
 class Progress:
-    """Show how far long work has come, on one line: units done and in all, units per second, time left.
+    """Show how far long work has come: units done and in all, units per second, time left.
 
-    On a terminal the line is written over the one before; elsewhere (a log file) a plain line is added:
-        1,200 of 10,000 steps, 41.3/s, 4 min left  loss 6.12
+        1,200 of 10,000 steps, 41.3/s, 3.5 min left  loss 6.12
+
+    The first line comes after two seconds, as a sign of life, then one every ten.
 
     total     units in all; None when unknown
     unit      what is counted, in the plural: "steps"
@@ -883,33 +883,26 @@ class Progress:
     def __init__(self, total: int | None, unit: str, start: int = 0) -> None:
         self.total, self.unit, self.start = total, unit, start
         self.began = time.monotonic()
-        self.shown = self.began - 8         # so the first line comes after two seconds, as a sign of life
-        # On a terminal: back to the line's start. Spaces cover the rest of the line before.
-        self.rewind = "\r" if sys.stderr and sys.stderr.isatty() else ""
-        self.line = self.printed = ""
+        self.due = self.began + 2           # when the next line is printed
+        self.line = ""                      # the last state, until it is printed
 
     def show(self, done: int, note: str = "") -> None:
-        """Report `done` units: at most five times a second on a terminal, every ten seconds elsewhere."""
+        """Report `done` units."""
         now = time.monotonic()
         rate = (done - self.start) / max(now - self.began, 1e-9)
         self.line = f"{done:,} of {self.total:,} {self.unit}" if self.total else f"{done:,} {self.unit}"
         if rate:                                                    # otherwise nothing is known of the time
-            left = ((self.total or done) - done) / rate             # seconds
-            self.line += f", {rate:,.1f}/s"
-            if left >= 1:
-                self.line += f", {left / 60:,.0f} min left" if left >= 90 else f", {left:.0f} s left"
+            minutes = ((self.total or done) - done) / rate / 60
+            self.line += f", {rate:,.1f}/s" + (f", {minutes:,.1f} min left" if minutes >= 0.1 else "")
         self.line += f"  {note}" if note else ""
-        if self.rewind:             # a line wider than the terminal could not be written over
-            width = shutil.get_terminal_size().columns - 1
-            self.line = self.line[:width].ljust(width)
-        if now - self.shown >= (0.2 if self.rewind else 10):
-            self.shown, self.printed = now, self.line
-            say(self.rewind + self.line, end="" if self.rewind else "\n")
+        if now >= self.due:
+            self.due = now + 10
+            self.finish()
 
     def finish(self) -> None:
-        """Print the last state, if it does not stand there already, and end the line."""
-        if self.line and (self.rewind or self.line != self.printed):
-            say(self.rewind + self.line)
+        """Print the last state, if it has not been printed."""
+        if self.line:
+            say(self.line)
         self.line = ""
 
     def over(self, items: Iterable[Any]) -> Iterator[Any]:
@@ -924,30 +917,27 @@ class Progress:
 def only_process(folder: str | os.PathLike) -> Iterator[None]:
     """Hold a folder while something is written there, so that no second process writes there, too.
 
-    The system drops the lock when its holder ends, however it ends. What the last holder, if it was killed,
-    left half written (NAME.PID.unfinished, see `write_bytes`) is removed; its workers wrote arrays of shards.
-    Windows has no such lock: there the folder is written unguarded.
+    The system drops the lock when its holder ends, however it ends. What a killed process left half written
+    (NAME.PID.unfinished, see `write_bytes`) is removed. Windows has no such lock: there the folder is written
+    unguarded.
 
-    raises   ValueError naming the process that holds the folder; OSError where the lock is a link
+    raises   ValueError where another process holds the folder; OSError where the lock is a link
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # A link is not followed: the number would be written into whatever file it names.
+    # A link is not followed: opening it would make the file that it names.
     lock = os.open(folder / ".electramed.lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-    with open(lock, "r+") as file:
-        holder = file.read()
+    with open(lock, "r+"):
         try:
             if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{folder} is in use by process {holder}: wait until it ends") from None
-        file.seek(0)
-        file.truncate()
-        print(os.getpid(), end="", file=file, flush=True)
-        for leftover in [*folder.rglob(f"*.{holder}.unfinished"), *folder.glob("0*.npy.*.unfinished")]:
+            raise ValueError(f"{folder} is in use by another process: wait until it ends") from None
+        for leftover in [*folder.rglob("*.[0-9]*.unfinished")]:
             if leftover.is_dir():               # a model folder
                 shutil.rmtree(leftover)
-            leftover.unlink(missing_ok=True)
+            else:
+                leftover.unlink(missing_ok=True)
         yield
 
 
@@ -968,68 +958,54 @@ def file_hash(path: str | os.PathLike) -> str:
 
 
 def learn_vocabulary(paths: Iterable[str | os.PathLike], size: int, lowercase: bool,
-                     reading: Reading = Reading()) -> tuple[Tokenizer, collections.Counter[str]]:
-    """Learn a vocabulary of `size` pieces from a corpus; return its tokenizer, and the counts of the words.
+                     reading: Reading = Reading()) -> Tokenizer:
+    """Learn a vocabulary of `size` pieces from a corpus; return its tokenizer.
 
-    Only these counts are kept in memory.
+    Only the counts of the words are kept in memory.
     """
-    files, left_out = corpus_files(paths)
-    formats: collections.Counter[str] = collections.Counter()
-
-    def documents() -> Iterator[Document]:
-        """Yield the documents of all files, counting these by their format."""
-        for part in itertools.chain.from_iterable(map(read_parts, files)):
-            formats[part.format] += part.line == 1
-            yield from part_documents(part, reading)
-
-    sentences = itertools.chain.from_iterable(Progress(None, "documents").over(documents()))
+    files, _ = corpus_files(paths)
+    documents = itertools.chain.from_iterable(read_documents(file, reading) for file in files)
+    sentences = itertools.chain.from_iterable(Progress(None, "documents").over(documents))
     word_counts = count_words(sentences, lowercase)
-    say(describe_files(formats, left_out))
-    pieces = Progress(size, "pieces").over(learn_from_counts(word_counts, size))
-    tokenizer = Tokenizer(pieces, lowercase)
+    tokenizer = Tokenizer(Progress(size, "pieces").over(learn_from_counts(word_counts, size)), lowercase)
     if len(tokenizer.pieces) < size:
         say(f"the vocabulary is complete with {len(tokenizer.pieces):,} pieces: in this corpus no other two "
             f"stand side by side twice ({size:,} need more text)")
-    return tokenizer, word_counts
+    return tokenizer
 
 
 FORMAT_VERSION = 3
 HELD_OUT_EVERY = 100                # every 100th document is kept from training, for evaluation
-MAX_XML_WORDPIECES = 1 << 26        # of one block, which is kept in memory
+
+# What one worker turns into one shard: its number; parts of BLOCK_BYTES at most together, or one XML file.
+Block = tuple[int, list[FilePart]]
 
 
-class Block(NamedTuple):
-    """Hold what one worker turns into one shard."""
-
-    number: int
-    parts: list[FilePart]           # at most BLOCK_BYTES of text together, or one XML file
-    position: int                   # bytes of the corpus up to its end
-
-
-def read_blocks(files: Iterable[Path]) -> Iterator[Block]:
+def read_blocks(files: Iterable[Path]) -> Iterator[list[FilePart]]:
     """Deal the files out in blocks: a big file gives several, many small ones share one.
 
     The blocks depend on the files alone, and finding them is quick: nothing is parsed or tokenized here. An
     XML file counts with its size on the disk.
+
+    returns   the parts of each block, `position` counted through the whole corpus
     """
-    number = 0              # of the block that is being filled
-    size = 0                # bytes in it
-    position = 0            # bytes of the corpus up to its end
-    earlier = 0             # bytes of the files before this one
-    parts: list[FilePart] = []
+    parts: list[FilePart] = []          # of the block that is being filled
+    size = earlier = 0                  # bytes in this block, and of the files before this one
     for file in files:
+        file_size = file.stat().st_size
         for part in read_parts(file):
-            is_cut = isinstance(part.content, bytes)
-            part_size = len(part.content) if is_cut else file.stat().st_size
-            if parts and size + part_size > BLOCK_BYTES:
-                yield Block(number, parts, position)
-                number, size, parts = number + 1, 0, []
             # An open file cannot travel to another process, which opens it anew.
-            parts.append(part if is_cut else part._replace(content=None))
-            size, position = size + part_size, earlier + (part.position if is_cut else part_size)
-        earlier += file.stat().st_size
+            if not isinstance(part.content, bytes):
+                part = part._replace(content=None, position=file_size)
+            part_size = file_size if part.content is None else len(part.content)
+            if parts and size + part_size > BLOCK_BYTES:
+                yield parts
+                parts, size = [], 0
+            parts.append(part._replace(position=earlier + part.position))
+            size += part_size
+        earlier += file_size
     if parts:
-        yield Block(number, parts, earlier)
+        yield parts
 
 
 def vocabulary_hash(tokenizer: Tokenizer) -> str:
@@ -1044,67 +1020,58 @@ def vocabulary_hash(tokenizer: Tokenizer) -> str:
 
 def write_shard(folder: Path, tokenizer: Tokenizer, max_length: int, seed: int, reading: Reading,
                 block: Block) -> dict:
-    """Tokenize one block and write its three arrays, held-out examples last.
+    """Tokenize one block and write its arrays, held-out examples last.
 
-    returns   the shard's entry in index.json: counts, position in the corpus, checksum
+    returns   the shard's entry in index.json: counts, position in the corpus, checksums
     """
-    rng = random.Random(f"{seed}/{block.number}")
+    shard, parts = block
+    rng = random.Random(f"{seed}/{shard}")
     counts = collections.Counter(documents=0, sentences=0, words=0, wordpieces=0, unknown=0)
     train: list[list[list[int]]] = []           # documents as sentences of wordpiece ids
     held_out: list[list[list[int]]] = []
     pmids = array("q")
     # 1. Turn sentences into wordpiece ids. Each block begins to count at another number, so that blocks of
     #    fewer than a hundred documents hold out some, too.
-    number = 37 * block.number
-    for document in itertools.chain.from_iterable(part_documents(part, reading) for part in block.parts):
-        pmids.extend(int(pmid) * sign for key, sign in (("pmid", 1), ("deleted", -1))
-                     if (pmid := document.id.get(key, "")[:18]).isdecimal())
-        if not document:                        # a PMID that was deleted
+    number = 37 * shard
+    for document in itertools.chain.from_iterable(part_documents(part, reading) for part in parts):
+        if "deleted" in document.id:
+            pmids.append(-int(document.id["deleted"]))
             continue
+        if "pmid" in document.id:
+            pmids.append(int(document.id["pmid"]))
         sentences = tokenizer.encode_batch(document)
         counts.update(documents=1, sentences=len(document), words=len(" ".join(document).split()),
                       wordpieces=sum(map(len, sentences)),
                       unknown=sum(ids.count(tokenizer.unk_id) for ids in sentences))
-        if counts["wordpieces"] > MAX_XML_WORDPIECES:
-            raise ValueError(f"{block.parts[0].name}: over {MAX_XML_WORDPIECES:,} wordpieces: cut it")
         (held_out if number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else train).append(sentences)
         number += 1
     # 2. Cut examples from the documents to train on, then from those held out.
+    to_train, kept = (list(build_examples(documents, max_length, rng)) for documents in (train, held_out))
     tokens, starts, firsts = array("H"), array("q", [0]), array("H")
-    for documents in (train, held_out):
-        trained = len(firsts)           # in the end: the examples before the second round, those to train on
-        for a, b in build_examples(documents, max_length, rng):
-            tokens.fromlist([tokenizer.cls_id, *a, tokenizer.sep_id] + ([*b, tokenizer.sep_id] if b else []))
-            starts.append(len(tokens))
-            firsts.append(len(a) + 2)
+    for a, b in to_train + kept:
+        tokens.fromlist([tokenizer.cls_id, *a, tokenizer.sep_id] + ([*b, tokenizer.sep_id] if b else []))
+        starts.append(len(tokens))
+        firsts.append(len(a) + 2)
     # 3. Write the arrays, and hash their bytes as they are written.
     hashes = {}
     arrays = {"tokens": tokens, "starts": starts, "first": firsts, **({"pmids": pmids} if pmids else {})}
     for name, values in arrays.items():
         content = io.BytesIO()
         np.save(content, np.array(values))
-        write_bytes(folder / f"{block.number:05d}.{name}.npy", content.getbuffer())
+        write_bytes(folder / f"{shard:05d}.{name}.npy", content.getbuffer())
         hashes[name] = hashlib.sha256(content.getbuffer()).hexdigest()
-    files = collections.Counter(part.format for part in block.parts if part.line == 1)
-    return {**counts, "tokens": len(tokens), "examples": len(firsts), "held_out": len(firsts) - trained,
-            "position": block.position, "files": files, "sha256": hashes}
+    files = collections.Counter(part.format for part in parts if part.line == 1)
+    return {**counts, "tokens": len(tokens), "examples": len(firsts), "held_out": len(kept),
+            "position": parts[-1].position, "files": files, "sha256": hashes}
 
 
-def with_hash(index: dict[str, Any]) -> dict[str, Any]:
-    """Return an index with a SHA-256 of all its other values, under the key "sha256"."""
-    rest = {key: value for key, value in index.items() if key != "sha256"}
-    return {**rest, "sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
-
-
-def read_index(folder: Path) -> dict:
-    """Read index.json; ValueError or OSError naming it when it is missing, edited or of another format."""
+def read_index(folder: Path) -> dict[str, Any]:
+    """Read index.json; ValueError or OSError naming it when it is missing or of another format."""
     path = folder / "index.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a shard folder is made by: python data.py build")
-    index = read_object(path)
-    if index.get("format") != FORMAT_VERSION or index != with_hash(index):
-        raise ValueError(f"{path}: not an index of shards, or edited (format {index.get('format')}, expected "
-                         f"{FORMAT_VERSION}, and its own SHA-256): build the shards anew")
+    index = read_object(path) if path.exists() else {}
+    if index.get("format") != FORMAT_VERSION:
+        raise ValueError(f"{path}: not there, or no index of shards of format {FORMAT_VERSION}: "
+                         "build it with python data.py build")
     return index
 
 
@@ -1117,26 +1084,18 @@ def continue_index(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     if not (folder / "index.json").exists():
         return {**wanted, "complete": False, "shards": []}
     index = read_index(folder)
-    for key, value in wanted.items():
-        if index[key] != value:
-            before = index[key]
-            if isinstance(value, list):                     # files of the corpus: name the first that differs
-                pairs = itertools.zip_longest(before, value)
-                before, value = next((old, new) for old, new in pairs if old != new)
-            raise ValueError(f"{folder} was built with another {key} ({str(before):.100}, now "
-                             f"{str(value):.100}): choose another folder or delete this one")
+    # The files are compared one by one, so that the message can name one.
+    pairs = [("sources", *pair) for pair in itertools.zip_longest(index["sources"], wanted["sources"])]
+    pairs += [(key, index[key], wanted[key]) for key in wanted if key != "sources"]
+    for key, before, now in pairs:
+        if before != now:
+            raise ValueError(f"{folder} was built with another {key} ({before}, now {now}): choose another "
+                             "folder, or delete this one")
     return index
 
 
-worker_jobs: list[Callable[[Block], dict]] = []         # in a worker process: its one job
-
-
-def start_worker(job: Callable[[Block], dict]) -> None:
-    """Prepare a worker process.
-
-    The worker keeps its job for all blocks, so that the tokenizer's caches stay filled. It ignores Ctrl-C,
-    which the parent handles. It ends with the parent, even when the parent is killed.
-    """
+def start_worker() -> None:
+    """Prepare a worker process: it ignores Ctrl-C, and ends with its parent, even when that is killed."""
     def wait_for_parent() -> None:
         cast(Any, multiprocessing.parent_process()).join()
         os._exit(1)
@@ -1145,30 +1104,23 @@ def start_worker(job: Callable[[Block], dict]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A parent that is killed cannot end its workers. This thread waits for the parent's end, then exits.
     threading.Thread(target=wait_for_parent, daemon=True).start()
-    worker_jobs.append(job)
-
-
-def run_job(block: Block) -> dict:
-    """Run the job that this worker was started with: only the block travels to it, not the tokenizer."""
-    return worker_jobs[0](block)
 
 
 def map_in_processes(job: Callable[[Block], dict], blocks: Iterable[Block], workers: int) -> Iterator[dict]:
     """Yield job(block) for each block, in order, computed by several processes.
 
-    At most two blocks more than there are workers are in memory at a time.
-
     raises   what a job raises; ChildProcessError when a worker was killed
     """
-    # A block is read only when there is room for it. Results come in the order of the blocks: the index lists
-    # them in this order, and a later block that is ready earlier waits.
-    waiting: collections.deque[concurrent.futures.Future[dict]] = collections.deque()
     # "spawn" starts fresh interpreters: "fork" would copy the threads' locks of a parent that uses torch.
     spawn = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, start_worker, (job,))
+    pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, start_worker)
+    waiting: collections.deque[concurrent.futures.Future[dict]] = collections.deque()
     try:
+        # The job travels with each block: its tokenizer takes hundredths of a second, the block seconds.
+        # Results come in the order of the blocks, as the index lists them. A block is read only when there is
+        # room for it: two blocks more than there are workers are in memory at most.
         for block in blocks:
-            waiting.append(pool.submit(run_job, block))
+            waiting.append(pool.submit(job, block))
             if len(waiting) > workers + 1:
                 yield waiting.popleft().result()
         while waiting:
@@ -1184,7 +1136,8 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, out: 
                  reading: Reading = Reading()) -> None:
     """Tokenize a corpus into a shard folder; the same call on a half-built folder completes it.
 
-    workers   processes; None or 0 for one on each core, fewer when the corpus is small
+    workers   processes; None or 0 for one on each core, fewer when the corpus is small. They import the
+              program that calls this: what it does should stand under `if __name__ == "__main__":`
     raises    ValueError when `out` was built from something else, or the vocabulary does not fit into uint16;
               OSError when a worker was killed
     """
@@ -1209,49 +1162,34 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, out: 
         shards = index["shards"]
         # 2. Build the blocks that are not listed yet; list each as it comes.
         if not index["complete"]:
-            blocks = itertools.islice(read_blocks(files), len(shards), None)
-            done = shards[-1]["position"] if shards else 0                       # bytes
-            progress = Progress(-(-size // 1000), "kB of the corpus", done // 1000)
+            blocks = itertools.islice(enumerate(read_blocks(files)), len(shards), None)
+            done = 1 + shards[-1]["position"] // 1000 if shards else 0
+            progress = Progress(1 + size // 1000, "kB of the corpus", done)
             for entry in map(job, blocks) if workers == 1 else map_in_processes(job, blocks, workers):
                 shards.append(entry)
-                write_bytes(folder / "index.json", json.dumps(with_hash(index)).encode())
-                progress.show(-(-entry["position"] // 1000))
+                write_bytes(folder / "index.json", json.dumps(index).encode())
+                progress.show(1 + entry["position"] // 1000)
             if not any(entry["examples"] for entry in shards):
                 raise ValueError(f"no text in {', '.join(map(str, files)) or 'the given folders'}")
             progress.finish()
             # 3. Declare the folder complete, and record what it was built from.
-            formats: collections.Counter[str] = collections.Counter()
+            formats = collections.Counter[str]()
             for entry in shards:
-                formats.update(entry.get("files", {}))
-            summary = describe_pmids(folder, shards) + describe_files(formats, left_out)
-            index = with_hash({**index, "files": summary, "complete": True})
+                formats.update(entry.get("files"))
+            index |= {"files": describe_pmids(folder) + describe_files(formats, left_out), "complete": True}
             write_bytes(folder / "index.json", json.dumps(index, indent=1).encode())
     say(index.get("files", f"{folder} was built by an earlier version"))
 
 
-def describe_pmids(folder: Path, shards: list[dict[str, Any]]) -> str:
-    """Say how many PMIDs came more than once, and how many came that PubMed deleted; "" where none did.
+def describe_pmids(folder: Path) -> str:
+    """Say how many of a folder's PMIDs were met before, and how many DeleteCitation names; "" without PMIDs.
 
-    PubMed's update files hold new versions of records in its baseline. Both become documents.
+    PubMed's update files hold new versions of records in its baseline. All become documents.
     """
-    arrays = [np.load(check_array(folder, shards, number, "pmids"))
-              for number, entry in enumerate(shards) if "pmids" in entry["sha256"]]
-    pmids = np.concatenate([np.empty(0, np.int64), *arrays])
-    kept, times = np.unique(pmids[pmids > 0], return_counts=True)
-    deleted = np.unique(-pmids[pmids < 0])
-    twice, still = np.count_nonzero(times > 1), np.count_nonzero(np.isin(deleted, kept))
-    if not twice and not len(deleted):
-        return ""
-    return (f"{twice:,} PMIDs came more than once, {len(deleted):,} are named by DeleteCitation; "
-            f"{still:,} of these, and all versions of the others, are in the shards\n")
-
-
-def check_array(folder: Path, entries: list[dict[str, Any]], number: int, name: str) -> Path:
-    """Return the path of an array of a shard; ValueError where its bytes are not those that were written."""
-    path = folder / f"{number:05d}.{name}.npy"
-    if file_hash(path) != entries[number]["sha256"][name]:
-        raise ValueError(f"{path}: truncated, damaged or edited (its SHA-256 differs): build the shards anew")
-    return path
+    pmids = np.concatenate([np.empty(0, np.int64), *map(np.load, folder.glob("*.pmids.npy"))])
+    kept = pmids[pmids > 0]
+    return (f"{len(kept) - len(np.unique(kept)):,} records repeat a PMID, DeleteCitation names "
+            f"{len(pmids) - len(kept):,}: they are not left out\n" if len(pmids) else "")
 
 
 class Shards:
@@ -1274,25 +1212,23 @@ class Shards:
         if not self.index["complete"]:
             raise ValueError(f"{self.folder} is half-built: repeat the command that builds it to complete it")
         entries = self.index["shards"]
-        numbers = range(len(entries))
-        self.starts = [self.load(number, "starts") for number in numbers]
-        self.firsts = [self.load(number, "first") for number in numbers]
+        # Copies in memory: a map costs a file descriptor, so of tokens too at most 512 are open at a time.
+        self.starts = [np.array(self.load(number, "starts")) for number in range(len(entries))]
+        self.firsts = [np.array(self.load(number, "first")) for number in range(len(entries))]
+        self.tokens = functools.lru_cache(maxsize=512)(lambda number: self.load(number, "tokens"))
         self.lengths = np.concatenate([np.diff(starts) for starts in self.starts])
         # offsets[k] is the number of the first example of shard k; the held-out ones end each shard.
         self.offsets = np.cumsum([0] + [entry["examples"] for entry in entries])
         ends = zip(self.offsets[1:], entries)
         self.held_out = np.concatenate([np.arange(end - entry["held_out"], end) for end, entry in ends])
         self.train = np.setdiff1d(np.arange(self.offsets[-1]), self.held_out)
-        # Maps of tokens stay open, at most 512 of them: each costs a file descriptor.
-        self.tokens = functools.lru_cache(maxsize=512)(self.load_tokens)
 
     def load(self, number: int, name: str) -> np.ndarray:
-        """Check one array of one shard and read it."""
-        return np.load(check_array(self.folder, self.index["shards"], number, name))
-
-    def load_tokens(self, number: int) -> np.ndarray:
-        """Check the tokens of one shard and map them into memory."""
-        return np.load(check_array(self.folder, self.index["shards"], number, "tokens"), mmap_mode="r")
+        """Map an array of a shard into memory; ValueError where its bytes are not those that were written."""
+        path = self.folder / f"{number:05d}.{name}.npy"
+        if file_hash(path) != self.index["shards"][number]["sha256"][name]:
+            raise ValueError(f"{path}: truncated, damaged or edited (SHA-256): build the shards anew")
+        return np.load(path, mmap_mode="r")
 
     def example(self, number: int) -> tuple[np.ndarray, int]:
         """Return the token ids of one example, and how many of them are [CLS] A [SEP].
@@ -1375,23 +1311,19 @@ def plan_batches(lengths: np.ndarray, batch_size: int, max_length: int, rng: np.
 #   ner         entities            TaggedSentence    read_tagged
 #   re          relations           LabelledText      read_labelled
 #   qa          questions           Question          read_questions
-#   classify    yes/no questions    LabelledText      read_pairs
-#   rank        candidate answers   Candidate         read_candidates
+#   classify    yes/no questions    LabelledText      read_labelled, with pairs
+#   rank        candidate answers   LabelledText      read_labelled, with pairs
 # To add a kind, write its reader, list it in READERS, and describe its data sets in TASKS.
 
-def read_json(path: str | os.PathLike) -> Any:
-    """Read a JSON file; ValueError naming it, and the line, where `parse_json` refuses its content."""
-    return parse_json("\n".join(line for _, line in numbered_lines(path)), path)
-
-
 def take(entry: Any, key: str, kind: type, place: str) -> Any:
-    """Return a value of a JSON object, of the type that it must have; an id may also be a number.
+    """Return a value of a JSON object, of the type that it must have; an id or a label may be a number, too.
 
     raises   ValueError naming place and key where it is missing or of another type
     """
     if not isinstance(entry, dict) or key not in entry:
         raise ValueError(f"{place}: no {key!r} in {str(entry)[:60]}")
-    value: Any = str(entry[key]) if key == "id" and type(entry[key]) is int else entry[key]
+    is_number = key in ("id", "label") and isinstance(entry[key], int)
+    value = str(entry[key]) if is_number else entry[key]
     if type(value) is not kind:
         raise ValueError(f"{place}: {key!r} is {str(value)[:60]}, expected a value of type {kind.__name__}")
     return value
@@ -1405,9 +1337,11 @@ class TaggedSentence(NamedTuple):
 
 
 class LabelledText(NamedTuple):
-    """Hold one relation: a sentence whose entities are placeholders such as @DRUG$, and the relation's name.
+    """Hold one text, or one pair of texts, with its label.
 
-    Or hold one yes/no question: the question, its answer in words (`text_pair`), and 1 for yes, 0 for no.
+    A relation: a sentence whose entities are placeholders such as @DRUG$, and the relation's name.
+    A yes/no question: the question, its answer in words (`text_pair`), and 1 for yes, 0 for no.
+    A candidate: a question, and a sentence (`text_pair`) that answers it (label 1) or not (0).
     """
 
     id: str
@@ -1415,14 +1349,10 @@ class LabelledText(NamedTuple):
     label: str
     text_pair: str | None = None
 
-
-class Candidate(NamedTuple):
-    """Hold a question (group and text), and a sentence (text_pair) that answers it (label 1) or not (0)."""
-
-    group: str
-    text: str
-    text_pair: str
-    label: str
+    @property
+    def group(self) -> str:
+        """Return what the candidates for one question have in common: the question."""
+        return self.text.strip()
 
 
 class Question(NamedTuple):
@@ -1466,56 +1396,45 @@ def read_tagged(path: Path, labels: Sequence[str] = ()) -> list[TaggedSentence]:
     word and its tag. Columns between the first and the last are skipped; all lines have the same number. The
     files differ in empty lines (one, two, or at the start) and in -DOCSTART- lines, which end a sentence too.
 
-    raises   ValueError naming the line; or the column, if `check_columns` finds that another one was meant
+    A file of GermEval has another first column, and the tags of outer and inner entities. It is refused:
+        4  Hodgkin  I-DIS  B-PER
+
+    raises   ValueError naming the line, or the column if the first one holds no words, or two hold tags
     """
-    sentences: list[TaggedSentence] = []
-    words: list[str] = []
-    tags: list[str] = []
+    # 1. The columns of each line; an empty list between two sentences.
+    rows: list[list[str]] = []
     width = 0                                                       # columns of the first line
-    between = collections.defaultdict[int, set[str]](set)           # values in each skipped column
-    for number, line in itertools.chain(numbered_lines(path), [(0, "")]):    # "" closes the last sentence
+    for number, line in numbered_lines(path):
         columns = [column.strip(" ") for column in re.split(r"\t" if "\t" in line else " +", line.strip(" "))]
         if not any(columns) or columns[0] == "-DOCSTART-":
-            if words:
-                sentences.append(TaggedSentence(words, tags))
-                words, tags = [], []
+            rows.append([])
             continue
-        word, tag = columns[0], columns[-1] if columns[1:] else ""
         # A CR inside a line: it alone ends the lines of the file, as on an old Macintosh.
-        if not word or not TAG.fullmatch(tag) or len(columns) != (width or len(columns)) or "\r" in line:
+        fits = columns[0] and TAG.fullmatch(columns[-1]) and len(columns) == (width or max(2, len(columns)))
+        if not fits or "\r" in line:
             how = "; one JSON object a line is read for re, qa, classify and rank" if line[0] == "{" else ""
             raise ValueError(f"{path} line {number}: expected a word and O, B-TYPE or I-TYPE, in "
                              f"{width or '2 or more'} columns, and a line end of LF or CR LF, "
                              f"found {line[:80]!r}{how}")
+        check_label(columns[-1], labels, f"{path} line {number}")
         width = len(columns)
-        words.append(word)
-        tags.append(check_label(tag, labels, f"{path} line {number}"))
-        for place, value in enumerate(columns[1:-1], start=2):
-            between[place].add(value)
-    check_columns(path, [word for sentence in sentences for word in sentence.words], between)
-    return sentences
-
-
-def check_columns(path: Path, words: list[str], between: dict[int, set[str]]) -> None:
-    """Refuse a file whose first column holds no words, or whose entities stand in two columns.
-
-    In a file of GermEval both are so: a number, the word, the tags of the outer and of the inner entities.
-        4  Hodgkin  I-DIS  B-PER
-
-    words     the first column
-    between   the values in each column between the first and the last, by its number from 1
-    """
-    # 1. Numbers, offsets (0-5, 6-9) and the ids of documents (PMC12) differ in nothing but digits and marks.
-    if len(words) > 1 and len({re.sub(r"[\W\d_]", "", word) for word in words}) == 1:
-        if all(re.search(r"\d", word) for word in words):
-            raise ValueError(f"{path}: the first column holds numbers ({', '.join(words[:3])}, ...), "
-                             "expected the words: delete that column")
-    # 2. Tags of entities in another column than the last would be dropped without a word.
-    for place, values in between.items():
+        rows.append(columns)
+    # 2. Every text has words without a digit; numbers, offsets (0-5) and ids (PMC12) have one in each line.
+    #    Tags of entities in another column than the last would be dropped without a word.
+    for place, values in enumerate(list(zip(*filter(None, rows)))[:-1], start=1):
+        is_numbers = place == 1 and all(re.search(r"\d", value) for value in values)
         types = {value[2:] for value in values if value != "O"}
-        if all(map(TAG.fullmatch, values)) and not types <= PHRASES:
-            raise ValueError(f"{path}: column {place} holds tags ({', '.join(sorted(values)[:3])}), as the "
-                             "last one does: nested entities are not read, delete one of the two columns")
+        is_tags = place > 1 and all(map(TAG.fullmatch, values)) and not types <= PHRASES
+        if is_numbers or is_tags:
+            raise ValueError(f"{path}: column {place} holds {'numbers' if is_numbers else 'tags'} "
+                             f"({', '.join(values[:3])}, ...), expected words in the first column, and tags "
+                             "in the last one alone: delete that column")
+    # 3. Neighbouring lines are one sentence.
+    sentences = [list(lines) for has_words, lines in itertools.groupby(rows, key=bool) if has_words]
+    return [TaggedSentence([row[0] for row in lines], [row[-1] for row in lines]) for lines in sentences]
+
+
+QUOTED = re.compile(r'\A"((?:[^"]|"")*)"\Z')
 
 
 def split_row(line: str) -> list[str]:
@@ -1527,25 +1446,18 @@ def split_row(line: str) -> list[str]:
     The csv module does not work here: the published files mix quoted fields with bare inner quotes, and a csv
     reader that meets a stray opening quote swallows the lines that follow it.
     """
-    fields = line.split("\t")
-    for number, field in enumerate(fields):
-        inner = field[1:-1]
-        if len(field) > 1 and field[0] == field[-1] == '"' and '"' not in inner.replace('""', ""):
-            fields[number] = inner.replace('""', '"')
-    return fields
+    return [QUOTED.sub(lambda quoted: quoted[1].replace('""', '"'), field) for field in line.split("\t")]
 
 
-# Which column a name in a header, or in a JSON object, means, in any case.
-COLUMN_OF = {"index": "index", "id": "index", "sentence": "sentence", "text": "sentence", "class": "label",
-             "label": "label", "labels": "label", "relation": "label", "yesno_label": "label",
-             "question": "question", "answer": "answer", "ideal_answer": "answer",
-             "answer_candidate": "answer", "candidate": "answer"}
+# Which field of LabelledText a column fills, by its name in a header or in a JSON object, in any case.
+FIELD_OF = {"index": "id", "id": "id", "sentence": "text", "text": "text", "question": "text",
+            "label": "label", "labels": "label", "class": "label", "relation": "label",
+            "yesno_label": "label", "text_pair": "text_pair", "answer": "text_pair",
+            "ideal_answer": "text_pair", "answer_candidate": "text_pair", "candidate": "text_pair"}
 WORD = re.compile(r"\s*[^\W\d][\w-]*\s*")
 # The columns of each form that files of a kind may have, in the order that they have without a header.
-RELATION_FORMS = (("index", "sentence", "label"), ("sentence", "label"))
-PAIR_FORMS = (("label", "question", "answer"),)
-Form = tuple[str, ...]
-Row = tuple[str, dict[str, Any]]            # its place for messages, and its fields by column
+RELATION_FORMS = (("id", "text", "label"), ("text", "label"))
+PAIR_FORMS = (("label", "text", "text_pair"),)
 
 
 def is_header(first: list[str], second: list[str]) -> bool:
@@ -1555,7 +1467,7 @@ def is_header(first: list[str], second: list[str]) -> bool:
     because it would become an example: its fields are single words, and below them stand longer texts.
     """
     names = {name.strip().casefold() for name in first}
-    if "label" in names or len(COLUMN_OF.keys() & names) > 1:
+    if "label" in names or len(FIELD_OF.keys() & names) > 1:
         return True
     # "phrase, gold" above a sentence is a header. But "fever, none" above "gout, treats" is an example.
     return all(map(WORD.fullmatch, first)) and not all(map(WORD.fullmatch, second))
@@ -1578,18 +1490,22 @@ def parse_objects(path: Path, lines: Sequence[tuple[int, str]]) -> list[tuple[st
     return found
 
 
-def find_columns(names: Iterable[str], forms: Sequence[Form], place: str) -> list[str]:
-    """Return what each name means, "" for one to be skipped; ValueError where they are none of the forms."""
-    columns = [COLUMN_OF.get(name.strip().casefold(), "") for name in names]
+def find_columns(names: Iterable[str], forms: Sequence[tuple[str, ...]], place: str) -> list[str]:
+    """Return the field that each name means, "" for one to be skipped; ValueError for none of the forms."""
+    columns = [FIELD_OF.get(name.strip().casefold(), "") for name in names]
     known = sorted(filter(None, columns))
-    if not any(known in (sorted(form), sorted(["index", *form])) for form in forms):
+    if not any(known in (sorted(form), sorted(["id", *form])) for form in forms):
         raise ValueError(f"{place} with the columns {', '.join(names)}: "
                          f"expected {' or '.join(map(', '.join, forms))}")
     return columns
 
 
-def read_rows(path: Path, forms: Sequence[Form], yes_no: bool) -> Iterator[Row]:
-    """Yield the rows of a file: tab-separated, one JSON object on each line, or BioASQ's yes/no questions."""
+def read_rows(path: Path, forms: Sequence[tuple[str, ...]],
+              yes_no: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a file, each a place for messages and the values by field.
+
+    The file is tab-separated, or has one JSON object on each line, or BioASQ's yes/no questions.
+    """
     lines = [(number, line) for number, line in numbered_lines(path) if line.strip()]
     # 1. JSON begins with an object or a list; a sentence may begin with "[Gout" or "[".
     if lines and re.fullmatch(r"\s*(\[\s*)?({[^\t]*)?", lines[0][1]):
@@ -1604,7 +1520,7 @@ def read_rows(path: Path, forms: Sequence[Form], yes_no: bool) -> Iterator[Row]:
     first, second = (rows[n][1] if rows[n:] else [] for n in (0, 1))
     columns = list(next((form for form in forms if len(form) == len(first)), forms[0]))
     header = None
-    if rows and is_header(first, second):
+    if is_header(first, second):
         place, header = rows.pop(0)
         columns = find_columns(header, forms, f"{place}: a header")
     for place, fields in rows:
@@ -1614,59 +1530,42 @@ def read_rows(path: Path, forms: Sequence[Form], yes_no: bool) -> Iterator[Row]:
         yield place, dict(zip(columns, fields))
 
 
-def read_labelled(path: Path, labels: Sequence[str] = (), forms: Sequence[Form] = RELATION_FORMS,
+def read_labelled(path: Path, labels: Sequence[str] = (), forms: Sequence[tuple[str, ...]] = RELATION_FORMS,
                   yes_no: bool = False) -> list[LabelledText]:
-    """Read rows of index, sentence, label; or of sentence, label. A header line is optional.
+    """Read rows of index, sentence, label; or of sentence, label; or of label, question, answer.
 
-    Two rows of the form (of ddi-2013; columns are separated by tabs):
+    Two rows of ddi-2013, with tabs between the columns; a header line is optional:
         index              sentence                                    label
         DrugBank.d1.s2.p0  @DRUG$ raises the blood level of @DRUG$.    DDI-mechanism
     become LabelledText("DrugBank.d1.s2.p0", "@DRUG$ raises ...", "DDI-mechanism"). Rows without an index are
     numbered from 0. The same example as a line of JSON, with the columns in any order:
         {"id": "DrugBank.d1.s2.p0", "text": "@DRUG$ raises ...", "label": "DDI-mechanism"}
 
+    Two rows of yesno, and two of rerank:
+        yesno_label  question                           ideal_answer
+        1            Is gout treated with colchicine?   Yes, colchicine relieves attacks of gout.
+        label  question          answer_candidate
+        0      What is gout?     Gout was known to the Romans.
+    become LabelledText("0", "Is gout treated ...", "1", "Yes, colchicine ...") and
+    LabelledText("0", "What is gout?", "0", "Gout was known ...").
+
     Published files of one kind differ: those of ddi-2013 have a header and three columns, gad's have neither
     a header nor an index. Names tell the order of the columns; columns of other names are skipped.
 
-    forms    the names of the columns in each form that the file may have; an index may be added
+    forms    the fields in each form that the file may have; an id may be added
     yes_no   whether the yes/no questions of a file of BioASQ are meant, too
     raises   ValueError naming the line: a header that is none of the forms would become an example
     """
     examples: list[LabelledText] = []
     for number, (place, row) in enumerate(read_rows(path, forms, yes_no)):
-        if not all(isinstance(field, str | int) for column, field in row.items() if column):
-            raise ValueError(f"{place}: expected one text or number in each column, found {str(row)[:200]}")
-        label, text = str(row["label"]).strip(), str(row.get("sentence", row.get("question")))
-        examples.append(LabelledText(str(row.get("index", number)), text, check_label(label, labels, place),
-                                     row.get("answer")))
+        fields = {field: take(row, field, str, place) for field in row if field}
+        fields["label"] = check_label(fields["label"].strip(), labels, place)
+        examples.append(LabelledText(**{"id": str(number), **fields}))
     several = [example.label for example in examples if re.search(r"\w\s*[,;|]\s*\w", example.label)]
     if len(several) > len(examples) / 20:
         say(f"{path}: {len(several)} of {len(examples)} rows have a label like {several[0]!r}, which counts "
             "as one label: one label per row is meant")
     return examples
-
-
-def read_pairs(path: Path, labels: Sequence[str] = ()) -> list[LabelledText]:
-    """Read rows of label, question, answer; or the yes/no questions of BioASQ's own files (`yes_no_rows`).
-
-    Two rows of the form (of yesno; columns are separated by tabs):
-        yesno_label  question                           ideal_answer
-        1            Is gout treated with colchicine?   Yes, colchicine relieves attacks of gout.
-    become LabelledText("0", "Is gout treated ...", "1", "Yes, colchicine ..."), numbered from 0.
-    """
-    return read_labelled(path, labels, PAIR_FORMS, yes_no=True)
-
-
-def read_candidates(path: Path, labels: Sequence[str] = ()) -> list[Candidate]:
-    """Read rows of label, question, candidate; those of one question are one group.
-
-    Two rows of the form (of rerank; columns are separated by tabs):
-        label  question          answer_candidate
-        0      What is gout?     Gout was known to the Romans.
-    become Candidate("What is gout?", "What is gout?", "Gout was known to the Romans.", "0").
-    """
-    rows = read_labelled(path, labels, PAIR_FORMS)
-    return [Candidate(row.text.strip(), row.text, row.text_pair or "", row.label) for row in rows]
 
 
 def read_asked(path: Path, content: Any, *types: str) -> Iterator[tuple[str, str, list[str], dict[str, Any]]]:
@@ -1694,12 +1593,12 @@ def read_asked(path: Path, content: Any, *types: str) -> Iterator[tuple[str, str
 LEADING_YES_OR_NO = re.compile(r"\A\W*(?:yes\b(?!-\w)|no(?=\s*(?:[,.;:!\n–—]|- |\Z)))[\s,.;:!–—-]*", re.I)
 
 
-def yes_no_rows(path: Path, content: Any) -> Iterator[Row]:
+def yes_no_rows(path: Path, content: Any) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield BioASQ's yes/no questions as rows; a leading yes or no is taken off the answer in words.
 
     {"id": "5c60", "type": "yesno", "body": "Is gout painful?", "exact_answer": "yes",
      "ideal_answer": ["Yes. It hurts."]}
-    becomes {"index": "5c60", "question": "Is gout painful?", "answer": "It hurts.", "label": "1"}.
+    becomes {"id": "5c60", "text": "Is gout painful?", "text_pair": "It hurts.", "label": "1"}.
 
     source   the task yesno of Bio-ELECTRA's release, whose rows were made likewise; but it cuts the words
              None and Not short, too
@@ -1710,7 +1609,7 @@ def yes_no_rows(path: Path, content: Any) -> Iterator[Row]:
             raise ValueError(f"{place}: 'exact_answer' is {str(names)[:60]}, expected yes or no")
         first = ideal[0] if isinstance(ideal, list) and ideal else ideal        # later ones say it once more
         answer = LEADING_YES_OR_NO.sub("", take({"ideal_answer": first}, "ideal_answer", str, place))
-        yield place, {"index": name, "question": take(entry, "body", str, place), "answer": answer,
+        yield place, {"id": name, "text": take(entry, "body", str, place), "text_pair": answer,
                       "label": "1" if exact == "yes" else "0"}
 
 
@@ -1736,7 +1635,6 @@ def read_snippets(path: Path, content: Any, batch: int | None,
     questions: list[Question] = []
     asked = list(read_asked(path, content, "factoid", "list"))
     for article, (place, name, names, entry) in enumerate(asked):
-        gold = None if batch is None else golden.get(name, names) or None
         # White space inside a name matches any other: "5 mg" is found in "5\u00a0mg".
         longest_first = sorted(filter(None, map(str.strip, names)), key=len, reverse=True)
         spelt = [r"\s+".join(map(re.escape, words.split())) for words in longest_first]
@@ -1745,41 +1643,48 @@ def read_snippets(path: Path, content: Any, batch: int | None,
         for number, snippet in enumerate(snippets or [{"text": ""}]):
             text = take(snippet, "text", str, place)
             found = (re.search(rf"(?<!\w){spelling}(?!\w)", text, re.I) for spelling in spelt)
-            match = next(filter(None, found), None) if batch is None else None
-            if match or batch is not None:
-                answers = [(match[0], match.start())] if match else []
-                questions.append(Question(f"{name}_{number:03d}", body, text, answers, batch, gold, article,
-                                          entry["type"]))
-    without = len(asked) - len({question.article for question in questions})
-    if batch is None:
-        say(f"{path}: left out {without} of {len(asked)} questions: no snippet holds an exact answer")
-    return questions
+            match = next(filter(None, found), None)
+            answers = [(match[0], match.start())] if match else []
+            questions.append(Question(f"{name}_{number:03d}", body, text, answers, batch,
+                                      golden.get(name, names) or None, article, entry["type"]))
+    if batch is not None:
+        return [question._replace(answers=[]) for question in questions]
+    answered = [question._replace(gold=None) for question in questions if question.answers]
+    without = len(asked) - len({question.article for question in answered})
+    say(f"{path}: left out {without} of {len(asked)} questions: no snippet holds an exact answer")
+    return answered
 
 
 def find_answer(text: str, start: int, context: str) -> tuple[str, int] | None:
     """Return an answer as the context has it, (text, first character); None where it does not have it.
 
-    A wrong start would teach the model to point beside the answer, but in some files many are a little off:
+    A wrong start would teach the model to point beside the answer, but in some files many are a little off.
+    Then the nearest occurrence counts. White space inside the text matches any other white space:
 
     >>> find_answer(" TP53", 4, "Does TP53 bind TP53?"), find_answer("TP53 gene", 9, "The TP53\\u00a0gene.")
     ((' TP53', 4), ('TP53\\xa0gene', 4))
     >>> find_answer(" TP53", 0, "TP53 and TP53"), find_answer("BRCA1", 0, "TP53")
     (('TP53', 0), None)
-
-    Three things are tried in turn: the text at its start; an occurrence with only white space between it and
-    the start; the nearest occurrence. White space inside the text matches any other white space.
     """
-    if not text.strip() or (start >= 0 and context[start:start + len(text)] == text):
-        return (text, start) if text.strip() else None
-    start = min(max(start, 0), len(context))
-
-    def distance(found: re.Match) -> tuple[bool, int]:
-        """Return a sort key: best is white space alone up to the start, then as little as possible."""
-        first, last = sorted((found.start(), start))
-        return bool(context[first:last].strip()), last - first
-
-    nearest = min(re.finditer(r"\s+".join(map(re.escape, text.split())), context), key=distance, default=None)
+    if not text.strip():
+        return None
+    if start >= 0 and context.startswith(text, start):
+        return text, start
+    occurrences = re.finditer(r"\s+".join(map(re.escape, text.split())), context)
+    nearest = min(occurrences, key=lambda found: abs(found.start() - start), default=None)
     return nearest and (nearest[0], nearest.start())
+
+
+def squad_questions(content: dict[str, Any], form: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Yield each question of a file in SQuAD's form: the number of its article, its passage, its object."""
+    for number, article in enumerate(take(content, "data", list, form)):
+        # `datasets` has no articles: each question brings its passage along.
+        if isinstance(article, dict) and "context" in article:
+            article = {"paragraphs": [{"context": article["context"], "qas": [article]}]}
+        for paragraph in take(article, "paragraphs", list, form):
+            context = take(paragraph, "context", str, form)
+            for entry in take(paragraph, "qas", list, form):
+                yield number, context, entry
 
 
 def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
@@ -1797,61 +1702,56 @@ def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
     answered but not scored. A question's id is followed there by the number of its context: 5c5f_000.
 
     Where an answer does not stand at its start, `find_answer` looks for it nearby. If one of a question's
-    answers is nowhere in the context, the texts of all of them become its `gold`. An impossible question of
-    SQuAD 2 has an empty list as `gold`. All three cases are counted and reported.
+    answers is nowhere in the context, the texts of all of them become its `gold`. Both cases are reported. An
+    impossible question of SQuAD 2 has an empty list as `gold`.
     """
     # 1. BioASQ: the number of the test batch, its golden answers, and its own form.
     batch, golden = None, {}
     if test_name := BATCH.match(path.name):
         batch, beside = int(test_name[2]), path.with_name(f"{test_name[1]}B{test_name[2]}_golden.json")
         if beside.is_file():
-            asked = read_asked(beside, read_json(beside), "factoid", "list")
+            asked = read_asked(beside, read_object(beside), "factoid", "list")
             golden = {name: names for _, name, names, _ in asked}
-    objects = parse_objects(path, list(numbered_lines(path)))
-    content = objects[0][1] if objects else {}
+    rows = [row for _, row in parse_objects(path, list(numbered_lines(path)))] or [{}]
+    content = {"data": rows} if "context" in rows[0] else rows[0]
     if "questions" in content:
         return read_snippets(path, content, batch, golden)
-    # 2. Articles of paragraphs. A question that brings its passage along is an article of its own.
-    form, articles = f"{path}: not in SQuAD's form", objects
-    if "context" not in content:
-        articles = [(f"{form}: data[{a}]", row) for a, row in enumerate(take(content, "data", list, form))]
-    entries: list[tuple[str, int, str, Any]] = []
-    for a, (place, article) in enumerate(articles):
-        if isinstance(article, dict) and "context" in article:
-            article = {"paragraphs": [{"context": article["context"], "qas": [article]}]}
-        for p, paragraph in enumerate(take(article, "paragraphs", list, place)):
-            inside = f"{place}.paragraphs[{p}]"
-            context = take(paragraph, "context", str, inside)
-            entries += [(inside, a, context, entry) for entry in take(paragraph, "qas", list, inside)]
-    # 3. Each question, with what is known of its answers.
-    counts, questions = collections.Counter[str](), []
-    for place, a, context, entry in entries:
-        name = take(entry, "id", str, place)
-        where = f"{place}: question {name}"
-        text, answers = take(entry, "question", str, where), entry.get("answers", [])
+    # 2. Each question of SQuAD's form, with what is known of its answers.
+    questions, is_lost = [], []             # for each answer that is not at its start: is it nowhere?
+    form = f"{path}: not in SQuAD's form"
+    for article, context, entry in squad_questions(content, form):
+        name = take(entry, "id", str, form)
+        place, answers = f"{form}: question {name}", entry.get("answers", [])
         if isinstance(answers, dict):           # two lists, as `datasets` has them
-            columns = [take(answers, key, list, where) for key in ("text", "answer_start")]
+            columns = [take(answers, key, list, place) for key in ("text", "answer_start")]
             answers = [{"text": one, "answer_start": start} for one, start in itertools.zip_longest(*columns)]
-        stated = [(take(answer, "text", str, where), take(answer, "answer_start", int, where))
-                  for answer in take({"answers": answers}, "answers", list, where)]
+        stated = [(take(answer, "text", str, place), take(answer, "answer_start", int, place))
+                  for answer in take({"answers": answers}, "answers", list, place)]
         found = [find_answer(*answer, context) for answer in stated]
-        answers, gold = [answer for answer in found if answer], golden.get(re.split("[_:]", name)[0])
-        if take({"is_impossible": False, **entry}, "is_impossible", bool, where):
-            gold, answers = [], []
-            counts["impossible questions, as SQuAD 2 has them: they have no answer"] += 1
-        elif None in found:
-            gold = [answer for answer, _ in stated]
-            counts["questions have an answer that is nowhere in their passage"] += 1
-        moved = [answer for answer, before in zip(found, stated) if answer not in (None, before)]
-        counts["answers do not stand where the file says, and were found nearby"] += len(moved)
-        questions.append(Question(name, text, context, answers, batch, gold, a))
-    for what, count in (+counts).items():                       # + leaves out what counts 0
-        say(f"{path}: {count:,} {what}")
+        is_lost += [answer is None for answer, before in zip(found, stated) if answer != before]
+        gold = [] if entry.get("is_impossible") else golden.get(re.split("[_:]", name)[0])
+        if None in found:
+            gold = [text for text, _ in stated]
+        questions.append(Question(name, take(entry, "question", str, place), context,
+                                  [answer for answer in found if answer], batch, gold, article))
+    if is_lost:
+        say(f"{path}: {len(is_lost):,} answers are not where the file says; {sum(is_lost):,} of them are "
+            "nowhere in their passage, the others were found nearby")
     return questions
 
 
-READERS: dict[str, Callable[..., list]] = {"ner": read_tagged, "re": read_labelled, "qa": read_questions,
-                                           "classify": read_pairs, "rank": read_candidates}
+READERS: dict[str, Callable[..., list]] = {
+    "ner": read_tagged, "re": read_labelled, "qa": read_questions,
+    "classify": functools.partial(read_labelled, forms=PAIR_FORMS, yes_no=True),
+    "rank": functools.partial(read_labelled, forms=PAIR_FORMS)}
+
+
+DATA_ROOT = os.environ.get("ELECTRAMED_DATA", "corpora")        # where published data sets lie by default
+SPLITS = ("train", "dev", "test")
+STANDARD_FILES = (("train.txt", "train.tsv", "train.csv", "train.json", "train.jsonl"),
+                  ("dev.txt", "dev.tsv", "dev.csv", "dev.json", "dev.jsonl",
+                   "devel.txt", "devel.tsv", "devel.csv", "devel.json", "devel.jsonl"),
+                  ("test.txt", "test.tsv", "test.csv", "test.json", "test.jsonl"))
 
 
 class Task(NamedTuple):
@@ -1867,29 +1767,23 @@ class Task(NamedTuple):
     labels: tuple[str, ...] = ()                    # all of them; () accepts any
     negative: str | None = None                     # re: the label that means "no relation", not scored
     metric: str = "f1"                              # the score that chooses an epoch
-    files: tuple[tuple[str, ...], ...] = ()         # names of train, dev, test; () for STANDARD_FILES
+    files: tuple[tuple[str, ...], ...] = STANDARD_FILES     # names of train, dev and test, the best first
     cut: str = ""                                   # the file to cut where train or test is missing
     parts: int = 0                                  # number of parts it is cut into
     together: str = ""                              # a field: examples with the same value stay in one part
 
 
-DATA_ROOT = os.environ.get("ELECTRAMED_DATA", "corpora")        # where published data sets lie by default
-SPLITS = ("train", "dev", "test")
-STANDARD_FILES = (("train.txt", "train.tsv", "train.csv", "train.json", "train.jsonl"),
-                  ("dev.txt", "dev.tsv", "dev.csv", "dev.json", "dev.jsonl",
-                   "devel.txt", "devel.tsv", "devel.csv", "devel.json", "devel.jsonl"),
-                  ("test.txt", "test.tsv", "test.csv", "test.json", "test.jsonl"))
 YES_NO_FILES = ((*STANDARD_FILES[0], "*train*.json"), STANDARD_FILES[1],
                 (*STANDARD_FILES[2], "*_golden.json"))      # BioASQ's own files
 JNLPBA = ("O", *(f"{tag}-{kind}" for kind in "DNA RNA cell_line cell_type protein".split() for tag in "BI"))
 CHEMPROT = ("CPR:3", "CPR:4", "CPR:5", "CPR:6", "CPR:9")
 SQUAD_DEV = ("dev-v1.1.json", "xquad.en.json")      # the second: the part of the first that XQuAD translated
 DDI = ("DDI-false", "DDI-advise", "DDI-effect", "DDI-int", "DDI-mechanism")
-# Repository and folder of the two releases, ELECTRAMed's and Bio-ELECTRA's; and the commit that is fetched.
-MIOLO, OZYURT = "gmpoli/electramed, data/", "SciCrunch/bio_electra, electra/data/finetuning_data/"
+# Repository, commit and folder of the two releases, ELECTRAMed's and Bio-ELECTRA's.
 GITHUB = "https://raw.githubusercontent.com"
-COMMITS = {"gmpoli/electramed": "674c6151001cae52d2abba7b4d0c0677a7c5f01a",
-           "SciCrunch/bio_electra": "7a53526773e047c02f03400f61a906a636b9054d"}
+MIOLO = "gmpoli/electramed/674c6151001cae52d2abba7b4d0c0677a7c5f01a/data/"
+BIO_ELECTRA = "SciCrunch/bio_electra/7a53526773e047c02f03400f61a906a636b9054d/electra/data"
+OZYURT = BIO_ELECTRA + "/finetuning_data/"
 
 
 def bioasq_files(edition: str) -> tuple[tuple[str, ...], ...]:
@@ -1948,8 +1842,7 @@ TASKS = {
     "rank": Task("rank", labels=("0", "1"), metric="mrr")}
 # What else `fetch` knows: the vocabularies of both releases, written under their published names.
 VOCABULARIES = {"scivocab": Task("vocabulary", "vocab/scivocab", MIOLO + "vocab"),
-                "bio-electra-vocab": Task("vocabulary", "vocab/bio-electra",
-                                          "SciCrunch/bio_electra, electra/data")}
+                "bio-electra-vocab": Task("vocabulary", "vocab/bio-electra", BIO_ELECTRA)}
 
 
 def find_task(name: str) -> Task:
@@ -1964,13 +1857,26 @@ def find_folder(root: Path, folder: str) -> Path:
 
     "ner/ncbi-disease" finds NER/NCBI-disease, as the ELECTRAMed release has it.
     """
-    for part in Path(folder).parts:
-        same = [path for path in root.glob("*") if path.is_dir() and path.name.casefold() == part.casefold()]
-        root = min(same, default=root / part)
-    return root
+    in_any_case = re.sub("[a-z]", lambda letter: f"[{letter[0]}{letter[0].upper()}]", folder)
+    return min(root.glob(in_any_case), default=root / folder) if folder else root
 
 
-def missing_files(name: str, directory: str | os.PathLike, base: str = GITHUB) -> list[tuple[str, Path, str]]:
+def find_split(name: str, split: str, directory: str | os.PathLike | None) -> list[Path]:
+    """Find the files of a split, sorted, in the folder itself or where the data root has the task.
+
+    The list is empty where there is none. The demo tasks have no files. Without a folder, the data root is
+    DATA_ROOT.
+    """
+    task, root = find_task(name), Path(directory or DATA_ROOT)
+    if name.startswith("demo-"):
+        return []
+    folders, patterns = (root, find_folder(root, task.folder)), task.files[SPLITS.index(split)]
+    # The first pattern that finds a file wins: a published file goes before a substitute.
+    found = (sorted(folder.glob(pattern)) for folder in folders for pattern in patterns)
+    return next(filter(None, found), [])
+
+
+def missing_files(name: str, directory: str | os.PathLike) -> list[tuple[str, Path, str]]:
     """List the files of a published task, or vocabulary, that are not below the data root.
 
     Each with its address, the path where it belongs, and the first digits of git's SHA-1 of its content.
@@ -1978,62 +1884,35 @@ def missing_files(name: str, directory: str | os.PathLike, base: str = GITHUB) -
     user's own, which must not be mixed with published files.
     """
     task, root = VOCABULARIES.get(name) or find_task(name), Path(directory)
-    patterns = itertools.chain(*(task.files or STANDARD_FILES))
-    if any(any(root.glob(pattern)) for pattern in patterns):
+    if any(any(root.glob(pattern)) for pattern in itertools.chain(*task.files)):
         return []
-    folder = find_folder(root, task.folder)
-    repository, _, place = task.source.partition(", ")
-    source = f"{base}/{repository}/{COMMITS.get(repository)}/{place}"
-    lines = [line for line in PUBLISHED_FILES.splitlines() if line.startswith(name + " ")]
-    pairs = re.findall(r" (\S+) (\w+)", "\n".join(lines))           # section 9: name and blob of each file
-    files = [(f"{source}/{file}", folder / file, blob) for file, blob in pairs]
-    return [(address, path, blob) for address, path, blob in files if not path.is_file()]
+    folder, files = find_folder(root, task.folder), PUBLISHED_FILES.get(name, "")
+    return [(f"{GITHUB}/{task.source}/{file}", folder / file, blob)
+            for file, blob in re.findall(r"(\S+) (\S+)", files) if not (folder / file).is_file()]
 
 
-def fetch_task(name: str, directory: str | os.PathLike, base: str = GITHUB) -> None:
+def fetch_task(name: str, directory: str | os.PathLike) -> None:
     """Download what is missing of a published task, or a vocabulary. Only whole, right files are written.
-
-    base     the address before repository, commit and path; tests put a server of their own here
 
     raises   OSError (no network, no such file, cut off) or ValueError (wrong checksum) naming the address and
              the path; FileNotFoundError where a data set of the user's own lacks a training file
     """
-    for address, path, blob in missing_files(name, directory, base):
+    for address, path, blob in missing_files(name, directory):
         # 1. Read the file, block by block.
-        content, remedy = bytearray(), f"; try again, or put it at {path}"
+        remedy = f"; try again, or put it at {path}"
         try:
             with urllib.request.urlopen(address, timeout=30) as answer:      # seconds without a byte
-                progress = Progress(answer.length, f"bytes of {path}")
-                while block := answer.read(1 << 16):
-                    content += block
-                    progress.show(len(content))
-                progress.finish()
+                blocks = iter(functools.partial(answer.read, 1 << 20), b"")
+                content = b"".join(Progress(None, f"MB of {path}").over(blocks))
         except (OSError, http.client.HTTPException) as error:
             raise OSError(f"{address}: {error}{remedy}") from None
-        # 2. Is it whole, and the one that was published?
+        # 2. Only if it is whole, and the one that was published, write it under its name.
         found = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()      # as git computes it
         if not found.startswith(blob):
             raise ValueError(f"{address}: git blob {found}, expected {blob}{remedy}")
-        # 3. Write it under its name only now.
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
     if name in TASKS and not find_split(name, "train", directory):
         raise FileNotFoundError(describe_missing(name, "train", directory))
-
-
-def find_split(name: str, split: str, directory: str | os.PathLike | None) -> list[Path]:
-    """Find the files of a split, sorted, in the folder itself or where the data root has the task.
-
-    The list is empty where there is none, or no folder is given. The demo tasks have no files.
-    """
-    task = find_task(name)
-    if directory is None or name.startswith("demo-"):
-        return []
-    folders = (Path(directory), find_folder(Path(directory), task.folder))
-    patterns = (task.files or STANDARD_FILES)[SPLITS.index(split)]
-    # The first pattern that finds a file wins: a published file goes before a substitute.
-    found = (sorted(folder.glob(pattern)) for folder in folders for pattern in patterns)
-    return next(filter(None, found), [])
 
 
 def describe_missing(name: str, split: str, directory: str | os.PathLike | None) -> str:
@@ -2042,22 +1921,20 @@ def describe_missing(name: str, split: str, directory: str | os.PathLike | None)
         gad: no test file in DATA or DATA/re/gad: expected test.txt or ...; run python data.py fetch gad, or
         put dev.tsv, test.tsv, train.tsv of ADDRESS into DATA/re/gad
     """
-    if directory is None:
-        return f"{name}: no data folder given (--data, or the variable ELECTRAMED_DATA)"
     if found := find_split(name, split, directory):
         return f"{name}: no examples in the {split} file of {found[0].parent}"
-    task, root = find_task(name), Path(directory)
+    task, root = find_task(name), Path(directory or DATA_ROOT)
     places = " or ".join(dict.fromkeys(map(str, (root, root / task.folder))))       # a kind has but one
-    patterns = " or ".join((task.files or STANDARD_FILES)[SPLITS.index(split)])
     how = f" (published as {task.source})" if task.source else ""
     if files := missing_files(name, root):
         names, address = ", ".join(path.name for _, path, _ in files), os.path.dirname(files[0][0])
         how = f"; run python data.py fetch {name}, or put {names} of {address} into {files[0][1].parent}"
+    patterns = " or ".join(task.files[SPLITS.index(split)])
     return f"{name}: no {split} file in {places}: expected {patterns}{how}"
 
 
 def read_task(name: str, split: str, directory: str | os.PathLike | None = None) -> list:
-    """Read one split of a task: TaggedSentence, LabelledText, Question or Candidate, by the task's kind.
+    """Read one split of a task: TaggedSentence, LabelledText or Question, by the task's kind.
 
     name        one of TASKS; the kinds among them are for data sets of one's own in the same form
     split       train, dev or test
@@ -2106,16 +1983,13 @@ def read_splits(name: str, directory: str | os.PathLike | None,
         test_set = f"part {seed % task.parts + 1} of {task.parts} of its {task.cut} file: a cut of our own"
         say(f"*** {describe_missing(name, min(lacking), directory)}; so the test set is {test_set} ***")
         return cut_splits(task, read_task(name, task.cut, directory), seed), test_set
-    # 2. The published split. Without a development set, or where it equals the test set, no epoch is chosen:
-    #    the model after the last epoch is used.
-    examples = {split: read_task(name, split, directory) for split in ("train", "test")}
-    dev = read_task(name, "dev", directory) if "dev" in there else []
-    if not dev:
-        say(f"{describe_missing(name, 'dev', directory)}; without it the last epoch counts")
-    elif dev == examples["test"]:       # gad and the yes/no questions were published with the same file twice
-        say("the development set is the test set and must choose nothing; the last epoch counts")
-    else:
-        examples["dev"] = dev
+    # 2. The published split. gad and the yes/no questions were published with the test set as development
+    #    set, too. Without one of its own, no epoch is chosen: the model after the last epoch is used.
+    wanted = [split for split in SPLITS if split != "dev" or split in there]
+    examples = {split: read_task(name, split, directory) for split in wanted}
+    if not examples.get("dev") or examples["dev"] == examples["test"]:
+        examples.pop("dev", None)
+        say(f"{name}: no development set that differs from the test set, so the last epoch counts")
     return examples, "test set"
 
 
@@ -2379,21 +2253,17 @@ def describe_shards(shards: Shards) -> str:
 
 
 def learn_command(options: argparse.Namespace) -> None:
-    """Learn and write a vocabulary; print how it fits the text it was learnt on."""
+    """Learn and write a vocabulary."""
     lowercase, out = not options.cased, Path(options.out)
     refuse_inside(out, options.corpus)
     # The vocabulary is written last: where its casing stands alone, this very command was killed before.
     config = out.with_name("tokenizer_config.json")
-    ours = {**Casing(lowercase)._asdict(), "tokenizer_class": "ElectraTokenizer", "model_max_length": None}
     for path in (out, config):
-        if path.exists() and (path == out or read_object(path) != ours):
+        if path.exists() and (path == out or read_object(path).get("do_lower_case") != lowercase):
             raise ValueError(f"{path} is there already: choose another --out, or delete it")
-    tokenizer, word_counts = learn_vocabulary(options.corpus, options.size, lowercase)
+    tokenizer = learn_vocabulary(options.corpus, options.size, lowercase)
     tokenizer.save(out.parent, out.name)
-    # Spell the same words with the pieces: the fewer of them per word, the better they fit the text.
-    piece_count = sum(count * len(tokenizer.spell(word)) for word, count in word_counts.items())
-    print(f"{out}: {len(tokenizer.pieces):,} pieces from {len(word_counts):,} distinct words, "
-          f"{piece_count / word_counts.total():.3f} wordpieces per word")
+    print(f"{out}: {len(tokenizer.pieces):,} pieces")
 
 
 def build_command(options: argparse.Namespace) -> None:
@@ -2402,8 +2272,8 @@ def build_command(options: argparse.Namespace) -> None:
     if doubt := tokenizer.casing_doubt():
         say(f"{options.vocab}: {doubt}")
     reading = Reading(options.min_pmid, options.language, preprocess_bluebert if options.bluebert else None)
-    build_shards(options.corpus, tokenizer, options.out, options.max_length, options.seed, options.workers,
-                 reading)
+    build_shards(options.corpus, tokenizer, options.out, options.max_length, workers=options.workers,
+                 reading=reading)
     print(describe_shards(open_shards(options.out)))
 
 
@@ -2412,10 +2282,8 @@ def info_command(options: argparse.Namespace) -> None:
     shards = open_shards(options.shards)
     for number, entry in enumerate(shards.index["shards"]):
         for name in entry["sha256"]:
-            check_array(shards.folder, shards.index["shards"], number, name)
-    # Folders of earlier versions do not tell from how many files they were built.
-    print(f"{shards.index.get('files', '')}\n{describe_shards(shards)}\n"
-          f"{len(shards.index['shards'])} shards as they were built".lstrip())
+            shards.load(number, name)
+    print(f"{describe_shards(shards)}\n{len(shards.index['shards'])} shards as they were built")
 
 
 def fetch_command(options: argparse.Namespace) -> None:
@@ -2450,14 +2318,15 @@ def run_command(command: Callable[[], int]) -> int:
     except BrokenPipeError:         # the program that reads our output (head, say) has ended, and so do we
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, OverflowError, MemoryError, RuntimeError) as error:
+    except (ValueError, OSError, OverflowError) as error:
+        message = str(error)
+    except (MemoryError, RuntimeError) as error:
         # torch has no class of its own for a CPU without memory: its RuntimeError says so in words.
-        is_memory = isinstance(error, MemoryError) or "memory" in str(error)
-        if isinstance(error, RuntimeError) and not is_memory:
+        if "memory" not in repr(error).lower():
             raise
-        what = f"out of memory ({error}): take smaller batches, or fewer workers" if is_memory else str(error)
-        say(f"error: {what}".splitlines()[0])
-        return 2
+        message = f"out of memory ({error}): take smaller batches, or fewer workers"
+    say(f"error: {message}".splitlines()[0])
+    return 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -2465,37 +2334,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Prepare vocabularies, shards and published data sets.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def add_command(run: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
-        """Add a command that runs this function and is named after it."""
-        command = commands.add_parser(run.__name__.removesuffix("_command"), help=help)
+    def add_command(run: Callable[[argparse.Namespace], None]) -> Callable:
+        """Add a command that is named and described as this function is; return what adds its arguments."""
+        name, help = run.__name__.removesuffix("_command"), cast(str, run.__doc__).splitlines()[0]
+        command = commands.add_parser(name, help=help, description=help)
         command.set_defaults(run=run)
         command.register("type", None, given)           # arguments without a type are texts: none is empty
-        return command
+        return command.add_argument
 
     corpus = "text (one sentence a line, empty line: new document), PubMed or PMC XML; .gz .xz .tar; folder"
 
-    add = add_command(learn_command, "learn a wordpiece vocabulary from a corpus").add_argument
+    add = add_command(learn_command)
     add("corpus", nargs="+", metavar="CORPUS", help=corpus)
     add("--size", type=int, required=True, help="pieces, for example 8000; SciVocab has 31090")
     add("--out", required=True, help="the vocab.txt to write, beside a tokenizer_config.json with its casing")
     add("--cased", action="store_true", help="keep capitals and accents (default: drop both)")
 
-    add = add_command(build_command, "tokenize a corpus into a shard folder, or continue it").add_argument
+    add = add_command(build_command)
     add("corpus", nargs="+", metavar="CORPUS", help=corpus)
     add("--vocab", required=True, help="vocab.txt, or the folder it is in")
     add("--cased", action="store_true", help="keep capitals and accents (default: as the vocabulary says)")
-    add("--out", required=True, help="the shard folder")
+    add("--out", required=True, help="the shard folder; the same command continues one that is half-built")
     add("--max-length", type=int, default=128, help="tokens of the longest example (default: 128)")
     add("--min-pmid", type=int, default=0, help="lowest PubMed number to take (Bio-ELECTRA: 10000000)")
     add("--language", help="take only PubMed records in this language, such as eng (default: all)")
     add("--bluebert", action="store_true", help="lower-case ASCII, Treebank tokens: as ELECTRAMed's corpus")
-    add("--seed", type=int, default=0, help="of the random choices of segments and lengths (default: 0)")
     add("--workers", type=int, default=0, help="processes (default: 0, for one on each core)")
 
-    add = add_command(info_command, "check a shard folder, and print what it holds").add_argument
+    add = add_command(info_command)
     add("shards", help="shard folder")
 
-    add = add_command(fetch_command, "download what is missing of published data sets").add_argument
+    add = add_command(fetch_command)
     add("names", nargs="+", choices=PUBLISHED_NAMES, metavar="NAME", help=", ".join(PUBLISHED_NAMES))
     add("--data", default=DATA_ROOT, help="folder of the published data sets (default: %(default)s)")
 
@@ -2506,36 +2375,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 # --- 9. Published files ---
 #
-# Each line: a task or a vocabulary, then pairs of a file's name and its git blob, the SHA-1 that git gives to
-# its content. The first 16 digits (64 bits) are enough: no damaged or changed file has the same by chance.
-# Train files come last: a task counts as missing until its train file is there, so an interrupted fetch never
-# leaves a set that looks whole. bioasq7b has no development set here, because bioasq8b's dev.json shares
-# questions with its test batches.
+# For each task or vocabulary, names of files, each with its git blob: the SHA-1 that git gives to content.
+# The first 16 digits (64 bits) are enough: no damaged or changed file has the same by chance. Train files
+# come last: a task counts as missing until its train file is there, so an interrupted fetch never leaves a
+# set that looks whole. bioasq7b has no development set here, because bioasq8b's dev.json shares questions
+# with its test batches.
 
-PUBLISHED_FILES = """
-ncbi-disease dev.txt 88d1646e63a69b54 test.txt d75a6e42036632fe train.txt 4895ef60010515fc
-bc5cdr dev.txt 2ca9babbec34d94b test.txt 7423daffe8639738 train.txt 0951ed269e1b1561
-jnlpba dev.txt 2b517edf6e3738ff test.txt bad88167217a1fe4 train.txt a6318ff48c8b8b82
-bc4chemd dev.txt 607eed70e400da4c test.txt ce2aeda424709c92 train.txt f46f93b33d2152d8
-bc2gm dev.txt c083f1ef3d6c9113 test.txt 666f49afd8efeafb train.txt 4cff7095a25ecda1
-linnaeus dev.txt 179aa3511bfa65d7 test.txt b3d846994dc82cd2 train.txt c6f292a574a1a891
-chemprot dev.csv 7d98f7bc25ec470b test.csv b3e23a6ec0838dc4 train.csv ce4f21b372980e11
-chemprot-tsv dev.tsv 201dd471a065bff4 test.tsv 06f1ba4ecf0c79b8 train.tsv 644856894743580e
-ddi2013 dev.csv 48888205c94d3271 test.csv 1c80e62329fb9dff train.csv 6085b354a4a0dd61
-gad dev.tsv 0ffc3a8e5f029fae test.tsv 0ffc3a8e5f029fae train.tsv 03f3109745ed6b55
-bioasq7b 7B1_golden.json 61a2bc42271283dd 7B2_golden.json abff98032f267708 7B3_golden.json 3cb6827d1da79a96
-bioasq7b 7B4_golden.json b1bcffcdec281048 7B5_golden.json 6f5a78717d2ad179
-bioasq7b BioASQ-test-factoid-7b-1.json 33bd5b73c823e444 BioASQ-test-factoid-7b-2.json 3ecef07d9d8e966a
-bioasq7b BioASQ-test-factoid-7b-3.json afc68b24fa8e1687 BioASQ-test-factoid-7b-4.json 51a209563def21f9
-bioasq7b BioASQ-test-factoid-7b-5.json c1e185b9318611c3 BioASQ-train-factoid-7b.json f1f71528a1558354
-bioasq8b dev.json 3fff09fc6370d8c8 train.json 9d5fa4f82577e1eb
-yesno dev.tsv a7531645fc0611fd test.tsv a7531645fc0611fd train.tsv 2b53cf61b9d93a19
-rerank dev.tsv 76c45b5d95faf59a test.tsv 76c45b5d95faf59a train.tsv 9f7a9b2692855528
-scivocab vocab.txt 8a2c6673dbaca554
-bio-electra-vocab pmc_2017_abstracts_wp_vocab_sorted.txt 5435ab1b8815623a
-"""
+PUBLISHED_FILES = {
+    "ncbi-disease": "dev.txt 88d1646e63a69b54 test.txt d75a6e42036632fe train.txt 4895ef60010515fc",
+    "bc5cdr": "dev.txt 2ca9babbec34d94b test.txt 7423daffe8639738 train.txt 0951ed269e1b1561",
+    "jnlpba": "dev.txt 2b517edf6e3738ff test.txt bad88167217a1fe4 train.txt a6318ff48c8b8b82",
+    "bc4chemd": "dev.txt 607eed70e400da4c test.txt ce2aeda424709c92 train.txt f46f93b33d2152d8",
+    "bc2gm": "dev.txt c083f1ef3d6c9113 test.txt 666f49afd8efeafb train.txt 4cff7095a25ecda1",
+    "linnaeus": "dev.txt 179aa3511bfa65d7 test.txt b3d846994dc82cd2 train.txt c6f292a574a1a891",
+    "chemprot": "dev.csv 7d98f7bc25ec470b test.csv b3e23a6ec0838dc4 train.csv ce4f21b372980e11",
+    "chemprot-tsv": "dev.tsv 201dd471a065bff4 test.tsv 06f1ba4ecf0c79b8 train.tsv 644856894743580e",
+    "ddi2013": "dev.csv 48888205c94d3271 test.csv 1c80e62329fb9dff train.csv 6085b354a4a0dd61",
+    "gad": "dev.tsv 0ffc3a8e5f029fae test.tsv 0ffc3a8e5f029fae train.tsv 03f3109745ed6b55",
+    "bioasq7b": (
+        "7B1_golden.json 61a2bc42271283dd 7B2_golden.json abff98032f267708 7B3_golden.json 3cb6827d1da79a96 "
+        "7B4_golden.json b1bcffcdec281048 7B5_golden.json 6f5a78717d2ad179 "
+        "BioASQ-test-factoid-7b-1.json 33bd5b73c823e444 BioASQ-test-factoid-7b-2.json 3ecef07d9d8e966a "
+        "BioASQ-test-factoid-7b-3.json afc68b24fa8e1687 BioASQ-test-factoid-7b-4.json 51a209563def21f9 "
+        "BioASQ-test-factoid-7b-5.json c1e185b9318611c3 BioASQ-train-factoid-7b.json f1f71528a1558354"),
+    "bioasq8b": "dev.json 3fff09fc6370d8c8 train.json 9d5fa4f82577e1eb",
+    "yesno": "dev.tsv a7531645fc0611fd test.tsv a7531645fc0611fd train.tsv 2b53cf61b9d93a19",
+    "rerank": "dev.tsv 76c45b5d95faf59a test.tsv 76c45b5d95faf59a train.tsv 9f7a9b2692855528",
+    "scivocab": "vocab.txt 8a2c6673dbaca554",
+    "bio-electra-vocab": "pmc_2017_abstracts_wp_vocab_sorted.txt 5435ab1b8815623a"}
 # The names that `fetch` takes.
-PUBLISHED_NAMES = tuple(dict.fromkeys(re.findall(r"^\S+", PUBLISHED_FILES, re.M)))
+PUBLISHED_NAMES = tuple(PUBLISHED_FILES)
 
 
 if __name__ == "__main__":

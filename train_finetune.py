@@ -39,7 +39,7 @@ import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -227,8 +227,9 @@ FIXED = [field.name for field in dataclasses.fields(Options) if field.name not i
 # two windows is read in the one that shows more text around it.
 
 Measures = dict[str, float]            # name -> score in [0, 1]; the names are the rows of the table
-Results = list[dict[str, Any]]         # what raw examples hold, in plain numbers and strings
-Examples = Sequence[Any]               # of one kind: TaggedSentence, LabelledText, Candidate, Question, ...
+Results = Iterator[dict[str, Any]]     # what raw examples hold, in plain numbers and strings
+Examples = Sequence[Any]               # of one kind: TaggedSentence, LabelledText, Question, ...
+Mistake = tuple[str, str, str]         # for errors.md: what is right (or "nothing"), the prediction, the text
 
 
 class Feature(NamedTuple):
@@ -265,13 +266,10 @@ def split_windows(length: int, capacity: int, stride: int) -> list[tuple[int, in
 
     source   TF qa_tasks.QATask._add_examples
     """
-    if min(capacity, stride) < 1:
-        raise ValueError(f"windows of {capacity} pieces every {stride} cover nothing: raise --max-length")
-    windows = [(0, min(length, capacity))]
-    while windows[-1][1] < length:
-        start = windows[-1][0] + min(stride, capacity)      # a stride beyond the window would skip pieces
-        windows.append((start, min(length, start + capacity)))
-    return windows
+    stride = min(stride, capacity)                  # one beyond the window would skip pieces
+    # All but the first window exist because the one before them ended before the text did.
+    starts = range(0, max(1, length - capacity + stride), stride)
+    return [(start, min(length, start + capacity)) for start in starts]
 
 
 def best_windows(length: int, windows: list[tuple[int, int]]) -> np.ndarray:
@@ -286,31 +284,10 @@ def best_windows(length: int, windows: list[tuple[int, int]]) -> np.ndarray:
     returns   (length,) numbers of windows; of equally good ones the first
     source    TF qa_tasks.is_max_context
     """
-    owner, context = np.zeros(length, dtype=int), np.full(length, -1)
-    # Each window looks at its own pieces alone, so that the time is linear in the text.
-    for number, (start, end) in enumerate(windows):
-        pieces = np.arange(end - start)
-        smaller_side = np.minimum(pieces, pieces[::-1])
-        is_better = smaller_side > context[start:end]
-        owner[start:end][is_better] = number
-        context[start:end][is_better] = smaller_side[is_better]
-    return owner
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Compute probabilities along the last axis, (..., C) -> (..., C): exp(x) / sum(exp(x)).
-
-    It is written so that no exp overflows:
-
-    >>> softmax(np.array([1000.0, 1000.0]))
-    array([0.5, 0.5])
-    """
-    return np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Compute a probability from each logit by itself: 1 / (1 + exp(-x)), also without overflow."""
-    return np.exp(-np.logaddexp(0, -logits))
+    # In the overlap of two windows the right side is the smaller one in the first, the left side in the
+    # second. Both are equal in the middle: up to there pieces belong to the first window.
+    borders = [(start + end + 1) // 2 for (_, end), (start, _) in itertools.pairwise(windows)]
+    return np.searchsorted(borders, np.arange(length), side="right")
 
 
 def visible(text: str) -> str:
@@ -348,14 +325,6 @@ def write_json(path: Path, content: Any) -> None:
     data.write_bytes(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
 
 
-class Mistake(NamedTuple):
-    """Describe one wrong prediction, as errors.md lists it."""
-
-    gold: str                   # what is right, or "nothing"
-    predicted: str
-    text: str                   # where it happened: the sentence, the question, ...
-
-
 def escape_markdown(text: str) -> str:
     """Put a text on one line, with a backslash before what means something in Markdown.
 
@@ -368,7 +337,7 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"^(\d+)(?=[.)])", r"\1\\", text)
 
 
-def write_errors(path: Path, title: str, mistakes: list[Mistake]) -> None:
+def write_errors(path: Path, title: str, mistakes: Sequence[Mistake]) -> None:
     """Write errors.md, a file for people: equal mistakes with all their places, the most frequent first.
 
         # Errors of demo-ner, test set, seed 0: 57
@@ -433,22 +402,24 @@ class Kind:
     or answers.
 
     A new kind whose examples are texts or pairs with one label each derives from Classification, and writes
-    `purpose`, `score` and, for texts, raw_examples (as Relations has them). Any other kind derives from this
-    class and writes, in this order:
+    `score` and, for texts, raw_examples (as Relations has them). Any other kind derives from this class and
+    writes what follows, in this order:
 
-    1. purpose        what it is for, in two words
-    2. encode         examples -> features: rows of ids with their labels
-    3. new_model      config -> the encoder with a head of electramed.py; its `loss` takes what label_array
-                      returns, so label_array is next where a label is no single number
-    4. decode         outputs -> one prediction for each example
-    5. score, write, errors      predictions -> measures, the submission file, errors.md
-    6. raw_examples, results     a line of text -> examples; their outputs -> what --predict prints
+        encode(examples, tokenizer, max_length) -> features             rows of at most max_length tokens
+        head                                        a class of electramed.py; its `loss` takes what
+                                                    label_array returns
+        decode(examples, features, outputs) -> predictions              one for each example
+        score(examples, predictions) -> measures                        those that the papers report
+        write(folder, examples, predictions)                            the task's own submission format
+        errors(examples, predictions) -> mistakes                       for errors.md
+        raw_examples(line, tokenizer) -> examples                       of a line of raw text, for encode
+        results(examples, features, outputs, options) -> results        what --predict prints of each example
 
     Then three names make it known: the class in KINDS, its reader in data.READERS, a task in data.TASKS,
     whose `metric` is one of the measures. Gold labels fed back as outputs must score 1: test that first.
     """
 
-    purpose = ""                            # in words, for messages
+    head: Any
     own_options: tuple[str, ...] = ()       # options that mean something for this kind alone
     nothing: dict[str, Any] = {}            # the result of an empty line of raw text
     remark = ""                             # what a reader of the scores has to know
@@ -456,15 +427,12 @@ class Kind:
     def __init__(self, task: Task, examples: Examples = (), facts: dict[str, Any] | None = None) -> None:
         """Take the labels that the task names; where it names none, find them in its training examples.
 
-        facts    what find_facts found when the model was trained; None: find it in the examples
+        facts    what task.json keeps of the training examples, because raw text is read by it
         """
         self.task = task
         self.labels: tuple[str, ...] = task.labels or self.find_labels(examples)
-        self.facts = self.find_facts(examples) if facts is None else facts
-
-    def find_facts(self, examples: Examples) -> dict[str, Any]:
-        """Return what is to be known of the training examples when raw text is read; task.json keeps it."""
-        return {}
+        self.number_of = {label: number for number, label in enumerate(self.labels)}
+        self.facts = facts or {}
 
     # Labels and vocabulary, where the task or the model does not bring them.
 
@@ -488,56 +456,34 @@ class Kind:
 
     # Features, head, labels and loss.
 
-    # Turns examples into rows of at most max_length tokens: (examples, tokenizer, max_length) -> features.
-    encode: Callable[..., list[Feature]]
-
     def describe_features(self, features: Features, max_length: int) -> str:
-        """Say how many examples did not fit in one row: read in several windows they lose nothing."""
-        rows = Counter(feature.example for feature in features)
-        several = sum(count > 1 for count in rows.values())
+        """Say how many rows the examples gave, and of how many examples the end was cut off.
+
+        An example that gave several rows was read in windows, and lost nothing.
+        """
         cut = {feature.example for feature in features if feature.is_cut}
-        return f"{several} read in several windows of {max_length} tokens, {len(cut)} cut"
+        return f"{len(features):,} rows of at most {max_length} tokens, {len(cut)} cut"
 
     def announce(self, split: str, examples: Examples, features: Features) -> None:
         """Say before training what no model can get right: here, labels that the training set lacks."""
         if unknown := sorted(map(visible, self.count_labels(examples).keys() - set(self.labels))):
             say(f"*** {', '.join(unknown)}: not in the training set, so always missed in {split} ***")
 
-    # Builds a new model, an encoder with this kind's head on top: (config) -> model.
-    new_model: Callable[[ElectraConfig], nn.Module]
+    def new_model(self, config: ElectraConfig) -> nn.Module:
+        """Build an encoder with this kind's head on top; one for answers needs no number of labels."""
+        return self.head(config, len(self.labels)) if self.labels else self.head(config)
 
     def label_array(self, features: Features, width: int) -> np.ndarray:
-        """Return the labels of a batch whose rows have `width` tokens: here (B,), one for each row."""
+        """Return the labels of a batch whose rows have `width` tokens: (B,), or (B, 2) of starts and ends."""
         return np.array([feature.labels for feature in features])
 
     def loss_settings(self, options: Options, device: Device) -> dict[str, Any]:
         """Return further arguments of the head's loss by name; see the heads in electramed.py."""
         return {}
 
-    # Predictions, and what becomes of them.
-
-    # Turns the outputs into one prediction for each example: (examples, features, outputs) -> predictions.
-    decode: Callable[..., list]
-
-    # Computes the scores that the papers report: (examples, predictions) -> measures.
-    score: Callable[..., Measures]
-
-    # Writes the predictions in the task's own submission format: (folder, examples, predictions).
-    write: Callable[..., None]
-
-    # Lists the wrong predictions, for errors.md: (examples, predictions) -> mistakes.
-    errors: Callable[..., list[Mistake]]
-
     # Raw text.
 
-    # Makes examples of a line of raw text, which encode takes like those of a file: (line, tokenizer) ->
-    # examples.
-    raw_examples: Callable[[Line, Tokenizer], list]
-
-    # Returns what was found in each example: (examples, features, outputs, options) -> results.
-    results: Callable[..., Results]
-
-    def line_result(self, line: Line, results: Results) -> dict[str, Any]:
+    def line_result(self, line: Line, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return the result of a line of raw text, from the results of its examples.
 
         Here an empty line has no example, and any other line has one. Tagging has one for each sentence.
@@ -551,20 +497,16 @@ class Kind:
 # words, IL - 2. Raw text has to be cut as the training file was, so training writes down what that file does.
 
 CUT_BEFORE = re.compile(r"(?!.*\S[.,](?!\S)).*(?<!\S)[.,](?!\S)", re.S)     # text whose words are cut already
-MARK = re.compile(r"[^a1\s]")                   # a punctuation mark or symbol, in an outline
-
-
-def outline(text: str) -> str:
-    """Write each letter as "a" and each digit as "1": "IL-2 (p53)" becomes "aa-1 (a11)"."""
-    return re.sub(r"\d", "1", re.sub(r"[^\W\d_]", "a", text))
+MARK = re.compile(r"[^\w\s]|_")                 # a punctuation mark or symbol
 
 
 def mark_shape(left: str, mark: str, right: str) -> str:
-    """Return a mark with the characters of the outline beside it; another mark counts as a space.
+    """Return a mark with what stands beside it: "a" for a letter, "1" for a digit, " " for anything else.
 
     The shape of the mark in IL-2 is "a-1", in CD4+ "1+ ", and in "-dependent" " -a".
     """
-    return re.sub("[^a1]", " ", left) + mark + re.sub("[^a1]", " ", right)
+    left, right = ("1" if c.isdecimal() else "a" if c.isalnum() else " " for c in (left, right))
+    return left + mark + right
 
 
 def marks_inside_words(examples: Sequence[data.TaggedSentence]) -> list[str]:
@@ -573,20 +515,18 @@ def marks_inside_words(examples: Sequence[data.TaggedSentence]) -> list[str]:
     >>> marks_inside_words([data.TaggedSentence("IL-2 raised CD4+ cells - ( p53 )".split(), ["O"] * 8)])
     ['1+ ', 'a-1']
     """
-    inside, alone = Counter[str](), Counter[str]()
+    counts = Counter[str]()                     # times inside a word, less the times alone
     for example in examples:
-        text = f"  {outline(' '.join(example.words))}  "
+        text = f"  {' '.join(example.words)}  "
         for found in MARK.finditer(text):
-            mark, place = found[0], found.start()
-            left, right = text[place - 1], text[place + 1]
+            before, left, mark, right, after = list(text[found.start() - 2:found.end() + 2])
             if left == right == " ":
                 # A word of its own. Whether there were spaces beside it in the text that the file was made
                 # from is not known. So it counts against each shape that it may have had.
-                sides = itertools.product((text[place - 2], " "), (text[place + 2], " "))
-                alone.update({mark_shape(before, mark, after) for before, after in sides})
+                counts.subtract({mark_shape(a, mark, b) for a in (before, " ") for b in (after, " ")})
             else:
-                inside[mark_shape(left, mark, right)] += 1
-    return sorted(shape for shape in inside if inside[shape] > alone[shape])
+                counts[mark_shape(left, mark, right)] += 1
+    return sorted(shape for shape, count in counts.items() if count > 0)
 
 
 def cut_words(text: str, tokenizer: Tokenizer, inside: Container[str]) -> list[tuple[int, int]]:
@@ -599,9 +539,9 @@ def cut_words(text: str, tokenizer: Tokenizer, inside: Container[str]) -> list[t
     """
     if CUT_BEFORE.match(text):
         return [found.span() for found in re.finditer(r"\S+", text)]
-    outlined = f" {outline(text)} "
-    joins = {found.start() - 1 for found in MARK.finditer(outlined) if mark_shape(
-        outlined[found.start() - 1], found[0], outlined[found.end()]) in inside}
+    padded = f" {text} "
+    joins = {place for place, mark in enumerate(text)
+             if mark_shape(padded[place], mark, padded[place + 2]) in inside}
     words: list[tuple[int, int]] = []
     for start, end in locate_words(text, tokenizer)[2]:
         # A mark that joins is in one word with what it touches on either side.
@@ -642,12 +582,12 @@ class Tagging(Kind):
     Raw text    A line is split into sentences and these into words, which are then read like those of a file.
     """
 
-    purpose = "entities"
+    head = TokenTagger
     own_options = ("tag_loss",)
 
-    def find_facts(self, examples: Examples) -> dict[str, Any]:
-        """Return how the words of raw text are to be cut: {"marks_inside_words": ["1+ ", "a-1"]}."""
-        return {"marks_inside_words": marks_inside_words(examples)}
+    def __init__(self, task: Task, examples: Examples = (), facts: dict[str, Any] | None = None) -> None:
+        """Find out how words are to be cut: {"marks_inside_words": ["1+ ", "a-1"]}; a trained model knows."""
+        super().__init__(task, examples, facts or {"marks_inside_words": marks_inside_words(examples)})
 
     def count_labels(self, examples: Examples) -> Counter[str]:
         """Count how often each tag occurs."""
@@ -672,7 +612,6 @@ class Tagging(Kind):
         A tag that is not among the labels is not trained on, but still counts when predictions are scored.
         source    the first piece has the label, as in TF tagging_tasks.py; there long sentences are cut
         """
-        number_of = {label: number for number, label in enumerate(self.labels)}
         capacity = max_length - 2                                           # without [CLS] and [SEP]
         features = []
         for number, example in enumerate(examples):
@@ -690,13 +629,9 @@ class Tagging(Kind):
                     word, is_first = word_of[piece], piece == 0 or word_of[piece - 1] < word_of[piece]
                     if is_first and window_of[piece] == window:
                         spots.append((1 + piece - start, word))             # [CLS] is at position 0
-                        labels[1 + piece - start] = number_of.get(example.tags[word], IGNORED_LABEL)
+                        labels[1 + piece - start] = self.number_of.get(example.tags[word], IGNORED_LABEL)
                 features.append(Feature(number, *row, labels, spots))
         return features
-
-    def new_model(self, config: ElectraConfig) -> nn.Module:
-        """Build the tagger: C logits for each token."""
-        return TokenTagger(config, len(self.labels))
 
     def label_array(self, features: Features, width: int) -> np.ndarray:
         """Return (B, T) label ids: only the first piece of a word has one; padding, [CLS], [SEP] have none.
@@ -706,10 +641,8 @@ class Tagging(Kind):
             -100    1  -100  -100  -100
             -100    2  -100  -100  -100
         """
-        rows = np.full((len(features), width), IGNORED_LABEL)
-        for row, feature in zip(rows, features):
-            row[:len(feature.labels)] = feature.labels
-        return rows
+        return np.array([feature.labels + [IGNORED_LABEL] * (width - len(feature.labels))
+                         for feature in features])
 
     def loss_settings(self, options: Options, device: Device) -> dict[str, Any]:
         """Return whether each label has a sigmoid of its own; otherwise all share one softmax.
@@ -718,16 +651,12 @@ class Tagging(Kind):
         """
         return {"is_binary": options.tag_loss == "binary"}
 
-    def at_words(self, examples: Examples, features: Features, values: Sequence[Any]) -> list[list[Any]]:
-        """Collect what the features say about each word of each example.
-
-        values    (T,) for each feature, of which those at the spots are taken: each word has exactly one
-        returns   a list for each example, with a value for each word
-        """
+    def at_words(self, examples: Examples, features: Features, outputs: Outputs) -> list[list[Any]]:
+        """Collect for each word of each example its logits (C,): those at its spot, of which it has one."""
         words: list[list[Any]] = [[None] * len(example.words) for example in examples]
-        for feature, value in zip(features, values):
+        for feature, output in zip(features, outputs):
             for position, word in feature.spots:
-                words[feature.example][word] = value[position]
+                words[feature.example][word] = output[position]
         return words
 
     def decode(self, examples: Examples, features: Features, outputs: Outputs) -> list[list[str]]:
@@ -735,8 +664,8 @@ class Tagging(Kind):
 
         The tags of a sentence may fit badly: an I- after O, say, opens an entity when they are scored.
         """
-        likeliest = self.at_words(examples, features, [output.argmax(axis=-1) for output in outputs])
-        return [[self.labels[label] for label in sentence] for sentence in likeliest]
+        return [[self.labels[logits.argmax()] for logits in words]
+                for words in self.at_words(examples, features, outputs)]
 
     def score(self, examples: Examples, predictions: Sequence[list[str]]) -> Measures:
         """Compute precision, recall and F1 of entities by the rules of conlleval."""
@@ -757,27 +686,23 @@ class Tagging(Kind):
             sentences.append("".join(f"{word.replace(' ', '_')} {gold} {tag}\n" for word, gold, tag in rows))
         data.write_bytes(folder / "predictions.txt", "\n".join(sentences).encode())
 
-    def errors(self, examples: Examples, predictions: Sequence[list[str]]) -> list[Mistake]:
-        """List the gold entities that were missed, and the predicted ones that are wrong."""
-        mistakes = []
+    def errors(self, examples: Examples, predictions: Sequence[list[str]]) -> Iterator[Mistake]:
+        """Yield the gold entities that were missed, and the predicted ones that are wrong."""
         for example, tags in zip(examples, predictions):
             gold, predicted = set(metrics.spans_from_tags(example.tags)), set(metrics.spans_from_tags(tags))
             for span in sorted(gold ^ predicted, key=lambda span: (span.start, span in predicted)):
                 entity = f"{' '.join(example.words[span.start:span.end])} ({span.type})"
                 sides = (entity, "nothing") if span in gold else ("nothing", entity)
-                mistakes.append(Mistake(*sides, " ".join(example.words)))
-        return mistakes
+                yield *sides, " ".join(example.words)
 
-    def raw_examples(self, line: Line, tokenizer: Tokenizer) -> list[RawSentence]:
+    def raw_examples(self, line: Line, tokenizer: Tokenizer) -> Iterator[RawSentence]:
         """Split a line into sentences, and these into words, of which each keeps its place in the line."""
-        sentences, facts = [], {"marks_inside_words": [], **self.facts}     # models of before have none
-        inside = data.take(facts, "marks_inside_words", list, TASK_FILE)
+        inside = self.facts.get("marks_inside_words", [])                   # models of before have none
         for first, last in data.split_sentences(line.text):
             words = cut_words(line.text[first:last], tokenizer, inside)
             spans = [(first + start, first + end) for start, end in words]
             texts = [line.text[start:end] for start, end in spans]
-            sentences.append(RawSentence(texts, ["O"] * len(texts), spans, line.text))
-        return sentences
+            yield RawSentence(texts, ["O"] * len(texts), spans, line.text)
 
     def results(self, examples: Examples, features: Features, outputs: Outputs, options: Options) -> Results:
         """Return the entities of each sentence, with the mean probability of their words' tags.
@@ -785,22 +710,20 @@ class Tagging(Kind):
             {"entities": [
                 {"start": 16, "end": 30, "type": "Disease", "text": "kelmarin fever", "score": 0.9712}]}
         """
-        tags = self.decode(examples, features, outputs)
-        to_probabilities = sigmoid if options.tag_loss == "binary" else softmax     # as the loss trained them
-        probabilities = [to_probabilities(output).max(axis=-1) for output in outputs]
-        by_word = self.at_words(examples, features, probabilities)
-        results = []
-        for example, word_tags, certainty in zip(examples, tags, by_word):
+        is_binary = options.tag_loss == "binary"                # then the loss trained a sigmoid of each tag
+        by_word = self.at_words(examples, features, outputs)
+        for example, tags, words in zip(examples, self.decode(examples, features, outputs), by_word):
             entities = []
-            for span in metrics.spans_from_tags(word_tags):
+            for span in metrics.spans_from_tags(tags):
                 (start, _), (_, end) = example.spans[span.start], example.spans[span.end - 1]
-                score = float(np.mean([float(probability) for probability in certainty[span.start:span.end]]))
+                logits = torch.tensor(np.array(words[span.start:span.end]))             # (words, C)
+                p = logits.sigmoid() if is_binary else logits.softmax(-1)
                 entities.append({"start": start, "end": end, "type": span.type,
-                                 "text": example.text[start:end], "score": round(score, 4)})
-            results.append({"entities": entities})
-        return results
+                                 "text": example.text[start:end],
+                                 "score": round(p.amax(-1).mean().item(), 4)})
+            yield {"entities": entities}
 
-    def line_result(self, line: Line, results: Results) -> dict[str, Any]:
+    def line_result(self, line: Line, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return a line with the entities of all its sentences."""
         entities = [entity for result in results for entity in result["entities"]]
         return {**line.name, "text": line.text, "entities": entities}
@@ -818,6 +741,7 @@ class Classification(Kind):
     Raw text    One text per line, or one line of JSON for a pair.
     """
 
+    head = SequenceClassifier
     nothing = {"label": None, "score": None}
 
     def encode(self, examples: Examples, tokenizer: Tokenizer, max_length: int) -> list[Feature]:
@@ -827,7 +751,6 @@ class Classification(Kind):
         A label that the training set lacks is no label: it is not trained on, and always missed.
         source    TF classification_tasks.truncate_seq_pair
         """
-        number_of = {label: number for number, label in enumerate(self.labels)}
         features = []
         for number, example in enumerate(examples):
             is_pair = example.text_pair is not None
@@ -838,17 +761,13 @@ class Classification(Kind):
                 longer = first if len(first) > len(second) else second
                 longer.pop()
             row = tokenizer.row(first, second if is_pair else None)
-            label = number_of.get(example.label, IGNORED_LABEL)
+            label = self.number_of.get(example.label, IGNORED_LABEL)
             features.append(Feature(number, *row, label, is_cut=is_cut))
         return features
 
-    def new_model(self, config: ElectraConfig) -> nn.Module:
-        """Build the classifier: C logits for each row."""
-        return SequenceClassifier(config, len(self.labels))
-
     def decode(self, examples: Examples, features: Features, outputs: Outputs) -> list:
         """Return the likeliest label of each example; outputs (C,)."""
-        return [self.labels[int(output.argmax())] for output in outputs]
+        return [self.labels[output.argmax()] for output in outputs]
 
     def write(self, folder: Path, examples: Examples, predictions: Sequence[Any]) -> None:
         """Write predictions.tsv: rows of index and label, in the order of the test file.
@@ -859,10 +778,11 @@ class Classification(Kind):
         rows = [f"{example.id}\t{label}" for example, label in zip(examples, predictions)]
         write_lines(folder / "predictions.tsv", ["index\tlabel", *rows])
 
-    def errors(self, examples: Examples, predictions: Sequence[Any]) -> list[Mistake]:
-        """List the texts with a wrong label."""
-        return [Mistake(example.label, label, f"{example.text} {example.text_pair or ''}")
-                for example, label in zip(examples, predictions) if label != example.label]
+    def errors(self, examples: Examples, predictions: Sequence[Any]) -> Iterator[Mistake]:
+        """Yield the texts with a wrong label."""
+        for example, label in zip(examples, predictions):
+            if label != example.label:
+                yield example.label, label, f"{example.text} {example.text_pair or ''}"
 
     def raw_examples(self, line: Line, tokenizer: Tokenizer) -> list:
         """Read a line as JSON with a question and a passage: its answer in words, or a candidate."""
@@ -871,14 +791,12 @@ class Classification(Kind):
 
     def results(self, examples: Examples, features: Features, outputs: Outputs, options: Options) -> Results:
         """Return a label of each text or pair, and its probability."""
-        results = []
         for example, output in zip(examples, outputs):
             is_pair = example.text_pair is not None
             names = ("question", "passage") if is_pair else ("text",)
             asked = dict(zip(names, (example.text, example.text_pair)))
-            score = round(float(softmax(output).max()), 4)
-            results.append({**asked, "label": self.labels[int(output.argmax())], "score": score})
-        return results
+            score = round(torch.tensor(output).softmax(-1).max().item(), 4)
+            yield {**asked, "label": self.labels[output.argmax()], "score": score}
 
 
 class Relations(Classification):
@@ -898,7 +816,6 @@ class Relations(Classification):
                 are micro-averaged over the others. Counting it would reward a model that never finds any.
     """
 
-    purpose = "relations"
     own_options = ("negative",)
 
     def __init__(self, task: Task, examples: Examples = (), facts: dict[str, Any] | None = None) -> None:
@@ -942,8 +859,6 @@ class YesNo(Classification):
                 have other labels, and more: the mean is over all that its training and test files have.
     """
 
-    purpose = "yes/no questions"
-
     def score(self, examples: Examples, predictions: Sequence[str]) -> Measures:
         """Compute BioASQ's measures: the mean of the answers' F1, accuracy, and each answer by itself."""
         gold = [example.label for example in examples]
@@ -966,7 +881,7 @@ class Ranking(Classification):
         label   question                        answer candidate
         0       What does jorganux slow?        Fever was common in adults.
         1       What does jorganux slow?        Jorganux slowed kelmarin fever.
-                                  -> ..., Candidate("What does ...?", "What does ...?", "Jorganux ...", "1")
+                                  -> ..., LabelledText("0", "What does ...?", "1", "Jorganux ...")
 
     Loss        With so few right candidates "wrong" is nearly always right. --class-weights weighs the right
                 ones 99 to 1: Bio-ELECTRA's weighted re-ranker.
@@ -975,7 +890,6 @@ class Ranking(Classification):
     Submission  Rows of probability, question and candidate.
     """
 
-    purpose = "ranking"
     own_options = ("class_weights",)
     nothing = {"probability": None}
 
@@ -998,43 +912,40 @@ class Ranking(Classification):
         return {"class_weights": weights if options.class_weights else None}
 
     def decode(self, examples: Examples, features: Features, outputs: Outputs) -> list[float]:
-        """Return the probability of label 1 of each candidate.
+        """Return the probability of label 1 of each candidate."""
+        return [torch.tensor(output).softmax(-1)[1].item() for output in outputs]
 
-        The softmax of two logits a and b is a sigmoid: exp(b) / (exp(a) + exp(b)) = 1 / (1 + exp(-(b - a))).
-        """
-        return [float(sigmoid(output[1] - output[0])) for output in outputs]
-
-    def score(self, examples: Sequence[data.Candidate], predictions: Sequence[float]) -> Measures:
+    def score(self, examples: Sequence[data.LabelledText], predictions: Sequence[float]) -> Measures:
         """Compute the mean over the questions of 1 / rank of the first right candidate."""
         groups: dict[str, list[tuple[float, int]]] = {}
         for example, probability in zip(examples, predictions):
             groups.setdefault(example.group, []).append((probability, int(example.label)))
         return {"mrr": metrics.reranking_mrr(groups)}
 
-    def write(self, folder: Path, examples: Sequence[data.Candidate], predictions: Sequence[float]) -> None:
+    def write(self, folder: Path, examples: Sequence[data.LabelledText],
+              predictions: Sequence[float]) -> None:
         """Write predictions.tsv: rows of probability, question and candidate, as in the test file."""
         rows = [f"{p:.6g}\t{example.text}\t{example.text_pair}" for example, p in zip(examples, predictions)]
         write_lines(folder / "predictions.tsv", ["probability\tquestion\tanswer_candidate", *rows])
 
-    def errors(self, examples: Examples, predictions: Sequence[float]) -> list[Mistake]:
-        """List the questions whose best candidate is wrong, with their first right candidate.
+    def errors(self, examples: Examples, predictions: Sequence[float]) -> Iterator[Mistake]:
+        """Yield the questions whose best candidate is wrong, with their first right candidate.
 
         The question whose wrong candidate has the highest probability comes first.
         """
-        ranked: dict[str, list[data.Candidate]] = {}            # the candidates of each question, best first
+        ranked: dict[str, list[Any]] = {}           # the candidates of each question, best first
         for _, example in sorted(zip(predictions, examples), key=lambda pair: -pair[0]):
             ranked.setdefault(example.group, []).append(example)
-        mistakes = []
-        for question, candidates in ranked.items():
-            right = [candidate.text_pair for candidate in candidates if candidate.label == "1"]
-            if candidates[0].label != "1":
-                mistakes.append(Mistake(right[0] if right else "nothing", candidates[0].text_pair, question))
-        return mistakes
+        for question, (best, *others) in ranked.items():
+            if best.label != "1":
+                right = [candidate.text_pair for candidate in others if candidate.label == "1"]
+                yield right[0] if right else "nothing", best.text_pair, question
 
     def results(self, examples: Examples, features: Features, outputs: Outputs, options: Options) -> Results:
         """Return the probability that each candidate is right, by which a reader can sort several."""
-        return [{"question": example.text, "passage": example.text_pair, "probability": round(probability, 6)}
-                for example, probability in zip(examples, self.decode(examples, features, outputs))]
+        for example, probability in zip(examples, self.decode(examples, features, outputs)):
+            asked = {"question": example.text, "passage": example.text_pair}
+            yield {**asked, "probability": round(probability, 6)}
 
 
 # --- 2.4 Answers ---
@@ -1055,10 +966,6 @@ class Answer(NamedTuple):
     start: int
     end: int
     probability: float
-
-
-Questions = Sequence[data.Question]
-AnswerLists = Sequence[list[Answer]]           # for each question and passage, best first
 
 
 class Asked(NamedTuple):
@@ -1091,7 +998,7 @@ class Answers(Kind):
     accuracy and MRR, over all questions and for each test batch; one file for each batch.
     """
 
-    purpose = "questions"
+    head = SpanExtractor
     nothing: dict[str, Any] = {"answers": []}
 
     @property
@@ -1099,7 +1006,7 @@ class Answers(Kind):
         """Tell whether the task is scored as BioASQ does, and not as SQuAD does."""
         return self.task.metric == "mrr"                    # of the question tasks only BioASQ's have it
 
-    def find_labels(self, examples: Questions) -> tuple[str, ...]:
+    def find_labels(self, examples: Examples) -> tuple[str, ...]:
         """List no label: answers are positions."""
         return ()
 
@@ -1107,7 +1014,7 @@ class Answers(Kind):
         """Return what is read of a question, and its id; not its type, which is "factoid" or "list"."""
         return f"{example.id} {example.question} {example.context}"
 
-    def encode(self, examples: Questions, tokenizer: Tokenizer, max_length: int,
+    def encode(self, examples: Examples, tokenizer: Tokenizer, max_length: int,
                stride: int = DOCUMENT_STRIDE, question_length: int = QUESTION_LENGTH) -> list[Feature]:
         """Write rows [CLS] question [SEP] window [SEP]; labels are the positions of the first gold answer.
 
@@ -1145,55 +1052,24 @@ class Answers(Kind):
                 features.append(Feature(number, *row, labels, spots, len(question) < len(whole_question)))
         return features
 
-    def findable(self, examples: Questions, features: Features) -> list[list[Answer]]:
-        """Find the gold answers of each example that decode() is able to give.
+    def announce(self, split: str, examples: Examples, features: Features) -> None:
+        """Say the ceiling: the score of the gold answers that stand as whole words in their passages.
 
-        Such an answer begins and ends where a word does, has at most MAX_ANSWER_PIECES, and lies whole in the
-        window to which a piece of its first word belongs. "p5" is none where the text has "p53".
+        They are scored as if they were the predictions. A prediction is a span of words, so no model can give
+        more exact answers; only F1, which counts words, can rise above this where an answer is nearly right.
+        Where the ceiling is 1, nothing is said. Of a test batch of BioASQ without its golden file it is 0.
         """
-        found: list[list[Answer]] = [[] for _ in examples]
-        for feature in features:
-            example = examples[feature.example]
-            # 1. The characters of the gold answers. Where only their texts are known (BioASQ's test sets),
-            #    every place that reads like one counts.
-            places = [(start, start + len(text)) for text, start in example.answers]
-            for synonym in filter(None, [] if places else example.gold or []):
-                places += [match.span() for match in re.finditer(re.escape(synonym), example.context, re.I)]
-            # 2. The last position at which an answer can begin, and the first at which it can end, by the
-            #    first and last character of the word there.
-            first = {spot.start: spot.position for spot in feature.spots if spot.is_best}
-            last = {spot.end: spot.position for spot in reversed(feature.spots)}
-            for start, end in places:
-                if start in first and end in last and last[end] - first[start] < MAX_ANSWER_PIECES:
-                    found[feature.example].append(Answer(example.context[start:end], start, end, 1.0))
-        return found
+        found = []
+        for example in examples:
+            gold = [text for text, _ in example.answers] or example.gold or []
+            found.append([Answer(text, 0, 0, 1.0) for text in gold
+                          if re.search(rf"(?<!\w){re.escape(text)}(?!\w)", example.context, re.I)])
+        ceiling = self.score(examples, found)[self.task.metric]
+        if ceiling < 1:
+            say(f"{split}: the gold answers that stand as whole words in their passages, fed back as "
+                f"predictions, score {self.task.metric} {100 * ceiling:.2f}")
 
-    def announce(self, split: str, examples: Questions, features: Features) -> None:
-        """Say how many questions have no gold answer, and how many have none that decode() is able to give.
-
-        The gold answers that it can give are scored as if they were the predictions. No model can give more
-        exact answers; only F1, which counts words, can rise above this where an answer is nearly right.
-        Where each question has such an answer, there is nothing to say.
-        """
-        if without := sum(not example.answers and example.gold is None for example in examples):
-            say(f"*** {without} questions of {split} score 0: without golden files they have no answer ***")
-        found = self.findable(examples, features)
-        asked = {self.question_id(example) for example in examples}
-        answered = {self.question_id(example) for example, answers in zip(examples, found) if answers}
-        if missing := len(asked - answered):
-            ceiling = self.score(examples, found)[self.task.metric]
-            say(f"{split}: {missing} of {len(asked)} questions have no gold answer that is a span of a window"
-                f"; the others, fed back as predictions, score {self.task.metric} {100 * ceiling:.2f}")
-
-    def new_model(self, config: ElectraConfig) -> nn.Module:
-        """Build the extractor: two logits for each token, of the start and of the end."""
-        return SpanExtractor(config)
-
-    def label_array(self, features: Features, width: int) -> np.ndarray:
-        """Return (B, 2) starts and ends; there is neither where the answer is nowhere in the passage."""
-        return np.array([feature.labels or (IGNORED_LABEL, IGNORED_LABEL) for feature in features])
-
-    def decode(self, examples: Questions, features: Features, outputs: Outputs,
+    def decode(self, examples: Examples, features: Features, outputs: Outputs,
                best: int = BEST_SPANS, max_pieces: int = MAX_ANSWER_PIECES) -> list[list[Answer]]:
         """Find the n best spans of each example over all its windows, best first.
 
@@ -1220,16 +1096,12 @@ class Answers(Kind):
         answers: list[list[Answer]] = []
         for example, spans in zip(examples, proposed):
             kept = sorted(spans, key=lambda span: -spans[span])[:best]
-            shares = softmax(np.array([spans[span] for span in kept]))
-            answers.append([Answer(example.context[start:end], start, end, float(share))
+            shares = torch.tensor([spans[span] for span in kept], dtype=torch.float64).softmax(-1).tolist()
+            answers.append([Answer(example.context[start:end], start, end, share)
                             for (start, end), share in zip(kept, shares)])
         return answers
 
-    def question_id(self, example: data.Question) -> str:
-        """Return what all passages of a question share: in BioASQ q1_000 and q1_001 both ask q1."""
-        return metrics.bioasq_question_id(example.id) if self.is_bioasq else example.id
-
-    def questions(self, examples: Questions, predictions: AnswerLists) -> dict[str, Asked]:
+    def questions(self, examples: Examples, predictions: Sequence[list[Answer]]) -> dict[str, Asked]:
         """Collect what belongs to each question: {"q1": Asked(example, ["fever", ...], ["gout", ...])}.
 
         Accepted are the answers in its passages; or, where they are known by their texts alone, the synonyms
@@ -1238,8 +1110,9 @@ class Answers(Kind):
         """
         asked: dict[str, Asked] = {}
         for example, answers in zip(examples, predictions):
-            texts = [answer.text for answer in answers]
-            gold = asked.setdefault(self.question_id(example), Asked(example, [], texts)).gold
+            # In BioASQ q1_000 and q1_001 both ask q1.
+            name = metrics.bioasq_question_id(example.id) if self.is_bioasq else example.id
+            gold = asked.setdefault(name, Asked(example, [], [answer.text for answer in answers])).gold
             accepted = [text for text, _ in example.answers] if example.gold is None else example.gold
             gold += [text for text in accepted if text not in gold]
         if self.is_bioasq:
@@ -1255,7 +1128,7 @@ class Answers(Kind):
         return {value: {name: one for name, one in asked.items() if getattr(one.example, field) == value}
                 for value in sorted(values)}
 
-    def score(self, examples: Questions, predictions: AnswerLists) -> Measures:
+    def score(self, examples: Examples, predictions: Sequence[list[Answer]]) -> Measures:
         """Compute SQuAD's exact match and F1, or BioASQ's measures: over all questions, and over parts.
 
         Parts are the test batches and, where there are both, factoid and list questions:
@@ -1275,7 +1148,7 @@ class Answers(Kind):
             measures |= {prefix + measure: value for measure, value in scores._asdict().items()}
         return measures
 
-    def write(self, folder: Path, examples: Questions, predictions: AnswerLists) -> None:
+    def write(self, folder: Path, examples: Examples, predictions: Sequence[list[Answer]]) -> None:
         """Write SQuAD's predictions.json, or predictions-batch-1.json, ... as BioASQ wants them.
 
             {"q1": "kelmarin fever"}                                                              SQuAD
@@ -1293,36 +1166,32 @@ class Answers(Kind):
             best = {name: "".join(one.texts[:1]) for name, one in asked.items()}
             write_json(folder / "predictions.json", best)
 
-    def errors(self, examples: Questions, predictions: AnswerLists) -> list[Mistake]:
-        """List the questions whose best answer is wrong; texts are compared as the task's metric does."""
+    def errors(self, examples: Examples, predictions: Sequence[list[Answer]]) -> Iterator[Mistake]:
+        """Yield the questions whose best answer is wrong; texts are compared as the task's metric does."""
         normalise = str.lower if self.is_bioasq else metrics.normalise_squad_answer
-        mistakes = []
         for asked in self.questions(examples, predictions).values():
             given = asked.texts[:metrics.FACTOID_ANSWERS]
             if not given or normalise(given[0]) not in map(normalise, asked.gold):
-                mistakes.append(Mistake(" | ".join(asked.gold), " | ".join(given), asked.example.question))
-        return mistakes
+                yield " | ".join(asked.gold), " | ".join(given), asked.example.question
 
     def raw_examples(self, line: Line, tokenizer: Tokenizer) -> list[data.Question]:
         """Take a question and its passage from a line."""
         return [data.Question(line.where, *read_pair(line), [])]
 
-    def results(self, examples: Questions, features: Features, outputs: Outputs, options: Options) -> Results:
+    def results(self, examples: Examples, features: Features, outputs: Outputs, options: Options) -> Results:
         """Return the best answers to each question, with their characters in the passage.
 
             {"question": "What did ...?", "passage": "Jorganux slowed kelmarin fever.", "answers": [
                 {"start": 16, "end": 30, "text": "kelmarin fever", "score": 0.8127}, ...]}
         """
-        results = []
         for example, answers in zip(examples, self.decode(examples, features, outputs)):
             shown = [{"start": answer.start, "end": answer.end, "text": answer.text,
                       "score": round(answer.probability, 4)} for answer in answers[:ANSWERS_SHOWN]]
-            results.append({"question": example.question, "passage": example.context, "answers": shown})
-        return results
+            yield {"question": example.question, "passage": example.context, "answers": shown}
 
 
 # The kinds by the names that data.TASKS gives them.
-KINDS = {"ner": Tagging, "re": Relations, "classify": YesNo, "rank": Ranking, "qa": Answers}
+KINDS: dict[str, Any] = {"ner": Tagging, "re": Relations, "classify": YesNo, "rank": Ranking, "qa": Answers}
 
 
 # --- 3. Training one seed ---
@@ -1362,7 +1231,7 @@ class Prepared(NamedTuple):
     Files are read and encoded once for all seeds, unless a file is cut and each seed tests another part.
     """
 
-    kind: Kind
+    kind: Any                                   # of section 2
     tokenizer: Tokenizer
     config: ElectraConfig
     init: Path | None                           # None: the weights are drawn at random
@@ -1533,7 +1402,7 @@ def score_model(title: str, model: nn.Module, prepared: Prepared, options: Optio
     folder.mkdir(parents=True, exist_ok=True)
     kind.write(folder, test, predictions)
     write_errors(folder / "errors.md", f"Errors of {options.task}, {prepared.test_set}, {title}",
-                 kind.errors(test, predictions))
+                 list(kind.errors(test, predictions)))
     # The scores are written last: a folder that has them is finished.
     write_json(folder / "scores.json", {"task": options.task, "test_set": prepared.test_set + kind.remark,
                                         "dev": dev_scores, "test": scores})
@@ -1626,13 +1495,13 @@ def encode_split(split: str, prepared: Prepared, options: Options) -> None:
 def table_10(results: Sequence[Measures]) -> list[str]:
     """Return a line like ELECTRAMed's Table 10: the sum over the batches of our mean MRR / the best system's.
 
-    A system that is the best in all five batches has 5. Without all five there is no such line.
+    A system that is the best in all five batches has 5. Of fewer batches the line says how many there are.
     """
-    if not all(f"batch {batch} mrr" in results[0] for batch in BEST_MRR):
+    batches = [batch for batch in BEST_MRR if f"batch {batch} mrr" in results[0]]
+    if not batches:
         return []
-    totals = [sum(result[f"batch {batch} mrr"] / best for batch, best in BEST_MRR.items())
-              for result in results]
-    return [f"sum over {len(BEST_MRR)} batches of MRR / best MRR (ELECTRAMed's Table 10): "
+    totals = [sum(result[f"batch {batch} mrr"] / BEST_MRR[batch] for batch in batches) for result in results]
+    return [f"sum over {len(batches)} batches of MRR / best MRR (ELECTRAMed's Table 10): "
             f"ours {metrics.mean_and_sd(totals)[0]:.3f}; {TABLE_10}"]
 
 
@@ -1824,14 +1693,14 @@ def as_trained(options: Options, trained: Finetuned, examples: dict[str, list]) 
     """
     # 1. Is it a model for this task? (The order of the labels is the model's own.)
     task, model, config = data.find_task(options.task), trained.model, trained.model.config
-    kind = KINDS[task.kind](task._replace(labels=trained.labels or task.labels,
-                                          negative=options.negative or task.negative), (), trained.facts)
-    expected = type(kind.new_model(PRESETS["tiny"]))
-    if type(model) is not expected or set(trained.labels) != set(task.labels or trained.labels):
+    head = KINDS[task.kind].head
+    if not isinstance(model, head) or set(trained.labels) != set(task.labels or trained.labels):
         theirs = ", ".join(map(visible, trained.labels)) or "no labels"
         ours = ", ".join(task.labels) or "any labels"
-        raise ValueError(f"{options.task} asks for a {expected.__name__} with {ours}, the model is a "
+        raise ValueError(f"{options.task} asks for a {head.__name__} with {ours}, the model is a "
                          f"{type(model).__name__} with {theirs}: choose another --task or model")
+    task = task._replace(labels=trained.labels, negative=options.negative or task.negative)
+    kind = KINDS[task.kind](task, (), trained.facts)
 
     # 2. The options it was trained with; a published model has those of the protocol.
     for name, type_ in (("max_length", int), ("tag_loss", str)):
@@ -1899,14 +1768,14 @@ def predict_lines(options: Options) -> None:
 
     while block := list(itertools.islice(lines, READ_AT_ONCE)):
         # 2. Each line of the block gives some examples: an empty one none, a text one for each sentence.
-        read = [kind.raw_examples(line, trained.tokenizer) if line.text.strip() else [] for line in block]
+        read = [[*kind.raw_examples(line, trained.tokenizer)] if line.text.strip() else [] for line in block]
         examples = [example for some in read for example in some]
         # 3. Their outputs are computed together, as those of a test set.
         features = kind.encode(examples, trained.tokenizer, options.max_length)
         if any(feature.is_cut for feature in features):
             say(f"of {len(examples)} texts, {kind.describe_features(features, options.max_length)}")
         outputs = predict(trained.model, features, prepared, options)
-        results = iter(kind.results(examples, features, outputs, options))
+        results = kind.results(examples, features, outputs, options)
         # 4. The results of its examples are those of the line.
         for line, some in zip(block, read):
             result = kind.line_result(line, list(itertools.islice(results, len(some))))
@@ -1943,7 +1812,7 @@ def check(options: Options) -> None:
     own = KINDS[data.TASKS[options.task].kind].own_options
     for kind in KINDS.values():
         for name in given.intersection(kind.own_options).difference(own):
-            raise ValueError(f"{flag(name)} is for {kind.purpose}, not for {options.task}")
+            raise ValueError(f"{flag(name)} is for {kind.__name__}, not for {options.task}")
     # 2. Four things to do, of which a command can do one.
     if len(given & {"search", "curve", "evaluate", "predict"}) > 1:
         raise ValueError("--search, --curve, --evaluate and --predict are different things to do: choose one")

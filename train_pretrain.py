@@ -167,7 +167,7 @@ ELECTRA_BASE = {**ELECTRA_SMALL, "batch_size": 256, "max_length": 512, "learning
 BIO_ELECTRA = {**ELECTRA_SMALL, "steps": 1_800_000, "batch_size": 64, "max_length": 256, "cased": True}
 SCHEDULES: dict[str, dict[str, Any]] = {
     # Ours: minutes on two cores (README.md has the time and the machine).
-    "tiny": {**ELECTRA_SMALL, "steps": 1_800, "batch_size": 16, "warmup_steps": 200, "vocab_size": 500},
+    "tiny": {**ELECTRA_SMALL, "steps": 3_200, "batch_size": 16, "warmup_steps": 200, "vocab_size": 500},
     "small": ELECTRA_SMALL,
     "base": ELECTRA_BASE,
     "large": {**ELECTRA_BASE, "batch_size": 2048},
@@ -246,7 +246,7 @@ def prepare_data(options: Options) -> tuple[Tokenizer, data.Shards]:
     # 2. The vocabulary.
     if not options.vocab and not (out / "vocab.txt").exists():
         say(f"learning a vocabulary of {options.vocab_size:,} wordpieces")
-        learnt, _ = data.learn_vocabulary(corpus, options.vocab_size, not options.cased, reading)
+        learnt = data.learn_vocabulary(corpus, options.vocab_size, not options.cased, reading)
         learnt.save(out)
     tokenizer = load_tokenizer(options.vocab or str(out), options)
     if doubt := tokenizer.casing_doubt():

@@ -187,7 +187,7 @@ def test_labels_stand_on_first_wordpieces_as_on_paper():
     assert [SPELLER.pieces[i] for i in feature.input_ids] == "[CLS] a ##b [UNK] abc ##d [SEP]".split()
     assert feature.labels == [IGNORED_LABEL, 1, IGNORED_LABEL, 2, 0, IGNORED_LABEL, IGNORED_LABEL]
     assert (feature.example, feature.first_length, feature.spots) == (0, 7, [(1, 0), (3, 1), (4, 2)])
-    assert TAGGING.describe_features([feature], 16) == "0 read in several windows of 16 tokens, 0 cut"
+    assert TAGGING.describe_features([feature], 16) == "1 rows of at most 16 tokens, 0 cut"
 
 
 def test_a_long_sentence_is_read_in_windows_that_share_no_label():
@@ -197,13 +197,7 @@ def test_a_long_sentence_is_read_in_windows_that_share_no_label():
         "a b c d", "c d e f", "e f a b", "a b c d"]
     words = [[word for _, word in feature.spots] for feature in features]
     assert words == [[0, 1, 2], [3, 4], [5, 6], [7, 8, 9]]
-    assert TAGGING.describe_features(features, 6) == "1 read in several windows of 6 tokens, 0 cut"
-
-
-@pytest.mark.parametrize("max_length", [2, 3])
-def test_rows_without_room_for_windows_are_refused(max_length):
-    with pytest.raises(ValueError, match="cover nothing"):
-        TAGGING.encode([TaggedSentence(["abcdef"], ["O"])], SPELLER, max_length)
+    assert TAGGING.describe_features(features, 6) == "4 rows of at most 6 tokens, 0 cut"
 
 
 def test_the_labels_of_a_batch_are_padded_with_none():
@@ -253,7 +247,7 @@ def test_every_gold_entity_is_found_when_gold_is_fed_back(sentences, max_length)
     predictions = TAGGING.decode(examples, features, gold_outputs(TAGGING, features))
     count = sum(len(spans_from_tags(example.tags)) for example in examples)
     assert TAGGING.score(examples, predictions)["recall"] == (count > 0)
-    assert TAGGING.errors(examples, predictions) == []
+    assert list(TAGGING.errors(examples, predictions)) == []
 
 
 def test_what_the_model_says_at_other_positions_changes_no_tag():
@@ -280,9 +274,6 @@ def test_raw_text_is_cut_into_words_as_the_training_file_is():
     assert Tagging(TASKS["ner"], marks).facts == {"marks_inside_words": []}
     [sentence] = Tagging(TASKS["ner"], (), {}).raw_examples(train_finetune.Line({}, "", "IL-2"), SPELLER)
     assert sentence.words == ["IL", "-", "2"]                       # task.json of an earlier version
-    with pytest.raises(ValueError, match="task.json.*marks_inside_words"):
-        Tagging(TASKS["ner"], (), {"marks_inside_words": 5}).raw_examples(
-            train_finetune.Line({}, "", "IL-2"), SPELLER)
 
 
 def test_a_mark_counts_by_what_stands_beside_it():
@@ -326,7 +317,7 @@ def test_a_text_is_one_row_and_cuts_are_counted(tiny_tokenizer):
         [2, the, drug, 3], [2, *[the, gene] * 3, 3], [2, 3], [2, *[the] * 6, 3]]
     assert [(f.example, f.labels, f.first_length, f.is_cut) for f in features] == [
         (0, 1, 4, False), (1, 0, 8, True), (2, 0, 2, False), (3, 1, 8, False)]
-    assert kind.describe_features(features, 8) == "0 read in several windows of 8 tokens, 1 cut"
+    assert kind.describe_features(features, 8) == "4 rows of at most 8 tokens, 1 cut"
 
 
 def test_of_a_pair_the_longer_part_is_cut_piece_by_piece(tiny_tokenizer):
@@ -340,7 +331,7 @@ def test_of_a_pair_the_longer_part_is_cut_piece_by_piece(tiny_tokenizer):
     assert [feature.input_ids for feature in features] == [
         [2, *[the] * first, 3, *[drug] * second, 3] for first, second in rows]
     assert [feature.first_length for feature in features] == [first + 2 for first, _ in rows]
-    assert kind.describe_features(features, 9) == "0 read in several windows of 9 tokens, 3 cut"
+    assert kind.describe_features(features, 9) == "5 rows of at most 9 tokens, 3 cut"
     prepared = prepared_for(kind, tiny_tokenizer)
     _, _, segments, labels = train_finetune.make_batch(features[:1], 8, 1, prepared)
     assert (segments.tolist(), labels.tolist()) == ([[0, 0, 0, 1, 1, 0, 0, 0]], [0])
@@ -357,7 +348,7 @@ def test_gold_labels_decode_to_themselves(labels):
 @given(st.floats(-30, 30), st.floats(-30, 30))
 def test_the_probability_of_a_candidate_is_the_softmax_of_its_two_logits(wrong, right):
     [probability] = Ranking(TASKS["rerank"]).decode([], [], [np.array([wrong, right])])
-    assert probability == pytest.approx(float(train_finetune.softmax(np.array([wrong, right]))[1]))
+    assert probability == pytest.approx(1 / (1 + math.exp(wrong - right)))
 
 
 def test_a_ranking_model_whose_labels_are_swapped_is_refused():
@@ -412,8 +403,8 @@ def test_windows_follow_the_stride_and_answers_out_of_reach_are_told():
     assert [SPELLER.decode(f.input_ids[4:]) for f in features[:3]] == ["a b c d e", "c d e f a", "e f a b c"]
     assert [f.labels for f in features] == [(7, 8), (5, 6), (0, 0), (0, 0), (5, 7), (0, 0), *[(0, 0)] * 6]
     assert [f.example for f in features] == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
-    assert ANSWERS.describe_features(features, 10) == "4 read in several windows of 10 tokens, 0 cut"
-    assert ANSWERS.findable(examples, features) == [[Answer("d e", 6, 9, 1.0)], [], [], []]
+    assert ANSWERS.describe_features(features, 10) == "12 rows of at most 10 tokens, 0 cut"
+    assert findable(examples, features) == [[Answer("d e", 6, 9, 1.0)], [], [], []]
 
 
 def test_windows_overlap_by_half_at_least():
@@ -490,6 +481,26 @@ def questions_with_gold(draw, most_words=2):
     return Question("1", "a b", context, [(text, starts[first])])
 
 
+def findable(examples: list[Question], features: list[Feature]) -> list[list[Answer]]:
+    """The gold answers of each example that decode() is able to give.
+
+    Such an answer begins and ends where a word does, has at most 30 pieces, and lies whole in the window to
+    which a piece of its first word belongs. Of BioASQ's synonyms every place that reads like one counts.
+    """
+    found: list[list[Answer]] = [[] for _ in examples]
+    for feature in features:
+        example = examples[feature.example]
+        places = [(start, start + len(text)) for text, start in example.answers]
+        for synonym in [] if places else example.gold or []:
+            places += [match.span() for match in re.finditer(re.escape(synonym), example.context, re.I)]
+        first = {spot.start: spot.position for spot in feature.spots if spot.is_best}
+        last = {spot.end: spot.position for spot in reversed(feature.spots)}
+        for start, end in places:
+            if start in first and end in last and last[end] - first[start] < 30:
+                found[feature.example].append(Answer(example.context[start:end], start, end, 1.0))
+    return found
+
+
 def decode_gold(example, features) -> tuple[str, int]:
     """The text and the start of the first answer when the model is sure of what the labels say."""
     logits = [np.zeros((len(feature.input_ids), 2)) for feature in features]
@@ -509,7 +520,7 @@ def test_a_short_gold_answer_is_recovered_from_its_labels(example):
     That window has (19 - 1 - 6) / 2 = 6 pieces to the right of the start, or ends with the passage.
     """
     features = ANSWERS.encode([example], SPELLER, 24, stride=6)
-    assert ANSWERS.findable([example], features)[0]
+    assert findable([example], features)[0]
     assert all(len(feature.input_ids) <= 24 for feature in features)
     assert decode_gold(example, features) == example.answers[0]
 
@@ -531,7 +542,7 @@ def test_every_gold_answer_is_whole_in_some_window(example, max_length):
 @given(questions_with_gold(most_words=9), st.integers(9, 40), st.integers(1, 12))
 def test_an_answer_is_decoded_unless_it_is_told_to_be_out_of_reach(example, max_length, stride):
     features = ANSWERS.encode([example], SPELLER, max_length, stride)
-    found = ANSWERS.findable([example], features)
+    found = findable([example], features)
     if found[0]:
         [answers] = ANSWERS.decode([example], features, gold_span_outputs(features, found))
         assert (answers[0].text, answers[0].start) == example.answers[0]
@@ -544,7 +555,7 @@ def test_synonyms_are_found_wherever_the_passage_reads_like_one():
     speller = Tokenizer([*SPECIAL_TOKENS, "a", "b", "##cd"])
     example = Question("q_1", "a", "b A bcd B", [], 1, ["a", "C", "BCD b"])
     features = ANSWERS.encode([example], speller, 16)
-    assert ANSWERS.findable([example], features) == [[Answer("A", 2, 3, 1.0), Answer("bcd B", 4, 9, 1.0)]]
+    assert findable([example], features) == [[Answer("A", 2, 3, 1.0), Answer("bcd B", 4, 9, 1.0)]]
 
 
 @given(questions_with_gold(), st.integers(1, 5), st.integers(1, 3), seeds)
@@ -674,7 +685,7 @@ def test_gold_answers_of_the_published_files_score_one_where_a_span_can_give_the
     kind, tokenizer = kind_of(name), Tokenizer.from_file(real_data / "vocab" / "scivocab.txt")
     examples = data.read_task(name, "dev" if name == "squad" else "test", real_data)
     features = kind.encode(examples, tokenizer, 96)
-    found = kind.findable(examples, features)
+    found = findable(examples, features)
     predictions = kind.decode(examples, features, gold_span_outputs(features, found))
     identifier = bioasq_question_id if name == "bioasq7b" else str
     within_reach = {identifier(example.id) for example, answers in zip(examples, found) if answers}
@@ -738,7 +749,8 @@ def test_table_10_ends_the_table_of_bioasq():
     assert "(ELECTRAMed's Table 10): ours 4.713; ELECTRAMed 4.713, KU-DMIS-1 4.542" in table
     assert "ours 2.357" in train_finetune.score_table(options_for("bioasq7b"), [half])
     half.pop("batch 3 mrr")
-    assert "Table 10" not in train_finetune.score_table(options_for("bioasq7b"), [half])
+    assert "sum over 4 batches" in train_finetune.score_table(options_for("bioasq7b"), [half])
+    assert "Table 10" not in train_finetune.score_table(options_for("bioasq7b"), [{"mrr": 0.4}])
 
 
 def test_a_type_that_only_one_seed_predicts_is_in_the_table_and_zero_for_the_others():
@@ -784,7 +796,8 @@ def test_precision_recall_and_f1_of_the_papers_belong_together():
 
 def report(tmp_path, task, examples, predictions) -> str:
     """What errors.md says below its title."""
-    train_finetune.write_errors(tmp_path / "errors.md", "Errors", kind_of(task).errors(examples, predictions))
+    train_finetune.write_errors(tmp_path / "errors.md", "Errors",
+                                list(kind_of(task).errors(examples, predictions)))
     return (tmp_path / "errors.md").read_text().split("\n\n", 1)[1]
 
 
@@ -845,7 +858,7 @@ TAG_PAIRS = st.lists(st.tuples(*[st.sampled_from(["O", "B-Drug", "I-Drug", "B-Ge
 @given(TAG_PAIRS)
 def test_every_false_positive_and_false_negative_is_listed_once(pairs):
     gold, predicted = map(list, zip(*pairs))
-    mistakes = TAGGING.errors([TaggedSentence(["w"] * len(gold), gold)], [predicted])
+    mistakes = [*TAGGING.errors([TaggedSentence(["w"] * len(gold), gold)], [predicted])]
     scores = metrics.entity_scores([gold], [predicted])
     assert len(mistakes) == scores.false_positives + scores.false_negatives
 
@@ -909,7 +922,7 @@ def test_a_bioasq_question_is_one_error_whatever_its_snippets(tmp_path):
 def test_errors_of_rankings_worked_by_hand(tmp_path):
     rows = [("q2", "c", "0", 0.5), ("q2", "d", "1", 0.1), ("q2", "e", "0", 0.3),
             ("q3", "f", "1", 0.2), ("q3", "g", "0", 0.1), ("q4", "h", "0", 0.7)]
-    examples = [data.Candidate(question, question, text, label) for question, text, label, _ in rows]
+    examples = [LabelledText("", question, label, text) for question, text, label, _ in rows]
     assert report(tmp_path, "rerank", examples, [probability for *_, probability in rows]) == """
 ## 1 x nothing -> h
 
@@ -950,8 +963,8 @@ def gold_span_outputs(features: list[Feature], found: list[list[Answer]]) -> lis
     return outputs
 
 
-def test_questions_that_no_span_can_answer_are_counted_before_training(pretrained, tmp_path, capsys):
-    """Of four questions two can be answered: one gold ends inside a piece, one is longer than 30 pieces."""
+def test_the_score_of_the_gold_answers_is_said_before_training(pretrained, tmp_path, capsys):
+    """Of four questions one has no answer that is a span of words: its gold ends inside a word."""
     context = "the patients took jorganux twice daily . " + "and then " * 30
     golds = ["jorganux", "twice daily", "jorganu", ("and then " * 30).strip()]
     paragraphs = [{"context": context, "qas": [{"id": str(i), "question": "what ?", "answers": [
@@ -959,8 +972,15 @@ def test_questions_that_no_span_can_answer_are_counted_before_training(pretraine
     for split in ("train", "test"):
         (tmp_path / f"{split}.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
     assert run("qa", pretrained, tmp_path / "out", "--data", str(tmp_path), "--max-length", "64") == 0
-    assert ("test: 2 of 4 questions have no gold answer that is a span of a window; "
-            "the others, fed back as predictions, score f1 50.00" in capsys.readouterr().err)
+    assert ("test: the gold answers that stand as whole words in their passages, fed back as "
+            "predictions, score f1 75.00" in capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("gold, said", [(["c", "BCD b"], False), (["c"], True), (None, True)])
+def test_a_synonym_of_bioasq_stands_in_its_passage_as_whole_words(gold, said, capsys):
+    """"c" stands inside the word bcd alone; without a golden file nothing is known to be right."""
+    kind_of("bioasq7b").announce("test", [Question("q_1", "a", "b A bcd B", [], 1, gold)], [])
+    assert ("fed back as predictions, score mrr 0.00" in capsys.readouterr().err) == said
 
 
 def test_nothing_is_said_where_every_question_has_an_answer(pretrained, capsys):
@@ -979,7 +999,7 @@ def test_synonyms_fed_back_score_what_the_spans_among_them_can(pretrained):
                      Question(f"q{i}_1", "what ?", context, [], 1, gold)]
     kind = kind_of("bioasq7b")
     features = kind.encode(examples, Tokenizer.from_file(pretrained), 32, 8)
-    found = kind.findable(examples, features)
+    found = findable(examples, features)
     predictions = kind.decode(examples, features, gold_span_outputs(features, found))
     measured, ceiling = kind.score(examples, predictions), kind.score(examples, found)
     assert measured["mrr"] == ceiling["mrr"] == pytest.approx(2 / 3)
@@ -1021,7 +1041,7 @@ def test_the_binary_tag_loss_trains_another_tagger_and_is_refused_elsewhere(pret
     assert run("demo-ner", pretrained, tmp_path / "binary") == 2
     assert "--tag-loss binary, now softmax" in capsys.readouterr().err
     assert run("demo-re", pretrained, tmp_path / "re", "--tag-loss", "binary") == 2
-    assert "--tag-loss is for entities, not for demo-re" in capsys.readouterr().err
+    assert "--tag-loss is for Tagging, not for demo-re" in capsys.readouterr().err
 
 
 def test_a_data_folder_is_refused_beside_a_demo_task_which_reads_no_files(pretrained, tmp_path, capsys):
@@ -1445,7 +1465,7 @@ def test_a_pipe_is_read_once_and_what_cannot_be_read_is_one_line(
 def test_a_second_process_on_one_run_folder_is_refused(pretrained, tmp_path, capsys):
     with data.only_process(tmp_path / "ner"):
         assert run("demo-ner", pretrained, tmp_path / "ner") == 2
-        assert f"is in use by process {os.getpid()}: wait" in capsys.readouterr().err
+        assert "is in use by another process: wait" in capsys.readouterr().err
 
 
 # --- 13. Files of one's own, and wrong input ---
@@ -1467,8 +1487,6 @@ def test_labels_that_a_task_names_are_not_looked_for():
 
 def test_a_sixth_kind_is_one_class_and_three_names(pretrained, tmp_path, monkeypatch):
     class Topics(train_finetune.Classification):
-        purpose = "topics"
-
         def score(self, examples, predictions):
             return {"accuracy": np.mean([e.label == label for e, label in zip(examples, predictions)])}
 
@@ -1517,7 +1535,7 @@ def test_where_there_is_no_published_split_each_seed_tests_a_part_and_the_table_
               .read_text().splitlines()[1:]} for seed in (0, 1)]
     assert len(asked[0]) == len(asked[1]) == 2 and not asked[0] & asked[1]
     assert run("demo-re", pretrained, tmp_path / "re", "--class-weights") == 2
-    assert "--class-weights is for ranking" in capsys.readouterr().err
+    assert "--class-weights is for Ranking" in capsys.readouterr().err
 
 
 def test_a_published_set_that_is_not_there_is_fetched_unless_offline(
@@ -1583,7 +1601,7 @@ def disease_folder(folder: Path) -> Path:
 def test_long_sentences_lose_no_entity(pretrained, tmp_path, capsys):
     folder = disease_folder(tmp_path)
     assert run("ncbi-disease", pretrained, tmp_path / "out", "--data", str(folder), "--max-length", "40") == 0
-    assert "1 read in several windows of 40 tokens" in capsys.readouterr().err
+    assert re.search(r"test: 1 examples, \d+ rows of at most 40 tokens, 0 cut", capsys.readouterr().err)
     written = (tmp_path / "out" / "seed-0" / "predictions.txt").read_text()
     assert written.count("B-Disease") >= 5 and "gout B-Disease" in written
 
@@ -1730,7 +1748,7 @@ def test_the_table_says_which_label_means_no_relation_and_one_that_is_not_there_
     assert run("re", pretrained, tmp_path / "c", "--data", str(folder), "--negative", "2") == 2
     assert "--negative 2: the labels are 0, 1" in capsys.readouterr().err
     assert run("demo-ner", pretrained, tmp_path / "d", "--negative", "O") == 2
-    assert "--negative is for relations" in capsys.readouterr().err
+    assert "--negative is for Relations" in capsys.readouterr().err
 
 
 def test_classify_takes_the_labels_of_its_training_file(pretrained, tmp_path):
@@ -1762,17 +1780,12 @@ def test_what_cannot_be_found_is_left_out_of_training_and_still_scored(pretraine
     assert run("qa", pretrained, tmp_path / "out", "--data", str(tmp_path)) == 0
     said = capsys.readouterr().err
     assert "tokens, 2 cut" in said
-    assert "test: 1 of 2 questions have no gold answer that" in said
+    assert "fed back as predictions, score f1 50.00" in said
     assert scores(tmp_path / "out")["test"]["exact_match"] <= 0.5
     content["data"][0]["paragraphs"].pop(0)
     (tmp_path / "train.json").write_text(json.dumps(content))
     assert run("qa", pretrained, tmp_path / "none", "--data", str(tmp_path)) == 2
     assert "no training example has an answer that is in its passage" in capsys.readouterr().err
-
-
-def test_impossible_questions_do_not_miss_golden_files(pretrained, tmp_path, capsys):
-    Answers(TASKS["qa"]).announce("test", [Question("1", "?", "a", [], gold=[])], [])
-    assert "golden files are missing" not in capsys.readouterr().err
 
 
 def test_every_line_has_a_result_with_its_number_and_offsets_into_it_as_it_is(trained, tmp_path, capsys):
@@ -1843,6 +1856,5 @@ def test_help_shows_the_values_that_depend_on_the_task(capsys):
     with pytest.raises(SystemExit):
         train_finetune.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for shown in ("examples in a batch (electramed: 32; ", "bio-electra gad: 32",
-                  "passes over the training set"):
+    for shown in ("examples in a batch (electramed: 32; ", "bio-electra gad: 32", "passes over the train"):
         assert shown in text
