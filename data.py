@@ -62,7 +62,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 from xml.etree import ElementTree
 
 import numpy as np
@@ -230,6 +230,7 @@ HEAD_BYTES = 1 << 16                    # first bytes of a file, from which its 
 BLOCK_BYTES = 1 << 24                   # of text in one shard: about 4 million tokens, seconds of one core
 # What Python's readers raise when an archive ends too early or holds wrong bytes.
 DAMAGED = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
+NEVER_EMPTY = ("xml", ".gz", ".xz", ".tgz", ".txz", ".tar")             # PMC's papers end in .nxml
 
 
 def say(text: str, end: str = "\n") -> None:
@@ -253,26 +254,25 @@ def damage_named(place: Callable[[], str]) -> Iterator[None]:
         raise ValueError(f"{place()}: the archive is truncated or damaged ({why}): fetch it again") from None
 
 
-def decompressed(file: Any, name: str = "") -> io.BufferedReader:
-    """Return a reader of an open file that is plain, gzip or xz.
+def decompressed(file: Any, name: str) -> io.BufferedReader:
+    """Return a reader of an open file that is plain, gzip or xz: the first bytes tell which of the three.
 
-    The first bytes of the content tell which of the three it is. The file's name matters only where there is
-    no content: no program makes an empty .gz or .xz, unless it fails.
-
-    raises   ValueError where not even the first bytes can be read
+    raises   ValueError where the first bytes are damaged, or there are none where the name promises some: no
+             program makes an empty .gz, unless it fails
     """
-    packed = io.BufferedReader(file, READ_BYTES)
-    magic, content = packed.peek(6), packed
+    content = io.BufferedReader(file, READ_BYTES)
+    magic = content.peek(6)
+    unpacked: Any = None
     if magic.startswith(b"\x1f\x8b"):
-        content = io.BufferedReader(cast(Any, gzip.GzipFile(fileobj=packed)), READ_BYTES)
+        unpacked = gzip.GzipFile(fileobj=content)
     elif magic.startswith(b"\xfd7zXZ\x00"):
-        xz: Any = lzma.LZMAFile(packed)
+        unpacked = lzma.LZMAFile(content)
         # A file may hold several streams (`cat a.xz b.xz`). LZMAFile takes damage at the start of a later
         # stream for the end of the file. Without these "trailing errors" it raises an error there.
-        xz._buffer.raw._trailing_error = ()
-        content = io.BufferedReader(xz, READ_BYTES)
+        unpacked._buffer.raw._trailing_error = ()
+    content = io.BufferedReader(unpacked, READ_BYTES) if unpacked else content
     with damage_named(lambda: f"{name} after line 0"):
-        if not content.peek(512) and name.lower().endswith((".gz", ".xz", ".tgz", ".txz", ".tar", "xml")):
+        if not content.peek() and name.lower().endswith(NEVER_EMPTY):
             raise EOFError("it holds nothing")
     return content
 
@@ -289,50 +289,50 @@ def open_file(path: str | os.PathLike) -> io.BufferedReader:
     return decompressed(getattr(sys.stdin.buffer, "raw", sys.stdin.buffer), "standard input")
 
 
-def decode_line(line: bytes, number: int, place: str | os.PathLike) -> str:
-    """Decode one line and drop its end; drop a byte order mark from line 1.
-
-    raises   ValueError naming place and line where the bytes are not UTF-8, or one of them is zero
-    """
-    # A zero byte is valid UTF-8, but it is no text: UTF-16, pictures and damaged files have it. So it is
-    # replaced by 0xff, which is never valid.
-    content = line.replace(b"\0", b"\xff")
-    try:
-        return content.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{place} line {number} byte {error.start}: not UTF-8: convert the file") from None
-
-
-def numbered_lines(path: str | os.PathLike,
-                   file: io.BufferedReader | None = None) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line without its end) of a file, compressed or not.
+def numbered_lines(path: str | os.PathLike, file: BinaryIO | None = None,
+                   first: int = 1) -> Iterator[tuple[int, str]]:
+    """Yield (line number, line without its end) of a file, compressed or not.
 
     Only \\n ends a line (a \\r before it is dropped too): text from PDF files holds characters such as U+2028
-    at which str.splitlines would also break.
+    at which str.splitlines would also break. A byte order mark is dropped from line 1.
 
     file     what `open_file` gave, where the file is open already
-    raises   ValueError naming path and line where the bytes are not UTF-8 or the archive is damaged
+    first    number of its first line
+    raises   ValueError naming path and line where the bytes are not UTF-8, one of them is zero, or the
+             archive is damaged
     """
-    number = 0
+    number = first - 1
     with damage_named(lambda: f"{path} after line {number}"), file or open_file(path) as content:
-        for number, line in enumerate(content, start=1):
-            yield number, decode_line(line, number, path)
+        for number, line in enumerate(content, start=first):
+            # A zero byte is valid UTF-8, but it is no text: UTF-16, pictures and damaged files have it. So it
+            # is replaced by 0xff, which is never valid.
+            line = line.replace(b"\0", b"\xff")
+            try:
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                place = f"{path} line {number} byte {error.start}"
+                raise ValueError(f"{place}: not UTF-8: convert the file") from None
 
 
-# What is neither prose nor XML, told from its beginning. Columns are found by `has_columns`.
-NOT_PROSE = {name: re.compile(pattern, re.M) for name, pattern in {
-    "JSON": r'\s*(?:\{\s*["}]|\[\s*["{[])',                         # also one object on each line
-    "checksums": r"\s*(?:(?:MD5|SHA\d+) ?\(.+\) ?= ?|[0-9a-f]{32,} )",
-    "tagged records (.nbib, RIS)": r"\s*(?:[A-Z][A-Z0-9]{1,3} {0,2}- .*\n(?: .*\n)*){2}",     # PMID- 7
-    "stand-off annotations": r"\s*(?:\d+\|[a-z]\||[TREAMN#]\d+\t)",                           # 7|t|On gout.
-    "sequences": r"\s*>.*\n(?:[A-Z*-]{4,}|[acgtun]{4,})\r?$",                                  # >seq1
-    "tagged words": r"\s*(?:\S+(?: \S+)* (?:O|[BIES]-\S+)\s*\n){3}"}.items()}                 # gout B-Disease
-ABOUT_FILES = re.compile(r"(?:readme|licen[cs]e|copying|changelog)\b", re.I)
-IS_XML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:[?][A-Za-z]|!DOCTYPE|!--|[A-Za-z_][\w.:-]*(?:\s|/?>))")
-PACKED = "an archive of another kind"
-PACKED_MAGIC = (b"PK\3\4", b"BZh", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd", b"Rar!")    # zip bzip2 7z zstd rar
-READ = ("text", "xml", "tar")           # the formats that are read
-PROMISING = (".txt", "xml", ".gz", ".xz")       # PMC's papers end in .nxml
+# Formats, and how a file of each begins. The first that fits counts; a file that fits none is text. HTML and
+# other XML are told from PubMed's and PMC's by their root element, tables by `has_columns`.
+FORMATS = {name: re.compile(beginning, re.M) for name, beginning in {
+    "tar": rb"[\0-\xff]{257}ustar",
+    # zip, bzip2, 7z, zstd, rar
+    "an archive of another kind": rb"PK\x03\x04|BZh\d|7z\xbc\xaf|\x28\xb5\x2f\xfd|Rar!\x1a",
+    "binary": rb"[^\0]*\0",
+    # A few lines of entities that a file declares itself can stand for gigabytes.
+    "XML that declares entities": rb"\s*<[\0-\xff]*<!ENTITY",
+    "xml": rb"\s*<(?:[?][A-Za-z]|!DOCTYPE|!--|[A-Za-z_][\w.:-]*(?:\s|/?>))",
+    "JSON": rb'\s*(?:\{\s*["}]|\[\s*["{[])',                                                # also JSON Lines
+    "checksums": rb"\s*(?:(?:MD5|SHA\d+) ?\(.+\) ?= ?|[0-9a-f]{32,} )",
+    "tagged records (.nbib, RIS)": rb"\s*(?:[A-Z][A-Z0-9]{1,3} {0,2}- .*\n(?: .*\n)*){2}",     # PMID- 7
+    "stand-off annotations": rb"\s*(?:\d+\|[a-z]\||[TREAMN#]\d+\t)",                           # 7|t|On gout.
+    "sequences": rb"\s*>.*\n(?:[A-Z*-]{4,}|[acgtun]{4,})\r?$",                                 # >seq1
+    "tagged words": rb"\s*(?:\S+(?: \S+)* (?:O|[BIES]-\S+)\s*\n){3}"}.items()}                # gout B-Disease
+READ = ("text", "xml", "tar")                               # the formats that are read
+# Names of files that are about the others, and what a Mac adds to an archive ("._a.txt").
+ABOUT_FILES = re.compile(r"(?:^|/|: )(?:(?:readme|licen[cs]e|copying|changelog)\b|\._)[^/]*$", re.I)
 
 
 def has_columns(text: str) -> bool:
@@ -352,59 +352,55 @@ def has_columns(text: str) -> bool:
     return False
 
 
-def detect_format(head: bytes) -> str:
-    """Tell from its first bytes what a file is, whatever its name.
+def detect_format(file: io.BufferedReader) -> str:
+    """Tell from its first bytes what an open file is, whatever its name; they are read again afterwards.
 
     returns   "text", "xml" or "tar", which are read; "binary" where it is not UTF-8; or, in words, what it
               seems to be: "JSON", "columns", "XML with the root element html"
     """
-    with contextlib.suppress(tarfile.HeaderError):
-        tarfile.TarInfo.frombuf(head[:512], "utf-8", "replace")
-        return "tar"
-    if head[257:262] == b"ustar":
-        return "tar"
-    if IS_XML.match(head):
-        # The first tag that is no comment, declaration or instruction is that of the root. If it comes later
-        # than 8 kB, the parser will check it.
-        head = re.sub(rb"(?s)<!--.*?-->|<[?].*?[?]>", b"", head[:1 << 13])
-        root = re.search(rb"<([A-Za-z_][\w.:-]*)", head)
-        tag = root[1].decode().rpartition(":")[2] if root else ""
-        return "xml" if not root or tag in XML_ROOTS else f"XML with the root element {tag}"
-    # Bytes that are not UTF-8 are decoded to surrogates. The head may end inside a character, of three bytes
-    # at most, and inside a line.
-    decoded = head.decode("utf-8-sig", "surrogateescape")
-    if b"\0" in head or re.search("[\ud800-\udfff]", decoded[:-3]):
-        return PACKED if head.startswith(PACKED_MAGIC) else "binary"
-    whole = decoded if len(head) < HEAD_BYTES else decoded.rpartition("\n")[0]
-    names = (name for name, pattern in NOT_PROSE.items() if pattern.match(decoded))
-    return next(names, "columns" if has_columns(whole) else "text")
+    head = file.peek(HEAD_BYTES)[:HEAD_BYTES].removeprefix(b"\xef\xbb\xbf")             # a byte order mark
+    format = next((name for name, beginning in FORMATS.items() if beginning.match(head)), "text")
+    if format == "xml":
+        # The first tag that is no comment, declaration or instruction is that of the root.
+        head = re.sub(rb"(?s)<!--.*?(?:-->|\Z)|<[?].*?[?]>", b"", head)
+        root = re.search(rb"<(?:[\w.-]+:)?([A-Za-z_][\w.-]*)", head)
+        if root and root[1].decode() not in XML_ROOTS:
+            return f"XML with the root element {root[1].decode()}"
+    elif format == "text":
+        # Bytes that are not UTF-8 are decoded to surrogates. The head may end inside a character: the last
+        # three bytes do not count.
+        decoded = head.decode("utf-8", "surrogateescape")
+        if re.search("[\ud800-\udfff]", decoded[:-3]):
+            return "binary"
+        return "columns" if has_columns(decoded) else "text"
+    return format
 
 
-def format_in_folder(file: io.BufferedReader, name: str) -> str:
-    """Return what an open file of a folder or archive is read as, or else what it seems to be.
+def format_to_read(file: io.BufferedReader, name: str, is_given: bool = False) -> str:
+    """Return the format in which an open file is read; of a file to be left out, what it seems to be.
 
-    PROMISING endings promise text or XML: if the content is something else, it is damaged. It is read as
-    text, so that an error names its line.
+    Binary content is damage where the user gave the file, or its name promises text. Then it is read as text,
+    so that an error names the line.
+
+    is_given   whether the user gave this file by itself, and not a folder or archive that holds it
+    raises     ValueError where a given file is no text: learnt as if it were prose, it would do harm
     """
-    format, base = detect_format(head_of(file)), os.path.basename(name)
-    if ABOUT_FILES.match(base) or base.startswith("._"):            # the second kind comes from a Mac
-        return "about the files"
-    return "text" if format == "binary" and name.lower().endswith(PROMISING) else format
-
-
-def refuse_other(path: str | os.PathLike, format: str) -> None:
-    """Raise ValueError where a file that was given by itself holds something else than text."""
-    if format not in (*READ, "binary"):
-        raise ValueError(f"{path}: this seems to be {format}, which would be learnt as if it were prose: "
+    format = detect_format(file)
+    if is_given and format not in (*READ, "binary"):
+        raise ValueError(f"{name}: this seems to be {format}, which would be learnt as if it were prose: "
                          "expected PubMed's or PMC's XML, or text: a sentence on each line, an empty line "
                          "after each document; convert it to text")
+    if not is_given and ABOUT_FILES.search(name):
+        return "about the files"
+    promises_text = is_given or name.lower().endswith((".txt", *NEVER_EMPTY))
+    return "text" if format == "binary" and promises_text else format
 
 
-def name_left_out(place: str | os.PathLike, left_out: list[tuple[str, str]]) -> None:
-    """Say which files of a folder or members of an archive are not read, and what they seem to be."""
+def name_left_out(left_out: list[str]) -> None:
+    """Say which files and members of archives are not read, each with what it seems to be."""
     if left_out:
-        shown = "; ".join(f"{name} ({what})" for name, what in left_out[:20])
-        say(f"{place}: {len(left_out):,} left out: {shown}{'; ...' if len(left_out) > 20 else ''}")
+        shown = "; ".join(left_out[:20])
+        say(f"{len(left_out):,} left out: {shown}{'; ...' if len(left_out) > 20 else ''}")
 
 
 class FilePart(NamedTuple):
@@ -414,7 +410,7 @@ class FilePart(NamedTuple):
     parser knows where its documents end; it is read from the open file, or by another process from the disk.
     """
 
-    name: str                       # the path, or "archive.tar: member"
+    name: str                       # the path, or "archive.tar: member"; with the reason if it is left out
     line: int                       # number of the first line; 1 tells that a file begins
     format: str                     # "text", "xml", or "left out": a member of an archive that is not read
     content: Any                    # bytes; of an XML file the open file, or None: open it anew
@@ -449,64 +445,61 @@ def read_members(file: io.BufferedReader, path: str) -> Iterator[FilePart]:
     """Cut the members of a tar archive into parts, each read as a file of its own would be.
 
     The archive is read as a stream and nothing is unpacked, so a member's name ("../../etc") can do no harm.
-    Members that are no text (pictures, tables, links, archives, the "._" files of a Mac) are left out, and
-    named.
     """
     name = f"{path} after line 0"
-    left_out: list[tuple[str, str]] = []
     with damage_named(lambda: name):
         archive: Any = tarfile.open(fileobj=file, mode="r|")
         while (member := archive.next()) is not None:
             archive.members.clear()                          # or memory would grow with the number of members
-            name, format = f"{path}: {member.name}", "no file"
+            name = f"{path}: {member.name}"
             if member.isfile():
-                content = decompressed(archive.extractfile(member), name)
-                format = format_in_folder(content, member.name)
-            if format == "xml":
-                yield FilePart(name, 1, "xml", content.read())      # a paper: it fits in memory
-            elif format == "text":
-                yield from cut_text(content, name)
+                yield from cut_file(decompressed(archive.extractfile(member), name), name)
             elif not member.isdir():
-                what = "an archive in an archive: unpack it" if format in ("tar", PACKED) else format
-                left_out.append((member.name, what))
-                yield FilePart(name, 1, "left out", b"")
+                yield FilePart(f"{name} (no file)", 1, "left out", b"")
         # tarfile takes a damaged header for the end of the archive. The true end is two blocks of zeros or
         # more. tarfile has read the first, so at least one has to follow, and nothing but zeros.
-        rest = [block.strip(b"\0") for block in iter(lambda: archive.fileobj.read(READ_BYTES), b"")]
-        if not rest or any(rest):
+        rest = archive.fileobj.read(READ_BYTES)
+        if not rest or rest.strip(b"\0"):
             raise tarfile.ReadError(f"no header, and no end, at byte {archive.offset:,}")
-    name_left_out(path, left_out)
 
 
-def head_of(file: io.BufferedReader) -> bytes:
-    """Return the first bytes of an open file, which are read again afterwards."""
-    return file.peek(HEAD_BYTES)[:HEAD_BYTES]
+def cut_file(file: io.BufferedReader, name: str, is_given: bool = False) -> Iterator[FilePart]:
+    """Cut an open file into parts, whatever its format.
+
+    is_given   whether the user gave this file by itself; if not, it is a member of an archive
+    """
+    format = format_to_read(file, name, is_given)
+    if format == "text":
+        yield from cut_text(file, name)
+    elif format == "xml":
+        yield FilePart(name, 1, "xml", file if is_given else file.read())       # a member fits in memory
+    elif format == "tar" and is_given:
+        yield from read_members(file, name)
+    else:
+        what = "an archive in an archive: unpack it" if format == "tar" else format
+        yield FilePart(f"{name} ({what})", 1, "left out", b"")
 
 
 def read_parts(path: str | os.PathLike, file: io.BufferedReader | None = None) -> Iterator[FilePart]:
     """Cut a text, XML or tar file, compressed or not, into parts that can be read one by one.
 
     Text gives parts of at most BLOCK_BYTES, an XML file is one part, an archive gives those of its members.
+    Members that are no text (pictures, tables, links, archives, the "._" files of a Mac) are named.
 
     file     what `open_file` gave, where the file is open already
     raises   ValueError naming path and line where the archive is damaged or a line is longer than a block, or
              saying what the file seems to be if it is no text
     """
+    left_out: list[str] = []
     with file or open_file(path) as content:
-        format = detect_format(head_of(content))
-        refuse_other(path, format)
-        if format == "xml":
-            parts = iter([FilePart(str(path), 1, "xml", content)])
-        elif format == "tar":
-            parts = read_members(content, str(path))
-        else:
-            # "binary" too: the user asked for this file, and is told which line is not UTF-8.
-            parts = cut_text(content, str(path))
-        for part in parts:
+        for part in cut_file(content, str(path), is_given=True):
+            if part.format == "left out":
+                left_out.append(part.name)
             position = 0
             with contextlib.suppress(OSError):                      # a pipe has no position
                 position = os.lseek(content.fileno(), 0, os.SEEK_CUR)
             yield part._replace(position=position)
+    name_left_out(left_out)
 
 
 class Reading(NamedTuple):
@@ -531,127 +524,85 @@ def describe_reading(reading: Reading) -> dict[str, Any]:
 #   <PubmedArticle><MedlineCitation><PMID>7</PMID><Article><ArticleTitle>On gout.</ArticleTitle><Abstract>
 #     <AbstractText>It hurts. It passes.</AbstractText></Abstract><Language>eng</Language> ...
 #
-#   <article><front><title-group><article-title>On gout</article-title></title-group>
-#     <abstract><p>It hurts.</p></abstract></front>
+#   <article><front><article-meta><title-group><article-title>On gout</article-title></title-group>
+#     <abstract><p>It hurts.</p></abstract></article-meta></front>
 #     <body><sec><title>Methods</title><p>We asked<xref ref-type="bibr">3</xref>.</p></sec></body> ...
 #
 # They become ["On gout.", "It hurts.", "It passes."] and ["On gout", "It hurts.", "We asked."].
 XML_ROOTS = frozenset("PubmedArticleSet PubmedArticle PubmedBookArticleSet MedlineCitationSet "
                       "MedlineCitation pmc-articleset article".split())
 RECORDS = frozenset("MedlineCitation BookDocument article".split())       # each is one document
-# Elements whose text is wanted -> the parents they may have; () for any. PubMed also gives the PMIDs of
-# cited articles, and PMC the titles of its references: those have another parent.
-WANTED = {"PMID": ("MedlineCitation", "BookDocument"), "Language": (), "ArticleTitle": (), "AbstractText": (),
-          "article-id": ("article-meta",), "article-title": ("title-group",), "abstract": (), "body": (),
-          "back": ()}
-# Elements inside the wanted ones whose text is not wanted: translations, replies, references, tables,
-# figures, formulas, ... An element of INLINE leaves nothing behind. Any other leaves a space between the
-# words around it ("given by:" and "where"), and so does a line break, which holds no text.
+# Where the text of a record stands: first PubMed's title and abstract, then a paper's.
+TEXTS = (".//ArticleTitle", ".//Abstract/AbstractText", "front//title-group/article-title", "front//abstract",
+         "body", "back")
+# Elements inside these whose text is not wanted: references, tables, figures, formulas, notes, ... One of
+# INLINE leaves nothing behind. One of BLOCKS leaves a space between the words around it ("given by:" and
+# "where"), and so does a line break, which holds no text.
 INLINE = frozenset("inline-formula math tex-math label inline-graphic inline-supplementary-material alt-text "
                    "object-id fn".split())
-HIDDEN = INLINE | frozenset("""OtherAbstract trans-abstract sub-article response ref-list table-wrap
-    table-wrap-group table fig fig-group disp-formula disp-formula-group caption title graphic media
-    supplementary-material chem-struct-wrap fn-group notes glossary def-list array code preformat attrib
-    permissions break annotation""".split())
+BLOCKS = frozenset("""sub-article response ref-list table-wrap table-wrap-group table fig fig-group
+    disp-formula disp-formula-group caption title graphic media supplementary-material chem-struct-wrap
+    fn-group notes glossary def-list array code preformat attrib permissions break annotation""".split())
 # Elements before and after which a sentence ends.
-PARAGRAPHS = frozenset([*WANTED, "p", "sec", "list", "list-item", "disp-quote", "boxed-text", "ack", "app",
-                        "bio", "statement", "speech", "verse-group", "verse-line"])
-CITATIONS = re.compile(r" ?(?:\[ ?\0 ?\]|\( ?\0 ?\)|\0)")      # NUL stands for a citation mark, see end_mark
+PARAGRAPHS = frozenset("p sec list list-item disp-quote boxed-text ack app bio statement speech verse-group "
+                       "verse-line".split())
+# Two characters that XML cannot hold stand for what a text holds besides its words.
+CITATION, BORDER = "\0", "\1"           # a citation mark such as 3; the begin or end of a paragraph
+CITATIONS = re.compile(r" ?(?:\[ ?\0 ?\]|\( ?\0 ?\)|\0)")     # with its brackets and a space before them
 # Named characters such as &alpha; -> their text. They are declared in a file that the XML refers to, which is
 # never opened; the names that HTML knows are taken instead.
 NAMED_CHARACTERS = {name.rstrip(";"): text for name, text in html.entities.html5.items()}
 
 
-class RecordReader:
-    """Collect the sentences of one record: walk through the tree of its elements, and end paragraphs.
+def element_text(element: ElementTree.Element) -> str:
+    """Return the text of an element and of all inside it, with CITATION and BORDER in their places.
 
-    While it walks through
-
-        <article><body><p>We asked<xref ref-type="bibr">3</xref>.</p></body></article>
-
-    `text` is ["We asked", "3"] before </xref>, ["We asked", NUL] after it, and "We asked." is a sentence
-    after </p>.
+    <p>We asked<xref ref-type="bibr">3</xref>.</p> inside <body> gives BORDER, "We asked", CITATION, ".",
+    BORDER. Citations with names or years, "Old et al. (1999)", are a part of the sentence and stay.
     """
+    text = element.text or ""
+    for child in element:
+        content = "" if child.tag in INLINE else " " if child.tag in BLOCKS else element_text(child)
+        if child.tag in PARAGRAPHS:
+            content = BORDER + content + BORDER
+        elif child.get("ref-type") == "bibr" and not re.search(r"[^\W\d_]|\b(?:19|20)\d\d\b", content):
+            content = CITATION
+        elif child.tag == "sup" and re.match(r"[-‐-―−+]?\d", content) and text[-1:].isdigit():
+            content = "^" + content                                 # 10<sup>6</sup> -> 10^6
+        text += content + (child.tail or "")
+    return text
 
-    def __init__(self) -> None:
-        self.document = Document()              # sentences of the record so far
-        self.languages: list[str] = []          # of the record
-        self.text: list[str] = []               # parts of the paragraph's text, none of them empty
 
-    def is_wanted(self, reading: Reading) -> bool:
-        """Tell whether the record has text, and `reading` asks for its number and language."""
-        pmid = self.document.id.get("pmid", "")
-        # PMC's papers have no PMID, and all of them are wanted.
-        is_paper = not pmid.isdecimal()
-        return bool(self.document) and (is_paper or int(pmid) >= reading.min_pmid
-                                        and reading.language in (None, *self.languages))
-
-    def walk(self, element: ElementTree.Element, parent: str = "", is_wanted: bool = False) -> None:
-        """Take the text of an element and of all inside it.
-
-        parent      the tag of the element around it
-        is_wanted   whether that element's text is wanted
-        """
-        tag = element.tag.rpartition("}")[2]                        # {address of the namespace}math -> math
-        # 1. Is its text wanted? An element is like the one around it, unless one of these rules changes it.
-        #    Nothing inside a hidden element is wanted again, but for the formulas of PubMed, which stand for
-        #    words: "VO2max". Their accents (V with a dot) and white space are dropped.
-        if tag == "math" and "pmid" in self.document.id and is_wanted:
-            words = "".join(part.text or "" for part in element.iter() if not part.tag.endswith("annotation"))
-            self.text.append(regex.sub(r"[\s\p{Sk}\p{M}\p{C}]", "", words) or " ")
-            return
-        if tag in HIDDEN:
-            self.text += [" "] if is_wanted and tag not in INLINE else []
-            return
-        if tag == "article-id" and element.get("pub-id-type") not in ("pmc", "pmcid"):
-            return                                                  # a paper's DOI, or its publisher's id
-        is_wanted = is_wanted or tag in WANTED and (not WANTED[tag] or parent in WANTED[tag])
-        # 2. A paragraph begins, and ends the one before it.
-        if is_wanted and tag in PARAGRAPHS:
-            self.end_paragraph(parent)
-        # 3. Take its own text, then each element inside and the text behind that one.
-        start = len(self.text)
-        self.text += [element.text] if is_wanted and element.text else []
-        for child in element:
-            self.walk(child, tag, is_wanted)
-            self.text += [child.tail] if is_wanted and child.tail else []
-        # 4. A paragraph or a mark ends.
-        if is_wanted and tag in PARAGRAPHS:
-            self.end_paragraph(tag)
-        elif is_wanted and tag in ("sup", "xref"):
-            self.end_mark(min(start, len(self.text)), element.get("ref-type") == "bibr")
-
-    def end_mark(self, start: int, is_citation: bool) -> None:
-        """Put NUL, which XML cannot hold, in place of a numbered citation; write 10<sup>6</sup> as 10^6.
-
-        Citations with names or years, "Old et al. (1999)", are a part of the sentence and stay.
-        """
-        content = "".join(self.text[start:])
-        if is_citation and not re.search(r"[^\W\d_]|\b(?:19|20)\d\d\b", content):
-            self.text[start:] = ["\0"]
-        elif re.match(r"[-‐-―−+]?\d", content) and start and self.text[start - 1][-1].isdigit():
-            self.text.insert(start, "^")
-
-    def end_paragraph(self, tag: str) -> None:
-        """Add the text since the last paragraph to the record; `tag` is the element it stands in."""
-        text = " ".join("".join(self.text).split())
-        self.text.clear()
-        # Citation marks such as [3] are dropped, with their brackets: "[\0, \0–\0]" -> "[\0]" -> "".
-        if "\0" in text:
-            text = CITATIONS.sub("", re.sub(r"\0(?:[ ,;‐-―−-]*\0)+", "\0", text))
-        if tag == "PMID":
-            self.document.id = {"pmid": text}
-        elif tag == "article-id":
-            self.document.id = {"pmcid": "PMC" + text.removeprefix("PMC")}
-        elif tag == "Language":
-            self.languages.append(text)
-        else:
-            # PubMed puts the titles of articles that are not in English into brackets: "[On gout.]". The two
-            # of "[3H]Ouabain and [14C]" are no pair.
-            if tag == "ArticleTitle":
+def record_document(record: ElementTree.Element, reading: Reading) -> Document:
+    """Return the sentences of a record; none where `reading` asks for other numbers or another language."""
+    document = Document()
+    # 1. Its number. All papers of PMC are wanted, those of PubMed by number and language.
+    for paper_id in record.findall("front/article-meta/article-id"):
+        if paper_id.get("pub-id-type") in ("pmc", "pmcid"):
+            document.id = {"pmcid": "PMC" + (paper_id.text or "").strip().removeprefix("PMC")}
+    if pmid := record.findtext("PMID", "").strip():
+        document.id = {"pmid": pmid}
+        languages = [element.text for element in record.iter("Language")]
+        if int(pmid) < reading.min_pmid or reading.language not in (None, *languages):
+            return document
+        # 2. PubMed's formulas stand for words, "VO2max", and are kept without their accents (V with a dot)
+        #    and white space. Under the tag <math> they would be left out, as in papers.
+        for formula in list(record.iter("math")):
+            words = "".join(part.text or "" for part in formula.iter() if part.tag != "annotation")
+            formula.tag, formula.text = "words", regex.sub(r"[\s\p{Sk}\p{M}\p{C}]", "", words)
+            formula[:] = []
+    # 3. Its text, paragraph by paragraph, without citation marks: "[\0, \0–\0]" -> "[\0]" -> "".
+    for element in itertools.chain.from_iterable(map(record.findall, TEXTS)):
+        for paragraph in element_text(element).split(BORDER):
+            text = " ".join(paragraph.split())
+            text = CITATIONS.sub("", re.sub(r"\0(?:[ ,;‐-―−-]*\0)+", CITATION, text))
+            if element.tag == "ArticleTitle":
+                # PubMed puts the titles of articles that are not in English into brackets: "[On gout.]". The
+                # two of "[3H]Ouabain and [14C]" are no pair.
                 text = re.sub(r"^\[((?:[^][]|\[[^][]*\])*)\]\.?$", r"\1", text)
                 text = "" if text.rstrip(".") in ("Not Available", "In Process Citation") else text
-            self.document += [text[start:end] for start, end in split_sentences(text)]
+            document += [text[start:end] for start, end in split_sentences(text)]
+    return document
 
 
 def xml_documents(part: FilePart, reading: Reading) -> Iterator[Document]:
@@ -660,41 +611,33 @@ def xml_documents(part: FilePart, reading: Reading) -> Iterator[Document]:
     The parser reads 16 kB at a time, and builds the tree of a record's elements, which is dropped when the
     record has been read. Files that the XML refers to are never opened.
 
-    raises   ValueError naming the line where the XML is broken; or the file, where it is of another kind or
-             declares entities
+    raises   ValueError naming the record, and of broken XML the line
     """
-    content = io.BytesIO(part.content) if isinstance(part.content, bytes) else part.content
-    file = decompressed(content, part.name) if content else open_file(part.name)
-    # A few lines of entities that the file declares itself can stand for gigabytes.
-    if b"<!ENTITY" in head_of(file):
-        raise ValueError(f"{part.name}: declares entities: expected PubMed's or PMC's XML, which has none")
+    file = io.BytesIO(part.content) if isinstance(part.content, bytes) else part.content
     parser: Any = ElementTree.XMLParser()
     parser.entity.update(NAMED_CHARACTERS)
-    root, number = None, 0                                          # number of the record
-    with damage_named(lambda: f"{part.name} after record {number}"):
-        try:
-            for event, element in ElementTree.iterparse(file, ("start", "end"), parser):
-                tag = element.tag.rpartition("}")[2]
-                root = element if root is None else root
-                if root is element and tag not in XML_ROOTS:
-                    raise ValueError(f"root element {tag}: expected {', '.join(sorted(XML_ROOTS))}")
-                if event == "end" and tag in RECORDS:
-                    record, number = RecordReader(), number + 1
-                    record.walk(element)
-                    if record.is_wanted(reading):
-                        yield record.document
-                    root.clear()            # also empties the elements around the record, which are done with
-                elif event == "end" and tag == "DeleteCitation":
-                    for deleted in element:
-                        document = Document()
-                        document.id = {"deleted": (deleted.text or "").strip()}
-                        yield document
-        except ElementTree.ParseError as error:
-            raise ValueError(f"{part.name} line {error.position[0]}: broken XML, {error}") from None
-        # LookupError: an encoding that nobody knows. ValueError: from here, or an encoding of several bytes a
-        # character, which this parser cannot read unless it is UTF. RecursionError: elements inside elements.
-        except (LookupError, ValueError, RecursionError) as error:
-            raise ValueError(f"{part.name} after record {number}: {error}") from None
+    number = 0                                                      # of the record
+    try:
+        events = ElementTree.iterparse(file or open_file(part.name), ("start", "end"), parser)
+        _, root = next(events)
+        if root.tag.rpartition("}")[2] not in XML_ROOTS:            # it stood behind the first HEAD_BYTES
+            raise ValueError(f"root element {root.tag}: expected PubMed's or PMC's")
+        for event, element in events:
+            element.tag = element.tag.rpartition("}")[2]            # {address of the namespace}math -> math
+            if event == "end" and element.tag in RECORDS:
+                number += 1
+                yield record_document(element, reading)
+                root.clear()                # also empties the elements around the record, which are done with
+            elif event == "end" and element.tag == "DeleteCitation":
+                for deleted in element:
+                    document = Document()
+                    document.id = {"deleted": (deleted.text or "").strip()}
+                    yield document
+    # LookupError: an encoding that nobody knows. ValueError: one that this parser cannot read, or a PMID that
+    # is no number. RecursionError: elements inside elements.
+    except (*DAMAGED, ElementTree.ParseError, LookupError, ValueError, RecursionError) as error:
+        raise ValueError(f"{part.name} after record {number}: damaged, or no XML that can be read ({error}): "
+                         "fetch it again") from None
 
 
 def part_documents(part: FilePart, reading: Reading) -> Iterator[Document]:
@@ -705,8 +648,8 @@ def part_documents(part: FilePart, reading: Reading) -> Iterator[Document]:
     if part.format == "xml":
         documents = xml_documents(part, reading)
     else:
-        lines = enumerate(io.BytesIO(part.content), start=part.line)
-        documents = text_documents(decode_line(line, number, part.name) for number, line in lines)
+        lines = numbered_lines(part.name, io.BytesIO(part.content), part.line)
+        documents = text_documents(line for _, line in lines)
     for document in documents:
         if reading.preprocess:
             document[:] = filter(None, map(reading.preprocess, document))
@@ -739,35 +682,28 @@ def corpus_files(paths: Iterable[str | os.PathLike]) -> tuple[list[Path], int]:
     folders are not followed, since they may lead in circles. What is left out of a folder is named.
 
     returns  the files, and how many others the folders hold
-    raises   FileNotFoundError naming a path that is not there; ValueError naming a file that is given by
-             itself, but is no text, or a pipe, which cannot be read twice
+    raises   FileNotFoundError naming a path that is not there, or a pipe, which cannot be read twice;
+             ValueError naming a file that is given by itself, but is no text
     """
     files: list[Path] = []
-    number_left_out = 0
+    left_out: list[str] = []
     for path in map(Path, paths):
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder")
         if not path.is_file() and not path.is_dir():
-            raise ValueError(f"{path}: a pipe or device; a corpus is read more than once: write it to a file")
-        left_out: list[tuple[str, str]] = []
+            raise FileNotFoundError(f"{path}: no such file or folder; write what comes from a pipe to a file")
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if any(part.startswith(".") for part in file.relative_to(path).parts):
+            is_hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+            if is_hidden or (file.is_dir() and not file.is_symlink()):      # the folder's files follow
                 continue
             format = "a link to a folder, or not to be read"
             if file.is_file():
                 with open_file(file) as content:
-                    format = format_in_folder(content, file.name)
-                    if file == path:
-                        refuse_other(file, format := detect_format(head_of(content)))
-            elif file.is_dir() and not file.is_symlink() and os.access(file, os.R_OK | os.X_OK):
-                continue                                            # its files follow
-            if file == path or format in READ:
+                    format = format_to_read(content, str(file), is_given=file == path)
+            if format in READ:
                 files.append(file)
             else:
-                left_out.append((str(file.relative_to(path)), format))
-        name_left_out(path, left_out)
-        number_left_out += len(left_out)
-    return files, number_left_out
+                left_out.append(f"{file} ({format})")
+    name_left_out(left_out)
+    return files, len(left_out)
 
 
 def describe_files(formats: collections.Counter[str], left_out: int) -> str:
@@ -776,12 +712,11 @@ def describe_files(formats: collections.Counter[str], left_out: int) -> str:
     formats     their number, by `FilePart.format`
     left_out    files of the folders
     """
-    left_out += formats["left out"]
+    total = formats.total() + left_out
     kinds = [(formats["xml"], "XML"), (formats["text"], "text")]
-    read = [f"{number:,} {kind}" for number, kind in kinds if number]
-    total = formats["xml"] + formats["text"] + left_out
-    return (f"{total:,} file{'s' if total != 1 else ''}: {', '.join(read) or 'none read'}"
-            + (f"; {left_out:,} left out" if left_out else ""))
+    read = ", ".join(f"{number:,} {kind}" for number, kind in kinds if number) or "none read"
+    unread = total - formats["xml"] - formats["text"]
+    return f"{total:,} file{'s' if total != 1 else ''}: {read}" + (f"; {unread:,} left out" if unread else "")
 
 
 # --- 3. Pre-training examples ---
@@ -1429,7 +1364,7 @@ def read_tagged(path: Path, labels: Sequence[str] = ()) -> list[TaggedSentence]:
             raise ValueError(f"{path}: column {place} holds {'numbers' if is_numbers else 'tags'} "
                              f"({', '.join(values[:3])}, ...), expected words in the first column, and tags "
                              "in the last one alone: delete that column")
-    # 3. Neighbouring lines are one sentence.
+    # 3. The lines between two empty ones are a sentence.
     sentences = [list(lines) for has_words, lines in itertools.groupby(rows, key=bool) if has_words]
     return [TaggedSentence([row[0] for row in lines], [row[-1] for row in lines]) for lines in sentences]
 
@@ -1502,9 +1437,9 @@ def find_columns(names: Iterable[str], forms: Sequence[tuple[str, ...]], place: 
 
 def read_rows(path: Path, forms: Sequence[tuple[str, ...]],
               yes_no: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of a file, each a place for messages and the values by field.
+    """Yield the rows of a file: for each its place for messages, and its values by field of LabelledText.
 
-    The file is tab-separated, or has one JSON object on each line, or BioASQ's yes/no questions.
+    The file is tab-separated, or has one JSON object on each line, or is BioASQ's own with yes/no questions.
     """
     lines = [(number, line) for number, line in numbered_lines(path) if line.strip()]
     # 1. JSON begins with an object or a list; a sentence may begin with "[Gout" or "[".
@@ -1518,13 +1453,11 @@ def read_rows(path: Path, forms: Sequence[tuple[str, ...]],
     # 2. Without a header the number of columns tells the form.
     rows = [(f"{path} line {number}", split_row(line)) for number, line in lines]
     first, second = (rows[n][1] if rows[n:] else [] for n in (0, 1))
-    columns = list(next((form for form in forms if len(form) == len(first)), forms[0]))
-    header = None
-    if is_header(first, second):
-        place, header = rows.pop(0)
-        columns = find_columns(header, forms, f"{place}: a header")
+    form = next((form for form in forms if len(form) == len(first)), forms[0])
+    names = rows.pop(0)[1] if is_header(first, second) else form
+    columns = find_columns(names, forms, f"{path}: a header")
     for place, fields in rows:
-        if len(fields) != len(columns) or fields == header:         # a second header: two files were joined
+        if len(fields) != len(columns) or fields == names:          # a second header: two files were joined
             raise ValueError(f"{place}: expected {len(columns)} tab-separated columns "
                              f"({', '.join(columns)}), found {len(fields)}: {str(fields)[:200]}")
         yield place, dict(zip(columns, fields))
@@ -1647,6 +1580,7 @@ def read_snippets(path: Path, content: Any, batch: int | None,
             answers = [(match[0], match.start())] if match else []
             questions.append(Question(f"{name}_{number:03d}", body, text, answers, batch,
                                       golden.get(name, names) or None, article, entry["type"]))
+    # A test batch keeps every snippet and no answer; training keeps the snippets that have an answer.
     if batch is not None:
         return [question._replace(answers=[]) for question in questions]
     answered = [question._replace(gold=None) for question in questions if question.answers]
@@ -1898,7 +1832,7 @@ def fetch_task(name: str, directory: str | os.PathLike) -> None:
              the path; FileNotFoundError where a data set of the user's own lacks a training file
     """
     for address, path, blob in missing_files(name, directory):
-        # 1. Read the file, block by block.
+        # 1. Read the file, in blocks of a megabyte.
         remedy = f"; try again, or put it at {path}"
         try:
             with urllib.request.urlopen(address, timeout=30) as answer:      # seconds without a byte
@@ -2365,7 +2299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("shards", help="shard folder")
 
     add = add_command(fetch_command)
-    add("names", nargs="+", choices=PUBLISHED_NAMES, metavar="NAME", help=", ".join(PUBLISHED_NAMES))
+    add("names", nargs="+", choices=PUBLISHED_FILES, metavar="NAME", help=", ".join(PUBLISHED_FILES))
     add("--data", default=DATA_ROOT, help="folder of the published data sets (default: %(default)s)")
 
     options = parser.parse_args(arguments)
@@ -2403,8 +2337,6 @@ PUBLISHED_FILES = {
     "rerank": "dev.tsv 76c45b5d95faf59a test.tsv 76c45b5d95faf59a train.tsv 9f7a9b2692855528",
     "scivocab": "vocab.txt 8a2c6673dbaca554",
     "bio-electra-vocab": "pmc_2017_abstracts_wp_vocab_sorted.txt 5435ab1b8815623a"}
-# The names that `fetch` takes.
-PUBLISHED_NAMES = tuple(PUBLISHED_FILES)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ from data import DATA_ROOT, Task, say
 from electramed import (
     IGNORED_LABEL, PRECISIONS, PRESETS, Adam, Device, ElectraConfig, SequenceClassifier, SpanExtractor,
     TokenTagger, learning_rate_at, load_encoder, load_head, model_folder, pad_rows, parameter_groups,
-    read_config, read_whole, save_pretrained, weights_files, written_whole)
+    read_config, save_pretrained, weights_files, written_whole)
 from tokenizer import Tokenizer, learn_vocab, read_object
 
 
@@ -284,8 +284,8 @@ def best_windows(length: int, windows: list[tuple[int, int]]) -> np.ndarray:
     returns   (length,) numbers of windows; of equally good ones the first
     source    TF qa_tasks.is_max_context
     """
-    # In the overlap of two windows the right side is the smaller one in the first, the left side in the
-    # second. Both are equal in the middle: up to there pieces belong to the first window.
+    # Two windows overlap from the start of the second to the end of the first. Up to the middle of the
+    # overlap a piece has more context in the first window, and from there on in the second.
     borders = [(start + end + 1) // 2 for (_, end), (start, _) in itertools.pairwise(windows)]
     return np.searchsorted(borders, np.arange(length), side="right")
 
@@ -943,9 +943,8 @@ class Ranking(Classification):
 
     def results(self, examples: Examples, features: Features, outputs: Outputs, options: Options) -> Results:
         """Return the probability that each candidate is right, by which a reader can sort several."""
-        for example, probability in zip(examples, self.decode(examples, features, outputs)):
-            asked = {"question": example.text, "passage": example.text_pair}
-            yield {**asked, "probability": round(probability, 6)}
+        for example, p in zip(examples, self.decode(examples, features, outputs)):
+            yield {"question": example.text, "passage": example.text_pair, "probability": round(p, 6)}
 
 
 # --- 2.4 Answers ---
@@ -1015,21 +1014,20 @@ class Answers(Kind):
         return f"{example.id} {example.question} {example.context}"
 
     def encode(self, examples: Examples, tokenizer: Tokenizer, max_length: int,
-               stride: int = DOCUMENT_STRIDE, question_length: int = QUESTION_LENGTH) -> list[Feature]:
+               stride: int = DOCUMENT_STRIDE) -> list[Feature]:
         """Write rows [CLS] question [SEP] window [SEP]; labels are the positions of the first gold answer.
 
         Say the question has 2 pieces and the passage is "a b c d e", of which "d e" is the answer. In rows of
         9 tokens, with a stride of 2, there are two windows: "a b c d" with the labels (0, 0), because e is
         missing, and "c d e" with (5, 6): [CLS] is at position 0, c at 4.
 
-        stride            pieces between the starts of two windows of one passage; never over half a window
-        question_length   pieces that the question is cut to; fewer where that would leave no room
+        stride   pieces between the starts of two windows of one passage; never over half a window
         """
         features = []
         for number, example in enumerate(examples):
             # 1. Wordpieces of the question, and of the passage with the characters they stand for.
             whole_question = tokenizer.encode(example.question)
-            question = whole_question[:min(question_length, max_length - 7)]    # some room for the passage
+            question = whole_question[:min(QUESTION_LENGTH, max_length - 7)]    # some room for the passage
             ids, word_of, words = locate_words(example.context, tokenizer)
             before = len(question) + 2                      # [CLS] question [SEP]
             capacity = max_length - before - 1              # and the last [SEP]
@@ -1219,10 +1217,14 @@ def load_finetuned(directory: str | os.PathLike) -> Finetuned:
 
     raises   ValueError or OSError naming the folder where it holds no fine-tuned model
     """
-    with read_whole(directory) as folder:
-        model, labels = load_head(folder)
-        facts = read_object(folder / TASK_FILE) if (folder / TASK_FILE).is_file() else {}
-        return Finetuned(model, Tokenizer.from_file(folder), tuple(labels), facts)
+    folder = model_folder(directory)
+    inode = folder.stat().st_ino            # its number, which a folder that takes its place does not have
+    model, labels = load_head(folder)
+    facts = read_object(folder / TASK_FILE) if (folder / TASK_FILE).is_file() else {}
+    tokenizer = Tokenizer.from_file(folder)
+    if folder.stat().st_ino != inode:
+        raise OSError(f"{folder} was replaced while it was read: repeat the command")
+    return Finetuned(model, tokenizer, tuple(labels), facts)
 
 
 class Prepared(NamedTuple):
@@ -1497,12 +1499,14 @@ def table_10(results: Sequence[Measures]) -> list[str]:
 
     A system that is the best in all five batches has 5. Of fewer batches the line says how many there are.
     """
-    batches = [batch for batch in BEST_MRR if f"batch {batch} mrr" in results[0]]
+    batches = [batch for batch in BEST_MRR if all(f"batch {batch} mrr" in result for result in results)]
     if not batches:
         return []
-    totals = [sum(result[f"batch {batch} mrr"] / BEST_MRR[batch] for batch in batches) for result in results]
-    return [f"sum over {len(batches)} batches of MRR / best MRR (ELECTRAMed's Table 10): "
-            f"ours {metrics.mean_and_sd(totals)[0]:.3f}; {TABLE_10}"]
+    # Our MRR in a batch is the mean over the seeds. The best system of a batch has 1 in it.
+    shares = [metrics.mean_and_sd([result[f"batch {batch} mrr"] for result in results])[0] / BEST_MRR[batch]
+              for batch in batches]
+    return [f"sum over {len(shares)} batches of MRR / best MRR (ELECTRAMed's Table 10): "
+            f"ours {sum(shares):.3f}; {TABLE_10}"]
 
 
 def score_table(options: Options, results: list[Measures], test_set: str = "test set") -> str:
@@ -1699,8 +1703,6 @@ def as_trained(options: Options, trained: Finetuned, examples: dict[str, list]) 
         ours = ", ".join(task.labels) or "any labels"
         raise ValueError(f"{options.task} asks for a {head.__name__} with {ours}, the model is a "
                          f"{type(model).__name__} with {theirs}: choose another --task or model")
-    task = task._replace(labels=trained.labels, negative=options.negative or task.negative)
-    kind = KINDS[task.kind](task, (), trained.facts)
 
     # 2. The options it was trained with; a published model has those of the protocol.
     for name, type_ in (("max_length", int), ("tag_loss", str)):
@@ -1744,7 +1746,7 @@ def input_lines(path: str) -> Iterator[Line]:
     raises    ValueError naming file and line where it is not UTF-8, or the archive is damaged
     """
     with data.open_file(path) as file:
-        if data.detect_format(data.head_of(file)) in ("xml", "tar"):
+        if data.detect_format(file) in ("xml", "tar"):
             for number, document in enumerate(data.read_documents(path, file=file), start=1):
                 yield Line({"document": number, **document.id}, f"{path} document {number}",
                            "\n\n".join(document))
@@ -1812,7 +1814,7 @@ def check(options: Options) -> None:
     own = KINDS[data.TASKS[options.task].kind].own_options
     for kind in KINDS.values():
         for name in given.intersection(kind.own_options).difference(own):
-            raise ValueError(f"{flag(name)} is for {kind.__name__}, not for {options.task}")
+            raise ValueError(f"{flag(name)} is for {kind.purpose}, not for {options.task}")
     # 2. Four things to do, of which a command can do one.
     if len(given & {"search", "curve", "evaluate", "predict"}) > 1:
         raise ValueError("--search, --curve, --evaluate and --predict are different things to do: choose one")

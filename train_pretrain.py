@@ -30,7 +30,6 @@ Sources: ELECTRAMed Table 1, Bio-ELECTRA section 3, TF run_pretraining.py and co
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -97,8 +96,7 @@ class Options:
 
     # What is read, and where results go.
     preset: str = option("tiny", "model sizes and schedule to start from", choices=list(PRESETS))
-    corpus: list[str] = option([], "text (one sentence per line, an empty line between documents), PubMed or "
-                               "PMC XML; .gz, .xz, .tar; folders; or a shard folder (default: synthetic)")
+    corpus: list[str] = option([], "text, PubMed or PMC XML, .gz, .xz, .tar; or shards (default: synthetic)")
     min_pmid: int = option(0, "skip PubMed records with a smaller PMID (Bio-ELECTRA: 10000000)")
     language: str | None = option(None, "skip PubMed records in other languages than this one, such as eng")
     bluebert: bool = option(False, "lower-case the text and split words as in the corpus of ELECTRAMed")
@@ -139,11 +137,9 @@ class Options:
     keep_every: int = option(None, "steps between models that are kept (default: a tenth)", at_least=1)
     max_minutes: float | None = option(None, "stop after this time; repeat the command to go on", at_least=0)
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
-    tpu: bool = option(False, "compute on all XLA devices of this machine; needs an environment of its own, "
-                       "with a torch and a torch_xla that match: pip install -e '.[tpu]'")
-    precision: str | None = option(None, "default: float32 on CPU, else bfloat16; on a CPU with avx512_bf16 "
-                                   "or amx (see lscpu) that is 2 to 3 times as fast for small and base",
-                                   choices=PRECISIONS)
+    tpu: bool = option(False, "compute on all XLA devices; needs pip install -e '.[tpu]' in its own venv")
+    precision: str | None = option(None, "default: float32 on a CPU, else bfloat16; CPUs with avx512_bf16 or "
+                                   "amx (see lscpu) are 2 to 3 times as fast in it", choices=PRECISIONS)
     # There are 9 lengths up to 128 tokens, 16 up to 512. On a GPU `small` is then about 3 times as fast.
     compile: bool = option(False, "use torch.compile: a minute for each row length at first, then faster")
 
@@ -252,10 +248,9 @@ def prepare_data(options: Options) -> tuple[Tokenizer, data.Shards]:
     if doubt := tokenizer.casing_doubt():
         say(f"{options.vocab or out}: {doubt}")
 
-    # 3. The shards. The synthetic corpus is so small that starting more processes would take longer.
+    # 3. The shards.
     say(f"tokenizing into {out / 'shards'}")
-    data.build_shards(corpus, tokenizer, out / "shards", options.max_length, options.seed,
-                      workers=None if options.corpus else 1, reading=reading)
+    data.build_shards(corpus, tokenizer, out / "shards", options.max_length, options.seed, reading=reading)
     return tokenizer, data.open_shards(out / "shards")
 
 
@@ -332,20 +327,20 @@ class BatchOrder:
 
     def __init__(self, shards: data.Shards, options: Options) -> None:
         self.shards, self.options = shards, options
-        self.lengths = shards.lengths[shards.train]                     # (examples,) tokens
-        self.per_epoch = len(self.lengths) // options.batch_size        # steps
+        self.per_epoch = len(shards.train) // options.batch_size        # steps
         if not self.per_epoch:
-            raise ValueError(f"only {len(self.lengths)} training examples: lower --batch-size, or add text")
+            raise ValueError(f"only {len(shards.train)} training examples: lower --batch-size, or add text")
 
     @functools.lru_cache(maxsize=1)             # it remembers the current epoch: every step asks for it
     def plan(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         """Return the batches of one epoch, in order.
 
-        returns   for each batch its row length in tokens, and the positions of its examples in `lengths`,
-                  such as (48, [731, 12, 405, 66]). The examples of a batch have similar lengths
+        returns   for each batch its row length in tokens, and the positions of its examples among those for
+                  training, such as (48, [731, 12, 405, 66]). The examples of a batch have similar lengths
         """
+        lengths = self.shards.lengths[self.shards.train]                # (examples,) tokens
         rng = np.random.default_rng(data.seed_for(self.options.seed, epoch, "order"))
-        return data.plan_batches(self.lengths, self.options.batch_size, self.options.max_length, rng)
+        return data.plan_batches(lengths, self.options.batch_size, self.options.max_length, rng)
 
     def examples(self, step: int) -> tuple[int, np.ndarray]:
         """Return the row length and the example numbers of update `step`, counted from 0."""
@@ -445,9 +440,9 @@ class CsvLog:
 
     def __init__(self, path: Path, step: int, columns: tuple[str, ...]) -> None:
         self.path = path
-        before = path.read_text(errors="replace").splitlines()[1:] if path.exists() else []
-        whole = [row.split(",") for row in before if row.count(",") == len(columns) - 1]
-        kept = [",".join(row) for row in whole if row[0].isdecimal() and int(row[0]) <= step]
+        rows = path.read_text().splitlines()[1:] if path.exists() else []
+        whole = [row for row in rows if row.count(",") == len(columns) - 1]
+        kept = [row for row in whole if int(row.partition(",")[0]) <= step]
         write_bytes(path, ("\n".join([",".join(columns), *kept]) + "\n").encode())
 
     def write(self, step: int, *values: float) -> None:
@@ -456,133 +451,100 @@ class CsvLog:
             print(step, *(f"{value:.6g}" for value in values), sep=",", file=file)
 
 
-class Recorder:
-    """Write what a run leaves behind while it goes on: log.csv, eval.csv, models, checkpoints, messages.
+def check_finite(results: list[torch.Tensor], step: int, out: Path) -> None:
+    """Raise ValueError for the first step whose loss or gradient is not finite; the others follow from it.
 
-    Of several processes the first one alone has a recorder.
+    results   what training_step returned for the last steps, up to `step`
+    out       the run folder, whose last checkpoint is good: nothing is saved before this check
     """
-
-    def __init__(self, run: Run, step: int) -> None:
-        self.run = run
-        self.log = CsvLog(run.out / "log.csv", step, LOG_COLUMNS)
-        self.evaluations = CsvLog(run.out / "eval.csv", step, Evaluation._fields)
-        self.progress = data.Progress(run.options.steps, "steps", step)
-        self.unchecked: list[torch.Tensor] = []     # results of the last steps, which nobody has read yet
-        self.since = self.saved_at = time.monotonic()
-        self.tokens = 0.0                           # real tokens in the steps since `since`
-
-    def after_step(self, step: int, result: torch.Tensor, tokens: float, is_stopped: bool) -> None:
-        """Write what is due after a step.
-
-        step         updates done, this one included
-        result       what training_step returned
-        tokens       real tokens in its batch
-        is_stopped   whether the run ends after this step although it is not done
-        """
-        run, options = self.run, self.run.options
-        self.unchecked.append(result)
-        self.tokens += tokens
-
-        def is_due(every: int) -> bool:
-            return step % every == 0 or step == options.steps
-
-        # 1. What is due? Step 1 is always logged: its losses should be near ln V and ln 2. A checkpoint
-        #    limits what a crash can cost: in steps, and in time, because a step of a large model may take a
-        #    minute. One also follows each model that stays, so that no run with other options adds models.
-        is_logged = step == 1 or is_due(options.log_every)
-        is_evaluated = len(run.shards.held_out) > 0 and is_due(options.eval_every)
-        is_saved = (is_stopped or is_due(options.checkpoint_every) or step % options.keep_every == 0
-                    or time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS)
-        if not (is_logged or is_evaluated or is_saved):
-            return
-
-        # 2. Check everything before anything is written: a run could not go on from weights of nan. This
-        #    waits until the device has computed all steps, so it is not done after every step.
-        mlm_loss, discriminator_loss = self.check(step)
-
-        # 3. Write.
-        if is_logged:
-            rate = learning_rate_at(step - 1, options.steps, options.warmup_steps, options.learning_rate)
-            speed = self.tokens / (time.monotonic() - self.since)
-            self.log.write(step, rate, mlm_loss, discriminator_loss, speed)
-            note = f"generator {mlm_loss:.2f}, discriminator {discriminator_loss:.3f} nats"
-            self.progress.show(step, note)
-        if is_evaluated:
-            outputs = held_out_outputs(run)
-            scores = evaluate(step, outputs, options.objective)
-            self.evaluations.write(*scores)
-            if options.objective == "electra":
-                self.progress.finish()
-                say(f"step {step:,}: {describe_discriminator(scores, outputs)}")
-        if step % options.keep_every == 0:
-            save_pretrained(run.model, run.out / "models" / f"step-{step:08d}", run.tokenizer)
-        if is_saved:
-            save_checkpoint(run.out, step, run.model, run.optimizer, run.belongs_to)
-            self.saved_at = time.monotonic()
-        if is_logged:                       # the time that the writing took does not count in the speed
-            self.tokens, self.since = 0.0, time.monotonic()
-
-    def check(self, step: int) -> tuple[float, float]:
-        """Check the results of the steps since the last check, up to `step`.
-
-        returns   the losses of generator and discriminator in the last one
-        raises    ValueError for the first step whose loss or gradient is not finite (later ones only follow
-                  from it; BatchOrder.batch(step - 1) gives its batch), or when the weights are not finite
-        """
-        for number, result in enumerate(self.unchecked, start=step - len(self.unchecked) + 1):
-            loss, mlm_loss, discriminator_loss, norm = result.tolist()
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                good = max(self.run.out.glob(CHECKPOINTS), default="none")
-                raise ValueError(
-                    f"step {number} is not finite: generator {mlm_loss}, discriminator {discriminator_loss}, "
-                    f"gradient norm {norm}; last good checkpoint: {good}; {START_AGAIN}")
-        # The last update comes after the last loss: the weights may overflow where the losses did not.
-        sums = [weight.detach().sum() for weight in self.run.model.parameters()]
-        if not math.isfinite(torch.stack(sums).sum()):
-            raise ValueError(f"step {step}: the weights are not finite: {START_AGAIN}")
-        self.unchecked = []
-        return mlm_loss, discriminator_loss
+    for number, result in enumerate(results, start=step - len(results) + 1):
+        loss, mlm_loss, discriminator_loss, norm = result.tolist()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            good = max(out.glob(CHECKPOINTS), default="none")
+            raise ValueError(f"step {number} is not finite: generator {mlm_loss}, discriminator "
+                             f"{discriminator_loss}, gradient norm {norm}; last good checkpoint: {good}; "
+                             f"{START_AGAIN}")
 
 
 def run_steps(run: Run, step: int, stop: Stop, deadline: float) -> int:
-    """Train until all steps are done, or until it is time to stop.
+    """Train until all steps are done, or until it is time to stop; write what is due on the way.
 
     step       updates done before: 0, or those of the checkpoint that the run continues from
     deadline   seconds of time.monotonic(), infinite without --max-minutes
     returns    updates done now
-    raises     ValueError when a loss, a gradient, a weight or an evaluation is not finite
+    raises     ValueError when a loss, a gradient or an evaluation is not finite
     """
-    options, device, config = run.options, run.device, run.model.config
+    options, device, model, out = run.options, run.device, run.model, run.out
     order = BatchOrder(run.shards, options)
-    recorder = None
+    progress = data.Progress(options.steps, "steps", step)
     if device.rank == 0:
-        recorder = Recorder(run, step)
-        parameters = sum(weight.numel() for weight in run.model.parameters())
-        where = f"{device.kind} {device.precision} x {device.count}".removesuffix(" x 1")
+        log = CsvLog(out / "log.csv", step, LOG_COLUMNS)
+        evaluations = CsvLog(out / "eval.csv", step, Evaluation._fields)
+        parameters = sum(weight.numel() for weight in model.parameters())
+        where = f"{device.kind} {device.precision} x {device.count}"
         note = f", continuing after step {step:,}" if step else ""
         say(f"{parameters:,} parameters, {len(run.shards.train):,} examples, {where}{note}")
+    unchecked: list[torch.Tensor] = []      # results of the last steps, which nobody has read yet
+    since = saved_at = time.monotonic()
+    tokens = 0.0                            # real tokens in the steps since `since`
     is_stopped = device.any(time.monotonic() >= deadline)   # preparing the data may have taken all the time
 
-    with concurrent.futures.ThreadPoolExecutor(1) as ahead:
-        upcoming = ahead.submit(order.batch, step, config)
-        while step < options.steps and not is_stopped:
-            # 1. Take this step's batch. Meanwhile another thread reads and masks that of the next step.
-            batch = upcoming.result()
-            upcoming = ahead.submit(order.batch, step + 1, config)
+    def is_due(every: int) -> bool:
+        return step % every == 0 or step == options.steps
 
-            # 2. Make the update.
-            result = training_step(run, step, batch)
-            step += 1
+    while step < options.steps and not is_stopped:
+        # 1. Read and mask a batch.
+        batch = order.batch(step, model.config)
 
-            # 3. Agree on whether to stop. A signal may reach one process only. If that one stopped alone, the
-            #    others would wait for its gradients forever, so all of them ask each other after every step.
-            is_stopped = device.any(stop.signal is not None or time.monotonic() >= deadline)
+        # 2. Make the update. This only starts a GPU: while it computes, the host reads the next batch.
+        result = training_step(run, step, batch)
+        step += 1
 
-            # 4. All processes compute, but only the first one writes.
-            if recorder:
-                recorder.after_step(step, result, float(batch.token_total), is_stopped)
-    if recorder:
-        recorder.progress.finish()
+        # 3. Agree on whether to stop. A signal may reach one process only. If that one stopped alone, the
+        #    others would wait for its gradients forever, so all of them ask each other after every step.
+        is_stopped = device.any(stop.signal is not None or time.monotonic() >= deadline)
+
+        # 4. All processes compute, but only the first one writes. What is due? Step 1 is always logged:
+        #    its losses should be near ln V and ln 2. A checkpoint limits what a crash can cost: in steps,
+        #    and in time, because a step of a large model may take a minute. One also follows each model
+        #    that stays, so that no run with other options adds models.
+        if device.rank > 0:
+            continue
+        unchecked.append(result)
+        tokens += float(batch.token_total)
+        is_logged = step == 1 or is_due(options.log_every)
+        is_evaluated = len(run.shards.held_out) > 0 and is_due(options.eval_every)
+        is_kept = step % options.keep_every == 0
+        is_saved = (is_stopped or is_kept or is_due(options.checkpoint_every)
+                    or time.monotonic() - saved_at >= CHECKPOINT_SECONDS)
+        if not (is_logged or is_evaluated or is_saved):
+            continue
+
+        # 5. Check before anything is written: a run could not go on from weights of nan. This waits until
+        #    the device has computed all steps, so it is not done after every step.
+        check_finite(unchecked, step, out)
+        unchecked.clear()
+
+        # 6. Write.
+        if is_logged:
+            _, mlm_loss, discriminator_loss, _ = result.tolist()
+            rate = learning_rate_at(step - 1, options.steps, options.warmup_steps, options.learning_rate)
+            log.write(step, rate, mlm_loss, discriminator_loss, tokens / (time.monotonic() - since))
+            progress.show(step, f"generator {mlm_loss:.2f}, discriminator {discriminator_loss:.3f} nats")
+        if is_evaluated:
+            outputs = held_out_outputs(run)
+            scores = evaluate(step, outputs, options.objective)
+            evaluations.write(*scores)
+            if options.objective == "electra":
+                say(f"step {step:,}: {describe_discriminator(scores, outputs)}")
+        if is_kept:
+            save_pretrained(model, out / "models" / f"step-{step:08d}", run.tokenizer)
+        if is_saved:
+            save_checkpoint(out, step, model, run.optimizer, run.belongs_to)
+            saved_at = time.monotonic()
+        if is_logged:                   # the time that the writing took does not count in the speed
+            tokens, since = 0.0, time.monotonic()
+    progress.finish()
     return step
 
 
@@ -627,45 +589,39 @@ class HeldOut(NamedTuple):
     is_replaced: np.ndarray             # (tokens,) bool, the truth
 
 
+@torch.no_grad()
 def held_out_outputs(run: Run) -> HeldOut:
     """Run the model over the first held-out examples, with the same masks at each call.
 
     So the scores of two steps, or of two runs with the same --seed, differ only by what was learnt.
     """
-    shards, model = run.shards, run.model
+    shards, model, device = run.shards, run.model, run.device
     numbers = shards.held_out[:EVALUATION_EXAMPLES]
     plan = data.plan_batches(shards.lengths[numbers], EVALUATION_BATCH, run.options.max_length,
                              np.random.default_rng(0), keep_rest=True)
     parts: list[HeldOut] = []
     model.eval()                        # without dropout
-    # So few batches are not worth the time to compile the model for them.
-    with torch.compiler.set_stance("force_eager"):
-        for step, (width, rows) in enumerate(plan, start=EVALUATION_STEP):
-            batch = read_batch(shards, numbers[rows], width, model.config, run.options.seed, step)
-            parts.append(outputs_of(run, batch))
+    for step, (width, rows) in enumerate(plan, start=EVALUATION_STEP):
+        batch = read_batch(shards, numbers[rows], width, model.config, run.options.seed, step)
+        # 1. On the device: shapes are fixed, so unused slots and padding are computed too. So few batches are
+        #    not worth the time to compile the model for them: force_eager.
+        with torch.compiler.set_stance("force_eager"), device.autocast():
+            output = model(*batch.on(device))
+        logits, originals = output.generator_logits, output.masked.original_ids    # (B, N, V) and (B, N)
+        # cross_entropy takes the classes in dimension 1: (B, V, N) -> (B, N).
+        nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), originals, reduction="none")
+        is_right = logits.argmax(-1) == originals                                  # (B, N)
+        # Compute all now: without this XLA would compile one program for each result that is fetched below.
+        device.flush()
+
+        # 2. On the host: keep the used slots and the real tokens.
+        is_slot, is_real = batch.masked.weights.bool(), batch.attention_mask.bool()        # (B, N) and (B, T)
+        judged = (output.corrupted_ids, output.discriminator_logits, output.is_replaced)   # (B, T) each
+        parts.append(HeldOut(nll.cpu()[is_slot].numpy(), is_right.cpu()[is_slot].numpy(),
+                             *(tensor.cpu()[is_real].numpy() for tensor in judged)))
     model.train()
     # zip turns a list of parts into five lists of arrays, one for each field; each becomes one long array.
     return HeldOut(*(np.concatenate(arrays) for arrays in zip(*parts)))
-
-
-@torch.no_grad()
-def outputs_of(run: Run, batch: Part) -> HeldOut:
-    """Run the model over a batch; return its outputs at used slots and real tokens."""
-    # 1. On the device: shapes are fixed, so unused slots and padding are computed too.
-    with run.device.autocast():
-        output = run.model(*batch.on(run.device))
-    logits, originals = output.generator_logits, output.masked.original_ids        # (B, N, V) and (B, N)
-    # cross_entropy takes the classes in dimension 1: (B, V, N) -> (B, N).
-    nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), originals, reduction="none")
-    is_right = logits.argmax(-1) == originals                                      # (B, N)
-    # Compute all results now: without this XLA would compile one program for each that is fetched below.
-    run.device.flush()
-
-    # 2. On the host: keep the used slots and the real tokens.
-    is_slot, is_real = batch.masked.weights.bool(), batch.attention_mask.bool()    # (B, N) and (B, T)
-    judged = (output.corrupted_ids, output.discriminator_logits, output.is_replaced)       # (B, T) each
-    return HeldOut(nll.cpu()[is_slot].numpy(), is_right.cpu()[is_slot].numpy(),
-                   *(tensor.cpu()[is_real].numpy() for tensor in judged))
 
 
 def evaluate(step: int, outputs: HeldOut, objective: str = "electra") -> Evaluation:
@@ -754,16 +710,15 @@ def from_initial(options: Options) -> Options:
         if options.preset == "bio-electra-pp":
             raise ValueError("--preset bio-electra-pp continues a bio-electra run: pass its folder by --init")
         return options
-    # 1. Weights are of use only with the vocabulary they were trained with, which lies beside ours.
+    # 1. Weights are of use only with the vocabulary they were trained with, which lies beside ours. Published
+    #    weights may lie alone; then --vocab has to name it.
     folder = model_folder(options.init)
-    has_vocabulary = any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json"))
-    if not (has_vocabulary or options.vocab):
-        raise ValueError(f"{folder} has no vocab.txt: pass --vocab, the vocabulary of this model")
     vocab = options.vocab or str(folder)
     tokenizer = load_tokenizer(vocab, options)
-    if has_vocabulary and (data.vocabulary_hash(tokenizer)
-                           != data.vocabulary_hash(load_tokenizer(str(folder), options))):
-        raise ValueError(f"--init {options.init} was trained with another vocabulary or casing: drop --vocab")
+    if any((folder / name).exists() for name in ("vocab.txt", "tokenizer.json")):
+        theirs = load_tokenizer(str(folder), options)
+        if data.vocabulary_hash(tokenizer) != data.vocabulary_hash(theirs):
+            raise ValueError(f"{folder} was trained with another vocabulary or casing: drop --vocab")
     # 2. Try it once: what does not fit is refused now, and not after hours of tokenizing.
     load_initial(OBJECTIVES[options.objective](network(options).with_tokenizer(tokenizer)), folder)
     return dataclasses.replace(options, vocab=vocab)
@@ -782,13 +737,11 @@ def prepare(options: Options, config: ElectraConfig, device: Device) -> tuple[Ru
         has_begun = any(out.glob(CHECKPOINTS))
         has_data = any((out / name).exists() for name in ("corpus.txt", "vocab.txt", "shards"))
         fixed = FIXED if has_begun else DATA_FIELDS if has_data else []
-        if device.rank == 0:
-            record_run(out, values, fixed)
+        record_run(out, values, fixed)
         tokenizer, shards = prepare_data(options)
-        # The index has the hashes of the text and the vocabulary, too.
-        made_from = {"index.json": shards.index["sha256"]}
-        if device.rank == 0:
-            record_run(out, values, fixed, made_from)
+        # The index holds the hashes of the text, the vocabulary and the shards.
+        made_from = {"index.json": data.file_hash(shards.folder / "index.json")}
+        record_run(out, values, fixed, made_from)
 
         # 3. Model and optimiser. Weights are drawn from --seed; --init replaces them when a run begins.
         torch.manual_seed(data.seed_for(options.seed, 0, "weights"))
@@ -896,8 +849,7 @@ def train(options: Options) -> int:
             task = "--task ncbi-disease --data FOLDER" if options.corpus else "--task demo-ner"
             # train_finetune.py finds the default folder by itself.
             init = "" if out == Path("runs/pretrain") else f' --init "{out}"'
-            print(f"\nthe model is in {out / 'model'}; next: python train_finetune.py {task}{init}",
-                  flush=True)
+            print(f"\nthe model is in {out / 'model'}; next: python train_finetune.py {task}{init}")
     return 0
 
 
@@ -1001,13 +953,11 @@ class Stop:
 
     def __enter__(self) -> Stop:
         self.signal: int | None = None
-        signals = [signal.SIGINT, signal.SIGTERM]
-        hangup = getattr(signal, "SIGHUP", None)
-        # A program under nohup ignores SIGHUP: leave it so.
-        if hangup and signal.getsignal(hangup) != signal.SIG_IGN:
-            signals.append(hangup)
-        # signal.signal returns the handler that was there before.
-        self.before = {each: signal.signal(each, self.record) for each in signals}
+        signals = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+        # A program under nohup ignores SIGHUP: what is ignored stays so. signal.signal returns the handler
+        # that was there before.
+        self.before = {number: signal.signal(number, self.record) for number in signals
+                       if signal.getsignal(number) != signal.SIG_IGN}
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -1025,10 +975,10 @@ class Stop:
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and run; return the exit status."""
-    # Options are parsed inside the command, because their errors too become one line and exit status 2. The
-    # values of the presets are for --help.
-    return data.run_command(lambda: train(complete(parse_options(
-        Options, "Pre-train ELECTRA on text.", arguments, {name: preset_values(name) for name in PRESETS}))))
+    tables = {name: preset_values(name) for name in PRESETS}            # for --help
+    description = "Pre-train ELECTRA on text: one sentence on each line, an empty line between documents."
+    # Options are parsed inside the command, because their errors too become one line and exit status 2.
+    return data.run_command(lambda: train(complete(parse_options(Options, description, arguments, tables))))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def follow(run: str, text: str, seed: int) -> list[Followed]:
     masked = mask_tokens(ids, real, model.config, generator)
     with torch.no_grad():
         logits = model.generator_logits(masked.input_ids, real, segments)[0, masked.positions]     # (1, N, V)
-        sampled = sample_tokens(logits, torch.rand(logits.shape, generator=generator))
+        sampled = sample_tokens(logits.softmax(-1), masked.uniform)
         corrupted, is_replaced = replace_tokens(masked, sampled)                               # (1, T) both
         belief = model.discriminator_logits(corrupted, real, segments).sigmoid()
     is_chosen = torch.zeros_like(ids).scatter_add(1, masked.positions, masked.weights.long()) > 0
@@ -109,19 +109,34 @@ def read_columns(path: str | Path) -> dict[str, np.ndarray]:
     return dict(zip(head.split(","), values.T))
 
 
-def new_figure(count: int) -> tuple[Any, list[Any]]:
-    """Return a matplotlib figure with `count` plots beside each other, whose text stays text."""
+# Below each picture stands what one has to know to read it.
+LOSSES = """
+On the left ELECTRA's curve is its narrow generator, a helper, and MLM's the encoder: they are no rivals.
+On the right is the discriminator (MLM has none). Its AUC falls first: the generator's first words are known
+by their frequency alone; when they begin to fit the text, only the context gives them away."""
+LOOKS = """
+A classifier reads a whole text from the state of [CLS]. Left: the share of its attention, in the last layer,
+that goes to words, not to [CLS] and [SEP]. Right: how much its state differs from text to text, as a share
+of how much a word's does; near 0 it is the same for all texts, and a classifier has nothing to go by."""
+SCORES = """
+Each point: the model of that step, fine-tuned and tested.
+Shaded: the 95 % interval over seeds, where there are several."""
+
+
+def new_figure(count: int, caption: str) -> tuple[Any, list[Any]]:
+    """Return a matplotlib figure with `count` plots beside each other and a caption; its text stays text."""
     import matplotlib
     from matplotlib.figure import Figure
     # The same text gives the same file every time.
     matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "electramed"}
-    figure = Figure(figsize=(4.6 * count, 3.3), layout="constrained")
+    figure = Figure(figsize=(4.6 * count, 3.8), layout="constrained")
+    figure.supxlabel(caption.strip(), x=0.05, horizontalalignment="left", fontsize=9)
     return figure, [figure.add_subplot(1, count, number + 1) for number in range(count)]
 
 
 def draw_losses(blind: float, runs: list[str]) -> Any:
     """Draw held-out scores of runs of equal batches, NAME=RUN each, against their steps: their eval.csv."""
-    figure, (left, right) = new_figure(2)
+    figure, (left, right) = new_figure(2, LOSSES)
     for run in runs:
         name, _, folder = run.partition("=")
         found = read_columns(Path(folder) / "eval.csv")
@@ -140,7 +155,7 @@ def draw_looks(tables: list[str]) -> Any:
 
     tables   NAME=models.csv each, written by bench_models.py
     """
-    figure, (left, right) = new_figure(2)
+    figure, (left, right) = new_figure(2, LOOKS)
     for table in tables:
         name, _, path = table.partition("=")
         found = read_columns(path)
@@ -148,18 +163,20 @@ def draw_looks(tables: list[str]) -> Any:
         last = [column for column in found if column.startswith("cls_on_words_")][-1]
         left.plot(share, found[last], marker="o", markersize=3, label=name)
         right.plot(share, found["cls_sd"] / found["word_sd"], marker="o", markersize=3)
-    left.set(xlabel="share of the compute", ylim=(0, 1), title="attention of [CLS] that goes to words")
+    left.set(xlabel="share of the steps", ylim=(0, 1),
+             title="share of the attention of [CLS] that goes to words")
     left.legend()
-    right.set(xlabel="share of the compute", ylim=(0, None), title="[CLS] varies over texts / a word does")
+    right.set(xlabel="share of the steps", ylim=(0, None),
+              title="spread of [CLS] over texts / spread of a word")
     return figure
 
 
 def draw_scores(curves: list[str]) -> Any:
-    """Draw test scores against the share of the pre-training compute, with their 95 % intervals.
+    """Draw test scores against the share of the pre-training steps, with their 95 % intervals.
 
     curves   NAME=curve.csv each, written by train_finetune.py --curve
     """
-    figure, (axes,) = new_figure(1)
+    figure, (axes,) = new_figure(1, SCORES)
     for curve in curves:
         name, _, path = curve.partition("=")
         columns = read_columns(path)
@@ -167,7 +184,8 @@ def draw_scores(curves: list[str]) -> Any:
         share = columns["step"] / columns["step"].max()
         axes.plot(share, columns[metric], marker="o", markersize=3, label=name)
         axes.fill_between(share, columns["low"], columns["high"], alpha=0.2)
-    axes.set(xlabel="share of the pre-training compute", ylabel=f"test {metric}, percent", ylim=(0, None))
+    axes.set(xlabel=f"share of the first {columns['step'].max():,.0f} steps",
+             ylabel=f"test {metric}, percent", ylim=(0, None))
     axes.legend(loc="lower right", fontsize="small")
     return figure
 

@@ -853,6 +853,10 @@ def test_sentences_are_preprocessed_and_empty_ones_are_dropped(tmp_path):
     assert list(read_documents(path, reading)) == [["one"]]
 
 
+def form_of(content):
+    return data.detect_format(io.BufferedReader(io.BytesIO(content), data.READ_BYTES))
+
+
 @pytest.mark.parametrize("head, form", [
     # cut inside a character
     (b"A sentence.\n", "text"), (b"", "text"), ("caf\u00e9".encode()[:-1], "text"),
@@ -862,12 +866,12 @@ def test_sentences_are_preprocessed_and_empty_ones_are_dropped(tmp_path):
     (b"<5 mg", "text"), (b"<PubmedArticleSet>", "xml"), (b"\0text", "binary"), (b"caf\xe9 noir", "binary"),
     (b"<p@q.org> wrote", "text"), (bytes(257) + b"ustar", "tar")])
 def test_the_form_of_a_file_is_found_from_its_first_bytes(head, form):
-    assert data.detect_format(head) == form
+    assert form_of(head) == form
 
 
 @given(st.binary(max_size=600))
 def test_any_bytes_have_a_form(head):
-    assert data.detect_format(head)
+    assert form_of(head)
 
 
 # Each begins as files of its kind do -> what it seems to be.
@@ -902,11 +906,10 @@ def test_what_is_no_prose_is_refused_by_itself_and_left_out_of_folders_and_archi
                 read()
     paper = write(tmp_path / "in" / "paper.nxml", PAPER)
     assert corpus_files([tmp_path / "in"]) == ([paper], 1)
-    assert f"{tmp_path / 'in'}: 1 left out: {name} ({kind}" in capsys.readouterr().err
+    assert f"1 left out: {path} ({kind}" in capsys.readouterr().err
     archive = write(tmp_path / "x.tar", tar([("p.nxml", PAPER.encode()), (f"d/{name}", path.read_bytes())]))
     assert list(read_documents(archive)) == [PAPER_DOCUMENT]
-    shown = "an archive in an archive: unpack it" if name == "n.zip" else kind
-    assert f"x.tar: 1 left out: d/{name} ({shown}" in capsys.readouterr().err
+    assert f"1 left out: {archive}: d/{name} ({kind}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", [
@@ -914,12 +917,12 @@ def test_what_is_no_prose_is_refused_by_itself_and_left_out_of_folders_and_archi
     "DNA - a long word\n", "a b\nc d\ne f\n", "[On gout.]\n[On rest.]\n", "> 5 mg helped.\nYes.\n",
     "Of gout;\nof rest;\nand more.\n", "7 | 8 is so.\nIt hurts.\n", "A\ttab.\nIt hurts.\nSo does it.\n"])
 def test_prose_with_marks_of_tables_stays_prose(text):
-    assert data.detect_format(text.encode()) == "text"
+    assert form_of(text.encode()) == "text"
 
 
 def test_a_table_cut_by_the_end_of_the_head_is_one():
     table = "".join(f"g{number},{number}\n" for number in range(20_000))
-    assert data.detect_format(table.encode()[:data.HEAD_BYTES]) == "columns"
+    assert form_of(table.encode()) == "columns"
 
 
 def test_what_is_about_the_files_is_no_corpus(tmp_path, capsys):
@@ -936,7 +939,7 @@ def test_an_archive_in_an_archive_is_named_as_one(tmp_path, capsys):
     path = write(tmp_path / "x.tar", tar(members))
     assert list(read_documents(path)) == [["two"]]
     what = "(an archive in an archive: unpack it)"
-    assert f"2 left out: in.tar {what}; in.tgz {what}\n" in capsys.readouterr().err
+    assert f"2 left out: {path}: in.tar {what}; {path}: in.tgz {what}\n" in capsys.readouterr().err
 
 
 def test_what_was_read_is_said_in_one_line(tmp_path, capsys):
@@ -987,7 +990,7 @@ def test_a_file_is_opened_once_so_a_pipe_can_be_read_but_is_no_corpus(tmp_path, 
     with time_limit(20):
         assert list(read_documents(pipe)) == documents
     writer.join()
-    with pytest.raises(ValueError, match="pipe: a pipe or device; a corpus is read more than once"):
+    with pytest.raises(OSError, match="pipe: no such file or folder; write what comes from a pipe to a file"):
         corpus_files([pipe])
 
 
@@ -995,7 +998,7 @@ def test_standard_input_is_recognised_as_files_are(monkeypatch):
     paper = b"<article><body><p>One.</p></body></article>"
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(paper)))
     file = data.open_file("-")
-    assert data.detect_format(data.head_of(file)) == "xml"
+    assert data.detect_format(file) == "xml"
     assert list(read_documents("-", file=file)) == [["One."]]
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(ValueError, match="standard input is closed: pass a file"):
@@ -1013,9 +1016,10 @@ def test_archives_are_not_unpacked_so_hostile_members_do_nothing(tmp_path, capsy
     for name, pack in (("a.tar", bytes), ("a.tar.gz", gzip.compress), ("a.tar.xz", lzma.compress)):
         path = write(tmp_path / "in" / name, pack(tar(members)))
         assert list(read_documents(path)) == [["one"], ["two"], ["three"], PAPER_DOCUMENT, ["four"]]
-        said = ("7 left out: latest.txt (no file); again.txt (no file); d/._up.txt (about the files); "
-                "link (no file); device (no file); p.png (binary); f.jpg (binary)")
-        assert f"{path}: {said}\n" in capsys.readouterr().err
+        left_out = {"latest.txt": "no file", "again.txt": "no file", "d/._up.txt": "about the files",
+                    "link": "no file", "device": "no file", "p.png": "binary", "f.jpg": "binary"}
+        said = "; ".join(f"{path}: {name} ({what})" for name, what in left_out.items())
+        assert f"7 left out: {said}\n" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
@@ -1052,17 +1056,6 @@ def test_every_flipped_bit_in_a_later_header_of_a_tar_is_found(tmp_path, bit):
             assert "x.tar" in str(error)
 
 
-def test_a_tar_from_before_posix_is_read(tmp_path):
-    content = bytearray(tar(TEXTS))
-    for start in (0, 1536, THIRD_HEADER):
-        header = content[start:start + 512]
-        header[257:512] = bytes(255)                    # no "ustar", no owner's name
-        header[148:156] = b" " * 8                      # counted as spaces in its own sum
-        header[148:156] = b"%06o\0 " % sum(header)
-        content[start:start + 512] = header
-    assert len(list(read_documents(write(tmp_path / "old.tar", bytes(content))))) == 3
-
-
 @pytest.mark.parametrize("damage", [
     lambda stream: stream[:40], lambda stream: b"\0\0\0" + stream, lambda stream: b"x" + stream,
     lambda stream: stream[:30] + b"x" + stream[31:], lambda stream: stream[:2] + b"x" + stream[3:]])
@@ -1086,10 +1079,10 @@ def test_an_archive_that_holds_nothing_is_refused(tmp_path, name, content):
 @pytest.mark.parametrize("content, message", [
     ("<records>\n<r>One.</r></records>", "x: this seems to be XML with the root element records, which"),
     ("<x:y z='1'>", "x: .* root element y, .* expected PubMed's or PMC's XML"),
-    ("<!-- " + "x" * 70_000 + " --><html>", "x after record 0: root element html: expected Medline"),
-    ("<?xml version='1.0' encoding='klingon'?>\n<article/>", "x after record 0: unknown encoding: klingon"),
-    ("<?xml version='1.0' encoding='rot13'?><article/>", "x after record 0: 'rot13' is not a text encoding"),
-    ("<?xml version='1.0' encoding='shift_jis'?><article/>", "x after record 0: multi-byte encodings are"),
+    ("<!-- " + "x" * 70_000 + " --><html>", "x after record 0: .*root element html: expected PubMed's"),
+    ("<?xml version='1.0' encoding='klingon'?>\n<article/>", "x after record 0: .*unknown encoding"),
+    ("<?xml version='1.0' encoding='rot13'?><article/>", "x after record 0: .*'rot13' is not a text"),
+    ("<?xml version='1.0' encoding='shift_jis'?><article/>", "x after record 0: .*multi-byte encodings"),
     ("<article><body><p>é</p></body></article>".encode("utf-16"), "x line 1 byte 0: not UTF-8"),
     ("<article/>".encode("utf-16-be"), "x line 1 byte 0: not UTF-8")])
 def test_xml_of_another_root_or_encoding_is_not_taken_for_text(tmp_path, content, message):
@@ -1113,8 +1106,8 @@ def test_what_is_left_out_of_a_folder_is_named(tmp_path, capsys):
     linked.symlink_to(tmp_path / "elsewhere" / "b.txt")
     assert corpus_files([tmp_path / "corpus"]) == ([text, linked], 2)
     assert capsys.readouterr().err == (
-        f"{tmp_path / 'corpus'}: 2 left out: broken (a link to a folder, or not to be read); "
-        "link (a link to a folder, or not to be read)\n")
+        f"2 left out: {tmp_path / 'corpus' / 'broken'} (a link to a folder, or not to be read); "
+        f"{tmp_path / 'corpus' / 'link'} (a link to a folder, or not to be read)\n")
     named = os.fsencode(tmp_path / "corpus") + b"/caf\xe9.txt"
     Path(os.fsdecode(named)).write_text("d\n")
     assert os.fsdecode(named) in map(str, corpus_files([tmp_path / "corpus"])[0])
@@ -1124,15 +1117,16 @@ BOMB = "<!DOCTYPE article [<!ENTITY a '{}'><!ENTITY b '&a;&a;'>]>\n<article><bod
 
 
 @pytest.mark.parametrize("content, message", [
-    (BOMB.format("ha" * 1000), r"x: declares entities: expected PubMed's or PMC's XML"),
+    (BOMB.format("ha" * 1000), "x: this seems to be XML that declares entities, .* expected PubMed's"),
     ("<!DOCTYPE article [\n" + " " * 16360 + "<!ENTITY % a SYSTEM '/etc/passwd'> %a;]><article/>",
-     r"x: declares entities"),
-    (RECORDS[:-30], r"x line 7: broken XML, unclosed token"),
-    ("<article>\n<body></article>", r"x line 2: broken XML, mismatched tag"),
-    ("<article>\n<p>\x01</p></article>", r"x line 2: broken XML, not well-formed"),
-    (b"<article>\n\n<p>caf\xe9 </p></article>", r"x line 3: broken XML, not well-formed"),
+     "x: this seems to be XML that declares entities"),
+    (RECORDS[:-30], r"x after record 3: damaged, or no XML .*unclosed token: line 7"),
+    ("<article>\n<body></article>", r"x after record 0: damaged, or no XML .*mismatched tag: line 2"),
+    ("<article>\n<p>\x01</p></article>", r"x after .*not well-formed .*: line 2"),
+    (b"<article>\n\n<p>caf\xe9 </p></article>", r"x after .*not well-formed .*: line 3"),
+    (pubmed(("seven", "eng", "On gout.", "")), "x after record 1: .*'seven'"),
     ("<!DOCTYPE html>\n<html></html>", "x: this seems to be XML with the root element html"),
-    ("<article>" + "\n<sec>" * 2000 + "</sec>" * 2000 + "</article>", "x after record 1: maximum recursion"),
+    ("<article><body>" + "<sec>" * 2000 + "</sec>" * 2000 + "</body></article>", "x after .*recursion"),
     (gzip.compress(RECORDS.encode())[:-20], r"x after line \d+: the archive is truncated or damaged"),
     (gzip.compress(tar([("a.txt", b"one\n" * 9), ("b", b"x")]))[:-20],
      r"x.* after line 0: the archive is truncated or damaged"),
@@ -1842,7 +1836,7 @@ def test_the_names_in_a_header_tell_the_columns(tmp_path, header, order):
     "phrase\tgold", "sentence\tgold", "label\tclass", "text\tsentence\tlabel"])
 def test_a_header_that_does_not_name_the_columns_is_refused(tmp_path, header):
     write(tmp_path / "train.tsv", "\n".join([header, *ROWS]))
-    with pytest.raises(ValueError, match=r"train\.tsv line 1: a header with the columns .*expected id"):
+    with pytest.raises(ValueError, match=r"train\.tsv: a header with the columns .*expected id"):
         read_task("re", "train", tmp_path)
 
 
@@ -2527,7 +2521,7 @@ def test_the_checksums_of_the_vocabularies_are_those_of_the_files_at_hand(real_d
     [(address, _, blob)] = missing_files(name, tmp_path)
     content = (real_data / "vocab" / f"{file}.txt").read_bytes()
     assert git_blob(content).startswith(blob)
-    assert name in data.PUBLISHED_NAMES and address.endswith(".txt") and "//" not in address[8:]
+    assert name in data.PUBLISHED_FILES and address.endswith(".txt") and "//" not in address[8:]
 
 
 def test_the_published_files_are_all_that_a_task_needs(tmp_path):

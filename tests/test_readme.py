@@ -30,14 +30,13 @@ A_COMMAND = re.compile(rf"({WORDS}) |done\b|\w+\(\) |[A-Z_]+=|    \S")
 A_REDIRECTION = re.compile(r" > \S+")      # the recorded commands write no files
 
 # Run one after the other in one folder; what the README marks with minutes or hours is not among them.
+SENTENCE = "Patients with sulfais took xanfaol at 25 mg."
 QUICK = [
-    "python data.py learn pubmed/*.xml.gz --size 31000 --out vocab/vocab.txt",
+    "python data.py learn pubmed/*.xml.gz --size 2000 --out vocab/vocab.txt",
     "python data.py build pubmed/*.xml.gz --min-pmid 10000000 --vocab vocab --max-length 512 --out shards",
     "python data.py info shards",
-    "python data.py verify shards",
     "python train_finetune.py --task demo-ner",
-    'echo "Quixanol slowed xanhuan in adults." | '
-    "python train_finetune.py --out runs/finetune/demo-ner --predict -",
+    f'echo "{SENTENCE}" | python train_finetune.py --out runs/finetune/demo-ner --predict -',
 ]
 
 PUBMED = """<PubmedArticleSet>{}</PubmedArticleSet>"""
@@ -65,6 +64,11 @@ def commands(text: str) -> list[list[str]]:
     return [[word for word in call if word != "..."] for call in calls if call[0].endswith(".py")]
 
 
+def python_blocks() -> list[str]:
+    """Return the Python programs of the README."""
+    return [block for language, block in BLOCKS if language == "python"]
+
+
 class Parsed(Exception):
     """Raised in place of what a program would do after it has parsed its options."""
 
@@ -81,7 +85,7 @@ def parse_only(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("text, least", [
-    (README, {"train_pretrain.py": 7, "train_finetune.py": 5, "data.py": 4}),
+    (README, {"train_pretrain.py": 5, "train_finetune.py": 6, "data.py": 4}),
     (RESULTS, {"train_pretrain.py": 11, "train_finetune.py": 36, "data.py": 7, "tests/bench_pretrain.py": 4}),
 ], ids=["README.md", "RESULTS.md"])
 def test_every_command_can_be_parsed(text, least, monkeypatch):
@@ -92,7 +96,7 @@ def test_every_command_can_be_parsed(text, least, monkeypatch):
         assert (ROOT / script).is_file(), script
         if script.startswith("train_"):
             trainer = importlib.import_module(script.removesuffix(".py"))
-            trainer.complete(data.parse_options(trainer.Options, "", arguments))
+            trainer.complete(train_pretrain.parse_options(trainer.Options, "", arguments))
         elif script == "data.py":
             with monkeypatch.context() as patch, pytest.raises(Parsed):
                 parse_only(patch)
@@ -150,22 +154,50 @@ def test_quick_commands_run_as_they_stand(place):
         assert is_in_block or f"`{command}`" in README, command
         printed = run_in(place, command)
         assert printed, command
-    assert '"text": "Quixanol slowed xanhuan in adults."' in printed
+    assert f'"text": "{SENTENCE}"' in printed
+
+
+def test_the_sentence_is_about_a_drug_and_what_it_treats():
+    """So --predict has something to find, in the made-up world of the main job."""
+    facts = [fact for fact in data.SyntheticWorld(0).facts if fact["drug"] in SENTENCE]
+    assert [fact["disease"] in SENTENCE and fact["dose"] in SENTENCE for fact in facts] == [True]
+
+
+def test_the_twenty_lines_print_what_stands_below_them(tmp_path):
+    """Their last digits differ from machine to machine."""
+    code, (_, shown) = python_blocks()[0], BLOCKS[1]
+    (tmp_path / "twenty.py").write_text(code)
+    for module in ROOT.glob("*.py"):
+        shutil.copy(module, tmp_path)
+    printed = run_in(tmp_path, "python twenty.py")
+    numbers = re.compile(r"\d+\.\d+")
+    assert numbers.sub("", printed) == numbers.sub("", shown)
+    pairs = zip(map(float, numbers.findall(printed)), map(float, numbers.findall(shown)), strict=True)
+    assert all(abs(found - told) < 0.06 for found, told in pairs), printed
+
+
+def test_the_readme_is_an_entrance():
+    """200 lines of 120 characters, not counting what commands print."""
+    outputs = [block for language, block in BLOCKS if " nats" in block and not language]
+    shown = sum(output.count("\n") for output in outputs)
+    lines = [line for line in README.splitlines() if not line.startswith(("{", "# ["))]
+    assert len(lines) - shown <= 200
+    assert [line for line in lines if len(line) > 120] == []
 
 
 def test_the_python_example_runs_as_it_stands(place):
-    (code,) = [block for language, block in BLOCKS if language == "python"]
+    code = python_blocks()[1]
     (place / "example.py").write_text(code)
     printed = run_in(place, "python example.py")
-    assert re.match(r"\[CLS\] [01]\.\d\d ", printed) and " mg " in printed
+    assert re.match(r"\[CLS\] [01]\.\d\d ", printed) and printed.count(" ") > 20
 
 
 def test_the_picture_follows_a_sentence_as_training_does(place, tmp_path, monkeypatch):
-    text = "Quixanol slowed xanhuan in adults and in children with fever."
+    text = "Xanfaol eased sulfais in the ganol trial and patients felt better."
     tokens = draw_pictures.follow(str(place / "runs" / "pretrain"), text, seed=1)
     assert [tokens[0].original, tokens[-1].original] == ["[CLS]", "[SEP]"]
     chosen = sum(token.is_chosen for token in tokens)
-    assert chosen == min(round(0.15 * len(tokens)), int(0.155 * len(tokens)))
+    assert chosen == max(1, round(0.15 * len(tokens)))
     for token in tokens:
         assert token.is_replaced == (token.sampled != token.original)
         assert token.is_chosen or token.original == token.masked == token.sampled

@@ -415,8 +415,6 @@ def test_windows_overlap_by_half_at_least():
 def test_a_question_is_cut_to_64_pieces():
     [feature] = ANSWERS.encode([Question("1", "ab " * 40, "c", [])], SPELLER, 128)
     assert feature.first_length == 66 and len(feature.input_ids) == 68
-    [feature] = ANSWERS.encode([Question("1", "ab " * 40, "c", [])], SPELLER, 128, question_length=3)
-    assert feature.first_length == 5
 
 
 def test_a_long_question_leaves_room_for_its_passage():
@@ -452,7 +450,8 @@ def test_a_vocabulary_of_another_size_than_the_model_is_refused_before_training(
         "pre_tokenizer": {"type": "BertPreTokenizer"}}))
     (folder / "vocab.txt").unlink()
     assert run("demo-re", folder, tmp_path / "out") == 2
-    assert f"{len(pieces) - 1} pieces, vocab_size {len(pieces)}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"vocab_size {len(pieces)} but" in said and f"has {len(pieces) - 1} pieces" in said
 
 
 def test_an_answer_inside_a_word_is_completed_and_one_of_white_space_is_none():
@@ -1572,7 +1571,7 @@ def test_a_development_set_that_is_the_test_set_chooses_nothing(pretrained, tmp_
     for split in ("train", "dev", "test"):
         (tmp_path / f"{split}.tsv").write_text("1\tis it?\tit is\n0\tis it?\tnot\n")
     assert run("yesno", pretrained, tmp_path / "out", "--data", str(tmp_path)) == 0
-    assert "must choose nothing" in capsys.readouterr().err and scores(tmp_path / "out")["dev"] == {}
+    assert "the last epoch counts" in capsys.readouterr().err and scores(tmp_path / "out")["dev"] == {}
 
 
 def test_bioasq8b_reports_on_dev_which_then_chooses_nothing(pretrained, tmp_path, capsys):
@@ -1582,7 +1581,7 @@ def test_bioasq8b_reports_on_dev_which_then_chooses_nothing(pretrained, tmp_path
         (tmp_path / f"{split}.json").write_text(text)
     out = tmp_path / "out"
     assert run("bioasq8b", pretrained, out, "--data", str(tmp_path)) == 0
-    assert "must choose nothing" in capsys.readouterr().err and scores(out)["dev"] == {}
+    assert "the last epoch counts" in capsys.readouterr().err and scores(out)["dev"] == {}
     assert scores(out)["test"].keys() == {"exact_match", "f1"} and "66.87" in (out / "table.txt").read_text()
     assert json.loads((out / "seed-0" / "predictions.json").read_text()).keys() == {"q_000", "q_001"}
     options = options_for("bioasq8b")

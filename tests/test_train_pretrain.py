@@ -200,8 +200,8 @@ def test_repeating_a_finished_run_changes_nothing_and_prints_the_summary_again(f
 
 
 def test_training_lowers_both_losses_on_held_out_documents(corpus, tmp_path):
-    wider = ("--steps 300 --hidden-size 64 --embedding-size 64 --learning-rate 1e-3 --initializer-range 0.05 "
-             "--log-every 100 --eval-every 150 --checkpoint-every 300").split()
+    wider = ("--steps 120 --hidden-size 64 --embedding-size 64 --learning-rate 2e-3 --initializer-range 0.05 "
+             "--log-every 60 --eval-every 60 --checkpoint-every 120 --keep-every 120").split()
     assert train_pretrain.main(flags(corpus, tmp_path, *wider)) == 0
     first, last = rows(tmp_path / "log.csv")[0], rows(tmp_path / "eval.csv")[-1]
     assert float(last["mlm_loss"]) < float(first["mlm_loss"]) - 0.3
@@ -427,17 +427,9 @@ def test_an_evaluation_that_is_not_finite_ends_the_run_as_a_loss_does(
     assert "next:" not in said.out
 
 
-def test_weights_that_are_not_finite_are_never_saved(corpus, tmp_path, capsys):
-    """The loss of the step is still finite; the update that follows from it is not."""
-    steps = ("--steps", "1", "--warmup-steps", "0", "--learning-rate", "1e39")
-    said = fails(flags(corpus, tmp_path, *steps), capsys)
-    assert "step 1: the weights are not finite: start again" in said
-    assert not list(tmp_path.glob("*.pt")) and not (tmp_path / "model").exists()
-
-
 # --- Stopping and resuming ---
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 0), (signal.SIGHUP, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_stopped_run_continues_to_the_same_weights(number, status, corpus, finished, tmp_path):
     process = subprocess.Popen(command(corpus, tmp_path), stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "log.csv").exists():
@@ -502,7 +494,7 @@ def kill_and_repeat(corpus: Path, out: Path, kills: int, seconds: tuple[float, f
 
 
 def test_a_killed_run_continues_to_the_same_weights(corpus, finished, tmp_path):
-    assert kill_and_repeat(corpus, tmp_path, 3, (0.3, 3.0)) > 0
+    assert kill_and_repeat(corpus, tmp_path, 2, (0.3, 3.0)) > 0
     assert_same_run(tmp_path, finished)
 
 
@@ -697,13 +689,10 @@ def two_processes(corpus: Path, out: Path, differs: str) -> list[tuple[int, str]
     return [(process.returncode, text) for process, text in zip(processes, said)]
 
 
-@pytest.mark.parametrize("differs, message", [
-    ("arguments += ['--learning-rate', '0.5']", "process 1 and process 0 differ in --learning-rate:"),
-    ("torch.__version__ = '1.0'", "process 1 and process 0 differ in torch:")])
-def test_processes_with_other_options_or_another_torch_are_refused_by_name(
-        differs, message, corpus, tmp_path):
+def test_processes_with_other_options_and_another_torch_are_refused_by_name(corpus, tmp_path):
+    differs = "arguments += ['--learning-rate', '0.5']; torch.__version__ = '1.0'"
     for status, said in two_processes(corpus, tmp_path / "out", differs):
-        assert status == 2 and f"error: {message}" in said
+        assert status == 2 and "error: process 1 and process 0 differ in --learning-rate, torch:" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -807,18 +796,18 @@ def test_a_run_in_bfloat16_with_dropout_resumes_to_the_same_weights(corpus, tmp_
 
 
 def test_losses_in_bfloat16_stay_beside_those_in_float32(corpus, tmp_path):
-    """The mean losses of steps 101 to 200 differ by less than 0.1 nats per masked token and 0.01 per token.
+    """The mean losses of steps 31 to 60 differ by less than 0.1 nats per masked token and 0.01 per token.
 
     Data and masks are the same. The generator's samples differ where rounding decides, so single steps lie
     further apart.
     """
-    sizes = ["--steps", "200", "--hidden-size", "64", "--embedding-size", "64", "--learning-rate", "1e-3",
-             "--initializer-range", "0.05", "--checkpoint-every", "200"]
+    sizes = ("--steps 60 --hidden-size 64 --embedding-size 64 --learning-rate 2e-3 --initializer-range 0.05 "
+             "--eval-every 60 --checkpoint-every 60 --keep-every 60").split()
     means = []
     for precision in ("float32", "bfloat16"):
         out = tmp_path / precision
         assert train_pretrain.main(flags(corpus, out, *sizes, "--precision", precision)) == 0
-        last = rows(out / "log.csv")[100:]
+        last = rows(out / "log.csv")[30:]
         means.append({name: np.mean([float(row[name]) for row in last])
                       for name in ("mlm_loss", "discriminator_loss")})
     exact, rounded = means
@@ -889,7 +878,7 @@ def test_init_refuses_other_sizes_another_vocabulary_and_a_folder_without_one(
     assert not (tmp_path / "b").exists()                                # found out before any work was done
     shutil.copytree(finished / "model", tmp_path / "bare")
     (tmp_path / "bare/vocab.txt").unlink()
-    assert "pass --vocab" in fails([*start, "--init", str(tmp_path / "bare")], capsys)
+    assert "bare/vocab.txt" in fails([*start, "--init", str(tmp_path / "bare")], capsys)
     assert "no config.json" in fails([*start, "--init", str(tmp_path / "nothing")], capsys)
 
 

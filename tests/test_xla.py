@@ -128,7 +128,7 @@ def test_a_run_goes_on_from_the_cpu_to_xla_and_back(arguments, tmp_path, capsys)
     assert "xla float32 x 8, continuing after step 15" in capsys.readouterr().err
     (moved / "checkpoint-00000020.pt").unlink()
     assert train_pretrain.main([*arguments, str(moved)]) == 0
-    assert "cpu float32, continuing after step 18" in capsys.readouterr().err
+    assert "cpu float32 x 1, continuing after step 18" in capsys.readouterr().err
     for name, columns in (("log.csv", slice(0, 4)), ("eval.csv", slice(None))):
         ours, theirs = ([row.split(",")[columns] for row in (folder / name).read_text().splitlines()[1:]]
                         for folder in (moved, unmoved))
