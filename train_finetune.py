@@ -1703,6 +1703,8 @@ def as_trained(options: Options, trained: Finetuned, examples: dict[str, list]) 
         ours = ", ".join(task.labels) or "any labels"
         raise ValueError(f"{options.task} asks for a {head.__name__} with {ours}, the model is a "
                          f"{type(model).__name__} with {theirs}: choose another --task or model")
+    task = task._replace(labels=trained.labels, negative=options.negative or task.negative)
+    kind = KINDS[task.kind](task, (), trained.facts)
 
     # 2. The options it was trained with; a published model has those of the protocol.
     for name, type_ in (("max_length", int), ("tag_loss", str)):
@@ -1814,7 +1816,7 @@ def check(options: Options) -> None:
     own = KINDS[data.TASKS[options.task].kind].own_options
     for kind in KINDS.values():
         for name in given.intersection(kind.own_options).difference(own):
-            raise ValueError(f"{flag(name)} is for {kind.purpose}, not for {options.task}")
+            raise ValueError(f"{flag(name)} is for {kind.__name__}, not for {options.task}")
     # 2. Four things to do, of which a command can do one.
     if len(given & {"search", "curve", "evaluate", "predict"}) > 1:
         raise ValueError("--search, --curve, --evaluate and --predict are different things to do: choose one")
