@@ -1697,14 +1697,14 @@ def as_trained(options: Options, trained: Finetuned, examples: dict[str, list]) 
     """
     # 1. Is it a model for this task? (The order of the labels is the model's own.)
     task, model, config = data.find_task(options.task), trained.model, trained.model.config
-    kind = KINDS[task.kind](task._replace(labels=trained.labels or task.labels,
-                                          negative=options.negative or task.negative), (), trained.facts)
-    expected = type(kind.new_model(PRESETS["tiny"]))
-    if type(model) is not expected or set(trained.labels) != set(task.labels or trained.labels):
+    head = KINDS[task.kind].head
+    if not isinstance(model, head) or set(trained.labels) != set(task.labels or trained.labels):
         theirs = ", ".join(map(visible, trained.labels)) or "no labels"
         ours = ", ".join(task.labels) or "any labels"
-        raise ValueError(f"{options.task} asks for a {expected.__name__} with {ours}, the model is a "
+        raise ValueError(f"{options.task} asks for a {head.__name__} with {ours}, the model is a "
                          f"{type(model).__name__} with {theirs}: choose another --task or model")
+    task = task._replace(labels=trained.labels, negative=options.negative or task.negative)
+    kind = KINDS[task.kind](task, (), trained.facts)
 
     # 2. The options it was trained with; a published model has those of the protocol.
     for name, type_ in (("max_length", int), ("tag_loss", str)):
@@ -1780,7 +1780,7 @@ def predict_lines(options: Options) -> None:
         if any(feature.is_cut for feature in features):
             say(f"of {len(examples)} texts, {kind.describe_features(features, options.max_length)}")
         outputs = predict(trained.model, features, prepared, options)
-        results = iter(kind.results(examples, features, outputs, options))
+        results = kind.results(examples, features, outputs, options)
         # 4. The results of its examples are those of the line.
         for line, some in zip(block, read):
             result = kind.line_result(line, list(itertools.islice(results, len(some))))
