@@ -1600,7 +1600,7 @@ def disease_folder(folder: Path) -> Path:
 def test_long_sentences_lose_no_entity(pretrained, tmp_path, capsys):
     folder = disease_folder(tmp_path)
     assert run("ncbi-disease", pretrained, tmp_path / "out", "--data", str(folder), "--max-length", "40") == 0
-    assert re.search(r"test: 1 examples, \d+ rows of at most 40 tokens, 0 cut", capsys.readouterr().err)
+    assert re.search(r"test: 5 examples, \d\d+ rows of at most 40 tokens, 0 cut", capsys.readouterr().err)
     written = (tmp_path / "out" / "seed-0" / "predictions.txt").read_text()
     assert written.count("B-Disease") >= 5 and "gout B-Disease" in written
 
