@@ -173,16 +173,15 @@ def ends_sentence(text: str, start: int, found: regex.Match) -> bool:
         return False
     # (3) Only a full stop that is alone, or before a citation number ("mice.3"), may not end it. Always an
     #     end: ? and !, several marks ("..."), and a full stop with a quote, a bracket or [3] behind it.
-    is_full_stop = mark[0] == "." and (len(mark) == 1 or mark[1].isdigit())
-    if not is_full_stop:
+    if mark[0] != "." or (len(mark) > 1 and not mark[1].isdigit()):
         return True
     # (4) The full stop of an abbreviation of kind (a) or (b) does not end it, nor does that of a number that
     #     is the whole sentence so far: it heads a paragraph ("1. The").
     two_before, previous, last = ["", "", "", *before.split()][-3:]
     word = OPENING_MARKS.sub("", last)
-    if word in NEVER_LAST or (word in BEFORE_NUMBER and regex.match(r"[A-Z_]*\d", following)):
-        return False
-    if before.isdigit() and len(before) == stop - start:
+    heads_paragraph = before.isdigit() and len(before) == stop - start
+    is_abbreviation = word in NEVER_LAST or (word in BEFORE_NUMBER and regex.match(r"[A-Z_]*\d", following))
+    if heads_paragraph or is_abbreviation:
         return False
     # (5) The full stop of an initial or an abbreviation of kind (c) ends it only if the next word opens
     #     sentences, or if the capital is a name or a unit ("in group A.", "in A and B.", "at 37 C.").
@@ -254,13 +253,21 @@ def damage_named(place: Callable[[], str]) -> Iterator[None]:
         raise ValueError(f"{place()}: the archive is truncated or damaged ({why}): fetch it again") from None
 
 
-def decompressed(file: Any, name: str) -> io.BufferedReader:
-    """Return a reader of an open file that is plain, gzip or xz: the first bytes tell which of the three.
+def open_file(path: str | os.PathLike, file: Any = None) -> io.BufferedReader:
+    """Open a plain, gzip or xz file: the first bytes tell which of the three. "-" is standard input.
 
-    raises   ValueError where the first bytes are damaged, or there are none where the name promises some: no
-             program makes an empty .gz, unless it fails
+    A file is opened once, so that a pipe can be read, too.
+
+    file     the open file, where it is a member of an archive; `path` is its name then
+    raises   OSError where it cannot be opened; ValueError where its first bytes are damaged, or it has none
+             though the name promises some (no program makes an empty .gz, unless it fails), or where standard
+             input is closed
     """
-    content = io.BufferedReader(file, READ_BYTES)
+    if str(path) == "-":
+        if sys.stdin is None:
+            raise ValueError("standard input is closed: pass a file")
+        path, file = "standard input", getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
+    content = io.BufferedReader(file or cast(Any, open(path, "rb", buffering=0)), READ_BYTES)
     magic = content.peek(6)
     unpacked: Any = None
     if magic.startswith(b"\x1f\x8b"):
@@ -271,22 +278,10 @@ def decompressed(file: Any, name: str) -> io.BufferedReader:
         # stream for the end of the file. Without these "trailing errors" it raises an error there.
         unpacked._buffer.raw._trailing_error = ()
     content = io.BufferedReader(unpacked, READ_BYTES) if unpacked else content
-    with damage_named(lambda: f"{name} after line 0"):
-        if not content.peek() and name.lower().endswith(NEVER_EMPTY):
+    with damage_named(lambda: f"{path} after line 0"):
+        if not content.peek() and str(path).lower().endswith(NEVER_EMPTY):
             raise EOFError("it holds nothing")
     return content
-
-
-def open_file(path: str | os.PathLike) -> io.BufferedReader:
-    """Open a file, compressed or not; "-" is standard input. It is opened once, so a pipe can be read too.
-
-    raises   OSError where it cannot be opened, ValueError where it is damaged, or standard input is closed
-    """
-    if str(path) != "-":
-        return decompressed(open(path, "rb", buffering=0), str(path))
-    if sys.stdin is None:
-        raise ValueError("standard input is closed: pass a file")
-    return decompressed(getattr(sys.stdin.buffer, "raw", sys.stdin.buffer), "standard input")
 
 
 def numbered_lines(path: str | os.PathLike, file: BinaryIO | None = None,
@@ -310,8 +305,7 @@ def numbered_lines(path: str | os.PathLike, file: BinaryIO | None = None,
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
-                place = f"{path} line {number} byte {error.start}"
-                raise ValueError(f"{place}: not UTF-8: convert the file") from None
+                raise ValueError(f"{path} line {number} byte {error.start}: not UTF-8: convert it") from None
 
 
 # Formats, and how a file of each begins. The first that fits counts; a file that fits none is text. HTML and
@@ -453,7 +447,7 @@ def read_members(file: io.BufferedReader, path: str) -> Iterator[FilePart]:
             archive.members.clear()                          # or memory would grow with the number of members
             name = f"{path}: {member.name}"
             if member.isfile():
-                yield from cut_file(decompressed(archive.extractfile(member), name), name)
+                yield from cut_file(open_file(name, archive.extractfile(member)), name)
             elif not member.isdir():
                 yield FilePart(f"{name} (no file)", 1, "left out", b"")
         # tarfile takes a damaged header for the end of the archive. The true end is two blocks of zeros or
@@ -712,10 +706,9 @@ def describe_files(formats: collections.Counter[str], left_out: int) -> str:
     formats     their number, by `FilePart.format`
     left_out    files of the folders
     """
-    total = formats.total() + left_out
-    kinds = [(formats["xml"], "XML"), (formats["text"], "text")]
-    read = ", ".join(f"{number:,} {kind}" for number, kind in kinds if number) or "none read"
-    unread = total - formats["xml"] - formats["text"]
+    total, unread = formats.total() + left_out, formats["left out"] + left_out
+    kinds = {"xml": "XML", "text": "text"}
+    read = ", ".join(f"{formats[key]:,} {kind}" for key, kind in kinds.items() if formats[key]) or "none read"
     return f"{total:,} file{'s' if total != 1 else ''}: {read}" + (f"; {unread:,} left out" if unread else "")
 
 
@@ -972,7 +965,7 @@ def write_shard(folder: Path, tokenizer: Tokenizer, max_length: int, seed: int, 
         if "deleted" in document.id:
             pmids.append(-int(document.id["deleted"]))
             continue
-        if "pmid" in document.id:
+        if document.id.get("pmid", "").isdecimal():
             pmids.append(int(document.id["pmid"]))
         sentences = tokenizer.encode_batch(document)
         counts.update(documents=1, sentences=len(document), words=len(" ".join(document).split()),

@@ -1045,12 +1045,12 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
              but no model, because it would be lost
     """
     path = Path(os.path.realpath(path))
-    temporary, before = path.with_name(f"{path.name}.unfinished"), path.with_name(f"{path.name}.before")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    before = path.with_name(f"{path.name}.before.{os.getpid()}.unfinished")
     if path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file():
         raise ValueError(f"{path} holds files but no model, and would be replaced: choose another folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)        # what a process left that was killed
         yield temporary
         # 1. The content has to reach the disk before the name does: otherwise a power cut could leave empty
         #    files under that name.
@@ -1059,7 +1059,6 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
                 with open(file, "r+b") as written:
                     os.fsync(written.fileno())
         # 2. A file is replaced by one renaming. A folder first has to be moved aside.
-        shutil.rmtree(before, ignore_errors=True)
         if path.is_dir():
             path.rename(before)
         temporary.replace(path)
@@ -1280,9 +1279,10 @@ def load_head(directory: str | os.PathLike) -> tuple[nn.Module, list[str]]:
     config, path = read_config(folder), folder / "config.json"
     content = json.loads(path.read_bytes())
     heads: tuple[Any, ...] = (TokenTagger, SequenceClassifier, SpanExtractor)
-    kind: Any = next((head for head in heads if content.get("architectures") == [head.architecture]), None)
+    found = content.get("architectures")
+    kind: Any = next((head for head in heads if found == [head.architecture]), None)
     if kind is None:
-        raise ValueError(f"{path}: architectures is {content.get('architectures')}: no fine-tuned model")
+        raise ValueError(f"{path}: architectures is {found}, which is no fine-tuned model")
     labels: list[Any] = []
     if kind is not SpanExtractor:
         named = dict(content.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"})   # transformers' default
@@ -1400,7 +1400,7 @@ def load_checkpoint(directory: Path, model: nn.Module, optimizer: Adam, belongs_
                 damaged.rename(damaged.with_suffix(".damaged"))
             return content["step"]
         except Exception as error:      # torch raises whatever the damaged bytes lead to
-            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
+            reason = textwrap.shorten(str(error), 200)
             print(f"{path} is damaged or does not fit ({reason}): trying the one before", file=sys.stderr)
     if paths:
         raise ValueError(f"{path}: {reason}: no checkpoint is readable: restore one, or choose another --out")
@@ -1527,6 +1527,16 @@ class Device:
                 axes = ("rows", *[None] * (tensor.ndim - 1))            # only the first axis is divided
                 self.xla.distributed.spmd.mark_sharding(tensor, self.mesh, axes)
         return moved
+
+    def fetch(self, tensor: Tensor) -> Tensor:
+        """Return a tensor copied to the host.
+
+        XLA compiles a program for each copy of a tensor whose rows are spread over its devices. So here it is
+        told to have the whole of it on each device, before it computes it.
+        """
+        if self.xla:
+            self.xla.distributed.spmd.mark_sharding(tensor, self.mesh, (None,) * tensor.ndim)
+        return tensor.cpu()
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Return the `with` block in which matrices are multiplied in this device's precision.

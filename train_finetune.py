@@ -1278,7 +1278,7 @@ def predict(model: nn.Module, features: Features, prepared: Prepared, options: O
     for width, rows in plan:
         *inputs, _ = make_batch([features[row] for row in rows], width, EVALUATION_BATCH, prepared)
         with torch.no_grad():
-            logits = model(*inputs).float().cpu().numpy()
+            logits = prepared.device.fetch(model(*inputs).float()).numpy()
         for row, output in zip(rows, logits):
             # (T, ...) for a head that judges tokens, here without padding; (C,) for one that judges the row.
             outputs[row] = output[:lengths[row]] if output.ndim == 2 else output
@@ -1697,14 +1697,14 @@ def as_trained(options: Options, trained: Finetuned, examples: dict[str, list]) 
     """
     # 1. Is it a model for this task? (The order of the labels is the model's own.)
     task, model, config = data.find_task(options.task), trained.model, trained.model.config
-    kind = KINDS[task.kind](task._replace(labels=trained.labels or task.labels,
-                                          negative=options.negative or task.negative), (), trained.facts)
-    expected = type(kind.new_model(PRESETS["tiny"]))
-    if type(model) is not expected or set(trained.labels) != set(task.labels or trained.labels):
+    head = KINDS[task.kind].head
+    if not isinstance(model, head) or set(trained.labels) != set(task.labels or trained.labels):
         theirs = ", ".join(map(visible, trained.labels)) or "no labels"
         ours = ", ".join(task.labels) or "any labels"
-        raise ValueError(f"{options.task} asks for a {expected.__name__} with {ours}, the model is a "
+        raise ValueError(f"{options.task} asks for a {head.__name__} with {ours}, the model is a "
                          f"{type(model).__name__} with {theirs}: choose another --task or model")
+    task = task._replace(labels=trained.labels, negative=options.negative or task.negative)
+    kind = KINDS[task.kind](task, (), trained.facts)
 
     # 2. The options it was trained with; a published model has those of the protocol.
     for name, type_ in (("max_length", int), ("tag_loss", str)):
@@ -1772,14 +1772,15 @@ def predict_lines(options: Options) -> None:
 
     while block := list(itertools.islice(lines, READ_AT_ONCE)):
         # 2. Each line of the block gives some examples: an empty one none, a text one for each sentence.
-        read = [kind.raw_examples(line, trained.tokenizer) if line.text.strip() else [] for line in block]
+        read = [list(kind.raw_examples(line, trained.tokenizer)) if line.text.strip() else []
+                for line in block]
         examples = [example for some in read for example in some]
         # 3. Their outputs are computed together, as those of a test set.
         features = kind.encode(examples, trained.tokenizer, options.max_length)
         if any(feature.is_cut for feature in features):
             say(f"of {len(examples)} texts, {kind.describe_features(features, options.max_length)}")
         outputs = predict(trained.model, features, prepared, options)
-        results = iter(kind.results(examples, features, outputs, options))
+        results = kind.results(examples, features, outputs, options)
         # 4. The results of its examples are those of the line.
         for line, some in zip(block, read):
             result = kind.line_result(line, list(itertools.islice(results, len(some))))
@@ -1816,7 +1817,7 @@ def check(options: Options) -> None:
     own = KINDS[data.TASKS[options.task].kind].own_options
     for kind in KINDS.values():
         for name in given.intersection(kind.own_options).difference(own):
-            raise ValueError(f"{flag(name)} is for {kind.purpose}, not for {options.task}")
+            raise ValueError(f"{flag(name)} is for {kind.__name__}, not for {options.task}")
     # 2. Four things to do, of which a command can do one.
     if len(given & {"search", "curve", "evaluate", "predict"}) > 1:
         raise ValueError("--search, --curve, --evaluate and --predict are different things to do: choose one")

@@ -1769,6 +1769,7 @@ def test_any_tagged_sentences_are_read_back(tmp_path_factory, sentences, separat
     ("ner", "a O\n\n\nb S-DNA\n",
      r"train\.txt line 4: expected a word and O, B-TYPE or I-TYPE, .*, found 'b S-DNA'"),
     ("ner", "a o\n", r"train\.txt line 1: expected a word and O"),
+    ("ner", "O\n", r"train\.txt line 1: expected a word and O, .*in 2 or more columns"),
     ("ner", "a B-\n", r"train\.txt line 1: expected a word and O"),
     ("ner", "a O\nwhole sentence here\n", r"train\.txt line 2: expected a word and O"),
     ("ncbi-disease", "a O\nb B-Gene\n",
@@ -2129,6 +2130,7 @@ def test_bioasq_reads_its_own_files_of_any_year_in_batches(tmp_path, test_batch)
     assert found == [("f_000", "It is gout.", ["gout", "podagra"], "factoid"),
                      ("f_001", "It hurts.", ["gout", "podagra"], "factoid"),
                      ("l_000", "none", ["a", "b"], "list"), ("e_000", "", ["x"], "factoid")]
+    assert not any(q.answers for q in read_task("bioasq", "test", tmp_path))
     others = [(q.batch, q.gold, q.answers) for q in read_task("bioasq", "test", tmp_path) if q.batch != 2]
     assert others == ([(4, None, [])] * 4 if "testset" in test_batch else [])     # no golden file: not scored
 

@@ -1864,10 +1864,8 @@ def test_a_reader_in_the_middle_of_a_replacement_meets_the_old_model_and_a_kille
     result = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True,
                             cwd=os.path.dirname(electramed.__file__))
     assert result.returncode == 9, result.stderr
-    assert {path.name for path in folder.parent.glob("saved*")} == {"saved", "saved.unfinished"}
+    assert len(list(folder.parent.glob("saved*"))) == 2                     # with NAME.PID.unfinished
     assert same_weights(load_pretrained(folder), model)
-    save_pretrained(model, folder)                                          # which clears that away
-    assert [path.name for path in folder.parent.glob("saved*")] == ["saved"]
 
 
 def test_a_folder_of_other_things_is_not_replaced(saved):
@@ -1961,17 +1959,17 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path, tiny_config, c
     train(model, optimizer, 0, 1)
     path = save_checkpoint(tmp_path, 1, model, optimizer, belongs_to="hash of one run")
     assert load_checkpoint(tmp_path, model, optimizer, belongs_to="hash of one run") == 1
-    with pytest.raises(ValueError, match=f"{path.name}: .*it belongs to another run"):
+    with pytest.raises(ValueError, match=f"{path.name}: it belongs to another run"):
         load_checkpoint(tmp_path, model, optimizer, belongs_to="hash of another")
 
 
 @pytest.mark.parametrize("change, said", [
-    (lambda content: content.pop("step"), "KeyError"),
+    (lambda content: content.pop("step"), "'step'"),
     (lambda content: content.update(step="1"), ""), (lambda content: content.update(step=-1), ""),
     (lambda content: content.update(step=3), "it holds step 3"),
     (lambda content: content["optimizer"]["state"][0].update(exp_avg=torch.zeros(1)), "other shapes"),
     (lambda content: content["optimizer"]["state"][3].update(exp_avg_sq=torch.zeros(9, 9)), "other shapes"),
-    (lambda content: content["optimizer"]["state"][0].pop("exp_avg"), "KeyError"),
+    (lambda content: content["optimizer"]["state"][0].pop("exp_avg"), "'exp_avg'"),
     (lambda content: content["model"].popitem(), "Missing key"),
 ])
 def test_a_checkpoint_that_does_not_fit_is_left_for_the_one_before(

@@ -589,8 +589,9 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(corpus, finished, tmp_pa
     arguments = flags(corpus, tmp_path, "--vocab", str(finished))
     assert train_pretrain.main([*arguments, "--max-minutes", "0"]) == 0
     shutil.copy(finished / "checkpoint-00000008.pt", tmp_path)
-    said = fails(arguments, capsys)
-    assert "checkpoint-00000008.pt: it belongs to another run, with other options or files" in said
+    assert train_pretrain.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "checkpoint-00000008.pt" in said and "belongs to another run, with other options or files" in said
 
 
 def test_when_all_checkpoints_are_damaged_nothing_is_renamed(corpus, finished, tmp_path, capsys):
@@ -731,7 +732,7 @@ def test_torchrun_saves_on_sigterm_and_ends_with_an_error_when_a_process_dies(co
     assert steps == list(range(1, len(steps) + 1))                      # none lost, none twice
 
 
-def test_a_second_process_is_refused_at_once_by_the_first_ones_number(corpus, tmp_path, capsys):
+def test_a_second_process_is_refused_at_once(corpus, tmp_path, capsys):
     long = command(corpus, tmp_path, "--steps", "100000")
     first = subprocess.Popen(long, stderr=subprocess.PIPE, text=True)
     wait_for_rows(first, tmp_path / "log.csv", 2)
@@ -867,8 +868,8 @@ def test_a_model_without_its_generator_begins_with_a_new_one_of_any_size(tiny_co
 def test_init_refuses_other_sizes_another_vocabulary_and_a_folder_without_one(
         corpus, finished, tmp_path, capsys):
     start = flags(corpus, tmp_path, "--init", str(finished))
-    assert "hidden_size is 16, this run's 32" in fails([*start, "--hidden-size", "32"], capsys)
-    assert "num_attention_heads is 2, this run's 4" in fails([*start, "--num-attention-heads", "4"], capsys)
+    assert "is 16, this run's 32" in fails([*start, "--hidden-size", "32"], capsys)
+    assert "is 2, this run's 4" in fails([*start, "--num-attention-heads", "4"], capsys)
     Tokenizer([*Tokenizer.from_file(finished).pieces[:-1], "zzz"]).save(tmp_path / "other")
     start[start.index("--out") + 1] = str(tmp_path / "b")
     assert "another vocabulary" in fails([*start, "--vocab", str(tmp_path / "other")], capsys)
@@ -1092,7 +1093,7 @@ def test_an_initial_model_of_other_sizes_is_refused_before_the_corpus_is_tokeniz
         corpus, finished, tmp_path, capsys):
     for more in (["--hidden-size", "32"], ["--objective", "mlm"]):
         said = fails(flags(corpus, tmp_path / "out", "--init", str(finished), *more), capsys)
-        assert "its hidden_size is 16" in said or "not those that config.json describes" in said
+        assert "hidden_size of its" in said or "not those that config.json describes" in said
         assert not (tmp_path / "out" / "shards").exists()
 
 
