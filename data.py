@@ -2086,7 +2086,7 @@ class SyntheticWorld:
             "weeks": str(rng.randint(2, 30)), "year": str(rng.randint(1961, 2019))} for i in range(DRUGS)]
 
     def document(self, number: int) -> SyntheticDocument:
-        """Write abstract `number`: two to six sentences on drug number % DRUGS.
+        """Write abstract `number`: three to eight sentences on drug number % DRUGS.
 
         The result depends on (seed, number) alone: any range of numbers is a corpus, and ranges that do not
         overlap are training and held-out documents of the same world.
@@ -2096,9 +2096,11 @@ class SyntheticWorld:
         facts = dict(self.facts[number % DRUGS])
         for relation, (_, verbs, _) in RELATIONS.items():
             facts[relation] = rng.choice(verbs.split("|")[style_of(number)].split())
-        # 2. One sentence for each section that was drawn, in their order.
+        # 2. One sentence for each section that was drawn, in their order, and two conclusions: it takes many
+        #    of these to learn which verbs mean the same.
         drawn = rng.sample(list(TEMPLATES), rng.randint(2, 6))
-        sections = [section for section in TEMPLATES if section in drawn]
+        sections = [section for section in TEMPLATES if section in drawn and section != "conclusion"]
+        sections += ["conclusion", "conclusion"]
         return SyntheticDocument([write_sentence(section, facts, rng) for section in sections])
 
 
