@@ -1009,7 +1009,12 @@ class Adam(torch.optim.AdamW):
             group["lr"] = learning_rate * group["lr_scale"] * c1 / math.sqrt(c2)
             group["eps"] = self.true_eps / math.sqrt(c2)
             group["weight_decay"] = group["decay"] * math.sqrt(c2) / c1
+        # On a CPU the kernel wakes all threads for each weight matrix or bias, which takes longer than the
+        # update itself: 4.7 ms instead of 0.7 for the weights of `tiny`. One thread gives the same result.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         super().step()
+        torch.set_num_threads(threads)
 
 
 # --- 7. Model folders and checkpoints ---
