@@ -990,7 +990,7 @@ def test_a_file_is_opened_once_so_a_pipe_can_be_read_but_is_no_corpus(tmp_path, 
     with time_limit(20):
         assert list(read_documents(pipe)) == documents
     writer.join()
-    with pytest.raises(OSError, match="pipe: no such file or folder; write what comes from a pipe to a file"):
+    with pytest.raises(OSError, match="pipe: no such file or folder .a pipe has to be saved"):
         corpus_files([pipe])
 
 
