@@ -683,7 +683,7 @@ def corpus_files(paths: Iterable[str | os.PathLike]) -> tuple[list[Path], int]:
     left_out: list[str] = []
     for path in map(Path, paths):
         if not path.is_file() and not path.is_dir():
-            raise FileNotFoundError(f"{path}: no such file or folder (a pipe has to be saved to a file first)")
+            raise FileNotFoundError(f"{path}: no such file or folder (a pipe has to be saved as a file)")
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             is_hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
             if is_hidden or (file.is_dir() and not file.is_symlink()):      # the folder's files follow
