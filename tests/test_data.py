@@ -621,8 +621,9 @@ def test_the_format_is_detected_from_the_content_not_from_the_file_name(tmp_path
     assert list(read_documents(write(tmp_path / "corpus.txt", pack(text.encode())))) == documents
 
 
-# No text begins like XML, and none holds the zero byte.
-sentences = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\ufeff\0<")).filter(str.strip)
+# Without marks and tabs no text looks like XML, JSON or columns; and none holds the zero byte.
+sentences = st.text(st.characters(codec="utf-8", exclude_categories=["P", "S"],
+                                  exclude_characters="\r\n\t\ufeff\0")).filter(str.strip)
 
 
 @given(st.lists(st.lists(sentences, min_size=1, max_size=4), max_size=4), st.sampled_from(["\n", "\r\n"]),
