@@ -625,7 +625,7 @@ def xml_documents(part: FilePart, reading: Reading) -> Iterator[Document]:
             elif event == "end" and element.tag == "DeleteCitation":
                 for deleted in element:
                     document = Document()
-                    document.id = {"deleted": (deleted.text or "").strip()}
+                    document.id = {"deleted": str(int(deleted.text or ""))}
                     yield document
     # LookupError: an encoding that nobody knows. ValueError: one that this parser cannot read, or a PMID that
     # is no number. RecursionError: elements inside elements.
@@ -965,7 +965,7 @@ def write_shard(folder: Path, tokenizer: Tokenizer, max_length: int, seed: int, 
         if "deleted" in document.id:
             pmids.append(-int(document.id["deleted"]))
             continue
-        if document.id.get("pmid", "").isdecimal():
+        if "pmid" in document.id:
             pmids.append(int(document.id["pmid"]))
         sentences = tokenizer.encode_batch(document)
         counts.update(documents=1, sentences=len(document), words=len(" ".join(document).split()),
@@ -1939,7 +1939,7 @@ def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
 
 # --- 7. A synthetic world ---
 #
-# A made-up biomedicine, small enough to be learnt in a minute. From rules to a sentence with labels:
+# A made-up biomedicine, small enough to be learnt in minutes. From rules to a sentence with labels:
 #
 #   facts      of each drug: what it treats, harms, inhibits, at which dose, for how many weeks, at which site
 #   relations  with which verbs each of them is stated, and what follows from it

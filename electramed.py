@@ -175,7 +175,7 @@ SMALL = ElectraConfig()
 BASE = ElectraConfig(embedding_size=768, hidden_size=768, num_attention_heads=12, intermediate_size=3072,
                      generator_size=1 / 3)
 PRESETS = {
-    # `tiny` is ours, for a first look: two minutes on a CPU. In two minutes it cannot overfit, so it does
+    # `tiny` is ours, for a first look: minutes on a CPU. In so short a time it cannot overfit, so it does
     # without dropout, which would take half of the time. Its weights start larger: 0.02 suits a width of 768,
     # and at a width of 128 the same relative size is 0.02 * sqrt(768 / 128) = 0.05.
     "tiny": ElectraConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512,

@@ -1212,7 +1212,7 @@ def load_finetuned(directory: str | os.PathLike) -> Finetuned:
 
         model, tokenizer, labels, _ = load_finetuned("runs/finetune/demo-re")
         row = tokenizer.row("@DRUG$ slowed @DISEASE$ .")
-        logits = model(torch.tensor([row.ids]))                         # (1, C)
+        logits = model.eval()(torch.tensor([row.ids]))                  # (1, C), without dropout
         print(labels[int(logits.argmax())])
 
     raises   ValueError or OSError naming the folder where it holds no fine-tuned model
@@ -1376,7 +1376,8 @@ def fit_seed(seed: int, prepared: Prepared, options: Options, folder: Path) -> N
         log.csv     epoch,loss,dev_f1
                     1,0.412351,0.71209
         model/      the model of the chosen epoch, in the Hugging Face layout, with task.json beside it:
-                    {"task": "demo-ner", "max_length": 128, "tag_loss": "softmax"}
+                    {"task": "demo-ner", "max_length": 128, "tag_loss": "softmax",
+                     "marks_inside_words": ["a-1"]}
         dev.json    {"f1": 0.84, ...}, or {} without a development set
     """
     model, dev_scores, log = train(seed, prepared, options)

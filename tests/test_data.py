@@ -968,6 +968,13 @@ def test_versions_of_a_record_and_deleted_records_are_counted(tmp_path, capsys, 
     assert all(list(read_documents(path)) for path in (tmp_path / "in").iterdir())      # no empty document
 
 
+def test_a_deleted_record_whose_number_is_none_is_refused_with_the_file(tmp_path):
+    deleted = "<DeleteCitation><PMID>eight</PMID></DeleteCitation></PubmedArticleSet>"
+    update = pubmed((1, "eng", "w4", "")).replace("</PubmedArticleSet>", deleted)
+    with pytest.raises(ValueError, match="b.xml after record 1: .*eight"):
+        list(read_documents(write(tmp_path / "b.xml", update)))
+
+
 def test_formulas_of_pubmed_keep_their_words_and_those_of_papers_go(tmp_path):
     formula = ('<mml:math xmlns:mml="http://www.w3.org/1998/Math/MathML"><mml:mrow><mml:mover>\n'
                "<mml:mi>V</mml:mi><mml:mo>\u02d9</mml:mo></mml:mover> <mml:msub><mml:mi>O</mml:mi>\n"
