@@ -2111,7 +2111,7 @@ class SyntheticWorld:
 # numbered from 0.
 #
 # Split -> number of the first abstract it may use, and how many examples it has.
-DEMO_SPLITS = {"train": (10_000_000, 400), "dev": (20_000_000, 200), "test": (30_000_000, 800)}
+DEMO_SPLITS = {"train": (10_000_000, 800), "dev": (20_000_000, 200), "test": (30_000_000, 800)}
 
 
 def is_demo_document(number: int, split: str) -> bool:

@@ -100,7 +100,7 @@ PROTOCOLS: dict[str, dict[str, dict[str, Any]]] = {
 GRID: dict[str, tuple[Any, ...]] = {"learning_rate": (1e-5, 5e-5, 1e-4, 5e-4), "epochs": (3, 5, 15, 20),
                                     "batch_size": (12, 24, 32, 64)}
 # The demo tasks are small, and so is the model of `python train_pretrain.py`: larger steps, more epochs.
-DEMO = {"epochs": 20, "batch_size": 16, "learning_rate": 2e-4}
+DEMO = {"epochs": 10, "batch_size": 16, "learning_rate": 2e-4}
 PROTOCOLS["electramed"] |= {"demo-ner": DEMO, "demo-re": DEMO, "demo-qa": {**DEMO, "max_length": 256}}
 
 # Test scores of the papers in percent, with the standard deviation over ten seeds where the paper has one
