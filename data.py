@@ -69,7 +69,7 @@ import numpy as np
 import regex
 
 from tokenizer import (Casing, Tokenizer, count_words, learn_from_counts, parse_json, preprocess_bluebert,
-                       read_object, write_bytes)
+                       read_object, refuse_text, write_bytes)
 
 try:
     import fcntl
@@ -98,6 +98,7 @@ def text_documents(lines: Iterable[str]) -> Iterator[Document]:
     >>> list(text_documents(["Fever fell.", "Nobody died.", "", "A title"]))
     [['Fever fell.', 'Nobody died.'], ['A title']]
     """
+    refuse_text(lines, "lines")
     for has_text, group in itertools.groupby(map(str.strip, lines), key=bool):  # lines with text, empty, ...
         if has_text:
             yield Document(group)
@@ -679,6 +680,7 @@ def corpus_files(paths: Iterable[str | os.PathLike]) -> tuple[list[Path], int]:
     raises   FileNotFoundError naming a path that is not there, or a pipe, which cannot be read twice;
              ValueError naming a file that is given by itself, but is no text
     """
+    refuse_text(paths, "a list of paths")       # its letters would pass for paths: "/" is the whole disk
     files: list[Path] = []
     left_out: list[str] = []
     for path in map(Path, paths):
@@ -975,6 +977,7 @@ def write_shard(folder: Path, tokenizer: Tokenizer, max_length: int, seed: int, 
         number += 1
     # 2. Cut examples from the documents to train on, then from those held out.
     to_train, kept = (list(build_examples(documents, max_length, rng)) for documents in (train, held_out))
+    counts["cut"] = counts["wordpieces"] - sum(len(a) + len(b) for a, b in to_train + kept)
     tokens, starts, firsts = array("H"), array("q", [0]), array("H")
     for a, b in to_train + kept:
         tokens.fromlist([tokenizer.cls_id, *a, tokenizer.sep_id] + ([*b, tokenizer.sep_id] if b else []))
@@ -1074,6 +1077,7 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, out: 
     if not 8 <= max_length < 2 ** 16:
         raise ValueError(f"max_length {max_length}: less than 8 leaves no room for text, 65535 is the most")
     # 1. What the shards are made from; a folder made from something else is refused.
+    refuse_text(paths, "a list of paths")
     folder, paths = Path(out), list(paths)
     files, left_out = corpus_files(paths)
     refuse_inside(folder, paths)
@@ -1106,6 +1110,14 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, out: 
                 formats.update(entry.get("files"))
             index |= {"files": describe_pmids(folder) + describe_files(formats, left_out), "complete": True}
             write_bytes(folder / "index.json", json.dumps(index, indent=1).encode())
+    # 4. Say what training would not show. (Of whole sentences about a tenth is cut off at examples' ends.)
+    pieces, cut, unknown = (sum(entry.get(key, 0) for entry in shards)
+                            for key in ("wordpieces", "cut", "unknown"))
+    if cut > 0.3 * pieces:
+        say(f"*** {cut / pieces:.0%} of the wordpieces are in no example, because lines of over {max_length} "
+            "are cut; expected a sentence on each line, an empty line between documents ***")
+    if unknown > 0.2 * pieces:
+        say(f"*** {unknown / pieces:.0%} of the wordpieces are [UNK]: is this vocabulary for this text? ***")
     say(index.get("files", f"{folder} was built by an earlier version"))
 
 
@@ -1307,7 +1319,7 @@ def check_label(label: str, labels: Sequence[str], place: str) -> str:
     return label
 
 
-TAG = re.compile(r"O|[BI](-\S+)?")
+TAG = re.compile(r"O|[BI](-[^\s|]+)?")                 # B-DNA|B-protein would be two tags
 # The types in CoNLL's third column. They are phrases and no entities, so that column is skipped.
 PHRASES = frozenset("ADJP ADVP CONJP INTJ LST NP PP PRT SBAR UCP VP".split())
 
@@ -1359,6 +1371,8 @@ def read_tagged(path: Path, labels: Sequence[str] = ()) -> list[TaggedSentence]:
                              "in the last one alone: delete that column")
     # 3. The lines between two empty ones are a sentence.
     sentences = [list(lines) for has_words, lines in itertools.groupby(rows, key=bool) if has_words]
+    if (longest := max(map(len, sentences), default=0)) > 1000:
+        say(f"{path}: one sentence has {longest:,} words: are there empty lines between sentences?")
     return [TaggedSentence([row[0] for row in lines], [row[-1] for row in lines]) for lines in sentences]
 
 
@@ -1436,7 +1450,7 @@ def read_rows(path: Path, forms: Sequence[tuple[str, ...]],
     """
     lines = [(number, line) for number, line in numbered_lines(path) if line.strip()]
     # 1. JSON begins with an object or a list; a sentence may begin with "[Gout" or "[".
-    if lines and re.fullmatch(r"\s*(\[\s*)?({[^\t]*)?", lines[0][1]):
+    if lines and re.fullmatch(r'\s*(\[\s*)?({(\s*".*)?)?', lines[0][1]):
         for place, entry in parse_objects(path, lines):
             if yes_no and "questions" in entry:
                 yield from yes_no_rows(path, entry)
@@ -1450,7 +1464,9 @@ def read_rows(path: Path, forms: Sequence[tuple[str, ...]],
     names = rows.pop(0)[1] if is_header(first, second) else form
     columns = find_columns(names, forms, f"{path}: a header")
     for place, fields in rows:
-        if len(fields) != len(columns) or fields == names:          # a second header: two files were joined
+        # A second header: two files were joined. A CR alone ends lines on an old Macintosh.
+        is_header_again = [*map(str.casefold, fields)] == [*map(str.casefold, names)]
+        if len(fields) != len(columns) or is_header_again or "\r" in "".join(fields):
             raise ValueError(f"{place}: expected {len(columns)} tab-separated columns "
                              f"({', '.join(columns)}), found {len(fields)}: {str(fields)[:200]}")
         yield place, dict(zip(columns, fields))
@@ -1480,13 +1496,17 @@ def read_labelled(path: Path, labels: Sequence[str] = (), forms: Sequence[tuple[
 
     forms    the fields in each form that the file may have; an id may be added
     yes_no   whether the yes/no questions of a file of BioASQ are meant, too
-    raises   ValueError naming the line: a header that is none of the forms would become an example
+    raises   ValueError naming the line: a header that is none of the forms would become an example; or the
+             file, where over half of the labels differ, as texts do
     """
     examples: list[LabelledText] = []
     for number, (place, row) in enumerate(read_rows(path, forms, yes_no)):
         fields = {field: take(row, field, str, place) for field in row if field}
         fields["label"] = check_label(fields["label"].strip(), labels, place)
         examples.append(LabelledText(**{"id": str(number), **fields}))
+    if len({example.label for example in examples}) > max(20, len(examples) / 2):
+        raise ValueError(f"{path}: most labels differ, such as {examples[0].label!r}: is this another "
+                         f"column? expected {' or '.join(map(', '.join, forms))}, or a header of names")
     several = [example.label for example in examples if re.search(r"\w\s*[,;|]\s*\w", example.label)]
     if len(several) > len(examples) / 20:
         say(f"{path}: {len(several)} of {len(examples)} rows have a label like {several[0]!r}, which counts "
@@ -1641,6 +1661,9 @@ def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
             golden = {name: names for _, name, names, _ in asked}
     rows = [row for _, row in parse_objects(path, list(numbered_lines(path)))] or [{}]
     content = {"data": rows} if "context" in rows[0] else rows[0]
+    if len(rows) > 1 and {"data", "questions"} & content.keys() and content is rows[0]:
+        raise ValueError(f"{path}: {len(rows)} JSON objects: expected one, or a question with its context in "
+                         "each")
     if "questions" in content:
         return read_snippets(path, content, batch, golden)
     # 2. Each question of SQuAD's form, with what is known of its answers.
@@ -1675,10 +1698,9 @@ READERS: dict[str, Callable[..., list]] = {
 
 DATA_ROOT = os.environ.get("ELECTRAMED_DATA", "corpora")        # where published data sets lie by default
 SPLITS = ("train", "dev", "test")
-STANDARD_FILES = (("train.txt", "train.tsv", "train.csv", "train.json", "train.jsonl"),
-                  ("dev.txt", "dev.tsv", "dev.csv", "dev.json", "dev.jsonl",
-                   "devel.txt", "devel.tsv", "devel.csv", "devel.json", "devel.jsonl"),
-                  ("test.txt", "test.tsv", "test.csv", "test.json", "test.jsonl"))
+STANDARD_FILES = tuple(tuple(f"{name}.{ending}" for name in names.split()
+                             for ending in ("txt", "tsv", "csv", "json", "jsonl"))
+                       for names in ("train", "dev devel valid validation val", "test"))
 
 
 class Task(NamedTuple):
@@ -1788,6 +1810,11 @@ def find_folder(root: Path, folder: str) -> Path:
     return min(root.glob(in_any_case), default=root / folder) if folder else root
 
 
+def has_files(folder: Path, task: Task) -> bool:
+    """Tell whether a folder holds a file with a name of this task."""
+    return any(any(folder.glob(pattern)) for pattern in itertools.chain(*task.files))
+
+
 def find_split(name: str, split: str, directory: str | os.PathLike | None) -> list[Path]:
     """Find the files of a split, sorted, in the folder itself or where the data root has the task.
 
@@ -1797,9 +1824,9 @@ def find_split(name: str, split: str, directory: str | os.PathLike | None) -> li
     task, root = find_task(name), Path(directory or DATA_ROOT)
     if name.startswith("demo-"):
         return []
-    folders, patterns = (root, find_folder(root, task.folder)), task.files[SPLITS.index(split)]
+    folder = root if has_files(root, task) else find_folder(root, task.folder)
     # The first pattern that finds a file wins: a published file goes before a substitute.
-    found = (sorted(folder.glob(pattern)) for folder in folders for pattern in patterns)
+    found = (sorted(folder.glob(pattern)) for pattern in task.files[SPLITS.index(split)])
     return next(filter(None, found), [])
 
 
@@ -1811,7 +1838,7 @@ def missing_files(name: str, directory: str | os.PathLike) -> list[tuple[str, Pa
     user's own, which must not be mixed with published files.
     """
     task, root = VOCABULARIES.get(name) or find_task(name), Path(directory)
-    if any(any(root.glob(pattern)) for pattern in itertools.chain(*task.files)):
+    if has_files(root, task):
         return []
     folder, files = find_folder(root, task.folder), PUBLISHED_FILES.get(name, "")
     return [(f"{GITHUB}/{task.source}/{file}", folder / file, blob)
@@ -1851,6 +1878,8 @@ def describe_missing(name: str, split: str, directory: str | os.PathLike | None)
     if found := find_split(name, split, directory):
         return f"{name}: no examples in the {split} file of {found[0].parent}"
     task, root = find_task(name), Path(directory or DATA_ROOT)
+    if root.is_file():
+        return f"{root} is a file: pass the folder that holds train, dev and test files"
     places = " or ".join(dict.fromkeys(map(str, (root, root / task.folder))))       # a kind has but one
     how = f" (published as {task.source})" if task.source else ""
     if files := missing_files(name, root):
@@ -1914,6 +1943,8 @@ def read_splits(name: str, directory: str | os.PathLike | None,
     #    set, too. Without one of its own, no epoch is chosen: the model after the last epoch is used.
     wanted = [split for split in SPLITS if split != "dev" or split in there]
     examples = {split: read_task(name, split, directory) for split in wanted}
+    if examples["train"] == examples["test"]:
+        say(f"*** {name}: the training set and the test set are the same ***")
     if not examples.get("dev") or examples["dev"] == examples["test"]:
         examples.pop("dev", None)
         say(f"{name}: no development set that differs from the test set, so the last epoch counts")
@@ -2226,6 +2257,8 @@ def given(text: str) -> str:
     """Return a text from the command line; refuse an empty one, such as "$DIR" where DIR has no value."""
     if not text:
         raise argparse.ArgumentTypeError("is empty: is a variable of the shell not set?")
+    if re.search(r"[\0-\x1f\x7f]", text):              # an error that names it would not be one line
+        raise argparse.ArgumentTypeError(f"{text!r} holds a line end or another control character: rename it")
     return text
 
 

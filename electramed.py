@@ -103,8 +103,9 @@ class ElectraConfig:
         for name in (*SIZES, "max_position_embeddings"):
             if not isinstance(value := getattr(self, name), int) or value < 1:
                 raise ValueError(f"{name} must be a whole number from 1, not {value!r}")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "mask_prob"):
-            if not 0 <= (value := getattr(self, name)) < 1:
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "mask_prob", "initializer_range",
+                     "layer_norm_eps"):
+            if not (isinstance(value := getattr(self, name), (int, float)) and 0 <= value < 1):
                 raise ValueError(f"{name} must be a number from 0 and below 1, not {value}")
         if not 0 < self.generator_size <= 1:
             raise ValueError(f"generator_size must be above 0 and up to 1, not {self.generator_size}")
@@ -1101,7 +1102,7 @@ def save_pretrained(model: Any, directory: str | os.PathLike, tokenizer: Any = N
     tokenizer     a Tokenizer, or None; the generator gets its files too, so that it can be used by itself
     labels        of a task head, in the order of its outputs; none given: LABEL_0, LABEL_1 as in transformers
     extra_files   content of further files of the folder, by name
-    raises        as written_whole
+    raises        as written_whole; ValueError also where labels or tokenizer are another model's
     """
     networks = {"": model}
     if isinstance(model, ElectraForPretraining):
@@ -1116,13 +1117,16 @@ def save_pretrained(model: Any, directory: str | os.PathLike, tokenizer: Any = N
             # 2. The configuration.
             content = {"architectures": [network.architecture], **json.loads(network.config.to_json())}
             if isinstance(network, (TokenTagger, SequenceClassifier)):
-                names = labels or [f"LABEL_{number}" for number in range(network.num_labels)]
+                names = list(labels) or [f"LABEL_{number}" for number in range(network.num_labels)]
+                if len({*names}) < len(names) or len(names) != network.num_labels:
+                    raise ValueError(f"labels are {names}: expected {network.num_labels} different ones")
                 content["id2label"] = dict(enumerate(names))
                 content["label2id"] = {name: number for number, name in enumerate(names)}
             (folder / "config.json").write_text(json.dumps(content, indent=2))
             # 3. The vocabulary.
             if tokenizer is not None:
                 tokenizer.save(folder, max_length=network.config.max_position_embeddings)
+            read_config(folder)             # compares both: a folder that nobody can read replaces none
         for name, raw in (extra_files or {}).items():
             (whole / name).write_bytes(raw)
 
@@ -1290,15 +1294,25 @@ def load_head(directory: str | os.PathLike) -> tuple[nn.Module, list[str]]:
         raise ValueError(f"{path}: architectures is {found}, which is no fine-tuned model")
     labels: list[Any] = []
     if kind is not SpanExtractor:
-        named = dict(content.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"})   # transformers' default
-        labels = [named.get(str(number)) for number in range(len(named))]
-        numbers = {label: number for number, label in enumerate(labels)}
-        if None in labels or len(numbers) < len(labels) or content.get("label2id", numbers) != numbers:
+        named = content.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}         # transformers' default
+        labels = [named.get(str(n)) for n in range(len(named))] if isinstance(named, dict) else [named]
+        is_text = all(isinstance(label, str) for label in labels)
+        numbers = {str(label): number for number, label in enumerate(labels)}
+        if not is_text or len(numbers) < len(labels) or content.get("label2id", numbers) != numbers:
             raise ValueError(f"{path}: id2label is {named}, label2id {content.get('label2id')}: expected "
-                             "every label once, numbered from 0, and the same in both")
+                             "every label once, as text, numbered from 0, and the same in both")
     model = kind(config, len(labels)) if labels else kind(config)
     load_weights(model, folder)
     return model, labels
+
+
+def check_sizes(theirs: ElectraConfig, network: Any, folder: Path) -> None:
+    """Raise ValueError naming a size that differs; shapes of weights do not tell the number of heads."""
+    for name in SIZES:
+        size, wanted = getattr(theirs, name), getattr(network.config, name)
+        if size != wanted:
+            raise ValueError(f"{folder}: {name} is {size}, that of this {type(network).__name__} {wanted}: "
+                             "choose the preset or sizes it was trained with")
 
 
 def load_encoder(model: nn.Module, directory: str | os.PathLike) -> None:
@@ -1308,6 +1322,7 @@ def load_encoder(model: nn.Module, directory: str | os.PathLike) -> None:
     of questions (SQuAD first, then BioASQ), while labels differ.
     """
     folder = model_folder(directory)
+    check_sizes(read_config(folder), model, folder)
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("electra.")}
     taken = ("electra.", "qa_outputs.") if isinstance(model, SpanExtractor) else ("electra.",)
     found = {name: tensor for name, tensor in read_weights(folder).items() if name.startswith(taken)}
@@ -1331,15 +1346,11 @@ def load_initial(model: Any, directory: str | os.PathLike) -> str:
     else:
         source = type(model)(read_config(folder))           # a Discriminator or a MaskedLanguageModel
         load_weights(source, folder)
-    # 2. Check that its networks have the sizes of ours. Shapes of weights do not tell the number of heads.
+    # 2. Check that its networks have the sizes of ours.
     for place, network in model.named_modules():
         if isinstance(network, Network):
-            theirs, ours = source.get_submodule(place).config, network.config
-            for name in SIZES:
-                if getattr(theirs, name) != getattr(ours, name):
-                    raise ValueError(f"{folder}: {name} of its {type(network).__name__} is "
-                                     f"{getattr(theirs, name)}, this run's {getattr(ours, name)}: choose the "
-                                     "preset or sizes it was trained with")
+            theirs: Any = source.get_submodule(place)
+            check_sizes(theirs.config, network, folder)
     # 3. Copy. The number of positions may differ: positions that the other model lacks keep their initial
     #    values, so that a run at 512 tokens can go on from one at 128.
     weights = source.state_dict()
@@ -1585,7 +1596,11 @@ class Device:
             print(f"waiting for all {ranks} processes", file=sys.stderr)
         # The timeout is a day, because the others wait while the first process tokenizes the corpus. If a
         # process dies, the others notice it at once, whatever the timeout.
-        torch.distributed.init_process_group(timeout=datetime.timedelta(days=1))
+        try:
+            torch.distributed.init_process_group(timeout=datetime.timedelta(days=1))
+        except RuntimeError as error:
+            raise OSError(f"process {rank} of {ranks} finds no others ({error}): see MASTER_ADDR and "
+                          "MASTER_PORT") from None
         atexit.register(torch.distributed.destroy_process_group)
         return dataclasses.replace(self, rank=rank, ranks=ranks)
 

@@ -39,7 +39,7 @@ import re
 import statistics
 import string
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -177,8 +177,9 @@ def compare(gold: set[Decision], predicted: set[Decision]) -> Scores:
 
 def _check_lengths(what: str, gold: Sized, predicted: Sized) -> None:
     """Raise ValueError where a side is no list, or the two are not equally long, which zip would hide."""
-    if isinstance(gold, str) or isinstance(predicted, str):  # their letters would pass for items
-        raise ValueError(f"{what}: expected two lists, found a text in {gold!r} and {predicted!r}")
+    # The letters of a text, or the keys of a dictionary, would pass for items.
+    if isinstance(gold, (str, Mapping, Set)) or isinstance(predicted, (str, Mapping, Set)):
+        raise ValueError(f"{what}: expected two lists, found {gold!r} and {predicted!r}")
     if len(gold) != len(predicted):
         raise ValueError(f"{what}: expected {len(gold)}, found {len(predicted)}")
 
@@ -288,7 +289,7 @@ def _check_questions(gold: Mapping[str, Sequence[str]], predicted: Mapping[str, 
     for side, answers, is_text in (("gold", gold, False), ("predicted", predicted, one_answer)):
         expected = "a text" if is_text else "a list"
         for question, answer in answers.items():
-            if isinstance(answer, str) != is_text:
+            if isinstance(answer, str) != is_text or isinstance(answer, Mapping):
                 raise ValueError(f"{side}, question {question!r}: expected {expected}, found {answer!r} "
                                  "(gold comes first, then predicted)")
     if unknown := predicted.keys() - gold.keys():

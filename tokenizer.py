@@ -275,7 +275,7 @@ def read_tokenizer_json(path: Path) -> tuple[list[str], Casing]:
             raise ValueError(f"{path}: {key}: expected {kind}, as BERT and ELECTRA have it")
     model, normaliser = parts["model"], parts["normalizer"]
     vocab = model.get("vocab", {})
-    if sorted(vocab.values()) != [*range(len(vocab))]:
+    if not isinstance(vocab, dict) or {*map(repr, vocab.values())} != {*map(repr, range(len(vocab)))}:
         raise ValueError(f"{path}: model.vocab: expected pieces with the ids 0, 1, 2, ...")
     casing = check_settings(path, {**model, **normaliser, "added_tokens": parts.get("added_tokens"),
                                    "do_lower_case": normaliser.get("lowercase", True),
@@ -503,7 +503,8 @@ class Tokenizer:
 
         first, second   a text, or the ids of its pieces
         """
-        a, b = (self.encode(part) if isinstance(part, str) else list(part) for part in (first, second or ""))
+        a, b = (self.encode(part) if isinstance(part, str) else list(part)
+                for part in (first, "" if second is None else second))
         opening = [self.cls_id, *a, self.sep_id]
         return Row(opening if second is None else [*opening, *b, self.sep_id], len(opening))
 

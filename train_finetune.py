@@ -320,6 +320,11 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     data.write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
 
 
+def tsv_row(*fields: str) -> str:
+    """Join fields by tabs; a tab or a line end in one of them, as JSON may hold, becomes a space."""
+    return "\t".join(re.sub(r"[\t\r\n]", " ", field) for field in fields)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, for people too: one value on each line, and letters such as β as they are."""
     data.write_bytes(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
@@ -422,6 +427,7 @@ class Kind:
     head: Any
     own_options: tuple[str, ...] = ()       # options that mean something for this kind alone
     nothing: dict[str, Any] = {}            # the result of an empty line of raw text
+    raw_form = "text"                       # what raw lines hold, as data.detect_format names it
     remark = ""                             # what a reader of the scores has to know
 
     def __init__(self, task: Task, examples: Examples = (), facts: dict[str, Any] | None = None) -> None:
@@ -496,7 +502,9 @@ class Kind:
 # Training files differ in how they cut words: JNLPBA's keeps IL-2 whole, that of ncbi-disease makes it three
 # words, IL - 2. Raw text has to be cut as the training file was, so training writes down what that file does.
 
-CUT_BEFORE = re.compile(r"(?!.*\S[.,](?!\S)).*(?<!\S)[.,](?!\S)", re.S)     # text whose words are cut already
+# Text whose words are cut already: marks stand between spaces, and none where prose has it at its word, which
+# is each comma, the last full stop, and brackets around a word. ("S. aureus" is one of the file's own words.)
+CUT_BEFORE = re.compile(r"(?!.*\S,(?!\S)|.*\S\.\s*\Z|.*(?<!\S)\([^\s()]+\)(?!\S)).*(?<!\S)[.,()](?!\S)", re.S)
 MARK = re.compile(r"[^\w\s]|_")                 # a punctuation mark or symbol
 
 
@@ -698,7 +706,9 @@ class Tagging(Kind):
     def raw_examples(self, line: Line, tokenizer: Tokenizer) -> Iterator[RawSentence]:
         """Split a line into sentences, and these into words, of which each keeps its place in the line."""
         inside = self.facts.get("marks_inside_words", [])                   # models of before have none
-        for first, last in data.split_sentences(line.text):
+        # A line whose words are cut already is a sentence of a file.
+        whole = [(0, len(line.text))] if CUT_BEFORE.match(line.text) else data.split_sentences(line.text)
+        for first, last in whole:
             words = cut_words(line.text[first:last], tokenizer, inside)
             spans = [(first + start, first + end) for start, end in words]
             texts = [line.text[start:end] for start, end in spans]
@@ -743,6 +753,7 @@ class Classification(Kind):
 
     head = SequenceClassifier
     nothing = {"label": None, "score": None}
+    raw_form = "JSON"
 
     def encode(self, examples: Examples, tokenizer: Tokenizer, max_length: int) -> list[Feature]:
         """Make one row of each example; of a pair that is too long, the longer part is cut piece by piece.
@@ -775,7 +786,7 @@ class Classification(Kind):
             index   label
             s7.1    treats
         """
-        rows = [f"{example.id}\t{label}" for example, label in zip(examples, predictions)]
+        rows = [tsv_row(example.id, label) for example, label in zip(examples, predictions)]
         write_lines(folder / "predictions.tsv", ["index\tlabel", *rows])
 
     def errors(self, examples: Examples, predictions: Sequence[Any]) -> Iterator[Mistake]:
@@ -799,6 +810,12 @@ class Classification(Kind):
             yield {**asked, "label": self.labels[output.argmax()], "score": score}
 
 
+def named_negative(labels: Iterable[str]) -> str | None:
+    """Return the label that means "no relation" by its name (NEGATIVE_NAMES), None where there is none."""
+    by_name = [label for name in NEGATIVE_NAMES for label in sorted(labels) if label.casefold() == name]
+    return next(iter(by_name), None)
+
+
 class Relations(Classification):
     """Name the relation between two entities of a sentence, or say that there is none.
 
@@ -817,11 +834,14 @@ class Relations(Classification):
     """
 
     own_options = ("negative",)
+    raw_form = "text"
 
     def __init__(self, task: Task, examples: Examples = (), facts: dict[str, Any] | None = None) -> None:
         """Take or find the labels, and say which one was taken for the negative one: scores leave it out."""
         super().__init__(task, examples, facts)
-        self.negative = task.negative or self.labels[0]
+        self.negative = (task.negative or self.facts.get("negative") or named_negative(self.labels)
+                         or self.labels[0])
+        self.facts = {"negative": self.negative}
         self.remark = f", {self.negative!r} taken for \"no relation\""
 
     def find_labels(self, examples: Examples) -> tuple[str, ...]:
@@ -831,8 +851,7 @@ class Relations(Classification):
         such as "false" or "0", and where there is none, the most frequent label.
         """
         counts = self.count_labels(examples)
-        by_name = [label for name in NEGATIVE_NAMES for label in sorted(counts) if label.casefold() == name]
-        negative = self.task.negative or (by_name or counts.most_common(1)[0])[0]
+        negative = self.task.negative or named_negative(counts) or counts.most_common(1)[0][0]
         return (negative, *sorted(counts.keys() - {negative}))
 
     def score(self, examples: Examples, predictions: Sequence[str]) -> Measures:
@@ -925,7 +944,8 @@ class Ranking(Classification):
     def write(self, folder: Path, examples: Sequence[data.LabelledText],
               predictions: Sequence[float]) -> None:
         """Write predictions.tsv: rows of probability, question and candidate, as in the test file."""
-        rows = [f"{p:.6g}\t{example.text}\t{example.text_pair}" for example, p in zip(examples, predictions)]
+        rows = [tsv_row(f"{p:.6g}", example.text, str(example.text_pair))
+                for example, p in zip(examples, predictions)]
         write_lines(folder / "predictions.tsv", ["probability\tquestion\tanswer_candidate", *rows])
 
     def errors(self, examples: Examples, predictions: Sequence[float]) -> Iterator[Mistake]:
@@ -999,6 +1019,7 @@ class Answers(Kind):
 
     head = SpanExtractor
     nothing: dict[str, Any] = {"answers": []}
+    raw_form = "JSON"
 
     @property
     def is_bioasq(self) -> bool:
@@ -1051,21 +1072,11 @@ class Answers(Kind):
         return features
 
     def announce(self, split: str, examples: Examples, features: Features) -> None:
-        """Say the ceiling: the score of the gold answers that stand as whole words in their passages.
-
-        They are scored as if they were the predictions. A prediction is a span of words, so no model can give
-        more exact answers; only F1, which counts words, can rise above this where an answer is nearly right.
-        Where the ceiling is 1, nothing is said. Of a test batch of BioASQ without its golden file it is 0.
-        """
-        found = []
-        for example in examples:
-            gold = [text for text, _ in example.answers] or example.gold or []
-            found.append([Answer(text, 0, 0, 1.0) for text in gold
-                          if re.search(rf"(?<!\w){re.escape(text)}(?!\w)", example.context, re.I)])
-        ceiling = self.score(examples, found)[self.task.metric]
-        if ceiling < 1:
-            say(f"{split}: the gold answers that stand as whole words in their passages, fed back as "
-                f"predictions, score {self.task.metric} {100 * ceiling:.2f}")
+        """Say how much of a test set of BioASQ cannot be scored: without its golden file, nothing can."""
+        lacking = sum(not (example.answers or example.gold) for example in examples)
+        if self.is_bioasq and lacking:
+            say(f"*** {split}: {lacking:,} of {len(examples):,} snippets belong to questions without an "
+                "answer, as in a test batch without its golden file: they count as wrong ***")
 
     def decode(self, examples: Examples, features: Features, outputs: Outputs,
                best: int = BEST_SPANS, max_pieces: int = MAX_ANSWER_PIECES) -> list[list[Answer]]:
@@ -1702,8 +1713,11 @@ def as_trained(options: Options, trained: Finetuned, examples: dict[str, list]) 
     if not isinstance(model, head) or set(trained.labels) != set(task.labels or trained.labels):
         theirs = ", ".join(map(visible, trained.labels)) or "no labels"
         ours = ", ".join(task.labels) or "any labels"
+        trained_as = f" (of --task {trained.facts['task']})" if "task" in trained.facts else ""
         raise ValueError(f"{options.task} asks for a {head.__name__} with {ours}, the model is a "
-                         f"{type(model).__name__} with {theirs}: choose another --task or model")
+                         f"{type(model).__name__} with {theirs}{trained_as}: choose another --task or model")
+    if options.negative and options.negative not in trained.labels:
+        raise ValueError(f"--negative {options.negative}: the labels are {', '.join(trained.labels)}")
     task = task._replace(labels=trained.labels, negative=options.negative or task.negative)
     kind = KINDS[task.kind](task, (), trained.facts)
 
@@ -1741,19 +1755,24 @@ def score_trained(options: Options) -> str:
 # Raw text goes the same way as a test set: the kind makes examples of its lines, encodes them, and decodes
 # the outputs. Only the last step differs: results are printed for each line, and nothing is scored.
 
-def input_lines(path: str) -> Iterator[Line]:
+def input_lines(path: str, form: str) -> Iterator[Line]:
     """Yield the lines of a file, or of standard input for "-", as they are; of a corpus file its documents.
 
     XML and archives are read as for pre-training; an empty line stands between their sentences. The file is
     opened once, so that a pipe can be read, too.
+
+    form      what the lines should hold, text or JSON; that they look otherwise is said
     raises    ValueError naming file and line where it is not UTF-8, or the archive is damaged
     """
     with data.open_file(path) as file:
-        if data.detect_format(file) in ("xml", "tar"):
+        format = data.detect_format(file)
+        if format in ("xml", "tar"):
             for number, document in enumerate(data.read_documents(path, file=file), start=1):
                 yield Line({"document": number, **document.id}, f"{path} document {number}",
                            "\n\n".join(document))
         else:
+            if format not in ("text", "binary", form):
+                say(f"*** {path} seems to be {format}: each line is read as {form} ***")
             for number, text in data.numbered_lines("standard input" if path == "-" else path, file):
                 yield Line({"line": number}, f"{path} line {number}", text)
 
@@ -1768,7 +1787,9 @@ def predict_lines(options: Options) -> None:
     trained = load_finetuned(options.out)
     task = data.take(trained.facts, "task", str, f"{options.out}: {TASK_FILE}")
     prepared, options = as_trained(dataclasses.replace(options, task=task), trained, {})
-    kind, lines = prepared.kind, input_lines(str(options.predict))
+    kind, lines = prepared.kind, input_lines(str(options.predict), prepared.kind.raw_form)
+    if sys.stdout is None:
+        raise ValueError("standard output is closed: redirect it to a file")
     is_ascii = "utf" not in str(sys.stdout.encoding).lower()        # then β has to be written as \u03b2
 
     while block := list(itertools.islice(lines, READ_AT_ONCE)):

@@ -483,7 +483,7 @@ def run_steps(run: Run, step: int, stop: Stop, deadline: float) -> int:
         evaluations = CsvLog(out / "eval.csv", step, Evaluation._fields)
         parameters = sum(weight.numel() for weight in model.parameters())
         where = f"{device.kind} {device.precision} x {device.count}"
-        note = f", continuing after step {step:,}" if step else ""
+        note = f", continuing after step {step:,} of {options.steps:,}" if step else ""
         say(f"{parameters:,} parameters, {len(run.shards.train):,} examples, {where}{note}")
     unchecked: list[torch.Tensor] = []      # results of the last steps, which nobody has read yet
     since = saved_at = time.monotonic()
@@ -928,6 +928,8 @@ def record_run(folder: Path, options: dict, fixed: Iterable[str], made_from: dic
         recorded = before.get("made_from")
         if not isinstance(recorded, dict):
             raise ValueError(f"{path} is not from a run of this program, or damaged: {elsewhere}")
+        if foreign := sorted(before.keys() - options.keys() - {"made_from"}):
+            raise ValueError(f"{folder} holds a run of another program, with {flag(foreign[0])}: {elsewhere}")
         for name in fixed:
             if before.get(name) != options[name]:
                 raise ValueError(f"{folder} holds a run with {flag(name)} {before.get(name)}, "

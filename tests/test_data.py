@@ -2872,3 +2872,89 @@ def test_fetching_from_the_command_line_names_what_is_there_and_knows_its_tasks(
     assert status == 2 and "gad: no train file in" in err
     status, out, err = command("fetch", "squad")
     assert status == 2 and not out and "invalid choice: 'squad'" in err
+
+
+# --- 10. What is easily given instead of what is meant ---
+
+def test_one_path_or_text_in_place_of_a_list_is_refused(tmp_path, tiny_tokenizer):
+    """The letters of a path would be read as paths, and the first of them is the whole disk."""
+    path, out = str(write(tmp_path / "a.txt", "Fever fell.")), tmp_path / "out"
+    for call in (lambda: data.corpus_files(path), lambda: build_shards(path, tiny_tokenizer, out),
+                 lambda: data.learn_vocabulary(path, 60, True), lambda: list(data.text_documents("Fever."))):
+        with pytest.raises(ValueError, match="expected .*, found the text"):
+            call()
+
+
+@pytest.mark.parametrize("name, rows, message", [
+    # a label before its sentence
+    ("train.tsv", [f"treats\tDrug {n} heals ." for n in range(30)], "most labels differ, such as 'Drug 0 "),
+    ("train.tsv", ["text\tlabel", "a b\tx", "Text\tLabel"], "line 3: expected 2 tab-separated columns"),
+    ("train.tsv", ["a heals .\ttreats\rb met .\tnone"], "line 1: expected"),
+    ("train.jsonl", ['{"text":\t"a b",\t"label":\t5.5}'], "'label' is 5.5"),
+])
+def test_rows_that_are_not_what_they_seem_are_refused(tmp_path, name, rows, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        data.read_labelled(write(tmp_path / name, "\n".join(rows) + "\n"))
+
+
+def test_two_tags_in_one_column_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="line 1"):
+        data.read_tagged(write(tmp_path / "train.txt", "IL-2 B-DNA|B-protein\n"))
+
+
+def test_a_file_without_empty_lines_is_mentioned(tmp_path, capsys):
+    assert len(data.read_tagged(write(tmp_path / "train.txt", "gout B-D\n" * 1001))[0].words) == 1001
+    assert "one sentence has 1,001 words: are there empty lines" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stem", ["valid", "validation", "val"])
+def test_a_development_file_has_the_names_that_people_give_it(tmp_path, stem):
+    write(tmp_path / f"{stem}.tsv", "a b .\tx\n")
+    assert read_task("re", "dev", tmp_path) == [LabelledText("0", "a b .", "x")]
+
+
+def test_a_test_set_that_is_the_training_set_is_mentioned(tmp_path, capsys):
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}.tsv", "a b .\tx\n")
+    data.read_splits("re", tmp_path)
+    assert "the training set and the test set are the same" in capsys.readouterr().err
+
+
+def test_a_file_in_place_of_its_folder_is_named(tmp_path):
+    path = write(tmp_path / "train.tsv", "a b .\tx\n")
+    with pytest.raises(FileNotFoundError, match="is a file: pass the folder"):
+        read_task("re", "train", path)
+
+
+def test_the_splits_of_two_data_sets_are_not_mixed(tmp_path):
+    """train.txt in the folder itself: then the published dev.txt below it belongs to another set."""
+    write(tmp_path / "train.txt", "gout B-Disease\n")
+    write(tmp_path / "ner" / "ncbi-disease" / "dev.txt", "gout O\n")
+    assert data.find_split("ncbi-disease", "train", tmp_path) == [tmp_path / "train.txt"]
+    assert data.find_split("ncbi-disease", "dev", tmp_path) == []
+    (tmp_path / "train.txt").unlink()
+    assert len(data.find_split("ncbi-disease", "dev", tmp_path)) == 1
+
+
+def test_several_dumps_of_questions_in_one_file_are_refused(tmp_path):
+    """Two files of SQuAD that were joined: the second one would be lost."""
+    path = write(tmp_path / "train.json", (json.dumps({"data": []}) + "\n") * 2)
+    with pytest.raises(ValueError, match="2 JSON objects: expected one"):
+        data.read_questions(path)
+
+
+def test_cut_text_and_a_vocabulary_that_does_not_fit_are_mentioned(tmp_path, tiny_tokenizer, capsys):
+    for name, line, cut, unknown in (("whole", "the drug .", False, False), ("foreign", "βγδ .", False, True),
+                                     ("long", "the drug " * 60, True, False)):
+        text = write(tmp_path / f"{name}.txt", f"{line}\n\n" * 20)
+        build_shards([text], tiny_tokenizer, tmp_path / name, 16, workers=1)
+        said = capsys.readouterr().err
+        assert said.endswith("1 file: 1 text\n")
+        assert ("of the wordpieces are in no example" in said) == cut
+        assert ("of the wordpieces are [UNK]" in said) == unknown
+
+
+def test_a_path_with_a_line_end_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        data.main(["info", str(tmp_path / "a\nb")])
+    assert "holds a line end" in capsys.readouterr().err

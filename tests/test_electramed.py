@@ -1420,7 +1420,7 @@ EMBEDDING, OUTPUT = "electra.embeddings.word_embeddings.weight", "generator_lm_h
      "but {folder}/tokenizer.json has 1 pieces"),
     (lambda folder: (folder / "tokenizer.json").write_text("[4]"), "tokenizer.json", "list indices"),
     (lambda folder: change_config(folder, hidden_act=["gelu"]), "config.json", "hidden_act is ['gelu']"),
-    (lambda folder: change_config(folder, mask_prob=None), "config.json", "not supported between"),
+    (lambda folder: change_config(folder, mask_prob=None), "config.json", "mask_prob must be a number"),
     (lambda folder: (folder / "config.json").write_text("[" * 10 ** 5), "config.json", "recursion"),
     (lambda folder: (folder / "config.json").write_bytes(b"\xff{}"), "config.json", "'utf-8' codec"),
     (lambda folder: (folder / "config.json").write_text("{}"), "",
@@ -2199,3 +2199,36 @@ def test_transformers_and_ours_agree_in_logits_loss_and_gradients_there_and_back
         loaded, report = make.from_pretrained(folder, output_loading_info=True)
         assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
         assert same_weights(loaded, theirs)
+
+
+# --- What belongs to another model ---
+
+def test_an_encoder_of_other_heads_is_refused(tiny_config, tmp_path):
+    """Shapes do not tell the number of heads."""
+    save_pretrained(ElectraForPretraining(tiny_config), tmp_path)
+    other = dataclasses.replace(tiny_config, num_attention_heads=2 * tiny_config.num_attention_heads)
+    with pytest.raises(ValueError, match="num_attention_heads is .* of this TokenTagger"):
+        load_encoder(TokenTagger(other, 3), tmp_path)
+
+
+@pytest.mark.parametrize("labels", [["O"], ["O", "B-D", "O"], ["O", "B-D", "I-D", "B-E"]])
+def test_labels_of_another_model_replace_no_good_folder(tiny_config, tiny_tokenizer, tmp_path, labels):
+    model = TokenTagger(tiny_config, 3)
+    save_pretrained(model, tmp_path, tiny_tokenizer, ["O", "B-D", "I-D"])
+    with pytest.raises(ValueError, match="expected 3 different ones"):
+        save_pretrained(model, tmp_path, tiny_tokenizer, labels)
+    with pytest.raises(ValueError, match="vocab_size"):
+        larger = type(tiny_tokenizer)([*tiny_tokenizer.pieces, "more"])
+        save_pretrained(model, tmp_path, larger, ["O", "B-D", "I-D"])
+    assert load_head(tmp_path)[1] == ["O", "B-D", "I-D"]
+
+
+@pytest.mark.parametrize("key, value", [
+    ("id2label", ["a", 1]), ("id2label", 4), ("id2label", {"0": 0, "1": 1}), ("layer_norm_eps", "1e-12"),
+    ("mask_prob", None)])
+def test_values_of_other_types_in_config_json_are_named(tiny_config, tiny_tokenizer, tmp_path, key, value):
+    save_pretrained(SequenceClassifier(tiny_config, 2), tmp_path, tiny_tokenizer)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(ValueError, match=key):
+        load_head(tmp_path)

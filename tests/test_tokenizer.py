@@ -19,6 +19,7 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import regex
 from hypothesis import given, settings, strategies as st
@@ -842,3 +843,17 @@ def test_learnt_vocabulary_is_as_short_as_that_of_the_package():
         length.append(sum(count * len(pieces) for count, pieces in counted))
         unknown.append(sum(count for count, pieces in counted if pieces[0] == "[UNK]"))
     assert length[0] <= 1.01 * length[1] and unknown[0] <= unknown[1]
+
+
+def test_a_row_takes_an_array_of_ids(tiny_tokenizer):
+    assert tiny_tokenizer.row("", np.array([0])).ids == [tiny_tokenizer.cls_id, tiny_tokenizer.sep_id, 0,
+                                                        tiny_tokenizer.sep_id]
+
+
+@pytest.mark.parametrize("vocab", [None, ["[PAD]"], {"[PAD]": "0"}, {"[PAD]": 1}])
+def test_a_tokenizer_json_with_another_vocabulary_than_numbered_pieces_is_refused(tmp_path, vocab):
+    content = {"model": {"type": "WordPiece", "vocab": vocab}, "normalizer": {"type": "BertNormalizer"},
+               "pre_tokenizer": {"type": "BertPreTokenizer"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="expected pieces with the ids 0, 1, 2"):
+        Tokenizer.from_file(tmp_path)

@@ -962,30 +962,14 @@ def gold_span_outputs(features: list[Feature], found: list[list[Answer]]) -> lis
     return outputs
 
 
-def test_the_score_of_the_gold_answers_is_said_before_training(pretrained, tmp_path, capsys):
-    """Of four questions one has no answer that is a span of words: its gold ends inside a word."""
-    context = "the patients took jorganux twice daily . " + "and then " * 30
-    golds = ["jorganux", "twice daily", "jorganu", ("and then " * 30).strip()]
-    paragraphs = [{"context": context, "qas": [{"id": str(i), "question": "what ?", "answers": [
-        {"text": gold, "answer_start": context.index(gold)}]}]} for i, gold in enumerate(golds)]
-    for split in ("train", "test"):
-        (tmp_path / f"{split}.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
-    assert run("qa", pretrained, tmp_path / "out", "--data", str(tmp_path), "--max-length", "64") == 0
-    assert ("test: the gold answers that stand as whole words in their passages, fed back as "
-            "predictions, score f1 75.00" in capsys.readouterr().err)
-
-
-@pytest.mark.parametrize("gold, said", [(["c", "BCD b"], False), (["c"], True), (None, True)])
-def test_a_synonym_of_bioasq_stands_in_its_passage_as_whole_words(gold, said, capsys):
-    """"c" stands inside the word bcd alone; without a golden file nothing is known to be right."""
-    kind_of("bioasq7b").announce("test", [Question("q_1", "a", "b A bcd B", [], 1, gold)], [])
-    assert ("fed back as predictions, score mrr 0.00" in capsys.readouterr().err) == said
-
-
-def test_nothing_is_said_where_every_question_has_an_answer(pretrained, capsys):
-    examples, tokenizer = data.read_task("demo-qa", "test"), Tokenizer.from_file(pretrained)
-    kind = kind_of("demo-qa")
-    kind.announce("test", examples, kind.encode(examples, tokenizer, 256))
+def test_a_test_batch_without_its_golden_answers_is_said_to_count_as_wrong(capsys):
+    kind = kind_of("bioasq7b")
+    questions = [Question(f"q_{n}", "a", "b A", [], 1, gold) for n, gold in enumerate((["A"], None, []))]
+    kind.announce("test", questions[:1], [])
+    assert capsys.readouterr().err == ""
+    kind.announce("test", questions, [])
+    assert "test: 2 of 3 snippets belong to questions without an answer" in capsys.readouterr().err
+    kind_of("squad").announce("test", questions, [])            # SQuAD 2 has questions that nobody can answer
     assert capsys.readouterr().err == ""
 
 
@@ -1779,7 +1763,6 @@ def test_what_cannot_be_found_is_left_out_of_training_and_still_scored(pretraine
     assert run("qa", pretrained, tmp_path / "out", "--data", str(tmp_path)) == 0
     said = capsys.readouterr().err
     assert "tokens, 2 cut" in said
-    assert "fed back as predictions, score f1 50.00" in said
     assert scores(tmp_path / "out")["test"]["exact_match"] <= 0.5
     content["data"][0]["paragraphs"].pop(0)
     (tmp_path / "train.json").write_text(json.dumps(content))
@@ -1857,3 +1840,48 @@ def test_help_shows_the_values_that_depend_on_the_task(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for shown in ("examples in a batch (electramed: 32; ", "bio-electra gad: 32", "passes over the train"):
         assert shown in text
+
+
+# --- 15. What is easily meant otherwise ---
+
+def test_a_line_of_cut_words_is_one_sentence_and_keeps_the_words_of_its_file(pretrained):
+    tokenizer, kind = Tokenizer.from_file(pretrained), kind_of("demo-ner")
+
+    def words(text):
+        line = train_finetune.Line({}, "", text)
+        return [" ".join(sentence.words) for sentence in kind.raw_examples(line, tokenizer)]
+
+    for cut in ("The S. aureus ( i.e. MRSA ) fell . It rose .", "a-b , IL-2 ( x )"):
+        assert words(cut) == [cut]
+    assert words("It fell (p53). It rose.") == ["It fell ( p53 ) .", "It rose ."]
+    assert words("He took (xanfaol) at 25 mg .") == ["He took ( xanfaol ) at 25 mg ."]
+
+
+def test_the_negative_label_is_found_by_its_name_and_kept_in_task_json(trained):
+    task = TASKS["re"]._replace(labels=("treats", "False"))         # of a model that was made elsewhere
+    assert KINDS["re"](task).negative == "False"
+    assert KINDS["re"](task, (), {"negative": "treats"}).negative == "treats"
+    assert json.loads((trained("demo-re") / "model" / "task.json").read_text())["negative"] == "false"
+
+
+def test_a_negative_label_that_the_model_lacks_is_refused_when_it_is_scored(trained, capsys):
+    arguments = ["--task", "demo-re", "--out", str(trained("demo-re")), "--evaluate", "--negative", "flase"]
+    assert train_finetune.main(arguments) == 2
+    assert "--negative flase: the labels are false, " in capsys.readouterr().err
+
+
+def test_lines_of_another_form_are_mentioned_before_they_are_read(trained, tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"text": "gout ."}\n')
+    ask = ["--out", str(trained("demo-re")), "--predict", str(tmp_path / "a.jsonl")]
+    assert train_finetune.main(ask) == 0
+    assert "seems to be JSON: each line is read as text" in capsys.readouterr().err
+
+
+def test_tabs_and_line_ends_inside_a_field_leave_one_row(tmp_path):
+    KINDS["rank"](TASKS["rank"]).write(tmp_path, [LabelledText("1", "Q\nx?", "1", "a\tb")], [0.5])
+    assert (tmp_path / "predictions.tsv").read_text().splitlines()[1:] == ["0.5\tQ x?\ta b"]
+
+
+def test_a_model_of_another_task_names_the_task_it_was_trained_for(trained, capsys):
+    assert train_finetune.main(["--out", str(trained("demo-re")), "--evaluate", "--task", "demo-ner"]) == 2
+    assert "(of --task demo-re): choose another --task" in capsys.readouterr().err

@@ -869,8 +869,9 @@ def test_a_model_without_its_generator_begins_with_a_new_one_of_any_size(tiny_co
 def test_init_refuses_other_sizes_another_vocabulary_and_a_folder_without_one(
         corpus, finished, tmp_path, capsys):
     start = flags(corpus, tmp_path, "--init", str(finished))
-    assert "is 16, this run's 32" in fails([*start, "--hidden-size", "32"], capsys)
-    assert "is 2, this run's 4" in fails([*start, "--num-attention-heads", "4"], capsys)
+    assert "hidden_size is 16, that of this D" in fails([*start, "--hidden-size", "32"], capsys)
+    said = fails([*start, "--num-attention-heads", "4"], capsys)
+    assert "num_attention_heads is 2, that of this Discriminator 4" in said
     Tokenizer([*Tokenizer.from_file(finished).pieces[:-1], "zzz"]).save(tmp_path / "other")
     start[start.index("--out") + 1] = str(tmp_path / "b")
     assert "another vocabulary" in fails([*start, "--vocab", str(tmp_path / "other")], capsys)
@@ -1094,7 +1095,7 @@ def test_an_initial_model_of_other_sizes_is_refused_before_the_corpus_is_tokeniz
         corpus, finished, tmp_path, capsys):
     for more in (["--hidden-size", "32"], ["--objective", "mlm"]):
         said = fails(flags(corpus, tmp_path / "out", "--init", str(finished), *more), capsys)
-        assert "hidden_size of its" in said or "not those that config.json describes" in said
+        assert "hidden_size is 16" in said or "not those that config.json describes" in said
         assert not (tmp_path / "out" / "shards").exists()
 
 
@@ -1150,7 +1151,7 @@ def test_wrong_input_gives_one_line_status_2_and_no_traceback(tmp_path):
                           capture_output=True, text=True)
     assert done.returncode == 2
     *said, error = done.stderr.splitlines()
-    assert said == ["learning a vocabulary of 500 wordpieces"] and error.startswith("error: missing.txt")
+    assert said == ["learning a vocabulary of 525 wordpieces"] and error.startswith("error: missing.txt")
 
 
 def test_without_fcntl_and_sighup_a_run_trains_only_without_the_lock(corpus, finished, tmp_path):
@@ -1208,3 +1209,12 @@ def test_bluebert_text_is_used_for_vocabulary_and_shards_and_another_choice_is_r
     assert train_pretrain.prepare_data(dataclasses.replace(ready, bluebert=False))[1].index == shards.index
     with pytest.raises(ValueError, match="shards was built with {'min_pmid': 0, .*: pass these options, or"):
         train_pretrain.prepare_data(dataclasses.replace(ready, language="eng"))
+
+
+def test_a_folder_of_the_other_program_is_not_written_over(corpus, finished, tmp_path, capsys):
+    """--out where --init was meant would replace the model and its record."""
+    shutil.copytree(finished, tmp_path / "run")
+    record = (tmp_path / "run" / "options.json").read_bytes()
+    with pytest.raises(ValueError, match="holds a run of another program, with --"):
+        train_pretrain.record_run(tmp_path / "run", {"task": "demo-ner", "out": "x"}, [])
+    assert (tmp_path / "run" / "options.json").read_bytes() == record
