@@ -1027,7 +1027,9 @@ class Answers(Kind):
         return self.task.metric == "mrr"                    # of the question tasks only BioASQ's have it
 
     def find_labels(self, examples: Examples) -> tuple[str, ...]:
-        """List no label: answers are positions."""
+        """List no label: answers are positions. Raise ValueError where nothing could be learnt."""
+        if examples and not any(example.answers for example in examples):
+            raise ValueError("no training example has an answer that is in its passage")
         return ()
 
     def text_of(self, example: data.Question) -> str:
@@ -1478,15 +1480,13 @@ def prepare(options: Options, start: Path | None, seed: int) -> Prepared:
     config = dataclasses.replace(config, hidden_dropout_prob=p, attention_probs_dropout_prob=p)
     check_length(options, config)
 
-    # 3. Features of each split. Where an answer is nowhere in its passage, nothing can be learnt.
+    # 3. Features of each split. Those for training need a label: an answer may be nowhere in its passage.
     init = None if options.scratch else start
     prepared = Prepared(kind, tokenizer, config, init, device, examples, {}, test_set)
     for split in examples:
         encode_split(split, prepared, options)
-    features = [feature for feature in prepared.features["train"] if feature.labels is not None]
-    if not features:
-        raise ValueError(f"{options.task}: no training example has an answer that is in its passage")
-    prepared.features["train"] = features
+    prepared.features["train"] = [feature for feature in prepared.features["train"]
+                                  if feature.labels is not None]
     return prepared
 
 

@@ -1885,3 +1885,10 @@ def test_tabs_and_line_ends_inside_a_field_leave_one_row(tmp_path):
 def test_a_model_of_another_task_names_the_task_it_was_trained_for(trained, capsys):
     assert train_finetune.main(["--out", str(trained("demo-re")), "--evaluate", "--task", "demo-ner"]) == 2
     assert "(of --task demo-re): choose another --task" in capsys.readouterr().err
+
+
+def test_a_training_file_whose_answers_have_another_name_is_refused():
+    questions = [Question("1", "What?", "It is gout.", [], article=n) for n in range(3)]
+    with pytest.raises(ValueError, match="no training example has an answer"):
+        KINDS["qa"](TASKS["qa"], questions)
+    assert KINDS["qa"](TASKS["qa"], [*questions, Question("4", "What?", "Gout.", [("Gout", 0)])]).labels == ()
