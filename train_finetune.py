@@ -1027,9 +1027,7 @@ class Answers(Kind):
         return self.task.metric == "mrr"                    # of the question tasks only BioASQ's have it
 
     def find_labels(self, examples: Examples) -> tuple[str, ...]:
-        """List no label: answers are positions. Raise ValueError where nothing could be learnt."""
-        if examples and not any(example.answers for example in examples):
-            raise ValueError("no training example has an answer that is in its passage")
+        """List no label: answers are positions."""
         return ()
 
     def text_of(self, example: data.Question) -> str:
@@ -1074,7 +1072,12 @@ class Answers(Kind):
         return features
 
     def announce(self, split: str, examples: Examples, features: Features) -> None:
-        """Say how much of a test set of BioASQ cannot be scored: without its golden file, nothing can."""
+        """Say how much of a test set of BioASQ cannot be scored: without its golden file, nothing can.
+
+        raises   ValueError where no training example has an answer: nothing could be learnt
+        """
+        if split == "train" and not any(example.answers for example in examples):
+            raise ValueError("no training example has an answer that is in its passage")
         lacking = sum(not (example.answers or example.gold) for example in examples)
         if self.is_bioasq and lacking:
             say(f"*** {split}: {lacking:,} of {len(examples):,} snippets belong to questions without an "
