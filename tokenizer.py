@@ -275,6 +275,7 @@ def read_tokenizer_json(path: Path) -> tuple[list[str], Casing]:
             raise ValueError(f"{path}: {key}: expected {kind}, as BERT and ELECTRA have it")
     model, normaliser = parts["model"], parts["normalizer"]
     vocab = model.get("vocab", {})
+    # repr, because values of other types than int may have no order, or be equal to one (true is 1).
     if not isinstance(vocab, dict) or {*map(repr, vocab.values())} != {*map(repr, range(len(vocab)))}:
         raise ValueError(f"{path}: model.vocab: expected pieces with the ids 0, 1, 2, ...")
     casing = check_settings(path, {**model, **normaliser, "added_tokens": parts.get("added_tokens"),

@@ -502,9 +502,10 @@ class Kind:
 # Training files differ in how they cut words: JNLPBA's keeps IL-2 whole, that of ncbi-disease makes it three
 # words, IL - 2. Raw text has to be cut as the training file was, so training writes down what that file does.
 
-# Text whose words are cut already: marks stand between spaces, and none where prose has it at its word, which
-# is each comma, the last full stop, and brackets around a word. ("S. aureus" is one of the file's own words.)
-CUT_BEFORE = re.compile(r"(?!.*\S,(?!\S)|.*\S\.\s*\Z|.*(?<!\S)\([^\s()]+\)(?!\S)).*(?<!\S)[.,()](?!\S)", re.S)
+# Text whose words are cut already: some mark stands between spaces, and none at a word as prose has it: a
+# comma, a full stop behind three letters or at the end ("S. aureus" is not prose alone), brackets around a word.
+AS_IN_PROSE = r"\S,|[a-z]{3}\.|\S\.\s*\Z|(?<!\S)\([^\s()]+\)"
+CUT_BEFORE = re.compile(rf"(?!.*(?:{AS_IN_PROSE})(?!\S)).*(?<!\S)[.,()](?!\S)", re.S)
 MARK = re.compile(r"[^\w\s]|_")                 # a punctuation mark or symbol
 
 

@@ -929,7 +929,8 @@ def record_run(folder: Path, options: dict, fixed: Iterable[str], made_from: dic
         if not isinstance(recorded, dict):
             raise ValueError(f"{path} is not from a run of this program, or damaged: {elsewhere}")
         if foreign := sorted(before.keys() - options.keys() - {"made_from"}):
-            raise ValueError(f"{folder} holds a run of another program, with {flag(foreign[0])}: {elsewhere}")
+            raise ValueError(f"{folder} holds a run of another program or version, with "
+                             f"{flag(foreign[0])}: {elsewhere}")
         for name in fixed:
             if before.get(name) != options[name]:
                 raise ValueError(f"{folder} holds a run with {flag(name)} {before.get(name)}, "

@@ -1215,6 +1215,6 @@ def test_a_folder_of_the_other_program_is_not_written_over(corpus, finished, tmp
     """--out where --init was meant would replace the model and its record."""
     shutil.copytree(finished, tmp_path / "run")
     record = (tmp_path / "run" / "options.json").read_bytes()
-    with pytest.raises(ValueError, match="holds a run of another program, with --"):
+    with pytest.raises(ValueError, match="holds a run of another program or version, with --"):
         train_pretrain.record_run(tmp_path / "run", {"task": "demo-ner", "out": "x"}, [])
     assert (tmp_path / "run" / "options.json").read_bytes() == record
