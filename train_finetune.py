@@ -502,8 +502,8 @@ class Kind:
 # Training files differ in how they cut words: JNLPBA's keeps IL-2 whole, that of ncbi-disease makes it three
 # words, IL - 2. Raw text has to be cut as the training file was, so training writes down what that file does.
 
-# In text whose words are cut already, some mark stands between spaces, and none stands at a word as in prose: a
-# comma, a full stop behind three letters or at the end, brackets around a word. (Both have "S. aureus".)
+# In text whose words are cut already some mark stands between spaces, and none stands at a word as in prose:
+# a comma, a full stop behind three letters or at the end, brackets around a word. (Both have "S. aureus".)
 AS_IN_PROSE = r"\S,|[a-z]{3}\.|\S\.\s*\Z|(?<!\S)\([^\s()]+\)"
 CUT_BEFORE = re.compile(rf"(?!.*(?:{AS_IN_PROSE})(?!\S)).*(?<!\S)[.,()](?!\S)", re.S)
 MARK = re.compile(r"[^\w\s]|_")                 # a punctuation mark or symbol
