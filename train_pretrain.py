@@ -46,8 +46,8 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 # This has to be set before torch is imported. When torch's threads compute something together, the first
 # to finish wait for the others. By default they wait in a busy loop, and beside two busy programs a step then
-# takes 6 times as long. PASSIVE lets them sleep. On an idle machine that costs the smallest model up to half
-# of its speed, larger ones little.
+# takes 6 times as long. PASSIVE lets them sleep. On an idle machine that costs small batches of the smallest
+# model up to half of their speed, larger ones little.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # The import takes seconds, on a slow disk up to twenty. Who waits at a terminal is told why; Ctrl-C ends the
