@@ -131,7 +131,7 @@ class Options:
 
     # What is written on the way, and where it is computed.
     log_every: int = option(50, "steps between two rows of log.csv", at_least=1)
-    eval_every: int = option(1000, "steps between two rows of eval.csv", at_least=1)
+    eval_every: int = option(None, "steps between evaluations (default: a tenth, up to 1000)", at_least=1)
     # A checkpoint is also written after ten minutes, however many steps these were (CHECKPOINT_SECONDS).
     checkpoint_every: int = option(500, "steps between checkpoints; the last two are kept", at_least=1)
     # train_finetune.py --curve compares these models, which stay in OUT/models.
@@ -192,6 +192,7 @@ def complete(options: Options) -> Options:
     # 1. Collect what the preset says. Keep ten models for good, or a few more in very short runs.
     values = preset_values(options.preset)
     values["keep_every"] = max(1, (options.steps or values["steps"]) // 10)
+    values["eval_every"] = min(1000, values["keep_every"])
 
     # 2. Take these values only where the command line says nothing.
     missing = {name: value for name, value in values.items() if getattr(options, name) is None}
