@@ -2232,3 +2232,14 @@ def test_values_of_other_types_in_config_json_are_named(tiny_config, tiny_tokeni
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     with pytest.raises(ValueError, match=key):
         load_head(tmp_path)
+
+
+def test_a_port_in_use_is_named_where_processes_meet(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1",
+                            "MASTER_PORT": taken.getsockname()[1]}.items():
+            monkeypatch.setenv(name, str(value))
+        with pytest.raises(OSError, match="see MASTER_ADDR and MASTER_PORT"):
+            electramed.Device("cpu", "float32").join()

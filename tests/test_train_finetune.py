@@ -1894,3 +1894,11 @@ def test_a_training_file_whose_answers_have_another_name_is_refused():
         kind.announce("train", questions, [])
     kind.announce("dev", questions, [])
     kind.announce("train", [*questions, Question("4", "What?", "Gout.", [("Gout", 0)])], [])
+
+
+def test_results_are_not_printed_to_a_closed_standard_output(trained, tmp_path, capsys, monkeypatch):
+    (tmp_path / "a.txt").write_text("gout .\n")
+    out = str(trained("demo-re"))
+    monkeypatch.setattr("sys.stdout", None)
+    assert train_finetune.main(["--out", out, "--predict", str(tmp_path / "a.txt")]) == 2
+    assert "standard output is closed" in capsys.readouterr().err
