@@ -1110,7 +1110,7 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, out: 
                 formats.update(entry.get("files"))
             index |= {"files": describe_pmids(folder) + describe_files(formats, left_out), "complete": True}
             write_bytes(folder / "index.json", json.dumps(index, indent=1).encode())
-    # 4. Say what training would not show. (Of whole sentences about a tenth is cut off at examples' ends.)
+    # 4. Say what training would not show. (Of whole sentences an eighth is cut off at examples' ends.)
     pieces, cut, unknown = (sum(entry.get(key, 0) for entry in shards)
                             for key in ("wordpieces", "cut", "unknown"))
     if cut > 0.3 * pieces:
@@ -1818,8 +1818,8 @@ def has_files(folder: Path, task: Task) -> bool:
 def find_split(name: str, split: str, directory: str | os.PathLike | None) -> list[Path]:
     """Find the files of a split, sorted, in the folder itself or where the data root has the task.
 
-    The list is empty where there is none. The demo tasks have no files. Without a folder, the data root is
-    DATA_ROOT.
+    One folder serves all splits, so that two data sets are never mixed. The list is empty where there is no
+    file; the demo tasks have none. Without a folder, the data root is DATA_ROOT.
     """
     task, root = find_task(name), Path(directory or DATA_ROOT)
     if name.startswith("demo-"):

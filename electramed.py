@@ -1126,7 +1126,7 @@ def save_pretrained(model: Any, directory: str | os.PathLike, tokenizer: Any = N
             # 3. The vocabulary.
             if tokenizer is not None:
                 tokenizer.save(folder, max_length=network.config.max_position_embeddings)
-            read_config(folder)             # compares both: a folder that nobody can read replaces none
+            read_config(folder)             # raises where the vocabulary is another model's: then all stays
         for name, raw in (extra_files or {}).items():
             (whole / name).write_bytes(raw)
 
@@ -1320,6 +1320,8 @@ def load_encoder(model: nn.Module, directory: str | os.PathLike) -> None:
 
     A head that finds answers is read, too, where the folder has one: start and end mean the same in all sets
     of questions (SQuAD first, then BioASQ), while labels differ.
+
+    raises   ValueError naming a size that differs, or a weight that does not fit
     """
     folder = model_folder(directory)
     check_sizes(read_config(folder), model, folder)

@@ -543,8 +543,7 @@ def cut_words(text: str, tokenizer: Tokenizer, inside: Container[str]) -> list[t
 
     inside    shapes of marks that the file keeps inside words (marks_inside_words)
     returns   characters (start, end) of each word. Other marks are words of their own, as locate_words has
-              them. Where each comma and full stop stands between spaces, the text was cut into words before,
-              and its spaces are the only borders
+              them. In a text that was cut into words before (CUT_BEFORE), spaces are the only borders
     """
     if CUT_BEFORE.match(text):
         return [found.span() for found in re.finditer(r"\S+", text)]
@@ -589,6 +588,7 @@ class Tagging(Kind):
                 of its borders are right. Precision, recall and F1 are micro-averaged over all types.
     Submission  Columns of word, gold tag and predicted tag, which the conlleval script reads.
     Raw text    A line is split into sentences and these into words, which are then read like those of a file.
+                A line whose words were cut before is one sentence, as in a file.
     """
 
     head = TokenTagger
@@ -705,11 +705,10 @@ class Tagging(Kind):
                 yield *sides, " ".join(example.words)
 
     def raw_examples(self, line: Line, tokenizer: Tokenizer) -> Iterator[RawSentence]:
-        """Split a line into sentences, and these into words, of which each keeps its place in the line."""
+        """Split a line into sentences, and these into words, each with its place in the line."""
         inside = self.facts.get("marks_inside_words", [])                   # models of before have none
-        # A line whose words are cut already is a sentence of a file.
-        whole = [(0, len(line.text))] if CUT_BEFORE.match(line.text) else data.split_sentences(line.text)
-        for first, last in whole:
+        is_cut = CUT_BEFORE.match(line.text)
+        for first, last in [(0, len(line.text))] if is_cut else data.split_sentences(line.text):
             words = cut_words(line.text[first:last], tokenizer, inside)
             spans = [(first + start, first + end) for start, end in words]
             texts = [line.text[start:end] for start, end in spans]
@@ -838,7 +837,10 @@ class Relations(Classification):
     raw_form = "text"
 
     def __init__(self, task: Task, examples: Examples = (), facts: dict[str, Any] | None = None) -> None:
-        """Take or find the labels, and say which one was taken for the negative one: scores leave it out."""
+        """Take or find the labels, and say which one is the negative one, which scores leave out.
+
+        task.json keeps it: {"negative": "false"}. That of a model made elsewhere is known by its name alone.
+        """
         super().__init__(task, examples, facts)
         self.negative = (task.negative or self.facts.get("negative") or named_negative(self.labels)
                          or self.labels[0])
@@ -1765,7 +1767,7 @@ def input_lines(path: str, form: str) -> Iterator[Line]:
     XML and archives are read as for pre-training; an empty line stands between their sentences. The file is
     opened once, so that a pipe can be read, too.
 
-    form      what the lines should hold, text or JSON; that they look otherwise is said
+    form      what the lines should hold, text or JSON; where they look otherwise, that is said
     raises    ValueError naming file and line where it is not UTF-8, or the archive is damaged
     """
     with data.open_file(path) as file:

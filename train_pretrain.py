@@ -921,7 +921,8 @@ def record_run(folder: Path, options: dict, fixed: Iterable[str], made_from: dic
     made_from  name of each file that results depend on -> hash of its content; None: not known yet, keep
                what is recorded
     raises     ValueError naming the first fixed option that has changed since the run began, or all files
-               that have; or the files that are not from a run of this program and would be replaced
+               that have; an option that this program has not, so the run is the other one's; or the files
+               that are not from a run and would be replaced
     """
     path, elsewhere = folder / "options.json", "choose another --out"
     if path.exists():

@@ -10,6 +10,7 @@ Contents
                                the published data sets; fetching
   7. A synthetic world         documents, and the demo tasks made of them
   8. Command line              build, info, learn, fetch
+  9. What is easily given instead of what is meant
 """
 import contextlib
 import csv
@@ -2874,7 +2875,7 @@ def test_fetching_from_the_command_line_names_what_is_there_and_knows_its_tasks(
     assert status == 2 and not out and "invalid choice: 'squad'" in err
 
 
-# --- 10. What is easily given instead of what is meant ---
+# --- 9. What is easily given instead of what is meant ---
 
 def test_one_path_or_text_in_place_of_a_list_is_refused(tmp_path, tiny_tokenizer):
     """The letters of a path would be read as paths, and the first of them is the whole disk."""

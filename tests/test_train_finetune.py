@@ -8,6 +8,7 @@
     6. Gold fed back as predictions    12. Raw text
     13. Files of one's own, and wrong input
     14. Nothing wrong is silent: changed files, nan, labels, questions, every line of raw text
+    15. What is easily meant otherwise: cut text, negative labels, lines of another form
 """
 import csv
 import dataclasses
