@@ -71,11 +71,6 @@ import regex
 from tokenizer import (Casing, Tokenizer, count_words, learn_from_counts, parse_json, preprocess_bluebert,
                        read_object, refuse_text, write_bytes)
 
-try:
-    import fcntl
-except ImportError:                     # Windows has no such locks: there nothing guards a folder
-    fcntl = None                        # type: ignore[assignment]
-
 # --- 1. Documents ---
 #
 # A corpus is a set of files; each file holds documents; a document is a list of sentences. Sentences matter
@@ -86,7 +81,7 @@ except ImportError:                     # Windows has no such locks: there nothi
 class Document(list[str]):
     """Hold the sentences of one document, and its number: {"pmid": "7"} or {"pmcid": "PMC7"}; text has none.
 
-    A PMID that PubMed has deleted comes as a document without sentences: {"deleted": "7"}.
+    A PMID that PubMed has deleted comes as a document without sentences: {"pmid": "-7"}.
     """
 
     id: dict[str, str] = {}
@@ -117,8 +112,7 @@ NEVER_LAST = frozenset("ca Dr Drs FIG FIGS Mr Mrs Ms Mt Prof Sec Sects St".split
     "approx cf chr e.g eq eqs fig figs i.e ref refs resp sect sects ssp subsp suppl tab tabs var viz vol "
     "vols vs")
 # (b) These may stand last, but not before a number: "no. 4", "No. NO1", "Jan. 2012".
-BEFORE_NUMBER = in_both_cases(
-    "al apr aug ca chap dec feb jan jul jun mar no nos nov nr oct p pp sep sept")
+BEFORE_NUMBER = in_both_cases("al apr aug ca chap dec feb jan jul jun mar no nos nov nr oct p pp sep sept")
 # (c) These stand last only if the next word is one of OPENERS: "Smith et al. We ...". Initials and genera
 # (E. coli) are treated like them, and so are abbreviations with full stops inside (i.v., U.S.).
 RARELY_LAST = in_both_cases("al co corp dept inc jr ltd sp spp sr univ")
@@ -144,7 +138,6 @@ SENTENCE_BREAK = regex.compile(
 OPENING_MARKS = regex.compile(r"""\A["'\p{Ps}\p{Pi}]+""")
 # (b), (a-c) and (a, a') stand before the parts of a legend, (ii) before those of a list.
 LETTERED_PART = regex.compile(r"\((?:[a-z]'?(?:[\s,\p{Pd}]{1,3}[a-z]'?){,4},?|[ivx]{1,4})\)")
-CLOSING_BRACKET = regex.compile(r"[^(]{,200}\)")
 INITIAL = regex.compile(r"[A-Z]|(?:[A-Za-z]{1,2}\.)+[A-Za-z]{1,2}")
 
 
@@ -170,7 +163,7 @@ def ends_sentence(text: str, start: int, found: regex.Match) -> bool:
     # (2) Inside brackets nothing ends. The bracket was opened before, and is closed within 200 characters.
     before = text[max(start, stop - 200):stop]
     is_open = before.rfind("(") > before.rfind(")") and ")" not in mark
-    if is_open and CLOSING_BRACKET.match(text, found.end()):
+    if is_open and regex.match(r"[^(]{,200}\)", text, pos=found.end()):
         return False
     # (3) Only a full stop that is alone, or before a citation number ("mice.3"), may not end it. Always an
     #     end: ? and !, several marks ("..."), and a full stop with a quote, a bracket or [3] behind it.
@@ -233,13 +226,13 @@ DAMAGED = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, tarfile.TarEr
 NEVER_EMPTY = ("xml", ".gz", ".xz", ".tgz", ".txz", ".tar")             # PMC's papers end in .nxml
 
 
-def say(text: str, end: str = "\n") -> None:
+def say(text: str) -> None:
     """Print what is going on to stderr; stdout is for results.
 
     A terminal may be closed while a run goes on. Then there is nobody to read this, and no reason to stop.
     """
     with contextlib.suppress(OSError, ValueError):
-        print(text, end=end, file=sys.stderr or open(os.devnull, "w"), flush=True)
+        print(text, file=sys.stderr or open(os.devnull, "w"), flush=True)
 
 
 @contextlib.contextmanager
@@ -268,17 +261,15 @@ def open_file(path: str | os.PathLike, file: Any = None) -> io.BufferedReader:
         if sys.stdin is None:
             raise ValueError("standard input is closed: pass a file")
         path, file = "standard input", getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
-    content = io.BufferedReader(file or cast(Any, open(path, "rb", buffering=0)), READ_BYTES)
+    content: Any = io.BufferedReader(file or open(path, "rb", buffering=0), READ_BYTES)
     magic = content.peek(6)
-    unpacked: Any = None
     if magic.startswith(b"\x1f\x8b"):
-        unpacked = gzip.GzipFile(fileobj=content)
+        content = io.BufferedReader(gzip.GzipFile(fileobj=content), READ_BYTES)
     elif magic.startswith(b"\xfd7zXZ\x00"):
-        unpacked = lzma.LZMAFile(content)
+        content = io.BufferedReader(lzma.LZMAFile(content), READ_BYTES)
         # A file may hold several streams (`cat a.xz b.xz`). LZMAFile takes damage at the start of a later
         # stream for the end of the file. Without these "trailing errors" it raises an error there.
-        unpacked._buffer.raw._trailing_error = ()
-    content = io.BufferedReader(unpacked, READ_BYTES) if unpacked else content
+        content.raw._buffer.raw._trailing_error = ()
     with damage_named(lambda: f"{path} after line 0"):
         if not content.peek() and str(path).lower().endswith(NEVER_EMPTY):
             raise EOFError("it holds nothing")
@@ -409,7 +400,7 @@ class FilePart(NamedTuple):
     line: int                       # number of the first line; 1 tells that a file begins
     format: str                     # "text", "xml", or "left out": a member of an archive that is not read
     content: Any                    # bytes; of an XML file the open file, or None: open it anew
-    position: int = 0               # bytes of the file, as it is on the disk, up to the part's end
+    position: int = 0               # bytes of the corpus, as it is on the disk, up to the part's end
 
 
 def cut_text(file: io.BufferedReader, name: str) -> Iterator[FilePart]:
@@ -490,10 +481,7 @@ def read_parts(path: str | os.PathLike, file: io.BufferedReader | None = None) -
         for part in cut_file(content, str(path), is_given=True):
             if part.format == "left out":
                 left_out.append(part.name)
-            position = 0
-            with contextlib.suppress(OSError):                      # a pipe has no position
-                position = os.lseek(content.fileno(), 0, os.SEEK_CUR)
-            yield part._replace(position=position)
+            yield part
     name_left_out(left_out)
 
 
@@ -576,10 +564,10 @@ def record_document(record: ElementTree.Element, reading: Reading) -> Document:
         if paper_id.get("pub-id-type") in ("pmc", "pmcid"):
             document.id = {"pmcid": "PMC" + (paper_id.text or "").strip().removeprefix("PMC")}
     if pmid := record.findtext("PMID", "").strip():
-        document.id = {"pmid": pmid}
         languages = [element.text for element in record.iter("Language")]
         if int(pmid) < reading.min_pmid or reading.language not in (None, *languages):
             return document
+        document.id = {"pmid": pmid}
         # 2. PubMed's formulas stand for words, "VO2max", and are kept without their accents (V with a dot)
         #    and white space. Under the tag <math> they would be left out, as in papers.
         for formula in list(record.iter("math")):
@@ -626,7 +614,7 @@ def xml_documents(part: FilePart, reading: Reading) -> Iterator[Document]:
             elif event == "end" and element.tag == "DeleteCitation":
                 for deleted in element:
                     document = Document()
-                    document.id = {"deleted": str(int(deleted.text or ""))}
+                    document.id = {"pmid": str(-int(deleted.text or ""))}
                     yield document
     # LookupError: an encoding that nobody knows. ValueError: one that this parser cannot read, or a PMID that
     # is no number. RecursionError: elements inside elements.
@@ -636,7 +624,9 @@ def xml_documents(part: FilePart, reading: Reading) -> Iterator[Document]:
 
 
 def part_documents(part: FilePart, reading: Reading) -> Iterator[Document]:
-    """Yield the documents of one part, each sentence preprocessed, and drop sentences that become empty.
+    """Yield the documents of one part, each sentence preprocessed, without sentences that become empty.
+
+    A document may be left without sentences. Its number counts all the same (see `describe_corpus`).
 
     raises   ValueError naming the line that is not UTF-8, or where the XML is broken
     """
@@ -648,8 +638,7 @@ def part_documents(part: FilePart, reading: Reading) -> Iterator[Document]:
     for document in documents:
         if reading.preprocess:
             document[:] = filter(None, map(reading.preprocess, document))
-        if document or "deleted" in document.id:
-            yield document
+        yield document
 
 
 def read_documents(path: str | os.PathLike, reading: Reading = Reading(),
@@ -681,8 +670,7 @@ def corpus_files(paths: Iterable[str | os.PathLike]) -> tuple[list[Path], int]:
              ValueError naming a file that is given by itself, but is no text
     """
     refuse_text(paths, "a list of paths")       # its letters would pass for paths: "/" is the whole disk
-    files: list[Path] = []
-    left_out: list[str] = []
+    found: list[tuple[Path, str]] = []          # all files, each with its format
     for path in map(Path, paths):
         if not path.is_file() and not path.is_dir():
             raise FileNotFoundError(f"{path}: no such file or folder (a pipe has to be saved as a file)")
@@ -694,24 +682,10 @@ def corpus_files(paths: Iterable[str | os.PathLike]) -> tuple[list[Path], int]:
             if file.is_file():
                 with open_file(file) as content:
                     format = format_to_read(content, str(file), is_given=file == path)
-            if format in READ:
-                files.append(file)
-            else:
-                left_out.append(f"{file} ({format})")
-    name_left_out(left_out)
-    return files, len(left_out)
-
-
-def describe_files(formats: collections.Counter[str], left_out: int) -> str:
-    """Say how many files and members of archives were read: "12 files: 9 XML, 2 text; 1 left out".
-
-    formats     their number, by `FilePart.format`
-    left_out    files of the folders
-    """
-    total, unread = formats.total() + left_out, formats["left out"] + left_out
-    kinds = {"xml": "XML", "text": "text"}
-    read = ", ".join(f"{formats[key]:,} {kind}" for key, kind in kinds.items() if formats[key]) or "none read"
-    return f"{total:,} file{'s' if total != 1 else ''}: {read}" + (f"; {unread:,} left out" if unread else "")
+            found.append((file, format))
+    files = [file for file, format in found if format in READ]
+    name_left_out([f"{file} ({format})" for file, format in found if format not in READ])
+    return files, len(found) - len(files)
 
 
 # --- 3. Pre-training examples ---
@@ -787,7 +761,7 @@ def build_examples(documents: Iterable[list[list[int]]], max_length: int,
 #   00000.tokens.npy     uint16, all examples one after the other, unpadded, with [CLS] and [SEP]
 #   00000.starts.npy     int64, where each example starts, and at the end the number of tokens
 #   00000.first.npy      uint16, length of [CLS] A [SEP]: token type 0; the rest is B [SEP], type 1
-#   00000.pmids.npy      int64, the PMIDs of its documents, and negative those that are to be deleted; only
+#   00000.pmids.npy      int64, the PMIDs of its records, and negative those that are to be deleted; only
 #                        where there are any
 #
 # Two examples, [CLS] 7 8 [SEP] 9 [SEP] and [CLS] 5 [SEP] with [CLS] = 2 and [SEP] = 3, are stored as
@@ -859,8 +833,10 @@ def only_process(folder: str | os.PathLike) -> Iterator[None]:
     lock = os.open(folder / ".electramed.lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     with open(lock, "r+"):
         try:
-            if fcntl:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            import fcntl
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass                                # Windows
         except BlockingIOError:
             raise ValueError(f"{folder} is in use by another process: wait until it ends") from None
         for leftover in [*folder.rglob("*.[0-9]*.unfinished")]:
@@ -917,21 +893,22 @@ def read_blocks(files: Iterable[Path]) -> Iterator[list[FilePart]]:
     The blocks depend on the files alone, and finding them is quick: nothing is parsed or tokenized here. An
     XML file counts with its size on the disk.
 
-    returns   the parts of each block, `position` counted through the whole corpus
+    returns   the parts of each block, with their `position`
     """
     parts: list[FilePart] = []          # of the block that is being filled
     size = earlier = 0                  # bytes in this block, and of the files before this one
     for file in files:
         file_size = file.stat().st_size
-        for part in read_parts(file):
-            # An open file cannot travel to another process, which opens it anew.
-            if not isinstance(part.content, bytes):
-                part = part._replace(content=None, position=file_size)
-            part_size = file_size if part.content is None else len(part.content)
+        content = open_file(file)                                   # read_parts closes it
+        for part in read_parts(file, content):
+            # An open file (of XML) cannot travel to another process, which opens it anew.
+            is_open = part.content is content
+            part_size = file_size if is_open else len(part.content)
+            position = earlier + (file_size if is_open else os.lseek(content.fileno(), 0, os.SEEK_CUR))
             if parts and size + part_size > BLOCK_BYTES:
                 yield parts
                 parts, size = [], 0
-            parts.append(part._replace(position=earlier + part.position))
+            parts.append(part._replace(content=None if is_open else part.content, position=position))
             size += part_size
         earlier += file_size
     if parts:
@@ -960,21 +937,19 @@ def write_shard(folder: Path, tokenizer: Tokenizer, max_length: int, seed: int, 
     train: list[list[list[int]]] = []           # documents as sentences of wordpiece ids
     held_out: list[list[list[int]]] = []
     pmids = array("q")
-    # 1. Turn sentences into wordpiece ids. Each block begins to count at another number, so that blocks of
-    #    fewer than a hundred documents hold out some, too.
-    number = 37 * shard
+    # 1. Turn sentences into wordpiece ids. Each block begins to count at another number (37 a block), so that
+    #    blocks of fewer than a hundred documents hold out some, too.
     for document in itertools.chain.from_iterable(part_documents(part, reading) for part in parts):
-        if "deleted" in document.id:
-            pmids.append(-int(document.id["deleted"]))
-            continue
         if "pmid" in document.id:
             pmids.append(int(document.id["pmid"]))
+        if not document:
+            continue
         sentences = tokenizer.encode_batch(document)
         counts.update(documents=1, sentences=len(document), words=len(" ".join(document).split()),
                       wordpieces=sum(map(len, sentences)),
                       unknown=sum(ids.count(tokenizer.unk_id) for ids in sentences))
-        (held_out if number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else train).append(sentences)
-        number += 1
+        is_held_out = (37 * shard + counts["documents"]) % HELD_OUT_EVERY == 0
+        (held_out if is_held_out else train).append(sentences)
     # 2. Cut examples from the documents to train on, then from those held out.
     to_train, kept = (list(build_examples(documents, max_length, rng)) for documents in (train, held_out))
     counts["cut"] = counts["wordpieces"] - sum(len(a) + len(b) for a, b in to_train + kept)
@@ -1043,18 +1018,15 @@ def map_in_processes(job: Callable[[Block], dict], blocks: Iterable[Block], work
     raises   what a job raises; ChildProcessError when a worker was killed
     """
     # "spawn" starts fresh interpreters: "fork" would copy the threads' locks of a parent that uses torch.
-    spawn = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, start_worker)
-    waiting: collections.deque[concurrent.futures.Future[dict]] = collections.deque()
+    pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
+    # The job travels with each block: its tokenizer takes hundredths of a second, the block seconds.
+    submitted = (pool.submit(job, block) for block in blocks)
     try:
-        # The job travels with each block: its tokenizer takes hundredths of a second, the block seconds.
         # Results come in the order of the blocks, as the index lists them. A block is read only when there is
         # room for it: two blocks more than there are workers are in memory at most.
-        for block in blocks:
-            waiting.append(pool.submit(job, block))
-            if len(waiting) > workers + 1:
-                yield waiting.popleft().result()
+        waiting = collections.deque(itertools.islice(submitted, workers + 1))
         while waiting:
+            waiting.extend(itertools.islice(submitted, 1))
             yield waiting.popleft().result()
     except concurrent.futures.process.BrokenProcessPool:
         raise ChildProcessError("a worker was killed, perhaps for lack of memory: lower --workers") from None
@@ -1062,7 +1034,26 @@ def map_in_processes(job: Callable[[Block], dict], blocks: Iterable[Block], work
         pool.shutdown(cancel_futures=True)
 
 
-def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, out: str | os.PathLike,
+def describe_corpus(folder: Path, shards: list[dict[str, Any]], left_out: int) -> str:
+    """Say what shards were built from, members of archives counted: "12 files: 9 XML, 2 text; 1 left out".
+
+    Where documents have PMIDs, a line before says how many were met before, and how many DeleteCitation
+    names: PubMed's update files hold new versions of records in its baseline. All become documents.
+
+    left_out    files of the folders that were not read
+    """
+    pmids = np.concatenate([np.empty(0, np.int64), *map(np.load, folder.glob("*.pmids.npy"))])
+    kept = pmids[pmids > 0]
+    repeats = (f"{len(kept) - len(np.unique(kept)):,} records repeat a PMID, DeleteCitation names "
+               f"{len(pmids) - len(kept):,}: they are not left out\n" if len(pmids) else "")
+    formats = sum((collections.Counter(entry["files"]) for entry in shards), collections.Counter())
+    total, unread = formats.total() + left_out, formats["left out"] + left_out
+    read = ", ".join(f"{formats[kind.lower()]:,} {kind}" for kind in ("XML", "text") if formats[kind.lower()])
+    return (f"{repeats}{total:,} file{'s' if total != 1 else ''}: {read}"
+            + (f"; {unread:,} left out" if unread else ""))
+
+
+def build_shards(paths: Sequence[str | os.PathLike], tokenizer: Tokenizer, out: str | os.PathLike,
                  max_length: int = 128, seed: int = 0, workers: int | None = None,
                  reading: Reading = Reading()) -> None:
     """Tokenize a corpus into a shard folder; the same call on a half-built folder completes it.
@@ -1077,8 +1068,7 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, out: 
     if not 8 <= max_length < 2 ** 16:
         raise ValueError(f"max_length {max_length}: less than 8 leaves no room for text, 65535 is the most")
     # 1. What the shards are made from; a folder made from something else is refused.
-    refuse_text(paths, "a list of paths")
-    folder, paths = Path(out), list(paths)
+    folder = Path(out)
     files, left_out = corpus_files(paths)
     refuse_inside(folder, paths)
     names = (file.name.encode(errors="backslashreplace").decode() for file in files)
@@ -1105,31 +1095,16 @@ def build_shards(paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, out: 
                 raise ValueError(f"no text in {', '.join(map(str, files)) or 'the given folders'}")
             progress.finish()
             # 3. Declare the folder complete, and record what it was built from.
-            formats = collections.Counter[str]()
-            for entry in shards:
-                formats.update(entry.get("files"))
-            index |= {"files": describe_pmids(folder) + describe_files(formats, left_out), "complete": True}
+            index |= {"files": describe_corpus(folder, shards, left_out), "complete": True}
             write_bytes(folder / "index.json", json.dumps(index, indent=1).encode())
     # 4. Say what training would not show. (Of whole sentences an eighth is cut off at examples' ends.)
-    pieces, cut, unknown = (sum(entry.get(key, 0) for entry in shards)
-                            for key in ("wordpieces", "cut", "unknown"))
+    pieces, cut, unknown = (sum(entry[key] for entry in shards) for key in ("wordpieces", "cut", "unknown"))
     if cut > 0.3 * pieces:
         say(f"*** {cut / pieces:.0%} of the wordpieces are in no example, because lines of over {max_length} "
             "are cut; expected a sentence on each line, an empty line between documents ***")
     if unknown > 0.2 * pieces:
         say(f"*** {unknown / pieces:.0%} of the wordpieces are [UNK]: is this vocabulary for this text? ***")
-    say(index.get("files", f"{folder} was built by an earlier version"))
-
-
-def describe_pmids(folder: Path) -> str:
-    """Say how many of a folder's PMIDs were met before, and how many DeleteCitation names; "" without PMIDs.
-
-    PubMed's update files hold new versions of records in its baseline. All become documents.
-    """
-    pmids = np.concatenate([np.empty(0, np.int64), *map(np.load, folder.glob("*.pmids.npy"))])
-    kept = pmids[pmids > 0]
-    return (f"{len(kept) - len(np.unique(kept)):,} records repeat a PMID, DeleteCitation names "
-            f"{len(pmids) - len(kept):,}: they are not left out\n" if len(pmids) else "")
+    say(index["files"])
 
 
 class Shards:
@@ -1229,18 +1204,18 @@ def plan_batches(lengths: np.ndarray, batch_size: int, max_length: int, rng: np.
     widths = bucket_widths(max_length)
     if len(lengths) and lengths.max() > max_length:
         raise ValueError(f"an example has {lengths.max()} tokens, more than the maximum length {max_length}")
-    bucket = np.searchsorted(widths, lengths)      # (examples,) the narrowest width that holds each example
+    padded = widths[np.searchsorted(widths, lengths)]       # (examples,) the narrowest width that holds each
     batches: list[tuple[int, np.ndarray]] = []
     waiting = np.empty(0, np.int64)
-    for number, width in enumerate(widths):
+    for width in widths.tolist():
         # Fewer than batch_size rows are left over at one width. They join those of the next width, so that
         # only the widest leaves any out.
-        pool = np.concatenate([waiting, rng.permutation(np.flatnonzero(bucket == number))])
+        pool = np.concatenate([waiting, rng.permutation(np.flatnonzero(padded == width))])
         full = len(pool) // batch_size * batch_size
-        batches += [(int(width), rows) for rows in pool[:full].reshape(-1, batch_size)]
+        batches += [(width, rows) for rows in pool[:full].reshape(-1, batch_size)]
         waiting = pool[full:]
     if keep_rest and len(waiting):
-        batches.append((int(widths[bucket[waiting].max()]), waiting))
+        batches.append((int(padded[waiting].max()), waiting))
     # Without this shuffle, training would go from short to long examples.
     return [batches[i] for i in rng.permutation(len(batches))]
 
@@ -2198,18 +2173,17 @@ def synthetic_corpus(documents: int, seed: int = 0) -> str:
 
 def describe_shards(shards: Shards) -> str:
     """Describe a shard folder in four lines: the text, its wordpieces, the examples, the padding."""
-    total = {key: sum(entry[key] for entry in shards.index["shards"]) for key in (
-        "documents", "sentences", "words", "wordpieces", "unknown", "tokens", "examples", "held_out")}
-    max_length = shards.index["max_length"]
+    documents, sentences, words, pieces, unknown = (
+        sum(entry[key] for entry in shards.index["shards"])
+        for key in ("documents", "sentences", "words", "wordpieces", "unknown"))
+    max_length, tokens = shards.index["max_length"], shards.lengths.sum()
     widths = bucket_widths(max_length)
     padded = widths[np.searchsorted(widths, shards.lengths)]                # (examples,) tokens and padding
-    return (f"{total['documents']:,} documents, {total['sentences']:,} sentences, "
-            f"{total['words']:,} words\n"
-            f"{total['wordpieces']:,} wordpieces, {total['wordpieces'] / total['words']:.3f} per word, "
-            f"{total['unknown'] / total['wordpieces']:.3%} of them unknown\n"
-            f"{total['examples']:,} examples of at most {max_length} tokens, {total['tokens']:,} together; "
-            f"{total['held_out']:,} examples held out\n"
-            f"padding {1 - total['tokens'] / padded.sum():.1%} in batches by length")
+    return (f"{documents:,} documents, {sentences:,} sentences, {words:,} words\n"
+            f"{pieces:,} wordpieces, {pieces / words:.3f} per word, {unknown / pieces:.3%} of them unknown\n"
+            f"{len(shards.lengths):,} examples of at most {max_length} tokens, {tokens:,} together; "
+            f"{len(shards.held_out):,} examples held out\n"
+            f"padding {1 - tokens / padded.sum():.1%} in batches by length")
 
 
 def learn_command(options: argparse.Namespace) -> None:
@@ -2217,8 +2191,7 @@ def learn_command(options: argparse.Namespace) -> None:
     lowercase, out = not options.cased, Path(options.out)
     refuse_inside(out, options.corpus)
     # The vocabulary is written last: where its casing stands alone, this very command was killed before.
-    config = out.with_name("tokenizer_config.json")
-    for path in (out, config):
+    for path in (out, out.with_name("tokenizer_config.json")):
         if path.exists() and (path == out or read_object(path).get("do_lower_case") != lowercase):
             raise ValueError(f"{path} is there already: choose another --out, or delete it")
     tokenizer = learn_vocabulary(options.corpus, options.size, lowercase)
@@ -2267,11 +2240,10 @@ def run_command(command: Callable[[], int]) -> int:
 
     Wrong input, and what the machine does not have, becomes one line on stderr and status 2; Ctrl-C becomes
     status 130. Other exceptions are errors of the program and keep their traceback. Characters that the
-    terminal or file cannot encode are printed as escapes such as \\u03b1.
+    terminal or file cannot encode are printed as escapes such as \\u03b1, on stderr by Python itself.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return command()
     except KeyboardInterrupt:
