@@ -1384,10 +1384,9 @@ def is_header(first: list[str], second: list[str]) -> bool:
     because it would become an example: its fields are single words, and below them stand longer texts.
     """
     names = {name.strip().casefold() for name in first}
-    if "label" in names or len(FIELD_OF.keys() & names) > 1:
-        return True
+    is_known = "label" in names or len(FIELD_OF.keys() & names) > 1
     # "phrase, gold" above a sentence is a header. But "fever, none" above "gout, treats" is an example.
-    return all(map(WORD.fullmatch, first)) and not all(map(WORD.fullmatch, second))
+    return is_known or all(map(WORD.fullmatch, first)) and not all(map(WORD.fullmatch, second))
 
 
 def parse_objects(path: Path, lines: Sequence[tuple[int, str]]) -> list[tuple[str, dict[str, Any]]]:
@@ -1564,8 +1563,7 @@ def read_snippets(path: Path, content: Any, batch: int | None,
         for number, snippet in enumerate(snippets or [{"text": ""}]):
             text = take(snippet, "text", str, place)
             found = (re.search(rf"(?<!\w){spelling}(?!\w)", text, re.I) for spelling in spelt)
-            match = next(filter(None, found), None)
-            answers = [(match[0], match.start())] if match else []
+            answers = [(match[0], match.start()) for match in found if match][:1]
             questions.append(Question(f"{name}_{number:03d}", body, text, answers, batch,
                                       golden.get(name, names) or None, article, entry["type"]))
     # A test batch keeps every snippet and no answer; training keeps the snippets that have an answer.
@@ -1637,8 +1635,7 @@ def read_questions(path: Path, labels: Sequence[str] = ()) -> list[Question]:
     rows = [row for _, row in parse_objects(path, list(numbered_lines(path)))] or [{}]
     content = {"data": rows} if "context" in rows[0] else rows[0]
     if len(rows) > 1 and {"data", "questions"} & content.keys() and content is rows[0]:
-        raise ValueError(f"{path}: {len(rows)} JSON objects: expected one, or a question with its context in "
-                         "each")
+        raise ValueError(f"{path}: {len(rows)} JSON objects: expected one, or questions with their contexts")
     if "questions" in content:
         return read_snippets(path, content, batch, golden)
     # 2. Each question of SQuAD's form, with what is known of its answers.
@@ -1776,18 +1773,16 @@ def find_task(name: str) -> Task:
     return TASKS[name]
 
 
-def find_folder(root: Path, folder: str) -> Path:
-    """Find a folder below the root, whatever the case of its name.
+def task_folder(task: Task, root: Path) -> Path:
+    """Return where the files of a task are: in the root itself if it holds one of them, or else below it.
 
-    "ner/ncbi-disease" finds NER/NCBI-disease, as the ELECTRAMed release has it.
+    The case of the folder's name does not matter: "ner/ncbi-disease" finds NER/NCBI-disease, as the
+    ELECTRAMed release has it.
     """
-    in_any_case = re.sub("[a-z]", lambda letter: f"[{letter[0]}{letter[0].upper()}]", folder)
-    return min(root.glob(in_any_case), default=root / folder) if folder else root
-
-
-def has_files(folder: Path, task: Task) -> bool:
-    """Tell whether a folder holds a file with a name of this task."""
-    return any(any(folder.glob(pattern)) for pattern in itertools.chain(*task.files))
+    if not task.folder or any(any(root.glob(pattern)) for pattern in itertools.chain(*task.files)):
+        return root
+    in_any_case = re.sub("[a-z]", lambda letter: f"[{letter[0]}{letter[0].upper()}]", task.folder)
+    return min(root.glob(in_any_case), default=root / task.folder)
 
 
 def find_split(name: str, split: str, directory: str | os.PathLike | None) -> list[Path]:
@@ -1796,10 +1791,10 @@ def find_split(name: str, split: str, directory: str | os.PathLike | None) -> li
     One folder serves all splits, so that two data sets are never mixed. The list is empty where there is no
     file; the demo tasks have none. Without a folder, the data root is DATA_ROOT.
     """
-    task, root = find_task(name), Path(directory or DATA_ROOT)
+    task = find_task(name)
     if name.startswith("demo-"):
         return []
-    folder = root if has_files(root, task) else find_folder(root, task.folder)
+    folder = task_folder(task, Path(directory or DATA_ROOT))
     # The first pattern that finds a file wins: a published file goes before a substitute.
     found = (sorted(folder.glob(pattern)) for pattern in task.files[SPLITS.index(split)])
     return next(filter(None, found), [])
@@ -1812,10 +1807,9 @@ def missing_files(name: str, directory: str | os.PathLike) -> list[tuple[str, Pa
     The list is empty when `directory` itself holds a file with a name of this task: that is a data set of the
     user's own, which must not be mixed with published files.
     """
-    task, root = VOCABULARIES.get(name) or find_task(name), Path(directory)
-    if has_files(root, task):
-        return []
-    folder, files = find_folder(root, task.folder), PUBLISHED_FILES.get(name, "")
+    task = VOCABULARIES.get(name) or find_task(name)
+    folder = task_folder(task, Path(directory))
+    files = PUBLISHED_FILES.get(name, "") if folder != Path(directory) else ""
     return [(f"{GITHUB}/{task.source}/{file}", folder / file, blob)
             for file, blob in re.findall(r"(\S+) (\S+)", files) if not (folder / file).is_file()]
 
@@ -1845,13 +1839,11 @@ def fetch_task(name: str, directory: str | os.PathLike) -> None:
 
 
 def describe_missing(name: str, split: str, directory: str | os.PathLike | None) -> str:
-    """Say what is missing of a split that has no examples, and how to get it.
+    """Say what is missing of a split that has no file, and how to get it.
 
         gad: no test file in DATA or DATA/re/gad: expected test.txt or ...; run python data.py fetch gad, or
         put dev.tsv, test.tsv, train.tsv of ADDRESS into DATA/re/gad
     """
-    if found := find_split(name, split, directory):
-        return f"{name}: no examples in the {split} file of {found[0].parent}"
     task, root = find_task(name), Path(directory or DATA_ROOT)
     if root.is_file():
         return f"{root} is a file: pass the folder that holds train, dev and test files"
@@ -1878,7 +1870,8 @@ def read_task(name: str, split: str, directory: str | os.PathLike | None = None)
         raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
     if name.startswith("demo-"):
         return demo_examples(name, split)      # section 7
-    files = find_split(name, split, directory)
+    if not (files := find_split(name, split, directory)):
+        raise FileNotFoundError(describe_missing(name, split, directory))
     examples = [example for path in files for example in READERS[task.kind](path, task.labels)]
     # Two questions with one id are refused, since their answers would count for both.
     asked = collections.Counter(example.id for example in examples if task.kind == "qa")
@@ -1886,8 +1879,8 @@ def read_task(name: str, split: str, directory: str | os.PathLike | None = None)
         raise ValueError(f"{' or '.join(map(str, files))}: several questions have the id {repeated[0]!r}: "
                          "give each an id of its own, or leave out a file")
     # An empty development file, as BioBERT's folds of GAD have it, counts as none.
-    if not files or (not examples and split != "dev"):
-        raise (ValueError if files else FileNotFoundError)(describe_missing(name, split, directory))
+    if not examples and split != "dev":
+        raise ValueError(f"{name}: no examples in the {split} file of {files[0].parent}")
     return examples
 
 
@@ -1934,12 +1927,11 @@ def cut_splits(task: Task, examples: list, fold: int) -> dict[str, list]:
     """
     groups = list(dict.fromkeys(getattr(example, task.together) for example in examples))
     random.Random(0).shuffle(groups)
-    part_of = {group: number % task.parts for number, group in enumerate(groups)}
-    dev = "dev" if task.cut == "train" else "train"
-    split_of = {fold % task.parts: "test", (fold + 1) % task.parts: dev}
-    splits: dict[str, list] = {"train": [], **{split: [] for split in split_of.values()}}
+    names = {0: "test", 1: "dev" if task.cut == "train" else "train"}       # all further parts: train
+    split_of = {group: names.get((part - fold) % task.parts, "train") for part, group in enumerate(groups)}
+    splits: dict[str, list] = {split: [] for split in ("train", *names.values())}
     for example in examples:
-        splits[split_of.get(part_of[getattr(example, task.together)], "train")].append(example)
+        splits[split_of[getattr(example, task.together)]].append(example)
     return splits
 
 
@@ -1974,23 +1966,19 @@ RELATIONS = {
     "inhibits": ("gene", "blocked inhibited silenced | suppressed disabled depleted", "its activity fell"),
     "false": ("paralog failed", "spared ignored retained | preserved avoided tolerated", "nothing changed")}
 
-# Section of an abstract -> templates, one on each line. {slot} is replaced by a fact, HOW and WHERE by two of
-# the details. {target} is what the drug has the relation with, {verb} the verb that states it. One rule gives
-# the relation of a sentence: it is that of its section, and of its verb.
+# Section of an abstract -> templates. {slot} is replaced by a fact, the word DETAILS by two of the details.
+# {target} is what the drug has the relation with, {verb} the verb that states it. One rule gives the relation
+# of a sentence: it is that of its section, and of its verb.
 DETAILS = ["at {site}", "in the {trial} trial", "at {dose}", "after {weeks} weeks", "in {year}"]
-STATEMENT = """
-    {drug} {verb} {target} HOW WHERE .
-    {target} was {verb} by {drug} HOW WHERE ."""
 TEMPLATES = {
-    "design": """
-        patients with {disease} took {drug} HOW WHERE .
-        patients received {drug} against {disease} HOW WHERE .""",
-    **dict.fromkeys(RELATIONS, STATEMENT),
+    "design": ["patients with {disease} took {drug} DETAILS .",
+               "patients received {drug} against {disease} DETAILS ."],
+    **dict.fromkeys(RELATIONS, ["{drug} {verb} {target} DETAILS .",
+                                "{target} was {verb} by {drug} DETAILS ."]),
     # What any one of the verbs means, without a name. The words drug, gene and disease are taught here, too:
     # demo-re has @DRUG$, @GENE$ and @DISEASE$ in place of names.
-    "conclusion": """
-        the drug {verb} the {type} and {follows} .
-        {follows} when the {type} was {verb} by the drug ."""}
+    "conclusion": ["the drug {verb} the {type} and {follows} .",
+                   "{follows} when the {type} was {verb} by the drug ."]}
 # Slot that holds the answer -> question.
 QUESTIONS = {"target": "which {type} was {verb} by {drug}?", "site": "where was {drug} tested?",
              "dose": "what dose of {drug} was given?", "year": "when was {drug} tested?",
@@ -2022,17 +2010,6 @@ class SyntheticSentence(NamedTuple):
                      for word, tag in zip(self.words, self.tags) if tag[0] != "I"])
 
 
-class SyntheticDocument(NamedTuple):
-    """Hold an abstract about one drug."""
-
-    sentences: list[SyntheticSentence]
-
-    @property
-    def text(self) -> str:
-        """Return the sentences joined by spaces."""
-        return " ".join(sentence.text for sentence in self.sentences)
-
-
 def write_sentence(section: str, facts: dict[str, str], rng: random.Random) -> SyntheticSentence:
     """Draw a template of the section, and put the facts into its slots."""
     # 1. The relation that the section is about, or else any. It adds four facts.
@@ -2043,11 +2020,10 @@ def write_sentence(section: str, facts: dict[str, str], rng: random.Random) -> S
     facts = {**facts, "target": facts[target], "type": types[target].lower(), "verb": facts[relation],
              "follows": follows}
     # 2. Fill the slots from left to right, so that it is known what each word is.
-    sentence = SyntheticSentence(section, [], [], [])
-    _, words, tags, questions = sentence                        # the lists that are filled below
-    template = rng.choice(TEMPLATES[section].strip().split("\n"))
-    how, where = rng.sample(DETAILS, 2)
-    for token in template.replace("HOW", how).replace("WHERE", where).split():
+    words: list[str] = []
+    tags, questions = [], []
+    template, details = rng.choice(TEMPLATES[section]), " ".join(rng.sample(DETAILS, 2))
+    for token in template.replace("DETAILS", details).split():
         slot = token[1:-1] if token[0] == "{" else ""
         filled = token.format_map(facts).split()
         if not words:
@@ -2058,7 +2034,7 @@ def write_sentence(section: str, facts: dict[str, str], rng: random.Random) -> S
         kind = types.get(slot)
         tags += [f"B-{kind}"] + [f"I-{kind}"] * (len(filled) - 1) if kind else ["O"] * len(filled)
         words += filled
-    return sentence
+    return SyntheticSentence(section, words, tags, questions)
 
 
 def style_of(number: int) -> int:
@@ -2069,7 +2045,7 @@ def style_of(number: int) -> int:
 class SyntheticWorld:
     """Hold the facts of one made-up world, and write abstracts about them, as many as asked for.
 
-    >>> SyntheticWorld(seed=0).document(5).sentences[0].text
+    >>> SyntheticWorld(seed=0).document(5)[0].text
     'Sulcoria healed corxanux at 40 mg after 29 weeks.'
     """
 
@@ -2091,7 +2067,7 @@ class SyntheticWorld:
             "site": sites[i // 4], "trial": trials[i % 6], "dose": f"{rng.randrange(5, 100, 5)} mg",
             "weeks": str(rng.randint(2, 30)), "year": str(rng.randint(1961, 2019))} for i in range(DRUGS)]
 
-    def document(self, number: int) -> SyntheticDocument:
+    def document(self, number: int) -> list[SyntheticSentence]:
         """Write abstract `number`: three to eight sentences on drug number % DRUGS.
 
         The result depends on (seed, number) alone: any range of numbers is a corpus, and ranges that do not
@@ -2104,10 +2080,9 @@ class SyntheticWorld:
             facts[relation] = rng.choice(verbs.split("|")[style_of(number)].split())
         # 2. One sentence for each section that was drawn, in their order, and two conclusions: it takes many
         #    of these to learn which verbs mean the same.
-        drawn = rng.sample(list(TEMPLATES), rng.randint(2, 6))
-        sections = [section for section in TEMPLATES if section in drawn and section != "conclusion"]
-        sections += ["conclusion", "conclusion"]
-        return SyntheticDocument([write_sentence(section, facts, rng) for section in sections])
+        drawn = {*rng.sample(list(TEMPLATES), rng.randint(2, 6)), "conclusion"}
+        sections = [section for section in TEMPLATES if section in drawn] + ["conclusion"]
+        return [write_sentence(section, facts, rng) for section in sections]
 
 
 # The demo tasks ask whether pre-training helps. Their training sets are small and speak of eight drugs in the
@@ -2126,22 +2101,23 @@ def is_demo_document(number: int, split: str) -> bool:
     return all(is_like_training) if split == "train" else not any(is_like_training)
 
 
-def document_examples(name: str, number: int, document: SyntheticDocument) -> Iterator:
+def document_examples(name: str, number: int, sentences: list[SyntheticSentence]) -> Iterator:
     """Yield what abstract `number` gives for a demo task: tagged sentences, relations, or questions."""
-    for position, sentence in enumerate(document.sentences):
+    context = " ".join(sentence.text for sentence in sentences)
+    for position, sentence in enumerate(sentences):
         if name == "demo-ner":
             yield TaggedSentence(sentence.words, sentence.tags)
         elif name == "demo-re" and sentence.section in RELATIONS:
             yield LabelledText(f"{number}.{position}", sentence.anonymised, sentence.section)
         elif name == "demo-qa":
             for question, answer, start in sentence.questions:
-                answers = [(answer, document.text.index(sentence.text) + start)]
-                yield Question(f"{number}.{position}.{start}", question, document.text, answers)
+                answers = [(answer, context.index(sentence.text) + start)]
+                yield Question(f"{number}.{position}.{start}", question, context, answers)
 
 
-def demo_examples(name: str, split: str, seed: int = 0) -> list:
+def demo_examples(name: str, split: str) -> list:
     """Make the examples of demo-ner, demo-re or demo-qa."""
-    world = SyntheticWorld(seed)
+    world = SyntheticWorld()
     first, size = DEMO_SPLITS[split]
     numbers = (number for number in itertools.count(first) if is_demo_document(number, split))
     found = (document_examples(name, number, world.document(number)) for number in numbers)
@@ -2156,9 +2132,8 @@ def synthetic_corpus(documents: int, seed: int = 0) -> str:
     """
     world, text = SyntheticWorld(seed), []
     for number in range(documents):
-        lines = [sentence.text + "\n" for sentence in world.document(number).sentences]
-        size = 1 if number // DRUGS % 3 else len(lines)
-        text += ["".join(lines[start:start + size]) + "\n" for start in range(0, len(lines), size)]
+        between = "\n\n" if number // DRUGS % 3 else "\n"            # an empty line ends a document
+        text.append(between.join(sentence.text for sentence in world.document(number)) + "\n\n")
     return "".join(text)
 
 

@@ -170,8 +170,7 @@ def index_pieces(pieces: list[str]) -> dict[str, int]:
         if piece in vocab:
             raise ValueError(f"lines {vocab[piece] + 1} and {index + 1} both hold {piece!r}: mend the file")
         vocab[piece] = index
-    missing = ", ".join(token for token in SPECIAL_TOKENS if token not in vocab)
-    if missing:
+    if missing := ", ".join(token for token in SPECIAL_TOKENS if token not in vocab):
         raise ValueError(f"no {missing} among the {len(pieces)} lines: take a BERT vocabulary, or learn one")
     return vocab
 
@@ -613,12 +612,10 @@ def merge_pairs(spellings: list[list[str]], counts: list[int]) -> Iterator[str]:
             holders[pair].append(index)
     queue = [(-count, pair) for pair, count in pair_counts.items()]    # negative: heapq pops the smallest
     heapq.heapify(queue)
-    while queue:
+    while queue and -queue[0][0] >= MIN_PAIR_COUNT:
         # 1. Take the pair with the highest count; push it back where its count has fallen since it was
         #    queued.
         negative_count, pair = heapq.heappop(queue)
-        if pair_counts[pair] < MIN_PAIR_COUNT:
-            continue
         if pair_counts[pair] < -negative_count:
             heapq.heappush(queue, (-pair_counts[pair], pair))
             continue

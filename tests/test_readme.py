@@ -131,8 +131,9 @@ def place(tmp_path_factory) -> Path:
     for module in ROOT.glob("*.py"):
         shutil.copy(module, folder)
     (folder / "pubmed").mkdir()
-    records = [RECORD.format(20_000_000 + number, *document.text.split(". ", 1)) for number in range(200)
-               if ". " in (document := data.SyntheticWorld(0).document(number)).text]
+    documents = [data.SyntheticWorld(0).document(number) for number in range(200)]
+    records = [RECORD.format(20_000_000 + number, title.text[:-1], " ".join(one.text for one in rest))
+               for number, (title, *rest) in enumerate(documents)]
     (folder / "pubmed" / "one.xml.gz").write_bytes(gzip.compress(PUBMED.format("".join(records)).encode()))
     run_in(folder, "python train_pretrain.py --steps 20 --eval-every 10")
     return folder

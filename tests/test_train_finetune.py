@@ -58,7 +58,7 @@ def pretrained(tmp_path_factory) -> Path:
     """A pre-training model with weights as they were drawn."""
     folder = tmp_path_factory.mktemp("pretrained")
     world = data.SyntheticWorld(0)
-    texts = [sentence.text for number in range(50) for sentence in world.document(number).sentences]
+    texts = [sentence.text for number in range(50) for sentence in world.document(number)]
     tokenizer = Tokenizer(learn_vocab(texts, 400))
     config = electramed.ElectraConfig(
         vocab_size=len(tokenizer.pieces), embedding_size=16, hidden_size=16, num_hidden_layers=2,
