@@ -88,9 +88,8 @@ TABLE_5 = {"epochs": 3, "batch_size": 32, "max_length": 128, "learning_rate": 5e
 # example, SQuAD's batch size is that of "qa" in ELECTRAMed's protocol, and that of "" in Bio-ELECTRA's.
 PROTOCOLS: dict[str, dict[str, dict[str, Any]]] = {
     "electramed": {
-        "": TABLE_5,
-        "qa": {"epochs": 2, "batch_size": 16, "max_length": 384, "learning_rate": 3e-5},
-        "bioasq7b": {"learning_rate": 5e-6}},
+        "": TABLE_5, "bioasq7b": {"learning_rate": 5e-6},
+        "qa": {"epochs": 2, "batch_size": 16, "max_length": 384, "learning_rate": 3e-5}},
     "bio-electra": {
         "": {**TABLE_5, "batch_size": 12, "learning_rate": 1e-4, "weight_decay": 0.01},
         "qa": {"epochs": 2, "max_length": 192}, "classify": {"max_length": 192}, "rank": {"max_length": 64},
@@ -107,7 +106,8 @@ PROTOCOLS["electramed"] |= {"demo-ner": DEMO, "demo-re": DEMO, "demo-qa": {**DEM
 # (Bio-ELECTRA divides by n, our tables by n - 1). ELECTRAMed, Tables 7 to 9; Bio-ELECTRA, Tables 2 to 7.
 # "++" is Bio-ELECTRA++; "++ tuned" has searched hyper-parameters, all others their default ones; "weighted"
 # stands for class weights. A line with a colon says what the lines below it hold: all measures of the first
-# paper, then all of the second, and so on.
+# paper, then all of the second, and so on. A line may hold the measures of a part of a task: "yesno yes" has
+# "yes precision", "yes recall" and "yes f1".
 PAPER_SCORES = """
 ELECTRAMed: precision, recall, f1
 ncbi-disease  85.87  89.29  87.54
@@ -122,6 +122,8 @@ bc2gm         67.54 (0.48)  75.03 (0.16)  71.08 (0.23)  69.34 (0.43)  76.09 (0.2
 linnaeus      85.90 (1.53)  82.38 (0.72)  84.10 (0.79)  86.01 (1.55)  84.07 (0.92)  85.02 (0.59)
 chemprot-tsv  61.38 (1.90)  60.40 (3.12)  60.86 (2.22)  64.66 (1.63)  63.85 (2.35)  64.22 (1.40)
 gad           72.99 (1.09)  92.70 (1.58)  81.66 (0.73)  72.48 (0.55)  91.71 (1.17)  80.96 (0.35)
+yesno yes     87.99 (2.95)  97.94 (1.35)  92.66 (1.56)  91.24 (1.57)  95.29 (2.31)  93.19 (0.75)
+yesno no      77.14 (26.47)  46.92 (16.39)  58.18 (19.91)  78.91 (7.41)  63.85 (7.92)  69.84 (3.87)
 ++ tuned: precision, recall, f1
 ncbi-disease  83.40 (0.79)  86.36 (0.65)  84.85 (0.65)
 bc4chemd      88.45 (0.17)  87.44 (0.20)  87.94 (0.09)
@@ -130,10 +132,6 @@ linnaeus      93.77 (1.25)  96.28 (0.65)  95.01 (0.84)
 chemprot-tsv  73.23 (0.86)  71.46 (0.79)  72.33 (0.71)
 Bio-ELECTRA, ++: exact_match, f1
 bioasq8b      57.51 (0.88)  66.87 (0.63)  57.93 (0.66)  67.48 (0.44)
-Bio-ELECTRA, ++: yes precision, yes recall, yes f1
-yesno         87.99 (2.95)  97.94 (1.35)  92.66 (1.56)  91.24 (1.57)  95.29 (2.31)  93.19 (0.75)
-Bio-ELECTRA, ++: no precision, no recall, no f1
-yesno         77.14 (26.47)  46.92 (16.39)  58.18 (19.91)  78.91 (7.41)  63.85 (7.92)  69.84 (3.87)
 Bio-ELECTRA, ++, weighted, ++ weighted: mrr
 rerank        32.5 (1.1)  33.5 (1.7)  33.2 (1.3)  33.2 (1.3)
 ELECTRAMed: strict_accuracy, lenient_accuracy, mrr
@@ -143,7 +141,6 @@ bioasq7b batch 3  37.93  58.62  46.62
 bioasq7b batch 4  61.18  82.35  69.55
 bioasq7b batch 5  24.57  44.00  31.42
 """
-SEARCHED = ("++ tuned",)        # papers' columns whose settings were chosen on the development set
 # MRR of the best system in each test batch of BioASQ 7b (ELECTRAMed, Table 9); the sum over the batches of a
 # system's MRR / this MRR (Table 10).
 BEST_MRR = {1: 0.4795, 2: 0.5667, 3: 0.5115, 4: 0.6955, 5: 0.3638}
@@ -156,12 +153,11 @@ def published_scores(task: str) -> dict[str, dict[str, str]]:
     for row in PAPER_SCORES.strip().splitlines():
         if ":" in row:
             papers, measures = (names.split(", ") for names in row.split(": "))
-            continue
-        name, *scores = re.split("  +", row)
-        name, _, batch = name.partition(" ")                # "bioasq7b batch 1" is a task and a test batch
-        if name == task:
+        elif row.split()[0] == task:
+            name, *scores = re.split("  +", row)
+            part = name.removeprefix(task)                  # " batch 1" of "bioasq7b batch 1", else ""
             for (paper, measure), score in zip(itertools.product(papers, measures), scores):
-                found.setdefault(f"{batch} {measure}".strip(), {})[paper] = score
+                found.setdefault(f"{part} {measure}".strip(), {})[paper] = score
     return found
 
 
@@ -230,6 +226,9 @@ Measures = dict[str, float]            # name -> score in [0, 1]; the names are 
 Results = Iterator[dict[str, Any]]     # what raw examples hold, in plain numbers and strings
 Examples = Sequence[Any]               # of one kind: TaggedSentence, LabelledText, Question, ...
 Mistake = tuple[str, str, str]         # for errors.md: what is right (or "nothing"), the prediction, the text
+# A line of raw text, or a document of a corpus file, with which its result begins: {"line": 3, "text": ...},
+# {"line": 3, "question": ..., "passage": ...} or {"document": 2, "pmid": "7", "text": ...}.
+RawLine = dict[str, Any]
 
 
 class Feature(NamedTuple):
@@ -308,11 +307,9 @@ def precision_recall_f1(scores: metrics.Scores, prefix: str = "") -> Measures:
     """
     named = {prefix: scores}
     if len(scores.per_type) > 1:
-        named |= {f"{visible(name)} ": part for name, part in sorted(scores.per_type.items())}
-    measures: Measures = {}
-    for name, part in named.items():
-        measures |= {f"{name}precision": part.precision, f"{name}recall": part.recall, f"{name}f1": part.f1}
-    return measures
+        named |= {f"{visible(name)} ": part for name, part in scores.per_type.items()}
+    return {name + measure: getattr(part, measure)
+            for name, part in named.items() for measure in ("precision", "recall", "f1")}
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -361,24 +358,6 @@ def write_errors(path: Path, title: str, mistakes: Sequence[Mistake]) -> None:
     write_lines(path, lines)
 
 
-class Line(NamedTuple):
-    """Hold one line of raw text, or one document of a corpus file, for --predict."""
-
-    name: dict[str, Any]        # what its result begins with: {"line": 3}, or {"document": 2, "pmid": "7"}
-    where: str                  # file and line number, for messages
-    text: str
-
-
-def read_pair(line: Line) -> tuple[str, str]:
-    """Read question and passage from a line such as {"question": "Which drug ...?", "passage": "..."}.
-
-    raises    ValueError naming file and line of anything else
-    """
-    place = line.where + ': expected {"question": "...", "passage": "..."}'
-    pair = data.parse_json(line.text, place)
-    return data.take(pair, "question", str, place), data.take(pair, "passage", str, place)
-
-
 def locate_words(text: str, tokenizer: Tokenizer) -> tuple[list[int], list[int], list[tuple[int, int]]]:
     """Encode a text, and find the words that its pieces spell.
 
@@ -407,7 +386,7 @@ class Kind:
     or answers.
 
     A new kind whose examples are texts or pairs with one label each derives from Classification, and writes
-    `score` and, for texts, raw_examples (as Relations has them). Any other kind derives from this class and
+    `score` and, for texts, raw_fields (as Relations has them). Any other kind derives from this class and
     writes what follows, in this order:
 
         encode(examples, tokenizer, max_length) -> features             rows of at most max_length tokens
@@ -418,16 +397,15 @@ class Kind:
         write(folder, examples, predictions)                            the task's own submission format
         errors(examples, predictions) -> mistakes                       for errors.md
         raw_examples(line, tokenizer) -> examples                       of a line of raw text, for encode
-        results(examples, features, outputs, options) -> results        what --predict prints of each example
+        results(examples, features, outputs, options) -> results        what --predict finds in each example
 
     Then three names make it known: the class in KINDS, its reader in data.READERS, a task in data.TASKS,
     whose `metric` is one of the measures. Gold labels fed back as outputs must score 1: test that first.
     """
 
     head: Any
-    own_options: tuple[str, ...] = ()       # options that mean something for this kind alone
-    nothing: dict[str, Any] = {}            # the result of an empty line of raw text
-    raw_form = "text"                       # what raw lines hold, as data.detect_format names it
+    nothing: dict[str, Any] = {}            # what is found in an empty line of raw text
+    raw_fields: tuple[str, ...] = ("text",)  # what each line of raw text holds; several: as JSON
     remark = ""                             # what a reader of the scores has to know
 
     def __init__(self, task: Task, examples: Examples = (), facts: dict[str, Any] | None = None) -> None:
@@ -435,10 +413,9 @@ class Kind:
 
         facts    what task.json keeps of the training examples, because raw text is read by it
         """
-        self.task = task
+        self.task, self.facts = task, facts or {}
         self.labels: tuple[str, ...] = task.labels or self.find_labels(examples)
         self.number_of = {label: number for number, label in enumerate(self.labels)}
-        self.facts = facts or {}
 
     # Labels and vocabulary, where the task or the model does not bring them.
 
@@ -489,12 +466,12 @@ class Kind:
 
     # Raw text.
 
-    def line_result(self, line: Line, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def line_result(self, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return the result of a line of raw text, from the results of its examples.
 
         Here an empty line has no example, and any other line has one. Tagging has one for each sentence.
         """
-        return {**line.name, **(results[0] if results else {"text": line.text, **self.nothing})}
+        return results[0] if results else self.nothing
 
 
 # --- 2.2 Tagging ---
@@ -592,7 +569,6 @@ class Tagging(Kind):
     """
 
     head = TokenTagger
-    own_options = ("tag_loss",)
 
     def __init__(self, task: Task, examples: Examples = (), facts: dict[str, Any] | None = None) -> None:
         """Find out how words are to be cut: {"marks_inside_words": ["1+ ", "a-1"]}; a trained model knows."""
@@ -662,10 +638,9 @@ class Tagging(Kind):
 
     def at_words(self, examples: Examples, features: Features, outputs: Outputs) -> list[list[Any]]:
         """Collect for each word of each example its logits (C,): those at its spot, of which it has one."""
-        words: list[list[Any]] = [[None] * len(example.words) for example in examples]
-        for feature, output in zip(features, outputs):
-            for position, word in feature.spots:
-                words[feature.example][word] = output[position]
+        words: list[list[Any]] = [[] for _ in examples]
+        for feature, output in zip(features, outputs):          # windows and their spots follow the text
+            words[feature.example] += [output[position] for position, _ in feature.spots]
         return words
 
     def decode(self, examples: Examples, features: Features, outputs: Outputs) -> list[list[str]]:
@@ -704,15 +679,14 @@ class Tagging(Kind):
                 sides = (entity, "nothing") if span in gold else ("nothing", entity)
                 yield *sides, " ".join(example.words)
 
-    def raw_examples(self, line: Line, tokenizer: Tokenizer) -> Iterator[RawSentence]:
+    def raw_examples(self, line: RawLine, tokenizer: Tokenizer) -> Iterator[RawSentence]:
         """Split a line into sentences, and these into words, each with its place in the line."""
         inside = self.facts.get("marks_inside_words", [])                   # models of before have none
-        is_cut = CUT_BEFORE.match(line.text)
-        for first, last in [(0, len(line.text))] if is_cut else data.split_sentences(line.text):
-            words = cut_words(line.text[first:last], tokenizer, inside)
+        text = line["text"]
+        for first, last in [(0, len(text))] if CUT_BEFORE.match(text) else data.split_sentences(text):
+            words = cut_words(text[first:last], tokenizer, inside)
             spans = [(first + start, first + end) for start, end in words]
-            texts = [line.text[start:end] for start, end in spans]
-            yield RawSentence(texts, ["O"] * len(texts), spans, line.text)
+            yield RawSentence([text[start:end] for start, end in spans], ["O"] * len(spans), spans, text)
 
     def results(self, examples: Examples, features: Features, outputs: Outputs, options: Options) -> Results:
         """Return the entities of each sentence, with the mean probability of their words' tags.
@@ -728,15 +702,13 @@ class Tagging(Kind):
                 (start, _), (_, end) = example.spans[span.start], example.spans[span.end - 1]
                 logits = torch.tensor(np.array(words[span.start:span.end]))             # (words, C)
                 p = logits.sigmoid() if is_binary else logits.softmax(-1)
-                entities.append({"start": start, "end": end, "type": span.type,
-                                 "text": example.text[start:end],
-                                 "score": round(p.amax(-1).mean().item(), 4)})
+                text, score = example.text[start:end], round(p.amax(-1).mean().item(), 4)
+                entities.append({"start": start, "end": end, "type": span.type, "text": text, "score": score})
             yield {"entities": entities}
 
-    def line_result(self, line: Line, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return a line with the entities of all its sentences."""
-        entities = [entity for result in results for entity in result["entities"]]
-        return {**line.name, "text": line.text, "entities": entities}
+    def line_result(self, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return the entities of all sentences of a line."""
+        return {"entities": [entity for result in results for entity in result["entities"]]}
 
 
 # --- 2.3 Relations, YesNo, Ranking: one label for a text or a pair of texts ---
@@ -753,7 +725,7 @@ class Classification(Kind):
 
     head = SequenceClassifier
     nothing = {"label": None, "score": None}
-    raw_form = "JSON"
+    raw_fields: tuple[str, ...] = ("question", "passage")
 
     def encode(self, examples: Examples, tokenizer: Tokenizer, max_length: int) -> list[Feature]:
         """Make one row of each example; of a pair that is too long, the longer part is cut piece by piece.
@@ -767,13 +739,13 @@ class Classification(Kind):
             is_pair = example.text_pair is not None
             first, second = tokenizer.encode(example.text), tokenizer.encode(example.text_pair or "")
             room = max_length - 2 - is_pair                     # without [CLS] and a [SEP] for each part
-            is_cut = len(first) + len(second) > room
-            while len(first) + len(second) > room:
+            excess = len(first) + len(second) - room            # negative where both parts fit
+            for _ in range(excess):
                 longer = first if len(first) > len(second) else second
                 longer.pop()
             row = tokenizer.row(first, second if is_pair else None)
             label = self.number_of.get(example.label, IGNORED_LABEL)
-            features.append(Feature(number, *row, label, is_cut=is_cut))
+            features.append(Feature(number, *row, label, is_cut=excess > 0))
         return features
 
     def decode(self, examples: Examples, features: Features, outputs: Outputs) -> list:
@@ -795,25 +767,15 @@ class Classification(Kind):
             if label != example.label:
                 yield example.label, label, f"{example.text} {example.text_pair or ''}"
 
-    def raw_examples(self, line: Line, tokenizer: Tokenizer) -> list:
-        """Read a line as JSON with a question and a passage: its answer in words, or a candidate."""
-        question, passage = read_pair(line)
-        return [data.LabelledText("", question, "", passage)]
+    def raw_examples(self, line: RawLine, tokenizer: Tokenizer) -> list[data.LabelledText]:
+        """Take a line for a text; or for a question and a passage: its answer in words, or a candidate."""
+        text, *text_pair = (line[field] for field in self.raw_fields)
+        return [data.LabelledText("", text, "", *text_pair)]
 
     def results(self, examples: Examples, features: Features, outputs: Outputs, options: Options) -> Results:
-        """Return a label of each text or pair, and its probability."""
-        for example, output in zip(examples, outputs):
-            is_pair = example.text_pair is not None
-            names = ("question", "passage") if is_pair else ("text",)
-            asked = dict(zip(names, (example.text, example.text_pair)))
-            score = round(torch.tensor(output).softmax(-1).max().item(), 4)
-            yield {**asked, "label": self.labels[output.argmax()], "score": score}
-
-
-def named_negative(labels: Iterable[str]) -> str | None:
-    """Return the label that means "no relation" by its name (NEGATIVE_NAMES), None where there is none."""
-    by_name = [label for name in NEGATIVE_NAMES for label in sorted(labels) if label.casefold() == name]
-    return next(iter(by_name), None)
+        """Return the label of each text or pair, and its probability."""
+        for label, output in zip(self.decode(examples, features, outputs), outputs):
+            yield {"label": label, "score": round(torch.tensor(output).softmax(-1).max().item(), 4)}
 
 
 class Relations(Classification):
@@ -833,38 +795,39 @@ class Relations(Classification):
                 are micro-averaged over the others. Counting it would reward a model that never finds any.
     """
 
-    own_options = ("negative",)
-    raw_form = "text"
+    raw_fields = ("text",)          # a sentence with placeholders, such as @DRUG$ and @DISEASE$
 
     def __init__(self, task: Task, examples: Examples = (), facts: dict[str, Any] | None = None) -> None:
         """Take or find the labels, and say which one is the negative one, which scores leave out.
 
         task.json keeps it: {"negative": "false"}. That of a model made elsewhere is known by its name alone.
+        raises    ValueError where --negative is none of the labels
         """
         super().__init__(task, examples, facts)
-        self.negative = (task.negative or self.facts.get("negative") or named_negative(self.labels)
-                         or self.labels[0])
+        self.negative = self.choose_negative(self.labels)
+        if self.negative not in (known := task.labels or sorted(self.count_labels(examples))):
+            raise ValueError(f"--negative {self.negative}: the labels are {', '.join(known)}")
         self.facts = {"negative": self.negative}
         self.remark = f", {self.negative!r} taken for \"no relation\""
 
-    def find_labels(self, examples: Examples) -> tuple[str, ...]:
-        """List the labels that occur, the negative one first.
+    def choose_negative(self, labels: Sequence[str]) -> str:
+        """Choose the label that means "no relation": that of --negative, of the task or of task.json.
 
-        It is the one that the task names, or --negative. Otherwise it is a label with one of NEGATIVE_NAMES,
-        such as "false" or "0", and where there is none, the most frequent label.
+        Otherwise it is a label with one of NEGATIVE_NAMES, such as "false" or "0", else the first label.
         """
+        by_name = [label for name in NEGATIVE_NAMES for label in sorted(labels) if label.casefold() == name]
+        return self.task.negative or self.facts.get("negative") or [*by_name, *labels][0]
+
+    def find_labels(self, examples: Examples) -> tuple[str, ...]:
+        """List the labels that occur, the negative one first; if none is named so, the most frequent one."""
         counts = self.count_labels(examples)
-        negative = self.task.negative or named_negative(counts) or counts.most_common(1)[0][0]
+        negative = self.choose_negative([label for label, _ in counts.most_common()])
         return (negative, *sorted(counts.keys() - {negative}))
 
     def score(self, examples: Examples, predictions: Sequence[str]) -> Measures:
         """Compute micro-averaged precision, recall and F1 over all labels but the negative one."""
         gold = [example.label for example in examples]
         return precision_recall_f1(metrics.relation_scores(gold, predictions, self.negative))
-
-    def raw_examples(self, line: Line, tokenizer: Tokenizer) -> list[data.LabelledText]:
-        """Take a line for a sentence with placeholders, such as @DRUG$ and @DISEASE$."""
-        return [data.LabelledText("", line.text, "")]
 
 
 class YesNo(Classification):
@@ -912,7 +875,6 @@ class Ranking(Classification):
     Submission  Rows of probability, question and candidate.
     """
 
-    own_options = ("class_weights",)
     nothing = {"probability": None}
 
     def __init__(self, task: Task, examples: Examples = (), facts: dict[str, Any] | None = None) -> None:
@@ -944,11 +906,9 @@ class Ranking(Classification):
             groups.setdefault(example.group, []).append((probability, int(example.label)))
         return {"mrr": metrics.reranking_mrr(groups)}
 
-    def write(self, folder: Path, examples: Sequence[data.LabelledText],
-              predictions: Sequence[float]) -> None:
+    def write(self, folder: Path, examples: Examples, predictions: Sequence[float]) -> None:
         """Write predictions.tsv: rows of probability, question and candidate, as in the test file."""
-        rows = [tsv_row(f"{p:.6g}", example.text, str(example.text_pair))
-                for example, p in zip(examples, predictions)]
+        rows = [tsv_row(f"{p:.6g}", pair.text, pair.text_pair) for pair, p in zip(examples, predictions)]
         write_lines(folder / "predictions.tsv", ["probability\tquestion\tanswer_candidate", *rows])
 
     def errors(self, examples: Examples, predictions: Sequence[float]) -> Iterator[Mistake]:
@@ -966,8 +926,8 @@ class Ranking(Classification):
 
     def results(self, examples: Examples, features: Features, outputs: Outputs, options: Options) -> Results:
         """Return the probability that each candidate is right, by which a reader can sort several."""
-        for example, p in zip(examples, self.decode(examples, features, outputs)):
-            yield {"question": example.text, "passage": example.text_pair, "probability": round(p, 6)}
+        for p in self.decode(examples, features, outputs):
+            yield {"probability": round(p, 6)}
 
 
 # --- 2.4 Answers ---
@@ -1022,7 +982,7 @@ class Answers(Kind):
 
     head = SpanExtractor
     nothing: dict[str, Any] = {"answers": []}
-    raw_form = "JSON"
+    raw_fields = ("question", "passage")
 
     @property
     def is_bioasq(self) -> bool:
@@ -1058,14 +1018,13 @@ class Answers(Kind):
             # 2. The pieces of all words that the gold answer touches, even if it begins or ends inside one.
             #    An answer that is nowhere in the passage cannot be learnt.
             text, begin = example.answers[0] if example.answers else ("", 0)
-            stop, is_lost = begin + len(text), bool(example.gold) and not example.answers
             gold = [piece for piece, word in enumerate(word_of)
-                    if words[word][1] > begin and words[word][0] < stop]
+                    if words[word][1] > begin and words[word][0] < begin + len(text)]
             # 3. One row for each window. Without the whole gold answer its labels are (0, 0), that is [CLS].
             windows = split_windows(len(ids), capacity, min(stride, capacity // 2))
             window_of = best_windows(len(ids), windows)
             for window, (start, end) in enumerate(windows):
-                labels = None if is_lost else (0, 0)
+                labels = None if example.gold and not example.answers else (0, 0)
                 if gold and start <= gold[0] and gold[-1] < end:
                     labels = (before + gold[0] - start, before + gold[-1] - start)
                 spots = [PieceSpot(before + piece - start, *words[word_of[piece]],
@@ -1191,24 +1150,24 @@ class Answers(Kind):
             if not given or normalise(given[0]) not in map(normalise, asked.gold):
                 yield " | ".join(asked.gold), " | ".join(given), asked.example.question
 
-    def raw_examples(self, line: Line, tokenizer: Tokenizer) -> list[data.Question]:
+    def raw_examples(self, line: RawLine, tokenizer: Tokenizer) -> list[data.Question]:
         """Take a question and its passage from a line."""
-        return [data.Question(line.where, *read_pair(line), [])]
+        return [data.Question("", line["question"], line["passage"], [])]
 
     def results(self, examples: Examples, features: Features, outputs: Outputs, options: Options) -> Results:
         """Return the best answers to each question, with their characters in the passage.
 
-            {"question": "What did ...?", "passage": "Jorganux slowed kelmarin fever.", "answers": [
-                {"start": 16, "end": 30, "text": "kelmarin fever", "score": 0.8127}, ...]}
+            {"answers": [{"start": 16, "end": 30, "text": "kelmarin fever", "score": 0.8127}, ...]}
         """
-        for example, answers in zip(examples, self.decode(examples, features, outputs)):
-            shown = [{"start": answer.start, "end": answer.end, "text": answer.text,
-                      "score": round(answer.probability, 4)} for answer in answers[:ANSWERS_SHOWN]]
-            yield {"question": example.question, "passage": example.context, "answers": shown}
+        for answers in self.decode(examples, features, outputs):
+            yield {"answers": [{"start": answer.start, "end": answer.end, "text": answer.text,
+                                "score": round(answer.probability, 4)} for answer in answers[:ANSWERS_SHOWN]]}
 
 
 # The kinds by the names that data.TASKS gives them.
 KINDS: dict[str, Any] = {"ner": Tagging, "re": Relations, "classify": YesNo, "rank": Ranking, "qa": Answers}
+# Options that mean something for one kind alone.
+OWN_OPTIONS = {"tag_loss": Tagging, "negative": Relations, "class_weights": Ranking}
 
 
 # --- 3. Training one seed ---
@@ -1259,7 +1218,7 @@ class Prepared(NamedTuple):
     device: Device
     examples: dict[str, list]                   # by split; dev may be missing
     features: dict[str, list[Feature]]
-    test_set: str                               # name of the test set in tables
+    test_set: str = "test set"                  # its name in tables
 
 
 def make_batch(features: Features, width: int, size: int, prepared: Prepared) -> tuple[torch.Tensor, ...]:
@@ -1277,30 +1236,36 @@ def make_batch(features: Features, width: int, size: int, prepared: Prepared) ->
     if prepared.device.xla:                     # as many rows on each of its devices
         missing = math.ceil(size / prepared.device.count) * prepared.device.count - len(rows)
         rows += rows[:1] * missing
-        no_label = np.full((missing, *labels.shape[1:]), IGNORED_LABEL)
-        labels = np.concatenate([labels, no_label])
+        labels = np.concatenate([labels, np.full((missing, *labels.shape[1:]), IGNORED_LABEL)])
     return prepared.device.put(*pad_rows(rows, prepared.tokenizer.pad_id, width), torch.from_numpy(labels))
+
+
+def make_batches(features: Features, size: int, seed: int, prepared: Prepared,
+                 options: Options) -> Iterator[tuple[np.ndarray, tuple[torch.Tensor, ...]]]:
+    """Yield all features, each once, in batches of `size` rows: their numbers, and what make_batch returns.
+
+    Features of like length share a batch, so that little of it is padding. The seed gives the order.
+    """
+    lengths, rng = np.array([len(feature.input_ids) for feature in features]), np.random.default_rng(seed)
+    for width, rows in data.plan_batches(lengths, size, options.max_length, rng, keep_rest=True):
+        yield rows, make_batch([features[row] for row in rows], width, size, prepared)
 
 
 def predict(model: nn.Module, features: Features, prepared: Prepared, options: Options) -> Outputs:
     """Return the head's output for each feature, in their order, cut to the feature's tokens.
 
-    Features of like length share a batch, whatever their order, so that little of a batch is padding. Outputs
-    are computed in float32 even where training is not: in bfloat16 many of them would be equal by rounding,
-    and the order of equal candidates is that of the file.
+    Outputs are computed in float32 even where training is not: in bfloat16 many of them would be equal by
+    rounding, and the order of equal candidates is that of the file.
     """
-    lengths = np.array([len(feature.input_ids) for feature in features])
-    rng = np.random.default_rng(0)                      # the order of the batches, which changes nothing
-    plan = data.plan_batches(lengths, EVALUATION_BATCH, options.max_length, rng, keep_rest=True)
     outputs: list[Any] = [None] * len(features)
     model.eval()
-    for width, rows in plan:
-        *inputs, _ = make_batch([features[row] for row in rows], width, EVALUATION_BATCH, prepared)
+    # The order of the batches changes nothing.
+    for rows, (*inputs, _) in make_batches(features, EVALUATION_BATCH, 0, prepared, options):
         with torch.no_grad():
             logits = prepared.device.fetch(model(*inputs).float()).numpy()
         for row, output in zip(rows, logits):
             # (T, ...) for a head that judges tokens, here without padding; (C,) for one that judges the row.
-            outputs[row] = output[:lengths[row]] if output.ndim == 2 else output
+            outputs[row] = output[:len(features[row].input_ids)] if output.ndim == 2 else output
     model.train()
     if not all(np.isfinite(output).all() for output in outputs):       # argmax would give nan a label, too
         raise ValueError("the model's output is not finite (nan or inf): train with a lower --learning-rate")
@@ -1336,7 +1301,6 @@ def train(seed: int, prepared: Prepared, options: Options) -> tuple[nn.Module, M
     # 2. The schedule: the learning rate rises over the first tenth of the steps, then falls to 0 in a
     #    straight line. Each layer has the rate of the layer above it times layer_decay.
     optimizer = Adam(parameter_groups(model, options.weight_decay, options.layer_decay))
-    lengths = np.array([len(feature.input_ids) for feature in features])
     total_steps = options.epochs * math.ceil(len(features) / options.batch_size)
     warmup_steps = int(WARMUP_SHARE * total_steps)
 
@@ -1344,15 +1308,10 @@ def train(seed: int, prepared: Prepared, options: Options) -> tuple[nn.Module, M
     log = [f"epoch,loss,dev_{metric}"]
     progress, step = data.Progress(total_steps, f"steps of seed {seed}"), 0
     for epoch in range(1, options.epochs + 1):
-        # 3. An epoch: every feature once, in a new order, with features of like length in one batch.
-        rng, losses = np.random.default_rng(data.seed_for(seed, epoch - 1, "order")), []
-        plan = data.plan_batches(lengths, options.batch_size, options.max_length, rng, keep_rest=True)
-        for width, rows in plan:
-            # 4. A batch: padded rows, and their labels.
-            chosen = [features[row] for row in rows]
-            *inputs, labels = make_batch(chosen, width, options.batch_size, prepared)
-
-            # 5. An update: forward, backward, gradients clipped to norm 1, Adam. Losses stay on the device,
+        # 3. An epoch: every feature once, in a new order, in batches of padded rows with their labels.
+        order, losses = data.seed_for(seed, epoch - 1, "order"), []
+        for _, (*inputs, labels) in make_batches(features, options.batch_size, order, prepared, options):
+            # 4. An update: forward, backward, gradients clipped to norm 1, Adam. Losses stay on the device,
             #    because reading one would wait for its step.
             device.seed(data.seed_for(seed, step, "dropout"))
             with device.autocast():
@@ -1365,7 +1324,7 @@ def train(seed: int, prepared: Prepared, options: Options) -> tuple[nn.Module, M
             step += 1
             progress.show(step)
 
-        # 6. Is all finite? A loss or gradient of nan makes weights of nan, and so their sum. Such a model
+        # 5. Is all finite? A loss or gradient of nan makes weights of nan, and so their sum. Such a model
         #    would still be scored: it ranks the first candidate first.
         mean_loss = torch.stack(losses).mean().item()
         sum_of_weights = torch.stack([weight.detach().sum() for weight in weights]).sum().item()
@@ -1374,7 +1333,7 @@ def train(seed: int, prepared: Prepared, options: Options) -> tuple[nn.Module, M
                              "--learning-rate")
         log.append(f"{epoch},{mean_loss:.6g},")
 
-        # 7. The development set chooses the epoch. The test set has no part in this.
+        # 6. The development set chooses the epoch. The test set has no part in this.
         if "dev" in prepared.examples:
             scores, _ = evaluate(model, "dev", prepared, options)
             if best_weights is None or scores[metric] > dev_scores[metric]:
@@ -1421,7 +1380,6 @@ def score_model(title: str, model: nn.Module, prepared: Prepared, options: Optio
     """
     kind, test = prepared.kind, prepared.examples["test"]
     scores, predictions = evaluate(model.to(prepared.device.kind), "test", prepared, options)
-    folder.mkdir(parents=True, exist_ok=True)
     kind.write(folder, test, predictions)
     write_errors(folder / "errors.md", f"Errors of {options.task}, {prepared.test_set}, {title}",
                  list(kind.errors(test, predictions)))
@@ -1432,18 +1390,6 @@ def score_model(title: str, model: nn.Module, prepared: Prepared, options: Optio
 
 
 # --- 4. Seeds, search, tables ---
-
-def find_start(options: Options) -> Path | None:
-    """Find the model folder that --init names; without --init runs/pretrain, if it is there, or else None.
-
-    A run from scratch is possible, because comparisons need one, but it is always announced.
-    """
-    is_there = options.init or Path("runs/pretrain/model/config.json").is_file()
-    start = model_folder(options.init or "runs/pretrain") if is_there else None
-    if options.scratch or not start:
-        say("*** FROM SCRATCH: scores will be far lower; train_pretrain.py makes a model to start from ***")
-    return start
-
 
 def fetch_absent(options: Options) -> None:
     """Download a task's published files if its train or test file is not there.
@@ -1459,15 +1405,34 @@ def fetch_absent(options: Options) -> None:
             say(f"*** {problem} ***")
 
 
+def encode_splits(kind: Any, tokenizer: Tokenizer, config: ElectraConfig, examples: dict[str, list],
+                  options: Options) -> dict[str, list[Feature]]:
+    """Make the features of each split, and say at once, not after hours, what is cut or cannot be found.
+
+    raises   ValueError where the rows are longer than the model can read, or too short to hold a text
+    """
+    length, features = options.max_length, {}
+    if not 8 <= length <= config.max_position_embeddings:
+        raise ValueError(f"--max-length, or that of {TASK_FILE}, is {length}: the model reads 8 to "
+                         f"{config.max_position_embeddings} tokens")
+    for split, part in examples.items():
+        features[split] = kind.encode(part, tokenizer, length)
+        rows = kind.describe_features(features[split], length)
+        say(f"{options.task} {split}: {len(part):,} examples, {rows}")
+        kind.announce(split, part, features[split])
+    return features
+
+
 def prepare(options: Options, start: Path | None, seed: int) -> Prepared:
     """Read the task's files and the tokenizer, and make the features; print what was cut or split."""
     # 1. Examples, and the labels to tell apart.
+    init = None if options.scratch else start
+    if not init:        # comparisons need such a run; but it is always announced
+        say("*** FROM SCRATCH: scores will be far lower; train_pretrain.py makes a model to start from ***")
     device = Device.choose(options.device, options.precision, options.tpu)
     examples, test_set = data.read_splits(options.task, options.data, seed)
     task = data.TASKS[options.task]
     kind = KINDS[task.kind](task._replace(negative=options.negative or task.negative), examples["train"])
-    if options.negative and options.negative not in (known := kind.count_labels(examples["train"])):
-        raise ValueError(f"--negative {options.negative}: the labels are {', '.join(sorted(known))}")
     if kind.labels != task.labels:
         say(f"labels of the training set: {', '.join(map(visible, kind.labels))}{kind.remark}")
 
@@ -1478,53 +1443,16 @@ def prepare(options: Options, start: Path | None, seed: int) -> Prepared:
             say(f"{start}: {doubt}")
         config = read_config(start)
     else:
-        texts = [kind.text_of(example) for example in examples["train"]]
-        pieces = learn_vocab(texts, SCRATCH_VOCAB_SIZE, lowercase=not options.cased)
+        pieces = learn_vocab(map(kind.text_of, examples["train"]), SCRATCH_VOCAB_SIZE, not options.cased)
         tokenizer = Tokenizer(pieces, lowercase=not options.cased)
         config = PRESETS["tiny"].with_tokenizer(tokenizer)
     p = options.dropout
     config = dataclasses.replace(config, hidden_dropout_prob=p, attention_probs_dropout_prob=p)
-    check_length(options, config)
 
     # 3. Features of each split. Those for training need a label: an answer may be nowhere in its passage.
-    init = None if options.scratch else start
-    prepared = Prepared(kind, tokenizer, config, init, device, examples, {}, test_set)
-    for split in examples:
-        encode_split(split, prepared, options)
-    prepared.features["train"] = [feature for feature in prepared.features["train"]
-                                  if feature.labels is not None]
-    return prepared
-
-
-def check_length(options: Options, config: ElectraConfig) -> None:
-    """Raise ValueError where the rows are longer than the model can read, or too short to hold a text."""
-    if not 8 <= options.max_length <= config.max_position_embeddings:
-        raise ValueError(f"--max-length, or that of {TASK_FILE}, is {options.max_length}: the model reads 8 "
-                         f"to {config.max_position_embeddings} tokens")
-
-
-def encode_split(split: str, prepared: Prepared, options: Options) -> None:
-    """Add the features of a split, and say at once, not after hours, what does not fit or cannot be found."""
-    kind, part = prepared.kind, prepared.examples[split]
-    prepared.features[split] = features = kind.encode(part, prepared.tokenizer, options.max_length)
-    note = kind.describe_features(features, options.max_length)
-    say(f"{options.task} {split}: {len(part):,} examples, {note}")
-    kind.announce(split, part, features)
-
-
-def table_10(results: Sequence[Measures]) -> list[str]:
-    """Return a line like ELECTRAMed's Table 10: the sum over the batches of our mean MRR / the best system's.
-
-    A system that is the best in all five batches has 5. Of fewer batches the line says how many there are.
-    """
-    batches = [batch for batch in BEST_MRR if all(f"batch {batch} mrr" in result for result in results)]
-    if not batches:
-        return []
-    # Our MRR in a batch is the mean over the seeds. The best system of a batch has 1 in it.
-    shares = [metrics.mean_and_sd([result[f"batch {batch} mrr"] for result in results])[0] / BEST_MRR[batch]
-              for batch in batches]
-    return [f"sum over {len(shares)} batches of MRR / best MRR (ELECTRAMed's Table 10): "
-            f"ours {sum(shares):.3f}; {TABLE_10}"]
+    features = encode_splits(kind, tokenizer, config, examples, options)
+    features["train"] = [feature for feature in features["train"] if feature.labels is not None]
+    return Prepared(kind, tokenizer, config, init, device, examples, features, test_set)
 
 
 def score_table(options: Options, results: list[Measures], test_set: str = "test set") -> str:
@@ -1539,7 +1467,8 @@ def score_table(options: Options, results: list[Measures], test_set: str = "test
 
     Only columns with the same settings compare like with like. Default settings are those of a paper's
     protocol, "own" are others that the command line gave, and those of a model that was trained before are
-    unknown. For BioASQ the sum over the batches comes last.
+    unknown. For BioASQ the sum over the batches comes last, as in ELECTRAMed's Table 10: a system that is the
+    best in all five batches has 5. Of fewer batches the line says how many there are.
     """
     task = data.TASKS[options.task]
     # 1. A column for each paper that reports a score of this task, with how its settings were found.
@@ -1550,33 +1479,41 @@ def score_table(options: Options, results: list[Measures], test_set: str = "test
                 else "default" if is_default else "own")
     several = len(results) > 1                      # one seed has no deviation
     rows = [["", "mean", "sd" * several, *papers],
-            ["settings", settings, "", *("searched" if paper in SEARCHED else "default" for paper in papers)]]
+            ["settings", settings, "", *("searched" if "tuned" in paper else "default" for paper in papers)]]
     # 2. A row for each measure. Types of entities come from gold and predicted tags, so one seed may have a
     #    type that the others lack; its measures count as 0 for these.
+    means = {}
     for measure in dict.fromkeys(measure for result in results for measure in result):
-        mean, sd = metrics.mean_and_sd([100 * result.get(measure, 0.0) for result in results])
+        means[measure], sd = metrics.mean_and_sd([100 * result.get(measure, 0.0) for result in results])
         theirs = [published.get(measure, {}).get(paper, "") for paper in papers]
-        rows.append([measure, f"{mean:.2f}", f"{sd:.2f}" * several, *theirs])
+        rows.append([measure, f"{means[measure]:.2f}", f"{sd:.2f}" * several, *theirs])
     # 3. The rows as lines, and the score of each seed.
     lines = [f"{options.task}, {test_set}, {len(results)} seed{'s' * several}"]
     for name, first, second, *cells in rows:
         lines.append((f"{name:28}{first:>8}{second:>8}" + "".join(f"{cell:>14}" for cell in cells)).rstrip())
     every = ", ".join(f"{100 * result[task.metric]:.2f}" for result in results)
     lines.append(f"{task.metric} of each seed: {every}")
-    if published:                                   # other editions of BioASQ had other systems
-        lines += table_10(results)
+    # 4. The sum over the batches of our MRR / the best system's. Other editions of BioASQ had other systems.
+    shares = [means[f"batch {batch} mrr"] / 100 / best for batch, best in BEST_MRR.items()
+              if published and f"batch {batch} mrr" in means]
+    if shares:
+        lines.append(f"sum over {len(shares)} batches of MRR / best MRR (ELECTRAMed's Table 10): "
+                     f"ours {sum(shares):.3f}; {TABLE_10}")
     return "\n".join(lines)
 
 
-def record_options(options: Options, start: Path | None) -> None:
-    """Record the options in the run folder; once part of the run is finished, refuse options that differ.
+def begin_run(options: Options) -> Path | None:
+    """Find the model to start from, and record it with the options in the run folder.
 
-    Otherwise a second call with another batch size would add its seeds to those of the first, and nobody
-    would notice. The same would happen with other data files, or another model, of the same names. So the
-    contents of all files are compared.
+    Once part of the run is finished, options that differ are refused. Otherwise a second call with another
+    batch size would add its seeds to those of the first, and nobody would notice. The same would happen with
+    other data files, or another model, of the same names. So the contents of all files are compared.
 
+    returns   the model folder that --init names; without --init runs/pretrain, if it is there, or else None
     raises    ValueError naming the option or the files that have changed
     """
+    is_there = options.init or Path("runs/pretrain/model/config.json").is_file()
+    start = model_folder(options.init or "runs/pretrain") if is_there else None
     files = data.task_files(options.task, options.data)
     if start:           # sizes and vocabulary of the model and, unless from scratch, its weights
         names = ("*config.json", "tokenizer.json", "vocab.txt")
@@ -1585,6 +1522,7 @@ def record_options(options: Options, start: Path | None) -> None:
     has_begun = any(Path(options.out).rglob("dev.json"))        # of a seed, or of a trial of a search
     made_from = {path.name: data.file_hash(path)[:16] for path in files}
     record_run(Path(options.out), dataclasses.asdict(options), FIXED if has_begun else (), made_from)
+    return start
 
 
 def copy_model(source: Path, target: Path) -> None:
@@ -1593,15 +1531,13 @@ def copy_model(source: Path, target: Path) -> None:
         shutil.copytree(source / "model", folder)
 
 
-def run_seeds(options: Options) -> tuple[str, list[Measures]]:
-    """Fine-tune with every seed that is not finished yet; return the table and the test scores.
+def run_seeds(options: Options) -> str:
+    """Fine-tune with every seed that is not finished yet; return the table of all seeds.
 
     OUT then holds seed-0/, seed-1/, ... (fit_seed, score_model), options.json, table.txt, and in model/ the
     model to use.
     """
-    out, task, start = Path(options.out), data.TASKS[options.task], find_start(options)
-    record_options(options, start)
-
+    out, task, start = Path(options.out), data.TASKS[options.task], begin_run(options)
     # 1. Train and test what is not finished. Where a file is cut, every seed has another part as its test
     #    set. After a search all seeds have part 0: the search has used all the others, and not this one.
     folders = [out / f"seed-{seed}" for seed in range(options.seeds)]
@@ -1619,8 +1555,8 @@ def run_seeds(options: Options) -> tuple[str, list[Measures]]:
 
     # 2. The table of all seeds, also of those that were finished before.
     results = [read_object(folder / "scores.json") for folder in folders]
-    tests = [result["test"] for result in results]
-    table = score_table(options, tests, "; ".join(dict.fromkeys(result["test_set"] for result in results)))
+    test_set = "; ".join(dict.fromkeys(result["test_set"] for result in results))
+    table = score_table(options, [result["test"] for result in results], test_set)
     write_lines(out / "table.txt", [table])
 
     # 3. The model to use: that of the seed with the best development score (the test set never chooses).
@@ -1629,7 +1565,7 @@ def run_seeds(options: Options) -> tuple[str, list[Measures]]:
     copy_model(folders[best], out)
     files = ", ".join(sorted(os.listdir(folders[best])))
     say(f"{folders[best]} holds {files}; to read a text: python train_finetune.py --out {out} --predict FILE")
-    return table, tests
+    return table
 
 
 def search(options: Options) -> str:
@@ -1646,8 +1582,7 @@ def search(options: Options) -> str:
     returns   the table of the seeds
     source    Bio-ELECTRA's grid; it was searched by hyperopt there, at random here
     """
-    metric, start = data.TASKS[options.task].metric, find_start(options)
-    record_options(options, start)
+    metric, start = data.TASKS[options.task].metric, begin_run(options)
     # 1. Draw the points.
     points = list(itertools.product(*GRID.values()))
     random.Random(0).shuffle(points)
@@ -1657,7 +1592,7 @@ def search(options: Options) -> str:
         name = "-".join(f"{key.replace('_', '-')}-{value:g}" for key, value in values.items())
         trial = dataclasses.replace(options, out=f"{options.out}/{name}", **values)
         # 2. Train with each. The files of examples and features are the same for all, so they are read once.
-        record_options(trial, start)
+        begin_run(trial)
         folder = Path(trial.out) / "seed-0"
         if not (folder / "dev.json").is_file():
             prepared = prepared or prepare(trial, start, 0)
@@ -1668,11 +1603,11 @@ def search(options: Options) -> str:
         say(f"point {len(scored)} of {options.search}: {name}: dev {metric} {100 * scored[-1][0]:.2f}")
     # 3. List them. Of equally good points the one that was drawn first comes first.
     scored.sort(key=lambda pair: -pair[0])
-    rows = [[*(f"{getattr(trial, name):g}" for name in GRID), f"{score:.6g}"] for score, trial in scored]
-    write_lines(Path(options.out) / "search.csv", map(",".join, [[*GRID, f"dev_{metric}"], *rows]))
+    rows = [",".join(f"{getattr(trial, key):g}" for key in GRID) + f",{score:.6g}" for score, trial in scored]
+    write_lines(Path(options.out) / "search.csv", [f"{','.join(GRID)},dev_{metric}", *rows])
     # 4. Run all seeds with the best one.
-    best = scored[0][1]
-    table, _ = run_seeds(best)
+    _, best = scored[0]
+    table = run_seeds(best)
     copy_model(Path(best.out), Path(options.out))
     return table
 
@@ -1696,8 +1631,9 @@ def score_curve(options: Options) -> str:
                          "train_pretrain.py, which keeps one every --keep-every steps")
     lines = [f"step,{metric},low,high"]
     for model in models:
-        _, results = run_seeds(dataclasses.replace(options, init=str(model), out=str(out / model.name)))
-        values = [100 * result[metric] for result in results]
+        run_seeds(dataclasses.replace(options, init=str(model), out=str(out / model.name)))
+        folders = [out / model.name / f"seed-{seed}" for seed in range(options.seeds)]
+        values = [100 * read_object(folder / "scores.json")["test"][metric] for folder in folders]
         low, high = metrics.confidence_interval(values)
         interval = f"{low:.2f},{high:.2f}" if options.seeds > 1 else ","
         step, mean = int(model.name.removeprefix("step-")), metrics.mean_and_sd(values)[0]
@@ -1714,7 +1650,7 @@ def as_trained(options: Options, trained: Finetuned, examples: dict[str, list]) 
     raises   ValueError where the model is not of the task's kind, or tells other labels apart
     """
     # 1. Is it a model for this task? (The order of the labels is the model's own.)
-    task, model, config = data.find_task(options.task), trained.model, trained.model.config
+    task, model = data.find_task(options.task), trained.model
     head = KINDS[task.kind].head
     if not isinstance(model, head) or set(trained.labels) != set(task.labels or trained.labels):
         theirs = ", ".join(map(visible, trained.labels)) or "no labels"
@@ -1722,8 +1658,6 @@ def as_trained(options: Options, trained: Finetuned, examples: dict[str, list]) 
         trained_as = f" (of --task {trained.facts['task']})" if "task" in trained.facts else ""
         raise ValueError(f"{options.task} asks for a {head.__name__} with {ours}, the model is a "
                          f"{type(model).__name__} with {theirs}{trained_as}: choose another --task or model")
-    if options.negative and options.negative not in trained.labels:
-        raise ValueError(f"--negative {options.negative}: the labels are {', '.join(trained.labels)}")
     task = task._replace(labels=trained.labels, negative=options.negative or task.negative)
     kind = KINDS[task.kind](task, (), trained.facts)
 
@@ -1731,10 +1665,10 @@ def as_trained(options: Options, trained: Finetuned, examples: dict[str, list]) 
     for name, type_ in (("max_length", int), ("tag_loss", str)):
         if name in trained.facts:
             options = dataclasses.replace(options, **{name: data.take(trained.facts, name, type_, TASK_FILE)})
-    check_length(options, config)
     device = Device.choose(options.device, options.precision, options.tpu)
     model.to(device.kind)
-    return Prepared(kind, trained.tokenizer, config, None, device, examples, {}, "test set"), options
+    features = encode_splits(kind, trained.tokenizer, model.config, examples, options)
+    return Prepared(kind, trained.tokenizer, model.config, None, device, examples, features), options
 
 
 def score_trained(options: Options) -> str:
@@ -1747,7 +1681,6 @@ def score_trained(options: Options) -> str:
     parent = Path(options.out) if options.init else model_folder(options.out).parent
     examples = {"test": data.read_task(options.task, "test", options.data)}
     prepared, options = as_trained(options, trained, examples)
-    encode_split("test", prepared, options)
     with data.only_process(folder := parent / "evaluation"):
         scores = score_model("without training", trained.model, prepared, options, folder, {})
         table = score_table(options, [scores], prepared.test_set + prepared.kind.remark)
@@ -1761,26 +1694,40 @@ def score_trained(options: Options) -> str:
 # Raw text goes the same way as a test set: the kind makes examples of its lines, encodes them, and decodes
 # the outputs. Only the last step differs: results are printed for each line, and nothing is scored.
 
-def input_lines(path: str, form: str) -> Iterator[Line]:
+def read_line(text: str, fields: Sequence[str], place: str) -> dict[str, str]:
+    """Return what a line holds by name: {"text": ...}, or {"question": ..., "passage": ...} read from JSON.
+
+    fields    the names; of a single one the text is the line as it is, and so is that of an empty line
+    raises    ValueError naming the place of a line that is not such JSON
+    """
+    if len(fields) == 1 or not text.strip():
+        return {"text": text}
+    place += ": expected {" + ", ".join(f'"{field}": "..."' for field in fields) + "}"
+    content = data.parse_json(text, place)
+    return {field: data.take(content, field, str, place) for field in fields}
+
+
+def input_lines(path: str, fields: Sequence[str]) -> Iterator[RawLine]:
     """Yield the lines of a file, or of standard input for "-", as they are; of a corpus file its documents.
 
     XML and archives are read as for pre-training; an empty line stands between their sentences. The file is
     opened once, so that a pipe can be read, too.
 
-    form      what the lines should hold, text or JSON; where they look otherwise, that is said
+    fields    what the lines should hold (read_line); where they look otherwise, that is said
     raises    ValueError naming file and line where it is not UTF-8, or the archive is damaged
     """
+    form = "text" if len(fields) == 1 else "JSON"
     with data.open_file(path) as file:
         format = data.detect_format(file)
         if format in ("xml", "tar"):
             for number, document in enumerate(data.read_documents(path, file=file), start=1):
-                yield Line({"document": number, **document.id}, f"{path} document {number}",
-                           "\n\n".join(document))
+                content = read_line("\n\n".join(document), fields, f"{path} document {number}")
+                yield {"document": number, **document.id, **content}
         else:
             if format not in ("text", "binary", form):
                 say(f"*** {path} seems to be {format}: each line is read as {form} ***")
             for number, text in data.numbered_lines("standard input" if path == "-" else path, file):
-                yield Line({"line": number}, f"{path} line {number}", text)
+                yield {"line": number, **read_line(text, fields, f"{path} line {number}")}
 
 
 def predict_lines(options: Options) -> None:
@@ -1793,15 +1740,15 @@ def predict_lines(options: Options) -> None:
     trained = load_finetuned(options.out)
     task = data.take(trained.facts, "task", str, f"{options.out}: {TASK_FILE}")
     prepared, options = as_trained(dataclasses.replace(options, task=task), trained, {})
-    kind, lines = prepared.kind, input_lines(str(options.predict), prepared.kind.raw_form)
+    kind, lines = prepared.kind, input_lines(str(options.predict), prepared.kind.raw_fields)
     if sys.stdout is None:
         raise ValueError("standard output is closed: redirect it to a file")
     is_ascii = "utf" not in str(sys.stdout.encoding).lower()        # then β has to be written as \u03b2
 
     while block := list(itertools.islice(lines, READ_AT_ONCE)):
         # 2. Each line of the block gives some examples: an empty one none, a text one for each sentence.
-        read = [list(kind.raw_examples(line, trained.tokenizer)) if line.text.strip() else []
-                for line in block]
+        read = [list(kind.raw_examples(line, trained.tokenizer))
+                if any(line.get(field, "").strip() for field in kind.raw_fields) else [] for line in block]
         examples = [example for some in read for example in some]
         # 3. Their outputs are computed together, as those of a test set.
         features = kind.encode(examples, trained.tokenizer, options.max_length)
@@ -1809,10 +1756,10 @@ def predict_lines(options: Options) -> None:
             say(f"of {len(examples)} texts, {kind.describe_features(features, options.max_length)}")
         outputs = predict(trained.model, features, prepared, options)
         results = kind.results(examples, features, outputs, options)
-        # 4. The results of its examples are those of the line.
+        # 4. A line is printed with what was found in its examples.
         for line, some in zip(block, read):
-            result = kind.line_result(line, list(itertools.islice(results, len(some))))
-            print(json.dumps(result, ensure_ascii=is_ascii))
+            found = kind.line_result(list(itertools.islice(results, len(some))))
+            print(json.dumps({**line, **found}, ensure_ascii=is_ascii))
 
 
 # --- 6. Command line ---
@@ -1829,11 +1776,9 @@ def run(options: Options) -> int:
     if options.evaluate:
         result = score_trained(options)
     else:
+        job = score_curve if options.curve else search if options.search else run_seeds
         with data.only_process(options.out):
-            if options.curve:
-                result = score_curve(options)
-            else:
-                result = search(options) if options.search else run_seeds(options)[0]
+            result = job(options)
     print(result, flush=True)
     return 0
 
@@ -1842,9 +1787,8 @@ def check(options: Options) -> None:
     """Refuse options that do not go together; raise ValueError naming them."""
     given = {name for name, default in vars(Options()).items() if getattr(options, name) != default}
     # 1. Options that only one kind of task has: with another kind they would silently do nothing.
-    own = KINDS[data.TASKS[options.task].kind].own_options
-    for kind in KINDS.values():
-        for name in given.intersection(kind.own_options).difference(own):
+    for name, kind in OWN_OPTIONS.items():
+        if name in given and kind is not KINDS[data.TASKS[options.task].kind]:
             raise ValueError(f"{flag(name)} is for {kind.__name__}, not for {options.task}")
     # 2. Four things to do, of which a command can do one.
     if len(given & {"search", "curve", "evaluate", "predict"}) > 1:

@@ -269,11 +269,11 @@ def test_raw_text_is_cut_into_words_as_the_training_file_is():
                                (marks, "( IL - 4 ) and CD8 + T - cells , 0 . 5 mg .")):
         kind = Tagging(TASKS["ner"], examples)
         for same in (kind, Tagging(TASKS["ner"], (), json.loads(json.dumps(kind.facts)))):
-            [sentence] = same.raw_examples(train_finetune.Line({}, "", text), SPELLER)
+            [sentence] = same.raw_examples({"text": text}, SPELLER)
             assert sentence.words == expected.split()
             assert [text[start:end] for start, end in sentence.spans] == sentence.words
     assert Tagging(TASKS["ner"], marks).facts == {"marks_inside_words": []}
-    [sentence] = Tagging(TASKS["ner"], (), {}).raw_examples(train_finetune.Line({}, "", "IL-2"), SPELLER)
+    [sentence] = Tagging(TASKS["ner"], (), {}).raw_examples({"text": "IL-2"}, SPELLER)
     assert sentence.words == ["IL", "-", "2"]                       # task.json of an earlier version
 
 
@@ -1849,7 +1849,7 @@ def test_a_line_of_cut_words_is_one_sentence_and_keeps_the_words_of_its_file(pre
     tokenizer, kind = Tokenizer.from_file(pretrained), kind_of("demo-ner")
 
     def words(text):
-        line = train_finetune.Line({}, "", text)
+        line = {"text": text}
         return [" ".join(sentence.words) for sentence in kind.raw_examples(line, tokenizer)]
 
     for cut in ("The S. aureus ( i.e. MRSA ) fell . It rose .", "a-b , IL-2 ( x )"):
