@@ -68,7 +68,8 @@ DISCRIMINATOR_WEIGHT = 50.0     # TF configure_pretraining.py: the binary loss i
 HIDE_PROBABILITY = 0.85         # TF pretrain_helpers.mask: of the chosen tokens; the other 15 % stay readable
 PRECISIONS = ("float32", "bfloat16")            # in which a Device multiplies matrices
 EPSILON = 1e-6                  # keeps a loss over zero tokens at 0 instead of nan
-IGNORED_LABEL = -100            # stands where no label is: special tokens, padding, wordpieces inside a word
+# Stands where no label is: special tokens, padding, wordpieces inside a word. F.cross_entropy leaves it out.
+IGNORED_LABEL = -100
 # These sizes must be the same in two networks before weights can be copied from one to the other.
 SIZES = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
          "intermediate_size", "type_vocab_size")
@@ -133,9 +134,7 @@ class ElectraConfig:
         """
         hidden = min(self.hidden_size, max(64, round(self.hidden_size * self.generator_size)))
         # Heads of 64, or a little wider where heads of 64 do not divide the width evenly.
-        heads = max(1, hidden // 64)
-        while hidden % heads:
-            heads -= 1
+        heads = max(count for count in range(1, max(1, hidden // 64) + 1) if hidden % count == 0)
         return dataclasses.replace(self, hidden_size=hidden, num_attention_heads=heads,
                                    intermediate_size=4 * hidden)
 
@@ -275,13 +274,11 @@ def initialise(model: nn.Module, config: ElectraConfig) -> None:
         again when beyond two standard deviations (modeling.create_initializer).
     (2) The layers named in GLOROT (projection of the embeddings, discriminator's last layer, task heads):
         Glorot-uniform, which is TF's default. TF names no other initializer for these layers.
-    (3) Biases are 0; a LayerNorm starts with factor 1 and shift 0.
+    (3) Biases are 0. (A LayerNorm starts with factor 1 and shift 0, as torch makes it.)
     """
     bound = 2 * config.initializer_range
     for name, module in model.named_modules():
-        if isinstance(module, nn.LayerNorm):
-            module.reset_parameters()
-        elif isinstance(module, (nn.Linear, nn.Embedding)):
+        if isinstance(module, (nn.Linear, nn.Embedding)):
             if name.split(".")[-1] in GLOROT:
                 nn.init.xavier_uniform_(module.weight)
             else:
@@ -403,9 +400,10 @@ class ElectraEncoder(nn.Module):
 
 
 class Network(nn.Module):
-    """Hold an encoder and its configuration: what the networks below have in common; each adds its head."""
+    """Hold an encoder and its configuration: what the networks below have in common.
 
-    architecture = ""           # transformers' name for the network, written to config.json
+    Each adds its head, and `architecture`: transformers' name for the network, written to config.json.
+    """
 
     def __init__(self, config: ElectraConfig, embeddings: Embeddings | None = None) -> None:
         super().__init__()
@@ -788,8 +786,7 @@ def mean_cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | N
     class_weights   (C,) or None; with weights the weighted mean
     returns         (); 0 where no label is at all, and F.cross_entropy's own mean would be nan
     """
-    summed = F.cross_entropy(logits.float(), labels, class_weights, ignore_index=IGNORED_LABEL,
-                             reduction="sum")
+    summed = F.cross_entropy(logits.float(), labels, class_weights, reduction="sum")
     is_labelled = (labels != IGNORED_LABEL).float()
     weights = is_labelled if class_weights is None else is_labelled * class_weights[labels.clamp(min=0)]
     return summed / weights.sum().clamp(min=EPSILON)
@@ -923,7 +920,7 @@ def learning_rate_at(step: int, total_steps: int, warmup_steps: int, peak: float
     return peak * (1 - step / total_steps) * warmup
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(model: Any, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
     """Return a model's parameters in groups that share learning rate and weight decay.
 
     weight_decay  of all weights, embeddings too, except LayerNorms and biases, which have none
@@ -935,8 +932,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
     # TF numbers the depths: 0 for the embeddings and their projection, i + 1 for layer i (from 0), L + 2 for
     # the head. Nothing has depth L + 1, so the top layer learns at 0.8^2 of the head's rate, and the
     # embeddings at 0.8^(L + 2).
-    config: ElectraConfig = model.config                                # type: ignore[assignment]
-    head_depth = config.num_hidden_layers + 2
+    head_depth = model.config.num_hidden_layers + 2
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         depth = 0 if "embeddings" in name else head_depth
@@ -964,9 +960,9 @@ class Adam(torch.optim.AdamW):
     true_eps = 1e-6             # the "eps" of torch's groups changes with every update
 
     def __init__(self, groups: Iterable[dict[str, Any]] | Iterable[Tensor]) -> None:
+        super().__init__(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
         defaults = {"lr_scale": 1.0, "decay": 0.0, "updates": 0}
-        given = [each if isinstance(each, dict) else {"params": [each]} for each in groups]
-        super().__init__([defaults | group for group in given], lr=0.0, betas=(0.9, 0.999), fused=True)
+        self.param_groups = [defaults | group for group in self.param_groups]
 
     def step(self, learning_rate: float) -> None:                               # type: ignore[override]
         """Apply the gradients at `learning_rate` and clear them."""
@@ -1035,6 +1031,7 @@ class Adam(torch.optim.AdamW):
 DTYPES = {"F64": torch.double, "F32": torch.float, "F16": torch.half, "BF16": torch.bfloat16,
           "I64": torch.long}
 WORDS, OUTPUT = "electra.embeddings.word_embeddings.weight", "generator_lm_head.weight"     # tied: one matrix
+POSITIONS = "electra.embeddings.position_embeddings.weight"
 
 
 # Writing.
@@ -1060,10 +1057,9 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         # 1. The content has to reach the disk before the name does: otherwise a power cut could leave empty
         #    files under that name.
-        for file in [temporary, *temporary.rglob("*")]:
-            if file.is_file():
-                with open(file, "r+b") as written:
-                    os.fsync(written.fileno())
+        for file in filter(Path.is_file, [temporary, *temporary.rglob("*")]):
+            with open(file, "r+b") as written:
+                os.fsync(written.fileno())
         # 2. A file is replaced by one renaming. A folder first has to be moved aside.
         if path.is_dir():
             path.rename(before)
@@ -1078,7 +1074,7 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_safetensors(path: Path, weights: dict[str, Tensor]) -> None:
-    """Write float32 weights in the safetensors format, which read_safetensors explains.
+    """Write weights as float32 in the safetensors format, which read_safetensors explains.
 
     Unlike the pickle of torch.save, such a file cannot hold a program.
     """
@@ -1086,11 +1082,18 @@ def write_safetensors(path: Path, weights: dict[str, Tensor]) -> None:
     numbers = bytearray()
     for name, tensor in weights.items():
         start = len(numbers)
-        numbers += tensor.numpy().tobytes()
+        numbers += tensor.cpu().float().numpy().tobytes()
         header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, len(numbers)]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)             # the numbers begin at a multiple of 8, as they do in memory
     path.write_bytes(len(text).to_bytes(8, "little") + text + numbers)
+
+
+def networks_of(model: Any) -> dict[str, Any]:
+    """Return the networks of a model by the place of each in a model folder; "" is the folder itself."""
+    if isinstance(model, ElectraForPretraining):
+        return {"": model.discriminator, "generator": model.generator}
+    return {"": model}
 
 
 def save_pretrained(model: Any, directory: str | os.PathLike, tokenizer: Any = None,
@@ -1104,16 +1107,12 @@ def save_pretrained(model: Any, directory: str | os.PathLike, tokenizer: Any = N
     extra_files   content of further files of the folder, by name
     raises        as written_whole; ValueError also where labels or tokenizer are another model's
     """
-    networks = {"": model}
-    if isinstance(model, ElectraForPretraining):
-        networks = {"": model.discriminator, "generator": model.generator}
     with written_whole(directory) as whole:
-        for place, network in networks.items():
+        for place, network in networks_of(model).items():
             folder = whole / place
             folder.mkdir()
             # 1. The weights.
-            weights = {name: tensor.cpu().float() for name, tensor in network.state_dict().items()}
-            write_safetensors(folder / "model.safetensors", weights)
+            write_safetensors(folder / "model.safetensors", network.state_dict())
             # 2. The configuration.
             content = {"architectures": [network.architecture], **json.loads(network.config.to_json())}
             if isinstance(network, (TokenTagger, SequenceClassifier)):
@@ -1146,13 +1145,12 @@ def read_config(folder: Path) -> ElectraConfig:
     path = folder / "config.json"
     try:
         config = ElectraConfig.from_json(path.read_text(encoding="utf-8"))
+        pieces = config.vocab_size              # of a folder without vocabulary
         if (path := folder / "vocab.txt").is_file():
             # Only "\n" ends a line: a piece may be one of the other characters that str.splitlines breaks at.
             pieces = len(path.read_bytes().removesuffix(b"\n").split(b"\n"))
         elif (path := folder / "tokenizer.json").is_file():
             pieces = len(json.loads(path.read_bytes())["model"]["vocab"])
-        else:
-            return config
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None
     if pieces != config.vocab_size:
@@ -1255,29 +1253,6 @@ def load_weights(model: nn.Module, folder: Path, weights: dict[str, Tensor] | No
                          "model of this kind, and do both files belong together?") from None
 
 
-def load_pretrained(directory: str | os.PathLike) -> ElectraForPretraining:
-    """Read a pre-training model from a model folder, ours or a published one.
-
-    Without a generator/ in it the generator is a new one of config.generator()'s size.
-    raises   ValueError for files that contradict each other; OSError where one is missing
-    """
-    folder = model_folder(directory)
-    part = folder / "generator"
-    model = ElectraForPretraining(read_config(folder), read_config(part) if part.is_dir() else None)
-    load_weights(model.discriminator, folder)
-    if part.is_dir():
-        weights = read_weights(part)
-        # Both networks use one set of embeddings, and both files store it. Those of the discriminator's file
-        # are in the model now. If the second file has others, the two come from different runs, and loading
-        # the second would overwrite the first one's.
-        for name, tensor in model.generator.state_dict().items():
-            is_shared = name.startswith("electra.embeddings.") or name == OUTPUT
-            if is_shared and not torch.equal(tensor, weights.get(name, tensor)):
-                raise ValueError(f"{part}: {name} differs from the discriminator's: not one model's halves")
-        load_weights(model.generator, part, weights)
-    return model
-
-
 def load_head(directory: str | os.PathLike) -> tuple[nn.Module, list[str]]:
     """Read a fine-tuned model of any kind; return it, and the names of its labels (none for answers).
 
@@ -1296,9 +1271,8 @@ def load_head(directory: str | os.PathLike) -> tuple[nn.Module, list[str]]:
     if kind is not SpanExtractor:
         named = content.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}         # transformers' default
         labels = [named.get(str(n)) for n in range(len(named))] if isinstance(named, dict) else [named]
-        is_text = all(isinstance(label, str) for label in labels)
-        numbers = {str(label): number for number, label in enumerate(labels)}
-        if not is_text or len(numbers) < len(labels) or content.get("label2id", numbers) != numbers:
+        numbers = {label: number for number, label in enumerate(labels) if isinstance(label, str)}
+        if len(numbers) < len(labels) or content.get("label2id", numbers) != numbers:
             raise ValueError(f"{path}: id2label is {named}, label2id {content.get('label2id')}: expected "
                              "every label once, as text, numbered from 0, and the same in both")
     model = kind(config, len(labels)) if labels else kind(config)
@@ -1337,31 +1311,42 @@ def load_initial(model: Any, directory: str | os.PathLike) -> str:
     A published ELECTRA may come without its generator. Then that of `model` stays as it was drawn, but for
     the embeddings, which it shares with the discriminator.
     returns  "", or a sentence that says so
-    raises   ValueError naming a size that differs
+    raises   ValueError naming a size that differs, or a weight that does not fit
     """
-    # 1. Read the other model: both networks, or the one there is.
-    folder, note = model_folder(directory), ""
-    if isinstance(model, ElectraForPretraining) and not (folder / "generator").is_dir():
-        model, note = model.discriminator, f"{folder} has no generator/: a new generator is drawn"
-    if isinstance(model, ElectraForPretraining):
-        source: nn.Module = load_pretrained(folder)
-    else:
-        source = type(model)(read_config(folder))           # a Discriminator or a MaskedLanguageModel
-        load_weights(source, folder)
-    # 2. Check that its networks have the sizes of ours.
-    for place, network in model.named_modules():
-        if isinstance(network, Network):
-            theirs: Any = source.get_submodule(place)
-            check_sizes(theirs.config, network, folder)
-    # 3. Copy. The number of positions may differ: positions that the other model lacks keep their initial
-    #    values, so that a run at 512 tokens can go on from one at 128.
-    weights = source.state_dict()
-    for name, initial in model.state_dict().items():
-        if name.endswith("position_embeddings.weight"):
-            known = weights[name][:len(initial)]                                    # (positions, E)
-            weights[name] = torch.cat([known, initial[len(known):]])
-    model.load_state_dict(weights)
-    return note
+    whole = model_folder(directory)
+    for place, network in networks_of(model).items():
+        folder = whole / place
+        if place and not folder.is_dir():
+            return f"{whole} has no generator/: a new generator is drawn"
+        config, weights, ours = read_config(folder), read_weights(folder), network.state_dict()
+        check_sizes(config, network, folder)
+        # 1. The number of positions may differ: positions that the other model lacks keep their initial
+        #    values, so that a run at 512 tokens can go on from one at 128.
+        known, initial = weights.get(POSITIONS), ours[POSITIONS]                    # (positions, E) each
+        if known is not None and known.shape == (config.max_position_embeddings, config.embedding_size):
+            weights[POSITIONS] = torch.cat([known[:len(initial)], initial[len(known):]])
+        # 2. Both networks use one set of embeddings, and both files store it. Those of the discriminator's
+        #    file are in the model now. If the generator's file has others, the two come from different runs,
+        #    and loading the second would overwrite the first one's.
+        shared = [name for name in ours if name.startswith("electra.embeddings.") or name == OUTPUT]
+        for name in shared:
+            if place and not torch.equal(ours[name], weights.get(name, ours[name])):
+                raise ValueError(f"{folder}: {name} differs from the discriminator's: not one model's halves")
+        load_weights(network, folder, weights)
+    return ""
+
+
+def load_pretrained(directory: str | os.PathLike) -> ElectraForPretraining:
+    """Read a pre-training model from a model folder, ours or a published one.
+
+    Without a generator/ in it the generator is a new one of config.generator()'s size.
+    raises   ValueError for files that contradict each other; OSError where one is missing
+    """
+    folder = model_folder(directory)
+    part = folder / "generator"
+    model = ElectraForPretraining(read_config(folder), read_config(part) if part.is_dir() else None)
+    load_initial(model, folder)
+    return model
 
 
 # Checkpoints.
@@ -1383,9 +1368,8 @@ def save_checkpoint(directory: Path, step: int, model: nn.Module, optimizer: Ada
     state = optimizer.state_dict()
     for number, moments in state["state"].items():
         state["state"][number] = {name: tensor.cpu() for name, tensor in moments.items()}
-    content = {"step": step, "belongs_to": belongs_to, "optimizer": state, "model": weights}
     buffer = io.BytesIO()           # unlike a file, it makes no other error of a full disk
-    torch.save(content, buffer)
+    torch.save({"step": step, "belongs_to": belongs_to, "optimizer": state, "model": weights}, buffer)
     with written_whole(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
     for old in sorted(directory.glob(CHECKPOINTS))[:-2]:
@@ -1495,10 +1479,10 @@ class Device:
 
     kind: str                   # cpu, cuda or xla
     precision: str              # float32 or bfloat16
-    rank: int = 0               # number of this process, from 0
-    ranks: int = 1              # number of processes; each computes its share of a batch's rows
     xla: Any = None             # the module torch_xla, on a TPU
     mesh: Any = None            # the devices of the TPU
+    rank: int = 0               # number of this process, from 0
+    ranks: int = 1              # number of processes; each computes its share of a batch's rows
 
     @classmethod
     def choose(cls, device: str = "auto", precision: str | None = None, tpu: bool = False) -> Device:
@@ -1511,8 +1495,7 @@ class Device:
         """
         read_ranks()
         if tpu:
-            xla, mesh = open_xla()
-            return cls("xla", precision or "bfloat16", xla=xla, mesh=mesh)
+            return cls("xla", precision or "bfloat16", *open_xla())
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: torch sees no GPU here; drop the option to run on the CPU")
         if device != "cpu" and torch.cuda.is_available():

@@ -244,8 +244,7 @@ def prepare_data(options: Options) -> tuple[Tokenizer, data.Shards]:
     # 2. The vocabulary.
     if not options.vocab and not (out / "vocab.txt").exists():
         say(f"learning a vocabulary of {options.vocab_size:,} wordpieces")
-        learnt = data.learn_vocabulary(corpus, options.vocab_size, not options.cased, reading)
-        learnt.save(out)
+        data.learn_vocabulary(corpus, options.vocab_size, not options.cased, reading).save(out)
     tokenizer = load_tokenizer(options.vocab or str(out), options)
     if doubt := tokenizer.casing_doubt():
         say(f"{options.vocab or out}: {doubt}")
@@ -293,15 +292,11 @@ class Part(NamedTuple):
     slot_total: torch.Tensor            # () masked slots: what the generator's loss is divided by
     token_total: torch.Tensor           # () real tokens: what the discriminator's loss is divided by
 
-    def rows(self, start: int, stop: int) -> Part:
-        """Return the rows from `start` to `stop`, with the same totals."""
-        masked = MaskedBatch(*(tensor[start:stop] for tensor in self.masked))
-        return self._replace(masked=masked, attention_mask=self.attention_mask[start:stop],
-                             token_type_ids=self.token_type_ids[start:stop])
-
-    def on(self, device: Device) -> Part:
-        """Return a copy on the device."""
-        return Part(MaskedBatch(*device.put(*self.masked)), *device.put(*self[1:]))
+    def on(self, device: Device, rows: slice = slice(None)) -> Part:
+        """Return a copy of these rows on the device, with the same totals."""
+        masked = device.put(*(tensor[rows] for tensor in self.masked))
+        rest = self.attention_mask[rows], self.token_type_ids[rows], self.slot_total, self.token_total
+        return Part(MaskedBatch(*masked), *device.put(*rest))
 
 
 def read_batch(shards: data.Shards, numbers: np.ndarray, width: int, config: ElectraConfig, seed: int,
@@ -402,7 +397,7 @@ def training_step(run: Run, step: int, batch: Part) -> torch.Tensor:
     losses = torch.zeros(3, device=device.kind)
     size = len(batch.attention_mask) // (device.ranks * options.accumulate)        # rows in a part
     for part in range(device.rank * options.accumulate, (device.rank + 1) * options.accumulate):
-        inputs = batch.rows(part * size, (part + 1) * size).on(device)
+        inputs = batch.on(device, slice(part * size, (part + 1) * size))
         with device.autocast():
             output = model(*inputs)
         output.loss.backward()
@@ -888,10 +883,10 @@ def parse_options(cls: type, description: str, arguments: Sequence[str] | None =
             continue
         # The type of one value: int for `int`, `list[int]` and `int | None` (None means "not given").
         one, *_ = get_args(kind) or [kind]
-        several = "+" if get_origin(kind) is list else None
         help += "" if default in (None, []) else " (default: %(default)s)"
-        parser.add_argument(flag(field.name), type=data.given if one is str else one, nargs=several,
-                            default=default, help=help, choices=field.metadata["choices"])
+        parser.add_argument(flag(field.name), type=data.given if one is str else one, default=default,
+                            nargs="+" if get_origin(kind) is list else None, help=help,
+                            choices=field.metadata["choices"])
     options = cls(**vars(parser.parse_args(arguments)))
     for field in fields:
         value, low = getattr(options, field.name), field.metadata["at_least"]
@@ -938,8 +933,7 @@ def record_run(folder: Path, options: dict, fixed: Iterable[str], made_from: dic
                 raise ValueError(f"{folder} holds a run with {flag(name)} {before.get(name)}, "
                                  f"now {options[name]}: repeat its options to continue it, or {elsewhere}")
         made_from = recorded if made_from is None else made_from
-        names = sorted(recorded | made_from)
-        changed = [name for name in names if recorded.get(name) != made_from.get(name)]
+        changed = [name for name in sorted(recorded | made_from) if recorded.get(name) != made_from.get(name)]
         if fixed and recorded and changed:
             raise ValueError(f"{folder} holds a run that was made from other files: {', '.join(changed)} "
                              f"changed: bring them back to continue it, or {elsewhere}")

@@ -218,8 +218,8 @@ def test_an_update_clips_the_gradient_to_norm_one(finished, tmp_path):
     assert moments.norm().item() == pytest.approx(0.1, rel=1e-4)
 
 
-def test_a_batch_passes_six_functions_on_its_way_to_its_gradient(finished, tmp_path):
-    """From run_steps to loss.backward(), in two files; at loss.backward() two of the six are on the stack.
+def test_a_batch_passes_five_functions_on_its_way_to_its_gradient(finished, tmp_path):
+    """From run_steps to loss.backward(), in two files; at loss.backward() two of the five are on the stack.
 
     The network's own parts, which its forward() calls, are not counted.
     """
@@ -247,7 +247,7 @@ def test_a_batch_passes_six_functions_on_its_way_to_its_gradient(finished, tmp_p
     without_a_batch = {"seed", "seed_for", "autocast", "<genexpr>"}
     passed = {name: file for name, file in called.items() if name not in without_a_batch}
     assert at_backward == ["training_step", "run_steps"]
-    assert set(passed) == {"training_step", "rows", "on", "put", "forward"}             # and run_steps
+    assert set(passed) == {"training_step", "on", "put", "forward"}                     # and run_steps
     assert set(passed.values()) == {"train_pretrain.py", "electramed.py"}
 
 
@@ -326,7 +326,7 @@ def test_the_losses_of_the_parts_of_a_batch_add_up_to_those_of_the_whole(untrain
     order = train_pretrain.BatchOrder(untrained.shards, untrained.options)
     batch = order.batch(step, untrained.model.config)
     with torch.no_grad():
-        whole, upper, lower = (untrained.model(*batch.rows(start, stop))
+        whole, upper, lower = (untrained.model(*batch.on(CPU, slice(start, stop)))
                                for start, stop in ((0, 8), (0, cut), (cut, 8)))
     assert torch.equal(whole.is_replaced, torch.cat([upper.is_replaced, lower.is_replaced]))
     for name in ("loss", "mlm_loss", "discriminator_loss"):
