@@ -880,7 +880,7 @@ def learn_vocabulary(paths: Iterable[str | os.PathLike], size: int, lowercase: b
     return tokenizer
 
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 HELD_OUT_EVERY = 100                # every 100th document is kept from training, for evaluation
 
 # What one worker turns into one shard: its number; parts of BLOCK_BYTES at most together, or one XML file.

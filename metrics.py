@@ -599,8 +599,9 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
     >>> mean_and_sd([2, 4, 6])  # sd = sqrt((4 + 0 + 4) / (3 - 1))
     (4.0, 2.0)
     """
+    numbers = [float(value) for value in values]
     # statistics.stdev computes in exact fractions: equal scores give 0, and not 1e-17.
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    return statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else 0.0
 
 
 # Entry k is Student's t for k degrees of freedom: 95 % of the distribution lies between -t and t. With 0

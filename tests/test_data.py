@@ -1571,7 +1571,7 @@ def test_a_missing_or_truncated_array_is_named_when_it_is_read(shard_folder, nam
     (None, r"index\.json: not there, .*python data\.py build"),
     (b"{", r"index\.json: JSON that cannot be read: .*line 1"),
     (b"[1]", r"index\.json: expected a JSON object, found list"),
-    (b'{"format": 2}', r"index\.json: .* no index of shards of format 3: build it with python data"),
+    (b'{"format": 2}', r"index\.json: .* no index of shards of format 4: build it with python data"),
     (b"[" * 100_000, r"index\.json: JSON that cannot be read: maximum recursion depth")])
 def test_a_folder_without_a_valid_index_is_refused(tmp_path, content, message):
     if content is not None:
