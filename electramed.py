@@ -1305,15 +1305,14 @@ def load_encoder(model: nn.Module, directory: str | os.PathLike) -> None:
     load_weights(model, folder, own | found)
 
 
-def load_initial(model: Any, directory: str | os.PathLike) -> str:
-    """Copy the weights of another pre-training model of the same kind into `model`, to start from them.
+def load_networks(model: Any, whole: Path) -> str:
+    """Copy the weights of a pre-training model of the same kind from its folder into `model`.
 
     A published ELECTRA may come without its generator. Then that of `model` stays as it was drawn, but for
     the embeddings, which it shares with the discriminator.
     returns  "", or a sentence that says so
     raises   ValueError naming a size that differs, or a weight that does not fit
     """
-    whole = model_folder(directory)
     for place, network in networks_of(model).items():
         folder = whole / place
         if place and not folder.is_dir():
@@ -1336,6 +1335,22 @@ def load_initial(model: Any, directory: str | os.PathLike) -> str:
     return ""
 
 
+def load_initial(model: Any, directory: str | os.PathLike) -> str:
+    """Copy the weights of another pre-training model into `model`, to start from them.
+
+    Where ELECTRA starts from a masked language model, the discriminator takes its encoder; its own head and
+    the generator stay as they were drawn. A discriminator that begins from nothing sits on a blind plateau at
+    first, and this one does not (tests/RESULTS.md).
+    returns  "", or a sentence that says what was not taken
+    raises   as load_networks
+    """
+    folder = model_folder(directory)
+    if isinstance(model, ElectraForPretraining) and OUTPUT in read_weights(folder):
+        load_encoder(model.discriminator, folder)
+        return f"{folder} is a masked language model: the discriminator starts from its encoder"
+    return load_networks(model, folder)
+
+
 def load_pretrained(directory: str | os.PathLike) -> ElectraForPretraining:
     """Read a pre-training model from a model folder, ours or a published one.
 
@@ -1345,7 +1360,7 @@ def load_pretrained(directory: str | os.PathLike) -> ElectraForPretraining:
     folder = model_folder(directory)
     part = folder / "generator"
     model = ElectraForPretraining(read_config(folder), read_config(part) if part.is_dir() else None)
-    load_initial(model, folder)
+    load_networks(model, folder)
     return model
 
 

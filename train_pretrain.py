@@ -105,7 +105,7 @@ class Options:
     vocab_size: int = option(None, "number of wordpieces to learn when there is no --vocab", at_least=1)
     cased: bool = option(None, "keep capital letters and accents (the bio-electra presets always do)")
     out: str = option("runs/pretrain", "run folder; repeat the command to continue the run in it")
-    init: str | None = option(None, "run or model folder whose weights to start from; resuming needs it, too")
+    init: str | None = option(None, "run or model folder to start from, also of mlm; resuming needs it, too")
     objective: str = option("electra", "electra, or mlm: one network, as BERT", choices=["electra", "mlm"])
 
     # Sizes of the networks.

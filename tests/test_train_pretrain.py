@@ -846,6 +846,25 @@ def test_the_position_table_is_reused_where_the_new_one_is_longer(tiny_config, t
     assert len(long.discriminator.electra.embeddings.position_embeddings.weight) == 512
 
 
+def test_electra_starts_from_the_encoder_of_a_masked_language_model(tiny_config, tmp_path):
+    """Nothing else is taken, and such a folder is no ELECTRA that load_pretrained could read."""
+    masked = electramed.MaskedLanguageModel(tiny_config)
+    electramed.save_pretrained(masked, tmp_path)
+    model = electramed.ElectraForPretraining(tiny_config)
+    drawn = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    note = electramed.load_initial(model, tmp_path)
+    assert note == f"{tmp_path} is a masked language model: the discriminator starts from its encoder"
+    theirs = masked.electra.state_dict()
+    assert all(torch.equal(tensor, theirs[name])
+               for name, tensor in model.discriminator.electra.state_dict().items())
+    kept = [name for name in drawn if not name.startswith("discriminator.electra.")
+            and "embeddings." not in name and "generator_lm_head.weight" not in name]
+    assert any(name.startswith("generator.electra.encoder") for name in kept)
+    assert all(torch.equal(model.state_dict()[name], drawn[name]) for name in kept)
+    with pytest.raises(ValueError, match="discriminator_predictions"):
+        electramed.load_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("share", [0.25, 0.5])
 def test_a_model_without_its_generator_begins_with_a_new_one_of_any_size(tiny_config, tmp_path, share):
     """Published models of the base size have no generator/, and their config.json may not name its size."""
