@@ -700,7 +700,8 @@ TREEBANK_RULES = [(re.compile(pattern), replacement) for pattern, replacement in
     (r"('ll|'LL|'re|'RE|'ve|'VE|n't|N'T)(?<=[^' ]...) ", r" \1 "),         # do n't
     (r"(?i)\b(can(?=not)|d(?='ye)|gim(?=me)|gon(?=na)|got(?=ta)|lem(?=me)|more(?='n)|wan(?=na\s))"
      r"(not|'ye|me|na|ta|'n)\b", r" \1 \2 "),                        # can not
-    (r"(?i) ('t)(is|was)\b", r" \1 \2 "))]            # 't is
+    (r"(?i) ('t)(is)\b", r" \1 \2 "),                # 't is; its spaces may open the next: "'tis'twas"
+    (r"(?i) ('t)(was)\b", r" \1 \2 "))]
 
 
 def treebank_tokenize(text: str) -> list[str]:

@@ -680,6 +680,7 @@ def test_counted_words_are_the_words_of_the_texts(texts):
     ("the patient's and the patients' dose...50%", "the patient 's and the patients ' dose ... 50 %"),
     ("a--b; 'tis <c>?", "a -- b ; 't is < c > ?"),
     ("", ""),
+    ("'tis'twas", "'t is 't was"),
 ])
 def test_treebank_tokens_that_can_be_checked_on_paper(text, tokens):
     assert treebank_tokenize(text) == tokens.split()
