@@ -380,7 +380,7 @@ def test_frequencies_alone_say_all_where_they_decide_and_nothing_where_they_do_n
     assert train_pretrain.frequency_auc(held_out(ids, ids > 2, ids)) == 1
     by_chance = rng.random(4000) < 0.2
     blind = train_pretrain.frequency_auc(held_out(ids, by_chance, ids))
-    assert abs(blind - 0.5) < 0.05                      # about four standard errors
+    assert abs(blind - 0.5) < 0.075                     # over six standard errors: no seed is that unlucky
 
 
 def described(ids, is_replaced, logits) -> str:
