@@ -702,7 +702,8 @@ def test_processes_with_other_options_and_another_torch_are_refused_by_name(corp
 def test_the_weights_of_the_first_process_count(corpus, finished, tmp_path):
     """Rank 1 draws others, as another version of torch would."""
     other = "draw = torch.manual_seed; torch.manual_seed = lambda seed: draw(seed + 1)"
-    assert [status for status, _ in two_processes(corpus, tmp_path, other)] == [0, 0]
+    ended = two_processes(corpus, tmp_path, other)
+    assert [status for status, _ in ended] == [0, 0], ended
     assert_equal_within_rounding(tmp_path, finished)
 
 
