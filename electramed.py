@@ -1345,7 +1345,9 @@ def load_initial(model: Any, directory: str | os.PathLike) -> str:
     raises   as load_networks
     """
     folder = model_folder(directory)
-    if isinstance(model, ElectraForPretraining) and OUTPUT in read_weights(folder):
+    read_config(folder)             # raises where config.json is none
+    found = json.loads((folder / "config.json").read_bytes()).get("architectures")
+    if isinstance(model, ElectraForPretraining) and found == [MaskedLanguageModel.architecture]:
         load_encoder(model.discriminator, folder)
         return f"{folder} is a masked language model: the discriminator starts from its encoder"
     return load_networks(model, folder)
