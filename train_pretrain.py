@@ -527,7 +527,8 @@ def run_steps(run: Run, step: int, stop: Stop, deadline: float) -> int:
             _, mlm_loss, discriminator_loss, _ = result.tolist()
             rate = learning_rate_at(step - 1, options.steps, options.warmup_steps, options.learning_rate)
             log.write(step, rate, mlm_loss, discriminator_loss, tokens / (time.monotonic() - since))
-            progress.show(step, f"generator {mlm_loss:.2f}, discriminator {discriminator_loss:.3f} nats")
+            losses = f"generator {mlm_loss:.2f}, discriminator {discriminator_loss:.3f} nats"
+            progress.show(step, losses if options.objective == "electra" else f"loss {mlm_loss:.2f} nats")
         if is_evaluated:
             outputs = held_out_outputs(run)
             scores = evaluate(step, outputs, options.objective)

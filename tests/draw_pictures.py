@@ -1,8 +1,7 @@
 """Draw the README's pictures from what runs wrote: SVG below 100 kB in .github/.
 
     python tests/draw_pictures.py sentence runs/best "A sentence to follow through one step."
-    python tests/draw_pictures.py losses 6.76 ELECTRA=runs/electra MLM=runs/mlm       # 6.76: unigram entropy
-    python tests/draw_pictures.py scores ELECTRA=runs/curve/curve.csv MLM=runs/curve-mlm/curve.csv
+    python tests/draw_pictures.py scores 6.76 MLM=0-2:runs/mlm ELECTRA=0-2:runs/electra     # hours 0 to 2
     python tests/draw_pictures.py looks ELECTRA=models.csv MLM=models-mlm.csv         # of bench_models.py
 
 The first needs only the packages of the project itself, the others matplotlib too.
@@ -10,6 +9,7 @@ The first needs only the packages of the project itself, the others matplotlib t
 from __future__ import annotations
 
 import html
+import re
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,49 +105,30 @@ def sentence_svg(tokens: list[Followed], title: str) -> str:
 def read_columns(path: str | Path) -> dict[str, np.ndarray]:
     """Read the columns of a CSV file with a header, by name."""
     head, *rows = Path(path).read_text().splitlines()
-    values = np.array([[float(value) for value in row.split(",")] for row in rows])
+    values = np.array([[float(value or "nan") for value in row.split(",")] for row in rows])
     return dict(zip(head.split(","), values.T))
 
 
 # Below each picture stands what one has to know to read it.
-LOSSES = """
-On the left ELECTRA's curve is its narrow generator, a helper, and MLM's the encoder: they are no rivals.
-On the right is the discriminator (MLM has none). Its AUC falls first: the generator's first words are known
-by their frequency alone; when they begin to fit the text, only the context gives them away."""
 LOOKS = """
 A classifier reads a whole text from the state of [CLS]. Left: the share of its attention, in the last layer,
 that goes to words, not to [CLS] and [SEP]. Right: how much its state differs from text to text, as a share
 of how much a word's does; near 0 it is the same for all texts, and a classifier has nothing to go by."""
 SCORES = """
-Each point: the model of that step, fine-tuned and tested.
-Shaded: the 95 % interval over seeds, where there are several."""
+Above: the models that the runs kept, each fine-tuned and tested. Shaded: the 95 % interval over seeds, where
+there are several. Below left: the discriminator (MLM has none). Below right: ELECTRA's curve is its narrow
+generator, a helper, and MLM's the encoder itself: they are no rivals."""
 
 
-def new_figure(count: int, caption: str) -> tuple[Any, list[Any]]:
-    """Return a matplotlib figure with `count` plots beside each other and a caption; its text stays text."""
+def new_figure(rows: int, caption: str) -> tuple[Any, list[Any]]:
+    """Return a matplotlib figure with rows of two plots each and a caption; its text stays text."""
     import matplotlib
     from matplotlib.figure import Figure
     # The same text gives the same file every time.
     matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "electramed"}
-    figure = Figure(figsize=(4.6 * count, 3.8), layout="constrained")
+    figure = Figure(figsize=(9.2, 0.8 + 3 * rows), layout="constrained")
     figure.supxlabel(caption.strip(), x=0.05, horizontalalignment="left", fontsize=9)
-    return figure, [figure.add_subplot(1, count, number + 1) for number in range(count)]
-
-
-def draw_losses(blind: float, runs: list[str]) -> Any:
-    """Draw held-out scores of runs of equal batches, NAME=RUN each, against their steps: their eval.csv."""
-    figure, (left, right) = new_figure(2, LOSSES)
-    for run in runs:
-        name, _, folder = run.partition("=")
-        found = read_columns(Path(folder) / "eval.csv")
-        left.plot(found["step"], found["mlm_loss"], label=name)
-        right.plot(found["step"], found["discriminator_auc"])       # nan, and so no line, for --objective mlm
-    left.axhline(blind, color="grey", linestyle="--")
-    left.set(xlabel="steps", ylabel="nats", title="masked-token loss (dashed: blind)")
-    left.legend()
-    right.axhline(0.5, color="grey", linestyle="--")
-    right.set(xlabel="steps", title="replaced-token AUC (dashed: chance)")
-    return figure
+    return figure, list(figure.subplots(rows, 2).flat)
 
 
 def draw_looks(tables: list[str]) -> Any:
@@ -155,7 +136,7 @@ def draw_looks(tables: list[str]) -> Any:
 
     tables   NAME=models.csv each, written by bench_models.py
     """
-    figure, (left, right) = new_figure(2, LOOKS)
+    figure, (left, right) = new_figure(1, LOOKS)
     for table in tables:
         name, _, path = table.partition("=")
         found = read_columns(path)
@@ -171,22 +152,32 @@ def draw_looks(tables: list[str]) -> Any:
     return figure
 
 
-def draw_scores(curves: list[str]) -> Any:
-    """Draw test scores against the share of the pre-training steps, with their 95 % intervals.
+def draw_scores(blind: float, runs: list[str]) -> Any:
+    """Draw what runs were worth after so many hours: two test scores, the AUC, the masked-token loss.
 
-    curves   NAME=curve.csv each, written by train_finetune.py --curve
+    blind   nats, the unigram entropy
+    runs    NAME=FROM-TO:RUN each, a run of train_pretrain.py from hour FROM to hour TO. RUN/eval.csv has its
+            losses; RUN-ncbi-disease/curve.csv and RUN-ddi2013/curve.csv its scores (--curve --out RUN-TASK)
     """
-    figure, (axes,) = new_figure(1, SCORES)
-    for curve in curves:
-        name, _, path = curve.partition("=")
-        columns = read_columns(path)
-        metric = list(columns)[1]
-        share = columns["step"] / columns["step"].max()
-        axes.plot(share, columns[metric], marker="o", markersize=3, label=name)
-        axes.fill_between(share, columns["low"], columns["high"], alpha=0.2)
-    axes.set(xlabel=f"share of the first {columns['step'].max():,.0f} steps",
-             ylabel=f"test {metric}, percent", ylim=(0, None))
-    axes.legend(loc="lower right", fontsize="small")
+    figure, (entities, relations, judged, guessed) = new_figure(2, SCORES)
+    for run in runs:
+        name, begin, end, folder = re.fullmatch("(.+)=(.+)-(.+?):(.+)", run).groups()
+        losses = read_columns(f"{folder}/eval.csv")
+        hours_a_step = (float(end) - float(begin)) / losses["step"][-1]
+        for axes, task in ((entities, "ncbi-disease"), (relations, "ddi2013")):
+            scores = read_columns(f"{folder}-{task}/curve.csv")
+            hours = float(begin) + hours_a_step * scores["step"]
+            axes.plot(hours, scores["f1"], marker="o", markersize=3, label=name)
+            axes.fill_between(hours, scores["low"], scores["high"], alpha=0.2)
+            axes.set(title=f"{task}, test F1, percent")
+        hours = float(begin) + hours_a_step * losses["step"]
+        judged.plot(hours, losses["discriminator_auc"])                 # nan, and so no line, for MLM
+        guessed.plot(hours, losses["mlm_loss"])
+    entities.legend()
+    judged.axhline(0.5, color="grey", linestyle="--")
+    judged.set(xlabel="hours of one core", title="replaced-token AUC (dashed: chance)")
+    guessed.axhline(blind, color="grey", linestyle="--")
+    guessed.set(xlabel="hours of one core", title="masked-token loss, nats (dashed: blind)")
     return figure
 
 
@@ -197,12 +188,10 @@ def main(arguments: list[str]) -> int:
             tokens = follow(run, text, seed=0)
             svg = sentence_svg(tokens, "one step of replaced-token detection, token by token")
             data.write_bytes(PICTURES / "sentence.svg", svg.encode())
-        case ["losses", blind, *runs] if runs:
-            draw_losses(float(blind), runs).savefig(PICTURES / "losses.svg", metadata={"Date": None})
         case ["looks", *tables] if tables:
             draw_looks(tables).savefig(PICTURES / "looks.svg", metadata={"Date": None})
-        case ["scores", *curves] if curves:
-            draw_scores(curves).savefig(PICTURES / "scores.svg", metadata={"Date": None})
+        case ["scores", blind, *runs] if runs:
+            draw_scores(float(blind), runs).savefig(PICTURES / "scores.svg", metadata={"Date": None})
         case _:
             print(__doc__, file=sys.stderr)
             return 2

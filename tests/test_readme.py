@@ -235,12 +235,14 @@ def test_the_picture_follows_a_sentence_as_training_does(place, tmp_path, monkey
 def test_curves_are_drawn_from_what_runs_wrote(place, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: no curves")
     monkeypatch.setattr(draw_pictures, "PICTURES", tmp_path)
-    (tmp_path / "curve.csv").write_text("step,f1,low,high\n10,20.5,18,23\n20,30,27,33\n")
-    assert draw_pictures.main(["losses", "5.3", f"one={place / 'runs' / 'pretrain'}"]) == 0
+    shutil.copytree(place / "runs" / "pretrain", tmp_path / "run")
+    for task, row in (("ncbi-disease", "350,20.5,18,23"), ("ddi2013", "350,20.5,,")):      # three seeds, one
+        (tmp_path / f"run-{task}").mkdir()
+        (tmp_path / f"run-{task}" / "curve.csv").write_text(f"step,f1,low,high\n{row}\n")
+    run = f"0-0.5:{tmp_path / 'run'}"
+    assert draw_pictures.main(["scores", "5.3", f"one={run}", f"two={run}"]) == 0
     models = tmp_path / "models.csv"
     models.write_text("step,cls_on_words_1,cls_sd,word_sd\n10,0.5,0.1,0.3\n20,0.6,0.2,0.4\n")
     assert draw_pictures.main(["looks", f"one={models}"]) == 0
-    curve = tmp_path / "curve.csv"
-    assert draw_pictures.main(["scores", f"one={curve}", f"two={curve}"]) == 0
-    for name in ("losses", "looks", "scores"):
+    for name in ("looks", "scores"):
         assert ElementTree.parse(tmp_path / f"{name}.svg").getroot().tag.endswith("svg")
