@@ -139,8 +139,8 @@ class Options:
     max_minutes: float | None = option(None, "stop after this time; repeat the command to go on", at_least=0)
     device: str = option("auto", "where to compute", choices=["auto", "cpu", "cuda"])
     tpu: bool = option(False, "compute on all XLA devices; needs pip install -e '.[tpu]' in its own venv")
-    precision: str | None = option(None, "default: float32 on a CPU, else bfloat16; CPUs with avx512_bf16 or "
-                                   "amx (see lscpu) are 2 to 3 times as fast in it", choices=PRECISIONS)
+    precision: str | None = option(None, "default: float32 on a CPU, else bfloat16; CPUs with amx (see "
+                                   "lscpu) are 2 to 3 times as fast in it, others slower", choices=PRECISIONS)
     # There are 9 lengths up to 128 tokens, 16 up to 512. On a GPU `small` is then about 3 times as fast.
     compile: bool = option(False, "use torch.compile: a minute for each row length at first, then faster")
 
