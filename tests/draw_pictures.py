@@ -119,10 +119,10 @@ MLM's the encoder itself: they are no rivals."""
 def draw_scores(blind: float, runs: list[str]) -> Any:
     """Draw what runs were worth after so many hours: two test scores, the AUC, the masked-token loss.
 
-    blind   nats, the unigram entropy
-    runs    NAME=FROM-TO:RUN each, a run of train_pretrain.py from hour FROM to hour TO. RUN/eval.csv has its
-            losses; RUN-ncbi-disease/curve.csv and RUN-ddi2013/curve.csv its scores (--curve --out RUN-TASK)
-    returns a matplotlib figure, whose text stays text
+    blind     nats, the unigram entropy
+    runs      NAME=FROM-TO:RUN each, a run of train_pretrain.py from hour FROM to hour TO. RUN/eval.csv has
+              its losses; RUN-ncbi-disease/curve.csv and RUN-ddi2013/curve.csv its scores (of --curve)
+    returns   a matplotlib figure, whose text stays text
     """
     import matplotlib
     from matplotlib.figure import Figure

@@ -241,4 +241,6 @@ def test_curves_are_drawn_from_what_runs_wrote(place, tmp_path, monkeypatch):
         (tmp_path / f"run-{task}" / "curve.csv").write_text(f"step,f1,low,high\n{row}\n")
     run = f"0-0.5:{tmp_path / 'run'}"
     assert draw_pictures.main(["scores", "5.3", f"one={run}", f"two={run}"]) == 0
-    assert ElementTree.parse(tmp_path / "scores.svg").getroot().tag.endswith("svg")
+    root = ElementTree.parse(tmp_path / "scores.svg").getroot()
+    drawn = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"one", "two", "ncbi-disease, test F1, percent", "ddi2013, test F1, percent"} <= set(drawn)
